@@ -1,0 +1,238 @@
+"""What a host is made of and what was seen on it.
+
+Rule: values only. Everything here is frozen and holds no handle to the outside world; loads are
+integers in parts per million of one pCPU (`_ppm`), since with floats a plan would depend on the
+order of its input.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NewType, Self
+
+DomainUuid = NewType("DomainUuid", str)
+
+PPM: Final = 1_000_000
+"""Parts per million that make one whole pCPU."""
+
+PPM_PER_POINT: Final = 10_000
+"""Parts per million of a pCPU in one percentage point of it."""
+
+CPU_ID_MAX: Final = 65_535
+"""The largest pCPU number accepted in text: bounds what a hostile cpulist can make us allocate."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuSet:
+    """An immutable set of pCPU numbers of any size, held as the bits of an integer."""
+
+    bits: int = 0
+
+    @classmethod
+    def of(cls, cpus: Iterable[int]) -> Self:
+        """Build a set from pCPU numbers."""
+        bits = 0
+        for cpu in cpus:
+            bits |= 1 << cpu
+        return cls(bits)
+
+    @classmethod
+    def from_flags(cls, flags: Sequence[bool]) -> Self:
+        """Build a set from one boolean per pCPU, the form in which libvirt's binding gives maps."""
+        return cls.of(cpu for cpu, flag in enumerate(flags) if flag)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse the kernel's cpulist syntax ("0-3,8"), with libvirt's "^2" to take one out again.
+
+        Raises ValueError for anything else, and for pCPU numbers above `CPU_ID_MAX`.
+        """
+        bits = 0
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            first, dash, last = part.removeprefix("^").partition("-")
+            if not (first.isascii() and first.isdigit()):
+                raise ValueError(f"{text[:80]!r} is no list of pCPUs such as 0-3,8")
+            if dash and not (last.isascii() and last.isdigit()):
+                raise ValueError(f"{text[:80]!r} is no list of pCPUs such as 0-3,8")
+            if len(first) > 5 or len(last) > 5:  # noqa: PLR2004  digits of CPU_ID_MAX
+                raise ValueError(f"{text[:80]!r} names a pCPU above {CPU_ID_MAX}")
+            low, high = int(first), int(last or first)
+            if high > CPU_ID_MAX or low > high:
+                raise ValueError(f"{text[:80]!r} names a pCPU above {CPU_ID_MAX} or runs backwards")
+            span = ((1 << (high - low + 1)) - 1) << low
+            bits = bits & ~span if part.startswith("^") else bits | span
+        return cls(bits)
+
+    def flags(self, length: int) -> tuple[bool, ...]:
+        """Give one boolean per pCPU below `length`, the form in which libvirt's binding takes maps.
+
+        Raises ValueError when the set reaches beyond `length`: the binding would silently cut it.
+        """
+        if self.bits >> length:
+            raise ValueError(f"pCPUs {self} do not fit into a map of {length}")
+        return tuple(bool(self.bits >> cpu & 1) for cpu in range(length))
+
+    def __iter__(self) -> Iterator[int]:
+        bits = self.bits
+        while bits:
+            lowest = bits & -bits
+            yield lowest.bit_length() - 1
+            bits ^= lowest
+
+    def __len__(self) -> int:
+        return self.bits.bit_count()
+
+    def __contains__(self, cpu: int) -> bool:
+        return bool(self.bits >> cpu & 1)
+
+    def __and__(self, other: "CpuSet") -> "CpuSet":
+        return CpuSet(self.bits & other.bits)
+
+    def __or__(self, other: "CpuSet") -> "CpuSet":
+        return CpuSet(self.bits | other.bits)
+
+    def __sub__(self, other: "CpuSet") -> "CpuSet":
+        return CpuSet(self.bits & ~other.bits)
+
+    def is_within(self, other: "CpuSet") -> bool:
+        """Tell whether every pCPU of this set is in `other` too."""
+        return not self.bits & ~other.bits
+
+    def __str__(self) -> str:
+        """Give the kernel's cpulist syntax."""
+        runs: list[list[int]] = []
+        for cpu in self:
+            if runs and cpu == runs[-1][1] + 1:
+                runs[-1][1] = cpu
+            else:
+                runs.append([cpu, cpu])
+        return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class VcpuId:
+    """Which vCPU of which run of which domain.
+
+    A domain that was started anew has another `domain_id`, so its vCPUs are other vCPUs
+    (libvirt gives a running domain a number that no other running domain has).
+    """
+
+    uuid: DomainUuid
+    domain_id: int
+    vcpu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """One online pCPU; where in the machine it sits is optional, since machines tell it badly."""
+
+    id: int
+    node: int | None = None
+    core: int | None = None
+    cache: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The pCPUs that are online, in rising order of their numbers."""
+
+    cpus: tuple[Cpu, ...]
+
+    @property
+    def online(self) -> CpuSet:
+        """The numbers of the pCPUs."""
+        return CpuSet.of(cpu.id for cpu in self.cpus)
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuReading:
+    """What the hypervisor said about one vCPU at one moment.
+
+    `run_ns` is the CPU time of its thread since it began; `affinity` the pCPUs its thread may
+    really use; `on` the pCPU it last ran on, if known.
+    """
+
+    vcpu: int
+    run_ns: int
+    affinity: CpuSet
+    on: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DomainReading:
+    """What the hypervisor said about one running domain.
+
+    `at_ns` is the monotonic clock just before the domain was asked, and `took_ns` how long the
+    answer took: the readings were made somewhere in that span. `allowed` gives, per vCPU, where
+    the domain's definition lets it run; a vCPU missing there must not be moved.
+    """
+
+    uuid: DomainUuid
+    domain_id: int
+    name: str
+    at_ns: int
+    took_ns: int
+    vcpus: tuple[VcpuReading, ...]
+    allowed: Mapping[int, CpuSet] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The whole host as read in one cycle.
+
+    `unread` names the domains that run but could not be read, each with the reason.
+    """
+
+    topology: Topology
+    domains: tuple[DomainReading, ...]
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Vcpu:
+    """One vCPU with its load, as the planner sees it.
+
+    `cpus` is its present affinity, `allowed` where policy lets it go, `on` the pCPU it was last
+    seen on. A `fixed` vCPU counts but must not be moved.
+    """
+
+    id: VcpuId
+    domain: str
+    load_ppm: int
+    cpus: CpuSet
+    allowed: CpuSet
+    on: int | None = None
+    fixed: bool = False
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it may use one pCPU only; otherwise it floats."""
+        return len(self.cpus) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class HostCpu:
+    """One managed pCPU and the load that anything but our vCPUs puts on it."""
+
+    cpu: Cpu
+    host_load_ppm: int = 0
+
+    @property
+    def id(self) -> int:
+        """The number of the pCPU."""
+        return self.cpu.id
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The host with loads: all that the planner decides on.
+
+    Both tuples are sorted by number and by `VcpuId`; vCPUs whose load is not known yet are absent.
+    """
+
+    cpus: tuple[HostCpu, ...]
+    vcpus: tuple[Vcpu, ...]
+
+    @property
+    def online(self) -> CpuSet:
+        """The numbers of the managed pCPUs."""
+        return CpuSet.of(cpu.id for cpu in self.cpus)
