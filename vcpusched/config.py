@@ -1,0 +1,265 @@
+"""The only place where text becomes settings.
+
+Rule: every mistake, wherever it is written, becomes one `ConfigError` whose text is one line: the
+file, variable or option; the setting; the value; what is allowed. Each source is checked on its
+own, so a mistake in a file is told even where a variable outranks it.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from vcpusched.model import PPM_PER_POINT
+from vcpusched.planner import Floating, Policy
+
+DEFAULT_FILE: Final = Path("/etc/vcpusched/vcpusched.toml")
+DROP_INS: Final = Path("/etc/vcpusched/conf.d")
+ENVIRONMENT_PREFIX: Final = "VCPUSCHED_"
+FLAGS: Final = "command line"
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class ConfigError(Exception):
+    """A setting is wrong. `on_command_line` tells a usage error from a configuration error."""
+
+    def __init__(self, lines: Sequence[str], *, on_command_line: bool = False) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
+        self.on_command_line = on_command_line
+
+
+def _local_uri(uri: str) -> str:
+    """Refuse what is no URI of this machine's libvirt: pins are a matter of one host."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or not scheme or not uri.isprintable():
+        raise ValueError("must be a libvirt URI such as qemu:///system")
+    transport = scheme.partition("+")[2]
+    if not rest.startswith("/") or transport not in {"", "unix"}:
+        raise ValueError("must be local: vcpusched runs on the host whose vCPUs it places")
+    return uri
+
+
+class Settings(BaseSettings):
+    """All settings, with their defaults, limits and meaning."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, env_ignore_empty=False
+    )
+
+    period: float = Field(
+        3.0, ge=0.5, le=3600, description="Seconds from one look at the host to the next"
+    )
+    balance_threshold: float = Field(
+        10.0,
+        gt=0,
+        le=100,
+        description="Percentage points of one pCPU: from this gap between the busiest and the"
+        " freest pCPU on, the host is unbalanced",
+    )
+    confirm: int = Field(
+        2,
+        ge=1,
+        le=1000,
+        description="Consecutive periods in which a host must be found unbalanced before a vCPU is"
+        " moved",
+    )
+    floating: Literal["pin", "kernel"] = Field(
+        "pin",
+        description="What to do with vCPUs that may use several pCPUs: pin them where that ends"
+        " balanced and short of saturation, or leave them to the kernel",
+    )
+    uri: Annotated[str, AfterValidator(_local_uri)] = Field(
+        "qemu:///system", description="The libvirt of this host"
+    )
+    dry_run: bool = Field(
+        default=False, description="Decide and report as usual, but change no pin"
+    )
+    exit_when_idle: bool = Field(
+        default=False, description="End, with status 0, at the first look that finds no guest"
+    )
+    log_level: LogLevel = Field("info", description="The least severe messages to report")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values only from what is passed in: `load` reads each source on its own."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+    def policy(self) -> Policy:
+        """Give what the planner must know."""
+        return Policy(
+            balance_threshold_ppm=round(self.balance_threshold * PPM_PER_POINT),
+            floating=Floating(self.floating),
+        )
+
+
+# The same declarations as a model that reads no source: a `BaseSettings` cannot be validated
+# strictly, and in a TOML file a number in quotes is a mistake.
+_Declared = create_model(  # type: ignore[call-overload]  # the fields come from a mapping
+    "_Declared",
+    __config__=ConfigDict(extra="forbid"),
+    **{key: (field.annotation, field) for key, field in Settings.model_fields.items()},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """The settings in force, and for each where it came from."""
+
+    settings: Settings
+    origin: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What one source says; `names` gives how each key is written there."""
+
+    where: str
+    values: Mapping[str, Any]
+    strict: bool
+    names: Mapping[str, str]
+
+
+def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> Effective:
+    """Read all sources, in rising order of precedence: file, drop-ins, environment, flags.
+
+    `config` replaces the default file and the drop-ins. Raises ConfigError.
+    """
+    problems: list[str] = []
+    flag_layer = _Layer(FLAGS, dict(flags or {}), strict=False, names={})
+    flag_problems = _check(flag_layer)
+    if flag_problems:
+        raise ConfigError(flag_problems, on_command_line=True)
+    layers: list[_Layer] = []
+    for path in _files(config, problems):
+        try:
+            layers.append(_file_layer(path))
+        except ConfigError as error:
+            problems.extend(error.lines)
+    layers.append(_environment_layer())
+    problems.extend(problem for layer in layers for problem in _check(layer))
+    if problems:
+        raise ConfigError(problems)
+    layers.append(flag_layer)
+    values: dict[str, Any] = {}
+    origin = dict.fromkeys(Settings.model_fields, "default")
+    for layer in layers:
+        values.update(layer.values)
+        origin.update({key: layer.names.get(key, layer.where) for key in layer.values})
+    return Effective(settings=Settings(**values), origin=origin)
+
+
+def allowed(key: str) -> str:
+    """Say in words what a setting may be, from its declaration."""
+    declared = Settings.model_fields[key]
+    if typing.get_origin(declared.annotation) is Literal:
+        return "one of " + ", ".join(
+            f'"{choice}"' for choice in typing.get_args(declared.annotation)
+        )
+    if declared.annotation is bool:
+        return "true or false"
+    if declared.annotation is str:
+        return "a libvirt URI of this host such as qemu:///system"
+    kind = "a whole number" if declared.annotation is int else "a number"
+    return f"{kind} {_bounds(declared)}"
+
+
+def _bounds(declared: FieldInfo) -> str:
+    low = high = ""
+    for limit in declared.metadata:
+        if hasattr(limit, "ge"):
+            low = f"from {limit.ge:g}"
+        if hasattr(limit, "gt"):
+            low = f"above {limit.gt:g}"
+        if hasattr(limit, "le"):
+            high = f"to {limit.le:g}"
+    return f"{low} {high}".strip()
+
+
+def _files(config: Path | None, problems: list[str]) -> list[Path]:
+    if config is not None:
+        return [config]
+    found = [DEFAULT_FILE] if DEFAULT_FILE.exists() else []
+    try:
+        found += sorted(path for path in DROP_INS.iterdir() if path.suffix == ".toml")
+    except FileNotFoundError:
+        pass  # no drop-ins
+    except OSError as error:
+        problems.append(f"{DROP_INS}: cannot be read: {error.strerror}")
+    return found
+
+
+def _file_layer(path: Path) -> _Layer:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: not a TOML file: not UTF-8 text"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{path}: not a TOML file: {_one_line(str(error))}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{path}: not a TOML file: nested too deeply"]) from None
+    return _Layer(str(path), values, strict=True, names={})
+
+
+def _environment_layer() -> _Layer:
+    names = {
+        name.upper().removeprefix(ENVIRONMENT_PREFIX).lower(): name
+        for name in sorted(os.environ)
+        if name.upper().startswith(ENVIRONMENT_PREFIX)
+    }
+    known: dict[str, Any] = EnvSettingsSource(Settings)()
+    unknown = {key: os.environ[name] for key, name in names.items() if key not in known}
+    return _Layer("environment", {**known, **unknown}, strict=False, names=names)
+
+
+def _check(layer: _Layer) -> list[str]:
+    try:
+        _Declared.model_validate(dict(layer.values), strict=layer.strict)
+    except ValidationError as error:
+        return [_problem(layer, dict(problem)) for problem in error.errors(include_url=False)]
+    return []
+
+
+def _problem(layer: _Layer, problem: Mapping[str, Any]) -> str:
+    key = str(problem["loc"][0])
+    where = layer.names.get(key) or f"{layer.where}: {_one_line(key)}"
+    if problem["type"] == "extra_forbidden":
+        if isinstance(problem["input"], dict):
+            return f"{where}: no such table; settings are not in tables"
+        near = difflib.get_close_matches(key, Settings.model_fields, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{where}: no such setting{hint} (there are {', '.join(Settings.model_fields)})"
+    value = _one_line(json.dumps(problem["input"], ensure_ascii=False, default=str))
+    why = str(problem.get("ctx", {}).get("error", "")) if problem["type"] == "value_error" else ""
+    return f"{where}: {value} is not allowed: {why or 'must be ' + allowed(key)}"
+
+
+def _one_line(text: str) -> str:
+    """Make text of unknown origin fit for one line of a message."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return shown if len(shown) <= 120 else shown[:120] + "…"  # noqa: PLR2004  a readable length

@@ -1,0 +1,171 @@
+"""The host and the plan as JSON, version 1: what `snapshot` writes and `plan --from` reads.
+
+Rule: text and values only. Loads are decimal pCPUs in the JSON and integers inside; keys that this
+version does not know are ignored, so that the format can grow.
+"""
+
+import json
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vcpusched.model import (
+    CPU_ID_MAX,
+    PPM,
+    Cpu,
+    CpuSet,
+    DomainUuid,
+    Host,
+    HostCpu,
+    Vcpu,
+    VcpuId,
+)
+from vcpusched.planner import Plan
+
+VERSION: Final = 1
+
+_CpuId = Annotated[int, Field(ge=0, le=CPU_ID_MAX)]
+_Load = Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)]
+
+
+class SnapshotError(ValueError):
+    """A snapshot cannot be used; the text says where in it and why, on one line."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+class _CpuEntry(_Entry):
+    id: _CpuId
+    node: int | None = None
+    core: int | None = None
+    cache: int | None = None
+    host_load: _Load = 0.0
+
+
+class _VcpuEntry(_Entry):
+    domain: str = Field(min_length=1)
+    vcpu: int = Field(ge=0)
+    load: _Load
+    cpus: str
+    allowed: str | None = None
+    on: _CpuId | None = None
+    fixed: bool = False
+    uuid: str | None = None
+    id: int = 0
+
+
+class _Snapshot(_Entry):
+    version: Literal[1]
+    cpus: list[_CpuEntry] = Field(min_length=1)
+    vcpus: list[_VcpuEntry]
+
+
+def parse(text: str) -> Host:
+    """Read a snapshot. Raises SnapshotError."""
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise SnapshotError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise SnapshotError("not a snapshot: nested too deeply") from None
+    try:
+        snapshot = _Snapshot.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "snapshot"
+        raise SnapshotError(f"{where}: {first['msg'].lower()}") from None
+    cpus = [
+        HostCpu(Cpu(entry.id, entry.node, entry.core, entry.cache), _ppm(entry.host_load))
+        for entry in snapshot.cpus
+    ]
+    online = CpuSet.of(cpu.id for cpu in cpus)
+    if len(online) != len(cpus):
+        raise SnapshotError("cpus: a pCPU is listed twice")
+    vcpus = [_vcpu(entry, f"vcpus.{index}", online) for index, entry in enumerate(snapshot.vcpus)]
+    if len({vcpu.id for vcpu in vcpus}) != len(vcpus):
+        raise SnapshotError("vcpus: a vCPU is listed twice")
+    return Host(
+        cpus=tuple(sorted(cpus, key=lambda cpu: cpu.id)),
+        vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
+    )
+
+
+def _vcpu(entry: _VcpuEntry, where: str, online: CpuSet) -> Vcpu:
+    try:
+        cpus = CpuSet.parse(entry.cpus)
+        allowed = online if entry.allowed is None else CpuSet.parse(entry.allowed)
+    except ValueError as error:
+        raise SnapshotError(f"{where}: {error}") from None
+    if not cpus:
+        raise SnapshotError(f"{where}: cpus: must name at least one pCPU")
+    return Vcpu(
+        # Without a UUID the name tells domains apart, as it does for libvirt.
+        id=VcpuId(DomainUuid(entry.uuid or entry.domain), entry.id, entry.vcpu),
+        domain=entry.domain,
+        load_ppm=_ppm(entry.load),
+        cpus=cpus,
+        allowed=allowed,
+        on=entry.on,
+        fixed=entry.fixed,
+    )
+
+
+def host_as_json(host: Host) -> dict[str, Any]:
+    """Give the snapshot of a host."""
+    return {
+        "version": VERSION,
+        "cpus": [
+            {
+                "id": cpu.id,
+                **{
+                    key: value
+                    for key in ("node", "core", "cache")
+                    if (value := getattr(cpu.cpu, key)) is not None
+                },
+                "host_load": cpu.host_load_ppm / PPM,
+            }
+            for cpu in host.cpus
+        ],
+        "vcpus": [
+            {
+                "domain": vcpu.domain,
+                "uuid": vcpu.id.uuid,
+                "id": vcpu.id.domain_id,
+                "vcpu": vcpu.id.vcpu,
+                "load": vcpu.load_ppm / PPM,
+                "cpus": str(vcpu.cpus),
+                "allowed": str(vcpu.allowed),
+                **({} if vcpu.is_bound or vcpu.on is None else {"on": vcpu.on}),
+                **({"fixed": True} if vcpu.fixed else {}),
+            }
+            for vcpu in host.vcpus
+        ],
+    }
+
+
+def plan_as_json(plan: Plan) -> dict[str, Any]:
+    """Give a plan as JSON, version 1."""
+    return {
+        "version": VERSION,
+        "balanced": plan.balanced,
+        "stop": plan.stop.value,
+        "gap_before": plan.gap_before_ppm / PPM,
+        "gap_after": plan.gap_after_ppm / PPM,
+        "moves": [
+            {
+                "domain": move.domain,
+                "vcpu": move.vcpu.vcpu,
+                "from": str(move.from_cpus),
+                "to": str(move.to_cpus),
+                "load": move.load_ppm / PPM,
+                "reason": move.reason,
+            }
+            for move in plan.moves
+        ],
+    }
+
+
+def _ppm(load: float) -> int:
+    return round(load * PPM)
