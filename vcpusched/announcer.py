@@ -1,0 +1,122 @@
+"""What the service says of itself: journal entries, the status line, the state file.
+
+Rule: everything that goes out passes here, so that each is said once and in one way. It decides
+nothing.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from vcpusched import journal, report, rundir
+from vcpusched.config import Settings
+from vcpusched.model import PPM_PER_POINT
+from vcpusched.report import Entry, PastPin, Priority, Service
+from vcpusched.scheduler import Cycle
+from vcpusched.worker import Pinned
+
+LAST_PINS_MAX: Final = 10
+TOLD_MAX: Final = 1000
+
+
+class Announcer:
+    """Keeps what is known of the service, and tells it where it changes."""
+
+    def __init__(self, log: journal.Log, directory: Path, service: Service, level: str) -> None:
+        self.service = service
+        self._log = log
+        self._directory = directory
+        self._level = Priority[level.upper()]
+        self._told: set[str] = set()
+        self._last_dry_run: frozenset[tuple[object, str]] = frozenset()
+        self._status = ""
+
+    def write(self, entry: Entry) -> None:
+        """Put out one entry, if the log level asks for it."""
+        if entry.priority <= self._level:
+            self._log.write(entry)
+
+    def once(self, entry: Entry) -> None:
+        """Put out an entry that may come up again in every cycle."""
+        if entry.message not in self._told:
+            if len(self._told) >= TOLD_MAX:
+                self._told.clear()
+            self._told.add(entry.message)
+            self.write(entry)
+
+    def use(self, settings: Settings) -> None:
+        """Take over changed settings."""
+        self._level = Priority[settings.log_level.upper()]
+        self._told.clear()
+        self._last_dry_run = frozenset()
+        self._status = ""
+        self.service = with_settings(self.service, settings)
+
+    def pinned(self, outcome: Pinned) -> None:
+        """Tell of a pin at once when it is made."""
+        self.write(report.pin_entry(outcome.number, outcome.move))
+        past = PastPin(time.time(), outcome.move)
+        self.service = replace(
+            self.service,
+            pins=self.service.pins + 1,
+            last_pins=(*self.service.last_pins, past)[-LAST_PINS_MAX:],
+        )
+
+    def plan_done(self, cycle: Cycle) -> None:
+        """Tell of an executed plan."""
+        entry = report.plan_entry(cycle)
+        if entry is not None:
+            self.write(entry)
+        if cycle.plan is None or not (cycle.executed and cycle.dry_run):
+            return
+        # A dry run finds the same again and again; it is told when it changes.
+        would = frozenset((move.vcpu, str(move.to_cpus)) for move in cycle.plan.moves)
+        if would != self._last_dry_run:
+            for dry in report.dry_run_entries(cycle.plan):
+                self.write(dry)
+        self._last_dry_run = would
+
+    def cycled(self, cycle: Cycle) -> None:
+        """Tell what a cycle did and what went wrong in it."""
+        self.plan_done(cycle)
+        for domain, why in cycle.unread:
+            self.once(report.unread_entry(domain, why))
+        for failure in cycle.failures:
+            self.once(report.failure_entry(failure))
+        failing = tuple(
+            f"vCPU {failure.move.vcpu.vcpu} of {failure.move.domain}: {failure.why}"
+            for failure in cycle.failures
+            if not failure.expected
+        )
+        if not cycle.executed and cycle.plan is not None and cycle.plan.moves:
+            failing = self.service.pins_failing  # until the next attempt nothing new is known
+        self.service = replace(self.service, cycle=cycle, pins_failing=failing)
+        self.publish()
+
+    def publish(self) -> None:
+        """Bring the status line and the state file up to date."""
+        status = report.status_line(self.service)
+        if status != self._status:
+            journal.notify(f"STATUS={status}")
+            self._status = status
+        try:
+            rundir.write_state(self._directory, report.state_as_json(self.service, time.time()))
+        except OSError as error:
+            self.once(
+                Entry(
+                    Priority.WARNING,
+                    f"Could not write the state file, so `status` is out of date: {error}",
+                )
+            )
+
+
+def with_settings(service: Service, settings: Settings) -> Service:
+    """Give what is known of the service, with what its settings say."""
+    return replace(
+        service,
+        uri=settings.uri,
+        period_s=settings.period,
+        threshold_ppm=round(settings.balance_threshold * PPM_PER_POINT),
+        dry_run=settings.dry_run,
+    )

@@ -1,0 +1,309 @@
+"""The verbs.
+
+Rule: turns a command line into calls, and errors into one line and an exit status. The rest is
+imported where it is used, so that `--help` is quick and `plan --from` needs no libvirt.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from vcpusched import __version__
+
+if TYPE_CHECKING:
+    from vcpusched.config import Effective, Settings
+    from vcpusched.model import Host
+
+EXIT_OK: Final = 0
+EXIT_FAILURE: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_DEGRADED: Final = 1
+EXIT_NOT_RUNNING: Final = 3
+EXIT_BAD_INPUT: Final = 65
+EXIT_UNAVAILABLE: Final = 69
+EXIT_NOT_PERMITTED: Final = 77
+EXIT_BAD_CONFIGURATION: Final = 78
+
+ONE_SHOT_PATIENCE_S: Final = 10.0
+"""How long a one-shot verb waits for libvirt beyond the period that it samples."""
+
+
+class _Refusal(Exception):  # noqa: N818  it is an answer, not a fault
+    """Ends the program with a line on stderr and an exit status."""
+
+    def __init__(self, status: int, *lines: str) -> None:
+        super().__init__(*lines)
+        self.status = status
+        self.lines = lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; gives the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.verb(options)
+        sys.stdout.flush()
+    except _Refusal as refusal:
+        for line in refusal.lines:
+            print(f"vcpusched: {line}", file=sys.stderr)
+        return refusal.status
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nothing may be flushed into the pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vcpusched",
+        description="Keeps the virtual CPUs of this host well placed, with few pin changes.",
+        epilog="Manual: vcpusched(8), vcpusched.toml(5).",
+    )
+    parser.add_argument("--version", action="version", version=f"vcpusched {__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int], summary: str
+    ) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=summary, description=summary)
+        added.set_defaults(verb=run)
+        return added
+
+    run = verb("run", _run, "Balance this host until told to stop (the service).")
+    run.add_argument(
+        "period", nargs="?", type=float, metavar="PERIOD", help="seconds between two looks"
+    )
+    run.add_argument("--once", action="store_true", help="make one decision, then end")
+    _add_switch(run, "--dry-run", "decide and report, but change no pin")
+    _add_switch(run, "--exit-when-idle", "end at the first look that finds no guest")
+    plan = verb("plan", _plan, "Show what would be done now, and why. Changes nothing.")
+    plan.add_argument(
+        "--from", dest="snapshot", metavar="SNAPSHOT", help="plan for a saved snapshot (-: stdin)"
+    )
+    plan.add_argument("--json", action="store_true", help="give the plan as JSON")
+    snapshot = verb("snapshot", _snapshot, "Save the host as the planner sees it, as JSON.")
+    snapshot.add_argument("-o", dest="output", metavar="FILE", help="write here, not to stdout")
+    status = verb("status", _status, "Show how the running service is doing.")
+    status.add_argument("--json", action="store_true", help="give the state as JSON")
+    check = verb("check-config", _check_config, "Show the settings in force and their sources.")
+    for reader in (run, plan, snapshot, check):
+        reader.add_argument("--config", type=Path, metavar="FILE", help="read only this file")
+        reader.add_argument("--uri", help="the libvirt of this host")
+    return parser
+
+
+def _add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    # None when it is not given, so that it does not outrank the file with a "no".
+    parser.add_argument(name, action="store_const", const=True, default=None, help=text)
+
+
+def _flags(options: argparse.Namespace) -> dict[str, Any]:
+    flags = {
+        key: getattr(options, key, None) for key in ("period", "uri", "dry_run", "exit_when_idle")
+    }
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def _settings(options: argparse.Namespace) -> "Effective":
+    from vcpusched import config
+
+    try:
+        return config.load(options.config, _flags(options))
+    except config.ConfigError as error:
+        status = EXIT_USAGE if error.on_command_line else EXIT_BAD_CONFIGURATION
+        raise _Refusal(status, *error.lines) from None
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched import config, daemon, journal, rundir
+    from vcpusched.libvirt_host import LibvirtHost
+
+    orders = daemon.Orders(
+        settings=settings,
+        reload=lambda: config.load(options.config, _flags(options)).settings,
+        open_session=lambda uri, read_only: LibvirtHost.open(uri, read_only=read_only),
+        directory=rundir.locate(),
+        once=options.once,
+    )
+    try:
+        return daemon.serve(orders, journal.choose_log())
+    except rundir.AlreadyRunningError as error:
+        raise _Refusal(EXIT_FAILURE, str(error)) from None
+    except rundir.RunDirectoryError as error:
+        hint = "run it as root, or name a directory of your own in RUNTIME_DIRECTORY"
+        raise _Refusal(EXIT_NOT_PERMITTED, f"{error}; {hint}") from None
+
+
+def _plan(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched import planner, snapshot
+
+    if options.snapshot is not None:
+        host, source = _saved(options.snapshot)
+    else:
+        host, source = _present(settings)
+    policy = settings.policy()
+    plan = planner.plan(host, policy)
+    if options.json:
+        print(f"vcpusched: {source}", file=sys.stderr)
+        print(json.dumps(snapshot.plan_as_json(plan), indent=2, ensure_ascii=False))
+        return EXIT_OK
+    from vcpusched import display
+
+    display.show(display.draw_plan(host, plan, policy.balance_threshold_ppm, source))
+    return EXIT_OK
+
+
+def _snapshot(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched import rundir, snapshot
+
+    host, source = _present(settings)
+    text = json.dumps(snapshot.host_as_json(host), indent=1, ensure_ascii=False)
+    if options.output is None:
+        print(text)
+    else:
+        try:
+            rundir.replace_file(Path(options.output), text + "\n")
+        except OSError as error:
+            message = f"{options.output}: cannot be written: {error.strerror}"
+            raise _Refusal(EXIT_FAILURE, message) from None
+    print(f"vcpusched: {source}", file=sys.stderr)
+    return EXIT_OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    from vcpusched import display, planner, rundir, snapshot
+
+    state = _live_state()
+    if state is None:
+        if options.json:
+            print(json.dumps({"version": 1, "health": "not running"}))
+        else:
+            print(f"vcpusched is not running on this host ({rundir.locate()}).")
+        return EXIT_NOT_RUNNING
+    healthy = state.get("connected", False) and not state.get("pins_failing")
+    health = "healthy" if healthy else "degraded"
+    if options.json:
+        print(json.dumps({"health": health, **state}, indent=2, ensure_ascii=False))
+        return EXIT_OK if healthy else EXIT_DEGRADED
+    host, loads_ppm = None, {}
+    if state.get("snapshot"):
+        host = snapshot.parse(json.dumps(state["snapshot"]))
+        loads_ppm = dict(planner.plan(host, planner.Policy()).loads_before_ppm)
+    age_s = max(0.0, time.time() - float(state["at"]))
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(state["started_at"])))
+    from vcpusched.report import printable
+
+    process = f"process {state['pid']} since {since}; last cycle {age_s:.0f} s ago"
+    where = f"every {state['period']:g} s at {printable(str(state['uri']))}"
+    lines = [f"{process}; {where}"]
+    lines += [f"failing: {printable(str(failing), 300)}" for failing in state["pins_failing"]]
+    lines += [
+        f"{time.strftime('%H:%M:%S', time.localtime(float(pin['at'])))} vCPU {pin['vcpu']} of"
+        f" {printable(str(pin['domain']))}: {pin['from']} → {pin['to']}"
+        for pin in state["last_pins"]
+    ]
+    headline = f"vcpusched is {health}: {state['status']}"
+    display.show(display.draw_status(headline, lines, host, loads_ppm))
+    return EXIT_OK if healthy else EXIT_DEGRADED
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    effective = _settings(options)
+    from vcpusched import display
+
+    values = effective.settings.model_dump()
+    rows = [(key, json.dumps(value), effective.origin[key]) for key, value in values.items()]
+    display.show(display.draw_settings(rows))
+    return EXIT_OK
+
+
+def _saved(name: str) -> tuple["Host", str]:
+    from vcpusched import snapshot
+
+    where = "standard input" if name == "-" else name
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        return snapshot.parse(text), f"As saved in {where}"
+    except OSError as error:
+        raise _Refusal(EXIT_BAD_INPUT, f"{where}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise _Refusal(EXIT_BAD_INPUT, f"{where}: not a snapshot: not UTF-8 text") from None
+    except snapshot.SnapshotError as error:
+        raise _Refusal(EXIT_BAD_INPUT, f"{where}: {error}") from None
+
+
+def _present(settings: "Settings") -> tuple["Host", str]:
+    """Give the host as the running daemon sees it, or sample one period."""
+    from vcpusched import report, snapshot
+
+    state = _live_state(quiet=True)
+    if state is not None and state.get("snapshot") and state.get("uri") == settings.uri:
+        host = snapshot.parse(json.dumps(state["snapshot"]))
+        return host, f"As the running daemon (process {state['pid']}) saw it in its last cycle"
+    host = _sampled(settings)
+    uri = report.printable(settings.uri)
+    return host, f"Sampled {uri} for {settings.period:g} s; no daemon runs whose state to use"
+
+
+def _sampled(settings: "Settings") -> "Host":
+    from vcpusched.hypervisor import HypervisorError, PermissionDeniedError
+    from vcpusched.libvirt_host import LibvirtHost
+    from vcpusched.load import observe
+    from vcpusched.worker import call_within
+
+    def sample_twice() -> "Host":
+        session = LibvirtHost.open(settings.uri, read_only=True)
+        before = session.sample()
+        time.sleep(settings.period)
+        return observe(before, session.sample())
+
+    # Ctrl-C must work while a call blocks, when Python would not deliver it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.stderr.isatty():
+        print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)
+    try:
+        host: Host = call_within(settings.period + ONE_SHOT_PATIENCE_S, sample_twice)
+    except TimeoutError:
+        _end_at_once(EXIT_UNAVAILABLE, f"libvirt at {settings.uri} does not answer")
+    except PermissionDeniedError as error:
+        raise _Refusal(EXIT_NOT_PERMITTED, f"libvirt at {settings.uri}: {error}") from None
+    except HypervisorError as error:
+        raise _Refusal(EXIT_UNAVAILABLE, f"libvirt at {settings.uri}: {error}") from None
+    return host
+
+
+def _end_at_once(status: int, line: str) -> NoReturn:
+    """End without waiting for a thread that is stuck in a call."""
+    print(f"vcpusched: {line}", file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def _live_state(*, quiet: bool = False) -> dict[str, Any] | None:
+    """Give what the running daemon last wrote; None where none runs."""
+    from vcpusched import rundir
+
+    directory = rundir.locate()
+    try:
+        if not rundir.is_locked(directory):
+            return None
+        text = rundir.read_state(directory)
+        state = json.loads(text) if text is not None else None
+    except (rundir.RunDirectoryError, ValueError) as error:
+        if quiet:
+            return None
+        raise _Refusal(EXIT_DEGRADED, f"the daemon's state cannot be read: {error}") from None
+    return state if isinstance(state, dict) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,388 @@
+"""The process: one loop that serves signals, clock, watchdog and files.
+
+Rule: no libvirt call is made here, since those block and Python delivers no signal meanwhile; the
+worker makes them. Sleeping and waiting for signals are the same line.
+
+The states: connecting (the worker tries to open libvirt; that may take for ever and is nobody's
+fault), waiting to connect again, idle between cycles, and in a cycle. A cycle has a limit; the
+worker past it is abandoned with its connection, and after `ABANDONED_MAX` of them the process ends
+for systemd to start it anew.
+"""
+
+import enum
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from vcpusched import journal, report, rivals, rundir
+from vcpusched.announcer import Announcer, with_settings
+from vcpusched.config import ConfigError, Settings
+from vcpusched.hypervisor import HypervisorError, PermissionDeniedError
+from vcpusched.report import Entry, Priority, Service
+from vcpusched.scheduler import Cycle, Rules
+from vcpusched.worker import (
+    CYCLE_MAX_S,
+    Alive,
+    Connected,
+    Crashed,
+    Cycled,
+    Lost,
+    Outcome,
+    Pinned,
+    Session,
+    Unreadable,
+    Worker,
+)
+
+EXIT_OK: Final = 0
+EXIT_FAILURE: Final = 1
+EXIT_UNAVAILABLE: Final = 69
+EXIT_NOT_PERMITTED: Final = 77
+
+RETRY_S: Final = 1.0
+RETRY_DENIED_S: Final = 10.0
+"""Each refused attempt costs polkit a decision and the journal a line of polkit's."""
+
+CHECK_S: Final = 1.0
+"""How often an idle connection is looked at. With keepalive's 8 s a libvirtd that hangs is noticed
+within 9 s."""
+
+CONNECT_PATIENCE_S: Final = 8.0
+"""How long opening a connection may take before the status says that libvirt does not answer."""
+
+STOP_PATIENCE_S: Final = 0.5
+"""How long a stop waits for the pin under way, so that it is told; the process ends within 1 s."""
+
+ABANDONED_MAX: Final = 4
+RIVALS_S: Final = 600.0
+
+_SERVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+"""SIGUSR1 is the worker's knock: what it has to say is in its queue."""
+
+
+class _State(enum.Enum):
+    WAITING = enum.auto()
+    CONNECTING = enum.auto()
+    IDLE = enum.auto()
+    CHECKING = enum.auto()
+    CYCLING = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """How to run: what the command line says beside the settings.
+
+    `reload` reads the settings anew (raises ConfigError); `open_session` connects to a URI, read
+    only where told (raises HypervisorError).
+    """
+
+    settings: Settings
+    reload: Callable[[], Settings]
+    open_session: Callable[[str, bool], Session]
+    directory: Path
+    once: bool = False
+
+
+def serve(orders: Orders, log: journal.Log) -> int:
+    """Run the service until it is told to end; gives the exit status.
+
+    Raises `rundir.RunDirectoryError` and `rundir.AlreadyRunningError`.
+    """
+    with rundir.locked(orders.directory):
+        # Blocked before any thread exists, so that every thread inherits it and the signals wait
+        # for `sigtimedwait`.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SERVED)
+        daemon = _Daemon(orders, log)
+        try:
+            status = daemon.run()
+        finally:
+            threads_ended = daemon.stop()
+        if not threads_ended:
+            # A thread still inside a libvirt call could hold up the interpreter's end; all files
+            # are closed or atomic, and the lock goes with the process.
+            os._exit(status)
+    return status
+
+
+class _Daemon:
+    def __init__(self, orders: Orders, log: journal.Log) -> None:
+        self._orders = orders
+        self._settings = orders.settings
+        self._main_thread = threading.get_ident()
+        self._abandoned: list[Worker] = []
+        self._worker = self._new_worker(0)
+        self._state = _State.WAITING
+        self._exit_status: int | None = None
+        self._number = 0
+        now_s = time.monotonic()
+        self._next_connect_s = now_s
+        self._next_cycle_s = now_s
+        self._next_check_s = now_s
+        self._next_rivals_s = now_s
+        self._next_ping_s = now_s
+        self._disconnected_since_s: float | None = None
+        service = Service(
+            pid=os.getpid(), started_at_s=time.time(), uri="", period_s=0, threshold_ppm=0
+        )
+        self._say = Announcer(
+            log,
+            orders.directory,
+            with_settings(service, orders.settings),
+            orders.settings.log_level,
+        )
+
+    def run(self) -> int:
+        """Serve until there is an exit status."""
+        journal.notify("READY=1")
+        self._say.publish()
+        while self._exit_status is None:
+            now_s = time.monotonic()
+            self._take_outcomes(now_s)
+            if self._exit_status is not None:
+                break
+            self._begin_due(now_s)
+            self._check_limits(now_s)
+            self._ping(now_s)
+            received = signal.sigtimedwait(_SERVED, max(0.0, self._next_due_s() - time.monotonic()))
+            if received is not None:
+                self._handle(received.si_signo)
+        return self._exit_status
+
+    def stop(self) -> bool:
+        """Have no further pin made, and tell those under way; False when a thread is stuck."""
+        for worker in (self._worker, *self._abandoned):
+            worker.cancel()
+        journal.notify("STOPPING=1", "STATUS=Stopping")
+        ended = self._worker.join(STOP_PATIENCE_S)
+        self._take_pins()
+        return ended and all(worker.has_ended for worker in self._abandoned)
+
+    # What is due.
+
+    def _begin_due(self, now_s: float) -> None:
+        if now_s >= self._next_rivals_s:
+            self._next_rivals_s = now_s + RIVALS_S
+            for warning in rivals.find():
+                self._say.once(Entry(Priority.WARNING, warning))
+        if self._state is _State.WAITING and now_s >= self._next_connect_s:
+            self._state = _State.CONNECTING
+            self._worker.connect()
+        elif self._state is _State.IDLE and now_s >= self._next_cycle_s:
+            self._state = _State.CYCLING
+            # No drift, and no burst of late cycles after a stall.
+            self._next_cycle_s += self._settings.period
+            if self._next_cycle_s <= now_s:
+                self._next_cycle_s = now_s + self._settings.period
+            self._worker.cycle(
+                Rules(
+                    policy=self._settings.policy(),
+                    confirm=self._settings.confirm,
+                    dry_run=self._settings.dry_run,
+                )
+            )
+        elif self._state is _State.IDLE and now_s >= self._next_check_s:
+            self._next_check_s = now_s + CHECK_S
+            self._state = _State.CHECKING
+            self._worker.check()
+
+    def _next_due_s(self) -> float:
+        due = [self._next_rivals_s]
+        if journal.watchdog_interval_s() is not None:
+            due.append(self._next_ping_s)
+        busy_since_s = self._worker.busy_since_s
+        if self._state is _State.WAITING:
+            due.append(self._next_connect_s)
+        elif self._state is _State.IDLE:
+            due += [self._next_cycle_s, self._next_check_s]
+        elif self._state is _State.CONNECTING and busy_since_s is not None:
+            if self._say.service.trouble is None:
+                due.append(busy_since_s + CONNECT_PATIENCE_S)
+        elif busy_since_s is not None:
+            due.append(busy_since_s + CYCLE_MAX_S)
+        return min(due)
+
+    def _check_limits(self, now_s: float) -> None:
+        busy_since_s = self._worker.busy_since_s
+        if busy_since_s is None:
+            return
+        busy_s = now_s - busy_since_s
+        if self._state is _State.CONNECTING:
+            # An attempt under way is never given up: it succeeds at the moment libvirtd answers.
+            if busy_s >= CONNECT_PATIENCE_S and self._say.service.trouble is None:
+                self._lose("it does not answer")
+        elif busy_s >= CYCLE_MAX_S:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        self._replace_worker()
+        if len(self._abandoned) >= ABANDONED_MAX:
+            self._say.write(
+                Entry(Priority.ERROR, f"{ABANDONED_MAX} calls to libvirt are stuck; giving up")
+            )
+            self._exit_status = EXIT_FAILURE
+            return
+        self._lose(f"a cycle took longer than {CYCLE_MAX_S:.0f} s")
+
+    def _replace_worker(self) -> None:
+        """Let another worker open another connection; of the old one only pins count."""
+        self._worker.cancel()
+        self._abandoned = [worker for worker in self._abandoned if not worker.has_ended]
+        self._abandoned.append(self._worker)
+        self._worker = self._new_worker(self._number + 1)
+        self._state = _State.WAITING
+        self._next_connect_s = time.monotonic()
+
+    def _ping(self, now_s: float) -> None:
+        interval_s = journal.watchdog_interval_s()
+        if interval_s is not None and now_s >= self._next_ping_s:
+            self._next_ping_s = now_s + interval_s
+            journal.notify("WATCHDOG=1")
+
+    # What happened.
+
+    def _take_outcomes(self, now_s: float) -> None:
+        for worker in self._abandoned:
+            for outcome in worker.take():
+                if isinstance(outcome, Pinned):
+                    self._say.pinned(outcome)
+        for outcome in self._worker.take():
+            self._on_outcome(outcome, now_s)
+
+    def _take_pins(self) -> None:
+        for worker in (*self._abandoned, self._worker):
+            for outcome in worker.take():
+                if isinstance(outcome, Pinned):
+                    self._say.pinned(outcome)
+                elif isinstance(outcome, Cycled):
+                    self._say.plan_done(outcome.cycle)
+
+    def _on_outcome(self, outcome: Outcome, now_s: float) -> None:
+        match outcome:
+            case Pinned():
+                self._say.pinned(outcome)
+            case Connected():
+                self._on_connected(now_s)
+            case Alive():
+                self._state = _State.IDLE
+            case Cycled(cycle):
+                self._on_cycle(cycle, now_s)
+            case Lost(error):
+                self._on_lost(error, now_s)
+            case Unreadable(error):
+                self._state = _State.IDLE
+                self._say.once(Entry(Priority.WARNING, f"Could not read the host: {error}"))
+                if self._orders.once:
+                    self._exit_status = EXIT_FAILURE
+            case Crashed(error):
+                text = "".join(traceback.format_exception(error))
+                self._say.write(Entry(Priority.ERROR, f"A mistake in vcpusched; ending.\n{text}"))
+                self._exit_status = EXIT_FAILURE
+
+    def _on_connected(self, now_s: float) -> None:
+        self._state = _State.IDLE
+        self._next_cycle_s = now_s
+        self._next_check_s = now_s + CHECK_S
+        if self._disconnected_since_s is not None:
+            after_s = now_s - self._disconnected_since_s
+            self._say.write(
+                Entry(Priority.INFO, f"Connected to libvirt at {self._uri()} after {after_s:.0f} s")
+            )
+        self._disconnected_since_s = None
+        self._say.service = replace(self._say.service, connected=True, trouble=None)
+        self._say.publish()
+
+    def _on_lost(self, error: HypervisorError, now_s: float) -> None:
+        self._state = _State.WAITING
+        denied = isinstance(error, PermissionDeniedError)
+        delay_s = RETRY_DENIED_S if denied else min(RETRY_S, self._settings.period)
+        # A connection that stood is opened again at once.
+        self._next_connect_s = now_s if self._say.service.connected else now_s + delay_s
+        if self._orders.once:
+            self._say.write(Entry(Priority.ERROR, f"No libvirt at {self._uri()}: {error}"))
+            self._exit_status = EXIT_NOT_PERMITTED if denied else EXIT_UNAVAILABLE
+            return
+        self._lose(str(error))
+
+    def _lose(self, why: str) -> None:
+        """Say once that libvirt is away; that is a state, and all the rest goes on."""
+        if self._disconnected_since_s is None:
+            self._disconnected_since_s = time.monotonic()
+            lost = "Lost libvirt" if self._say.service.connected else "Waiting for libvirt"
+            self._say.write(
+                Entry(
+                    Priority.WARNING,
+                    f"{lost} at {self._uri()}: {report.printable(why, 300)}; trying again until it"
+                    " answers",
+                )
+            )
+        if self._orders.once:
+            self._exit_status = EXIT_UNAVAILABLE
+        self._say.service = replace(self._say.service, connected=False, trouble=why, cycle=None)
+        self._say.publish()
+
+    def _on_cycle(self, cycle: Cycle, now_s: float) -> None:
+        self._state = _State.IDLE
+        self._number = cycle.number
+        self._say.cycled(cycle)
+        if cycle.lost is not None:
+            self._on_lost(HypervisorError(cycle.lost), now_s)
+        if self._settings.exit_when_idle and cycle.domains == 0:
+            self._say.write(Entry(Priority.INFO, "No active domains; ending as told"))
+            self._exit_status = EXIT_OK
+        elif self._orders.once and (cycle.decided or cycle.domains == 0):
+            self._say.write(Entry(Priority.INFO, report.status_line(self._say.service)))
+            self._exit_status = EXIT_OK
+
+    def _handle(self, number: int) -> None:
+        if number in {signal.SIGTERM, signal.SIGINT}:
+            self._exit_status = EXIT_OK
+        elif number == signal.SIGHUP:
+            self._reload()
+
+    def _reload(self) -> None:
+        journal.reloading()
+        try:
+            settings = self._orders.reload()
+        except ConfigError as error:
+            for line in error.lines:
+                self._say.write(
+                    Entry(Priority.ERROR, f"Not reloaded, the old settings stay: {line}")
+                )
+        else:
+            changed = [
+                f"{key} = {value}"
+                for key, value in settings.model_dump().items()
+                if value != getattr(self._settings, key)
+            ]
+            moved = settings.uri != self._settings.uri or (
+                settings.dry_run != self._settings.dry_run
+            )
+            self._settings = settings
+            self._next_cycle_s = min(self._next_cycle_s, time.monotonic() + settings.period)
+            self._say.use(settings)
+            self._say.write(Entry(Priority.INFO, f"Reloaded: {', '.join(changed) or 'no change'}"))
+            if moved:
+                # The connection is to another libvirt, or read only.
+                self._replace_worker()
+                self._say.service = replace(
+                    self._say.service, connected=False, trouble=None, cycle=None
+                )
+        journal.notify("READY=1")
+        self._say.publish()
+
+    def _uri(self) -> str:
+        return report.printable(self._settings.uri)
+
+    def _new_worker(self, number: int) -> Worker:
+        main_thread, settings = self._main_thread, self._settings
+        return Worker(
+            open_session=lambda: self._orders.open_session(settings.uri, settings.dry_run),
+            wake=lambda: signal.pthread_kill(main_thread, signal.SIGUSR1),
+            number=number,
+        )

@@ -1,0 +1,129 @@
+"""Draws a host, a plan and the service's state for a person at a terminal.
+
+Rule: the only import of `rich`; draws values, asks nobody. Where the output is no terminal, rich
+leaves colours out and the same text stays.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu
+from vcpusched.planner import Plan
+from vcpusched.report import cpus_text, points, printable
+
+BAR_LENGTH: Final = 20
+_EIGHTHS: Final = " ▏▎▍▌▋▊▉"
+_HOT_PPM: Final = 900_000
+_WARM_PPM: Final = 600_000
+ROWS_MAX: Final = 64
+"""Above this many pCPUs, those without any vCPU are summed up in one row."""
+
+
+def show(*parts: RenderableType) -> None:
+    """Print to standard output, as wide as the terminal; plain and unwrapped when piped."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    for part in parts:
+        console.print(part)
+
+
+def draw_host(host: Host, loads_ppm: Mapping[int, int], moved: Mapping[Any, CpuSet]) -> Table:
+    """Draw every pCPU with its load and the vCPUs on it; `moved` are affinities to come."""
+    on_cpu: dict[int, list[Text]] = {cpu.id: [] for cpu in host.cpus}
+    floating: list[Text] = []
+    for vcpu in sorted(host.vcpus, key=lambda vcpu: (-vcpu.load_ppm, vcpu.id)):
+        cpus = moved.get(vcpu.id, vcpu.cpus)
+        label = _label(vcpu, new=vcpu.id in moved)
+        if len(cpus) == 1:
+            on_cpu.setdefault(next(iter(cpus)), []).append(label)
+        else:
+            floating.append(label)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("pCPU", justify="right")
+    table.add_column("load", min_width=BAR_LENGTH, no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("vCPUs pinned here, with their load in percent")
+    empty = 0
+    for cpu, labels in on_cpu.items():
+        load_ppm = loads_ppm.get(cpu, 0)
+        if len(on_cpu) > ROWS_MAX and not labels and load_ppm < PPM_PER_POINT:
+            empty += 1
+            continue
+        percent = f"{load_ppm / PPM_PER_POINT:.0f} %"
+        table.add_row(str(cpu), _bar(load_ppm), percent, Text(", ").join(labels))
+    if empty:
+        table.add_row("", "", "", f"{empty} more pCPUs are idle")
+    if floating:
+        table.add_row("any", "", "", Text(", ").join(floating))
+    return table
+
+
+def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
+    """Draw the host before, each move with its reason, and the host after."""
+    threshold = f"threshold {threshold_ppm / PPM_PER_POINT:g}"
+    parts: list[RenderableType] = [
+        Text(source),
+        Text(),
+        draw_host(host, dict(plan.loads_before_ppm), {}),
+        Text(),
+    ]
+    if plan.balanced:
+        parts.append(f"Balanced: the gap is {points(plan.gap_before_ppm)} ({threshold}).")
+    elif not plan.moves:
+        gap = points(plan.gap_before_ppm)
+        parts.append(f"Unbalanced, but no move pays: the gap is {gap} ({threshold}).")
+    if not plan.moves:
+        return Group(*parts)
+    before, after = points(plan.gap_before_ppm), points(plan.gap_after_ppm)
+    count = f"{len(plan.moves)} pin change{'' if len(plan.moves) == 1 else 's'}"
+    parts.append(f"{count}, and the gap goes from {before} to {after} ({threshold}):")
+    for number, move in enumerate(plan.moves, 1):
+        line = Text(f"  {number}. vCPU {move.vcpu.vcpu} of {printable(move.domain)} ", "bold")
+        line.append(f"from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}", "bold")
+        line.append(f": {move.reason}", "not bold")
+        parts.append(line)
+    moved = {move.vcpu: move.to_cpus for move in plan.moves}
+    parts += [
+        Text(),
+        Text("Then:"),
+        Text(),
+        draw_host(host, dict(plan.loads_after_ppm), moved),
+    ]
+    return Group(*parts)
+
+
+def draw_status(
+    headline: str, lines: Sequence[str], host: Host | None, loads_ppm: Mapping[int, int]
+) -> Group:
+    """Draw the state of the service."""
+    parts: list[RenderableType] = [Text(headline, "bold"), *(Text(line) for line in lines)]
+    if host is not None:
+        parts += [Text(), draw_host(host, loads_ppm, {})]
+    return Group(*parts)
+
+
+def draw_settings(rows: Sequence[tuple[str, str, str]]) -> Table:
+    """Draw settings with their values and where they came from."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("setting", "value", "from"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _label(vcpu: Vcpu, *, new: bool) -> Text:
+    name = f"{printable(vcpu.domain)}/{vcpu.id.vcpu} {vcpu.load_ppm / PPM_PER_POINT:.0f}"
+    return Text(name + (" ←" if new else ""), "bold" if new else "")
+
+
+def _bar(load_ppm: int) -> Text:
+    eighths = min(load_ppm, PPM) * BAR_LENGTH * 8 // PPM
+    bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+    style = "red" if load_ppm >= _HOT_PPM else "yellow" if load_ppm >= _WARM_PPM else "cyan"
+    return Text(bar, style)

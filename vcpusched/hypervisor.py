@@ -1,0 +1,43 @@
+"""What the scheduler asks of a hypervisor, and how that can fail.
+
+Rule: a protocol and its errors, nothing else. It exists because two implementations do: libvirt,
+and a host in memory.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from vcpusched.model import CpuSet, DomainUuid, Sample, VcpuId
+
+
+class HypervisorError(Exception):
+    """Something asked of the hypervisor failed; the text says what, in one sentence."""
+
+
+class ConnectionLostError(HypervisorError):
+    """The hypervisor cannot be reached (any more); nothing else can be asked of this connection."""
+
+
+class PermissionDeniedError(HypervisorError):
+    """The hypervisor answered that we may not do this."""
+
+
+class VanishedError(HypervisorError):
+    """The domain or vCPU is not there any more, or not running: nothing is wrong."""
+
+
+class BusyError(HypervisorError):
+    """The domain is in the middle of something (a migration, a save) that excludes pinning."""
+
+
+class Hypervisor(Protocol):
+    """One host's hypervisor. Every method may block, and raises a `HypervisorError`."""
+
+    def sample(self) -> Sample:
+        """Read pCPUs and all running domains; a domain that ends meanwhile is left out."""
+
+    def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:
+        """Read anew, per vCPU, where the domain's definition lets it run."""
+
+    def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+        """Set the live affinity of one vCPU; its domain's definition stays as it is."""

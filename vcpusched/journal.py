@@ -1,0 +1,78 @@
+"""Where messages go: to journald with their fields, or to stderr; and what systemd is told.
+
+Rule: the only import of `systemd`.
+"""
+
+import os
+import sys
+import time
+from typing import Final, Protocol, TextIO
+
+from systemd import daemon, journal
+
+from vcpusched.report import Entry, Priority
+
+IDENTIFIER: Final = "vcpusched"
+
+
+class Log(Protocol):
+    """Takes entries."""
+
+    def write(self, entry: Entry) -> None:
+        """Put one entry out."""
+
+
+class JournalLog:
+    """Sends entries to journald with their fields."""
+
+    def write(self, entry: Entry) -> None:
+        """Send one entry."""
+        journal.send(
+            entry.message,
+            PRIORITY=str(int(entry.priority)),
+            SYSLOG_IDENTIFIER=IDENTIFIER,
+            **entry.fields,
+        )
+
+
+class StreamLog:
+    """Writes entries as lines of text."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, entry: Entry) -> None:
+        """Write one line: time of day, severity where it matters, message."""
+        severity = f"{entry.priority.name.lower()}: " if entry.priority < Priority.INFO else ""
+        now = time.strftime("%H:%M:%S")
+        print(f"{now} {severity}{entry.message}", file=self._stream, flush=True)
+
+
+def choose_log() -> Log:
+    """Take journald when our stderr leads there anyway (systemd.exec(5), $JOURNAL_STREAM)."""
+    try:
+        stderr = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return StreamLog(sys.stderr)
+    if os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}":
+        return JournalLog()
+    return StreamLog(sys.stderr)
+
+
+def notify(*assignments: str) -> None:
+    """Tell systemd, as sd_notify(3) describes; does nothing where systemd did not start us."""
+    daemon.notify("\n".join(assignments))
+
+
+def reloading() -> None:
+    """Tell systemd that a reload begins, with the time that Type=notify-reload asks for."""
+    now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    notify("RELOADING=1", f"MONOTONIC_USEC={now_us}")
+
+
+def watchdog_interval_s() -> float | None:
+    """Give how often systemd wants a ping: half its limit. None where it watches nothing."""
+    limit_us = os.environ.get("WATCHDOG_USEC", "")
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(limit_us) / 2_000_000 if limit_us.isdigit() and int(limit_us) else None

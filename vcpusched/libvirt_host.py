@@ -1,0 +1,324 @@
+"""The `Hypervisor` over libvirt: all XML, pCPU maps and error codes stop here.
+
+Rule: the only import of `libvirt`; nothing that libvirt made leaves this module. Every call may
+block, so all of it belongs into a worker thread.
+
+What a cycle costs, for D running domains: 2 + 3 D calls to libvirtd. One for the pCPUs that are
+online, one for the list of domains, and three in `virDomain.vcpus()` (the binding asks for the
+pCPU map and the domain's size before it reads the vCPUs). None of them begins a job on a domain or
+talks to its QEMU, so none waits for a migration and none disturbs a guest; the bulk statistics call
+would be cheaper but interrupts every vCPU with QEMU 7.1 to 8.0, and tells neither the real
+affinity nor the pCPU last used. A definition costs 1 more call per domain (2 for a transient one)
+when it is first seen and every 60 s; a plan costs 1 per domain it touches, and 3 per pin.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from xml.etree import ElementTree as ET
+
+import libvirt
+
+from vcpusched.hypervisor import (
+    BusyError,
+    ConnectionLostError,
+    HypervisorError,
+    PermissionDeniedError,
+    VanishedError,
+)
+from vcpusched.model import (
+    Cpu,
+    CpuSet,
+    DomainReading,
+    DomainUuid,
+    Sample,
+    Topology,
+    VcpuId,
+    VcpuReading,
+)
+
+KEEPALIVE_INTERVAL_S: Final = 2
+KEEPALIVE_COUNT: Final = 3
+"""A libvirtd that stops answering fails every call after (count + 1) * interval = 8 s."""
+
+EVENT_LOOP_PAUSE_S: Final = 1
+
+DEFINITION_AGE_MAX_NS: Final = 60 * 1_000_000_000
+"""How long a definition is trusted: a change of it is obeyed after this at the latest."""
+
+ISOLATED_FILE: Final = Path("/sys/devices/system/cpu/isolated")
+"""The pCPUs that the kernel keeps free (isolcpus=). Capabilities do not tell them. Since 10.4
+libvirt keeps guests without pins off them, as older kernels did by themselves."""
+
+# The domain or vCPU ended between the list and the question, or is not running any more.
+_VANISHED: Final = frozenset(
+    {
+        libvirt.VIR_ERR_NO_DOMAIN,
+        libvirt.VIR_ERR_OPERATION_INVALID,
+        libvirt.VIR_ERR_INVALID_ARG,
+    }
+)
+_DENIED: Final = frozenset(
+    {libvirt.VIR_ERR_ACCESS_DENIED, libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_OPERATION_DENIED}
+)
+# What a dead connection raises depends on where in the call it died.
+_CONNECTION_CODES: Final = frozenset(
+    {
+        libvirt.VIR_ERR_SYSTEM_ERROR,
+        libvirt.VIR_ERR_INTERNAL_ERROR,
+        libvirt.VIR_ERR_NO_CONNECT,
+        libvirt.VIR_ERR_INVALID_CONN,
+    }
+)
+_CONNECTION_DOMAINS: Final = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE})
+
+_event_loop_lock: Final = threading.Lock()
+_event_loop_started: Final = threading.Event()
+
+
+def start_event_loop() -> None:
+    """Run libvirt's own event loop in a thread, once per process, for keepalive messages.
+
+    It must be registered before the first connection is opened. It has no callbacks of ours.
+    """
+    with _event_loop_lock:
+        if _event_loop_started.is_set():
+            return
+        # Without this every error is also printed to stderr, so twice in the journal.
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        libvirt.virEventRegisterDefaultImpl()
+        threading.Thread(target=_serve_events, name="libvirt-events", daemon=True).start()
+        _event_loop_started.set()
+
+
+def _serve_events() -> None:
+    while True:
+        try:
+            libvirt.virEventRunDefaultImpl()
+        except libvirt.libvirtError:
+            # A failing turn must neither end keepalive for ever nor become a busy loop.
+            time.sleep(EVENT_LOOP_PAUSE_S)
+
+
+@dataclass(slots=True)
+class _Definition:
+    allowed: Mapping[int, CpuSet]
+    read_at_ns: int
+
+
+class LibvirtHost:
+    """One connection to the libvirt of this host; when it is lost, open another."""
+
+    def __init__(self, connection: Any) -> None:  # noqa: ANN401  libvirt has no types
+        self._connection = connection
+        self._definitions: dict[tuple[str, int], _Definition] = {}
+        self._domains: dict[str, Any] = {}
+        self._map_length = 0
+
+    @classmethod
+    def open(cls, uri: str, *, read_only: bool = False) -> "LibvirtHost":
+        """Connect. Blocks for as long as libvirtd does not answer. Raises HypervisorError."""
+        start_event_loop()
+        try:
+            connection = libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in _DENIED or "Permission denied" in str(error):
+                raise PermissionDeniedError(_text(error)) from None
+            raise ConnectionLostError(_text(error)) from None
+        # Drivers inside the process (test:///) have no connection to keep alive.
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+        return cls(connection)
+
+    def is_alive(self) -> bool:
+        """Tell whether the connection still stands, as far as keepalive knows; asks nobody."""
+        try:
+            return bool(self._connection.isAlive())
+        except libvirt.libvirtError:
+            return False
+
+    def close(self) -> None:
+        """Let go of the connection and all that holds it."""
+        self._domains.clear()
+        with contextlib.suppress(libvirt.libvirtError):
+            self._connection.close()
+
+    def sample(self) -> Sample:
+        """Read pCPUs and all running domains."""
+        online = self._online()
+        domains, unread = [], {}
+        try:
+            running = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        except libvirt.libvirtError as error:
+            raise self._translated(error) from None
+        self._domains = {domain.UUIDString(): domain for domain in running}
+        self._definitions = {
+            key: definition
+            for key, definition in self._definitions.items()
+            if key[0] in self._domains
+        }
+        for uuid, domain in self._domains.items():
+            try:
+                domains.append(self._read(DomainUuid(uuid), domain, online))
+            except VanishedError:
+                continue
+            except ConnectionLostError:
+                raise
+            except HypervisorError as error:
+                unread[str(domain.name())] = str(error)
+        topology = Topology(tuple(Cpu(cpu) for cpu in online))
+        return Sample(topology=topology, domains=tuple(domains), unread=unread)
+
+    def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:
+        """Read anew where the domain's definition lets each vCPU run."""
+        domain = self._domains.get(uuid)
+        if domain is None:
+            raise VanishedError("the domain is not running any more")
+        online = self._online()
+        try:
+            definition = self._define(domain, online)
+        except libvirt.libvirtError as error:
+            raise self._translated(error) from None
+        self._definitions[uuid, domain.ID()] = definition
+        return definition.allowed
+
+    def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+        """Set the live affinity of one vCPU."""
+        domain = self._domains.get(vcpu.uuid)
+        if domain is None or domain.ID() != vcpu.domain_id:
+            raise VanishedError("the domain is not running any more")
+        try:
+            # Asking this takes no job itself; a pin during a job would block for 30 s.
+            state, _details, _since = domain.controlInfo()
+            if state != libvirt.VIR_DOMAIN_CONTROL_OK:
+                raise BusyError("the domain is busy with another operation")
+            domain.pinVcpuFlags(
+                vcpu.vcpu, cpus.flags(self._map_length), libvirt.VIR_DOMAIN_AFFECT_LIVE
+            )
+        except libvirt.libvirtError as error:
+            found = self._translated(error)
+            refused = error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID
+            if refused and self._is_active(domain):
+                # Still running, so it is this that it cannot do (single-threaded emulation).
+                found = HypervisorError(str(found))
+            raise found from None
+
+    @staticmethod
+    def _is_active(domain: Any) -> bool:  # noqa: ANN401
+        try:
+            return bool(domain.isActive())
+        except libvirt.libvirtError:
+            return False
+
+    def _online(self) -> CpuSet:
+        try:
+            length, flags, _count = self._connection.getCPUMap()
+        except libvirt.libvirtError as error:
+            raise self._translated(error) from None
+        self._map_length = length
+        return CpuSet.from_flags(flags) - _isolated()
+
+    def _read(self, uuid: DomainUuid, domain: Any, online: CpuSet) -> DomainReading:  # noqa: ANN401
+        try:
+            domain_id = domain.ID()
+            definition = self._definitions.get((uuid, domain_id))
+            now_ns = time.monotonic_ns()
+            if definition is None or now_ns - definition.read_at_ns > DEFINITION_AGE_MAX_NS:
+                definition = self._define(domain, online)
+                self._definitions[uuid, domain_id] = definition
+            at_ns = time.monotonic_ns()
+            infos, maps = domain.vcpus()
+            took_ns = time.monotonic_ns() - at_ns
+        except libvirt.libvirtError as error:
+            raise self._translated(error) from None
+        return DomainReading(
+            uuid=uuid,
+            domain_id=domain_id,
+            name=str(domain.name()),
+            at_ns=at_ns,
+            took_ns=took_ns,
+            vcpus=parse_vcpus(infos, maps),
+            allowed=definition.allowed,
+        )
+
+    def _define(self, domain: Any, online: CpuSet) -> _Definition:  # noqa: ANN401
+        # A transient domain has no persistent definition: the live one stands in for it, as it was
+        # when the domain was first seen, since later our own pins are in it.
+        key = (domain.UUIDString(), domain.ID())
+        known = self._definitions.get(key)
+        persistent = bool(domain.isPersistent())
+        if known is not None and not persistent:
+            return _Definition(known.allowed, time.monotonic_ns())
+        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if persistent else 0)
+        return _Definition(parse_definition(xml, online), time.monotonic_ns())
+
+    def _translated(self, error: Exception) -> HypervisorError:
+        return translate(error, alive=self.is_alive())
+
+
+def translate(error: Any, *, alive: bool) -> HypervisorError:  # noqa: ANN401
+    """Say in our words what a libvirt error means for us."""
+    code, domain, text = error.get_error_code(), error.get_error_domain(), _text(error)
+    if not alive or (code in _CONNECTION_CODES and domain in _CONNECTION_DOMAINS):
+        return ConnectionLostError(text)
+    if code in _DENIED:
+        return PermissionDeniedError(text)
+    if code in _VANISHED:
+        return VanishedError(text)
+    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT:
+        return BusyError(text)
+    return HypervisorError(text)
+
+
+def parse_vcpus(
+    infos: Sequence[tuple[int, int, int, int]], maps: Sequence[Sequence[bool]]
+) -> tuple[VcpuReading, ...]:
+    """Translate the answer of `virDomain.vcpus()`.
+
+    Row i of the maps belongs to `infos[i]`, whatever number that vCPU has; they are sparse where
+    vCPUs were added or removed. CPU time is in ns, counted by the kernel in steps of 10 ms.
+    """
+    return tuple(
+        VcpuReading(
+            vcpu=number,
+            run_ns=run_ns,
+            affinity=CpuSet.from_flags(flags),
+            on=on if on >= 0 else None,
+        )
+        for (number, _state, run_ns, on), flags in zip(infos, maps, strict=True)
+    )
+
+
+def parse_definition(xml: str, online: CpuSet) -> dict[int, CpuSet]:
+    """Give, per vCPU number, where a domain's definition lets it run.
+
+    A `<vcpupin>` outranks `<vcpu cpuset>`, which outranks all pCPUs (libvirt's own order). Raises
+    HypervisorError when the text is no domain definition.
+    """
+    try:
+        root = ET.fromstring(xml)  # noqa: S314  libvirtd made it, and libvirtd is trusted
+        count = int(root.findtext("vcpu") or "1")
+        cpuset = "".join(vcpu.get("cpuset", "") for vcpu in root.iterfind("vcpu"))
+        default = CpuSet.parse(cpuset) if cpuset else online
+        allowed = dict.fromkeys(range(count), default)
+        for pin in root.iterfind("cputune/vcpupin"):
+            allowed[int(pin.get("vcpu", ""))] = CpuSet.parse(pin.get("cpuset", ""))
+    except (ET.ParseError, ValueError) as error:
+        raise HypervisorError(f"its definition cannot be understood: {error}") from None
+    return allowed
+
+
+def _isolated() -> CpuSet:
+    try:
+        return CpuSet.parse(ISOLATED_FILE.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return CpuSet()
+
+
+def _text(error: Any) -> str:  # noqa: ANN401
+    """Give libvirt's own words, as one sentence without a full stop."""
+    return str(error.get_error_message() or error).strip().rstrip(".")

@@ -1,0 +1,178 @@
+"""One cycle: sample, observe, plan, pin; returns a `Cycle` that says what happened.
+
+Rule: acts only through a `Hypervisor` and never reads a clock of its own or sleeps, so that it
+runs unchanged on a simulated host. All that it remembers between cycles is the last sample and how
+often in a row it wanted to act.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from vcpusched.hypervisor import (
+    BusyError,
+    ConnectionLostError,
+    Hypervisor,
+    HypervisorError,
+    VanishedError,
+)
+from vcpusched.load import observe
+from vcpusched.model import CpuSet, DomainUuid, Host, Sample
+from vcpusched.planner import Move, Plan, Policy, plan
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How the scheduler acts: the planner's policy, and the periods to confirm an imbalance."""
+
+    policy: Policy = field(default_factory=Policy)
+    confirm: int = 2
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A move that was planned and not made, and why."""
+
+    move: Move
+    why: str
+    expected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """What one cycle saw and did.
+
+    `plan` is what should be done; it was carried out only when `executed`. Until an imbalance has
+    been found in `confirm` consecutive cycles (`confirmed` of them so far) nothing is done.
+    `host` is None in the first cycle, when there are no loads yet.
+    """
+
+    number: int
+    domains: int
+    host: Host | None = None
+    plan: Plan | None = None
+    confirmed: int = 0
+    confirm: int = 1
+    dry_run: bool = False
+    executed: bool = False
+    pinned: tuple[Move, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    unread: tuple[tuple[str, str], ...] = ()
+    lost: str | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether this cycle came to a decision: to act, or that there is nothing to do."""
+        return self.plan is not None and (self.executed or not self.plan.moves)
+
+
+class Scheduler:
+    """Runs cycles on one hypervisor after another (a new one after each reconnect).
+
+    `number` is that of the last cycle run before, by another scheduler.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        self._number = number
+        self._before: Sample | None = None
+        self._confirmed = 0
+        self._binding_floaters = False
+
+    def cycle(
+        self,
+        hypervisor: Hypervisor,
+        rules: Rules,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+        on_pin: Callable[[int, Move], None] = lambda _number, _move: None,
+    ) -> Cycle:
+        """Run one cycle.
+
+        `cancelled` is asked before each pin; once it says yes, no further pin is made. `on_pin` is
+        told the cycle's number and each move at once when it is made, since a cycle that blocks in
+        its second pin has made the first. Raises
+        ConnectionLostError when sampling finds the connection lost, and HypervisorError when the
+        host cannot be read; a connection lost later is told in the `Cycle`.
+        """
+        sample = hypervisor.sample()
+        self._number += 1
+        before, self._before = self._before, sample
+        seen = Cycle(
+            number=self._number,
+            domains=len(sample.domains) + len(sample.unread),
+            confirm=rules.confirm,
+            dry_run=rules.dry_run,
+            unread=tuple(sorted(sample.unread.items())),
+        )
+        if before is None:
+            return seen
+        host = observe(before, sample)
+        found = plan(host, rules.policy)
+        confirmed = self._confirm(found)
+        seen = replace(seen, host=host, plan=found, confirmed=confirmed)
+        if not found.moves or confirmed < rules.confirm:
+            return seen
+        self._confirmed = 0
+        if rules.dry_run:
+            return replace(seen, executed=True)
+        return self._execute(hypervisor, seen, found, cancelled, on_pin)
+
+    def _confirm(self, found: Plan) -> int:
+        """Count the consecutive cycles that wanted to act for the same kind of reason."""
+        if not found.moves:
+            self._confirmed = 0
+        elif self._confirmed and found.binds_floaters is self._binding_floaters:
+            self._confirmed += 1
+        else:
+            self._confirmed = 1
+        self._binding_floaters = found.binds_floaters
+        return self._confirmed
+
+    @staticmethod
+    def _execute(
+        hypervisor: Hypervisor,
+        seen: Cycle,
+        found: Plan,
+        cancelled: Callable[[], bool],
+        on_pin: Callable[[int, Move], None],
+    ) -> Cycle:
+        pinned: list[Move] = []
+        failures: list[Failure] = []
+        definitions: dict[DomainUuid, Mapping[int, CpuSet]] = {}
+        lost = None
+        for move in found.moves:
+            if cancelled():
+                break
+            try:
+                _check_definition(hypervisor, move, definitions)
+                hypervisor.pin(move.vcpu, move.to_cpus)
+            except ConnectionLostError as error:
+                lost = str(error)
+                failures.append(Failure(move, lost))
+                break
+            except BusyError as error:
+                # The rest of the plan was made for a host on which this move works, and the next
+                # pin might block as long; the next cycle plans anew from what it finds.
+                failures.append(Failure(move, str(error)))
+                break
+            except HypervisorError as error:
+                failures.append(
+                    Failure(move, str(error), expected=isinstance(error, VanishedError))
+                )
+            else:
+                pinned.append(move)
+                on_pin(seen.number, move)
+        return replace(
+            seen, executed=True, pinned=tuple(pinned), failures=tuple(failures), lost=lost
+        )
+
+
+def _check_definition(
+    hypervisor: Hypervisor, move: Move, definitions: dict[DomainUuid, Mapping[int, CpuSet]]
+) -> None:
+    """Read a domain's definition before its first move: it may have been edited since."""
+    uuid = move.vcpu.uuid
+    if uuid not in definitions:
+        definitions[uuid] = hypervisor.definition(uuid)
+    if not move.to_cpus.is_within(definitions[uuid].get(move.vcpu.vcpu, CpuSet())):
+        raise VanishedError("the domain's definition does not allow this pCPU any more")

@@ -1,0 +1,218 @@
+"""The one thread that talks to libvirt, so that nothing else has to wait for it.
+
+Rule: every libvirt call of the daemon is made here. A worker that got stuck is abandoned together
+with its connection: it makes no further pin, and of what it still says only pins count.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from vcpusched.hypervisor import ConnectionLostError, Hypervisor, HypervisorError
+from vcpusched.planner import Move
+from vcpusched.scheduler import Cycle, Rules, Scheduler
+
+CYCLE_MAX_S: Final = 45.0
+"""A cycle longer than this is stuck: libvirt itself gives up waiting for a busy domain after 30 s,
+and keepalive ends a dead call after 8 s."""
+
+
+class Session(Hypervisor, Protocol):
+    """A hypervisor reached over a connection that can die."""
+
+    def is_alive(self) -> bool:
+        """Tell whether the connection still stands; must not block."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A connection was opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """A pin was made just now, in the cycle of this number."""
+
+    number: int
+    move: Move
+
+
+@dataclass(frozen=True, slots=True)
+class Cycled:
+    """A cycle ended."""
+
+    cycle: Cycle
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The connection was looked at and stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """There is no connection; `error` says why."""
+
+    error: HypervisorError
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The connection stands, but the host could not be read."""
+
+    error: HypervisorError
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """A mistake of ours: the daemon must not outlive it."""
+
+    error: BaseException
+
+
+Outcome = Connected | Pinned | Cycled | Alive | Lost | Unreadable | Crashed
+
+
+class Worker:
+    """A thread that does one thing after another, at most one at a time.
+
+    `open_session` opens a connection; `wake` is called from the thread whenever there is an
+    outcome to take.
+    """
+
+    def __init__(
+        self, open_session: Callable[[], Session], wake: Callable[[], None], number: int = 0
+    ) -> None:
+        self._open_session = open_session
+        self._wake = wake
+        self._session: Session | None = None
+        self._scheduler = Scheduler(number)
+        self._jobs: queue.SimpleQueue[Callable[[], Outcome] | None] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._cancelled = threading.Event()
+        self.busy_since_s: float | None = None
+        self._thread = threading.Thread(target=self._serve, name="libvirt-worker", daemon=True)
+        self._thread.start()
+
+    def connect(self) -> None:
+        """Begin to open a connection; ends in Connected or Lost, however long that takes."""
+        self._begin(self._do_connect)
+
+    def cycle(self, rules: Rules) -> None:
+        """Begin a cycle; ends in Cycled, Lost or Unreadable, with a Pinned for each pin before."""
+        self._begin(lambda: self._do_cycle(rules))
+
+    def check(self) -> None:
+        """Begin to look whether the connection stands; ends in Alive or Lost."""
+        self._begin(self._do_check)
+
+    def cancel(self) -> None:
+        """Have no further pin made, and the thread end as soon as what it does has ended."""
+        self._cancelled.set()
+        self._jobs.put(None)
+
+    def take(self) -> list[Outcome]:
+        """Take the outcomes since the last call, without waiting."""
+        taken: list[Outcome] = []
+        while True:
+            try:
+                outcome = self._outcomes.get_nowait()
+            except queue.Empty:
+                return taken
+            if not isinstance(outcome, Pinned):
+                self.busy_since_s = None
+            taken.append(outcome)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread has ended."""
+        return not self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread to end; tell whether it did."""
+        self._thread.join(timeout_s)
+        return self.has_ended
+
+    def _begin(self, job: Callable[[], Outcome]) -> None:
+        if self.busy_since_s is not None:
+            raise AssertionError("the worker is asked one thing at a time")
+        self.busy_since_s = time.monotonic()
+        self._jobs.put(job)
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                outcome = job()
+            except BaseException as error:  # noqa: BLE001  it is raised again by the main loop
+                outcome = Crashed(error)
+            self._put(outcome)
+        self._let_go()
+
+    def _put(self, outcome: Outcome) -> None:
+        self._outcomes.put(outcome)
+        self._wake()
+
+    def _let_go(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _do_connect(self) -> Outcome:
+        self._let_go()
+        try:
+            self._session = self._open_session()
+        except HypervisorError as error:
+            return Lost(error)
+        return Connected()
+
+    def _do_check(self) -> Outcome:
+        if self._session is not None and self._session.is_alive():
+            return Alive()
+        self._let_go()
+        return Lost(ConnectionLostError("it stopped answering or went away"))
+
+    def _do_cycle(self, rules: Rules) -> Outcome:
+        if self._session is None:
+            return Lost(ConnectionLostError("not connected"))
+        try:
+            cycle = self._scheduler.cycle(
+                self._session,
+                rules,
+                cancelled=self._cancelled.is_set,
+                on_pin=lambda number, move: self._put(Pinned(number, move)),
+            )
+        except ConnectionLostError as error:
+            self._let_go()
+            return Lost(error)
+        except HypervisorError as error:
+            return Unreadable(error)
+        return Cycled(cycle)
+
+
+def call_within(limit_s: float, function: Callable[[], Any]) -> Any:  # noqa: ANN401  the result is the function's
+    """Run a function that may block for ever; raises TimeoutError after `limit_s` seconds.
+
+    For the one-shot verbs: the thread is left behind, and ends with the process.
+    """
+    results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((function(), None))
+        except BaseException as error:  # noqa: BLE001  it is raised again by the caller
+            results.put((None, error))
+
+    threading.Thread(target=run, name="libvirt-call", daemon=True).start()
+    try:
+        value, error = results.get(timeout=limit_s)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return value
