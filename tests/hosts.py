@@ -1,0 +1,150 @@
+"""Hosts as values, and a host in memory, for tests that need no libvirt."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from vcpusched.hypervisor import HypervisorError, VanishedError
+from vcpusched.model import (
+    PPM_PER_POINT,
+    Cpu,
+    CpuSet,
+    DomainReading,
+    DomainUuid,
+    Host,
+    HostCpu,
+    Sample,
+    Topology,
+    Vcpu,
+    VcpuId,
+    VcpuReading,
+)
+from vcpusched.planner import Plan
+
+SECOND_NS = 1_000_000_000
+
+
+def host(*cpus: Sequence[int], floating: bool = False, allowed: str | None = None) -> Host:
+    """Draw a host: for each pCPU the percent of each vCPU on it, every vCPU a guest of its own.
+
+    Guests are named g0, g1, … in the order they are written.
+    """
+    online = CpuSet.of(range(len(cpus)))
+    may = CpuSet.parse(allowed) if allowed is not None else online
+    vcpus: list[Vcpu] = []
+    for cpu, loads in enumerate(cpus):
+        for load in loads:
+            name = f"g{len(vcpus)}"
+            vcpus.append(
+                Vcpu(
+                    id=VcpuId(DomainUuid(f"{len(vcpus):04}"), 1, 0),
+                    domain=name,
+                    load_ppm=load * PPM_PER_POINT,
+                    cpus=may if floating else CpuSet.of([cpu]),
+                    allowed=may,
+                    on=cpu,
+                )
+            )
+    return Host(tuple(HostCpu(Cpu(cpu)) for cpu in online), tuple(vcpus))
+
+
+def of_one_guest(drawn: Host, *names: str) -> Host:
+    """Make the named guests' vCPUs the vCPUs 0, 1, … of one guest."""
+    number = {name: index for index, name in enumerate(names)}
+    return dataclasses.replace(
+        drawn,
+        vcpus=tuple(
+            dataclasses.replace(
+                vcpu, id=VcpuId(DomainUuid("0000"), 1, number[vcpu.domain]), domain=names[0]
+            )
+            if vcpu.domain in number
+            else vcpu
+            for vcpu in drawn.vcpus
+        ),
+    )
+
+
+def after(drawn: Host, plan: Plan) -> Host:
+    """Give the host as it is once the plan is carried out, its loads unchanged."""
+    to_cpus = {move.vcpu: move.to_cpus for move in plan.moves}
+    return dataclasses.replace(
+        drawn,
+        vcpus=tuple(
+            dataclasses.replace(
+                vcpu, cpus=to_cpus[vcpu.id], on=next(iter(to_cpus[vcpu.id])), fixed=False
+            )
+            if vcpu.id in to_cpus
+            else vcpu
+            for vcpu in drawn.vcpus
+        ),
+    )
+
+
+class MemoryHost:
+    """A hypervisor in memory: guests of one vCPU that use what they want; time is told to it.
+
+    `wants` gives the usage of each guest, `cpus` its affinity and `definition` what its definition
+    allows. `on_pin` is called before a pin and may raise what libvirt would.
+    """
+
+    def __init__(
+        self,
+        cpu_count: int,
+        wants: Mapping[str, float],
+        cpus: Mapping[str, str],
+        on_pin: Callable[[str], None] = lambda _name: None,
+    ) -> None:
+        self.online = CpuSet.of(range(cpu_count))
+        self.wants = dict(wants)
+        self.cpus = {name: CpuSet.parse(text) for name, text in cpus.items()}
+        self.definitions = dict.fromkeys(wants, self.online)
+        self.domain_ids = {name: number for number, name in enumerate(wants, 1)}
+        self.run_ns = dict.fromkeys(wants, 0)
+        self.now_ns = SECOND_NS
+        self.pins: list[tuple[str, str]] = []
+        self.sample_error: HypervisorError | None = None
+        self._on_pin = on_pin
+
+    def pass_time(self, seconds: float = 1.0) -> None:
+        """Let every guest run for a while."""
+        self.now_ns += round(seconds * SECOND_NS)
+        for name, want in self.wants.items():
+            self.run_ns[name] += round(want * seconds * SECOND_NS)
+
+    def restart(self, name: str) -> None:
+        """Start a guest anew under its old name and UUID; its counter begins at 0."""
+        self.domain_ids[name] = max(self.domain_ids.values()) + 1
+        self.run_ns[name] = 0
+
+    def sample(self) -> Sample:
+        """Read the host."""
+        if self.sample_error is not None:
+            raise self.sample_error
+        return Sample(
+            topology=Topology(tuple(Cpu(cpu) for cpu in self.online)),
+            domains=tuple(self._read(name) for name in self.wants),
+        )
+
+    def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:
+        """Give where a guest may run."""
+        if uuid not in self.wants:
+            raise VanishedError("the domain is not running any more")
+        return {0: self.definitions[uuid]}
+
+    def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+        """Pin a guest."""
+        self._on_pin(vcpu.uuid)
+        self.pins.append((vcpu.uuid, str(cpus)))
+        self.cpus[vcpu.uuid] = cpus
+
+    def _read(self, name: str) -> DomainReading:
+        return DomainReading(
+            uuid=DomainUuid(name),
+            domain_id=self.domain_ids[name],
+            name=name,
+            at_ns=self.now_ns,
+            took_ns=1000,
+            vcpus=(
+                VcpuReading(0, self.run_ns[name], self.cpus[name], next(iter(self.cpus[name]))),
+            ),
+            allowed={0: self.definitions[name]},
+        )

@@ -1,0 +1,54 @@
+"""Sets of pCPUs, up to sizes and gaps that real machines have."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vcpusched.model import CpuSet
+
+cpu_sets = st.frozensets(st.integers(0, 600)).map(CpuSet.of)
+
+
+@given(cpu_sets)
+def test_text_round_trip(cpus: CpuSet) -> None:
+    """Whatever is written in cpulist syntax is read back as the same set."""
+    assert CpuSet.parse(str(cpus)) == cpus
+
+
+@given(cpu_sets)
+def test_flags_round_trip(cpus: CpuSet) -> None:
+    """The binding's map of booleans says the same as the set."""
+    assert CpuSet.from_flags(cpus.flags(601)) == cpus
+
+
+@given(cpu_sets, cpu_sets)
+def test_algebra_is_that_of_sets(one: CpuSet, other: CpuSet) -> None:
+    """Union, intersection, difference, size and inclusion agree with Python's sets."""
+    left, right = frozenset(one), frozenset(other)
+    assert frozenset(one | other) == left | right
+    assert frozenset(one & other) == left & right
+    assert frozenset(one - other) == left - right
+    assert len(one) == len(left)
+    assert one.is_within(other) == (left <= right)
+
+
+def test_cpulist_examples() -> None:
+    """The syntax is the kernel's, with libvirt's exclusions."""
+    assert list(CpuSet.parse("0-3,8")) == [0, 1, 2, 3, 8]
+    assert list(CpuSet.parse("0-3,^2")) == [0, 1, 3]
+    assert str(CpuSet.of([0, 1, 2, 5, 130, 131])) == "0-2,5,130-131"
+    assert list(CpuSet.parse("")) == []
+    assert str(CpuSet.parse("511")) == "511"
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "-1", "3-1", "65536", "9" * 30, "1-²", "0x1", "1 2"])
+def test_nonsense_is_refused(text: str) -> None:
+    """Anything that is no list of pCPUs raises ValueError."""
+    with pytest.raises(ValueError, match="pCPU"):
+        CpuSet.parse(text)
+
+
+def test_a_map_is_never_cut() -> None:
+    """A pCPU beyond the map is refused, since the binding would drop it without a word."""
+    with pytest.raises(ValueError, match="do not fit"):
+        CpuSet.of([70]).flags(64)

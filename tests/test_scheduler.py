@@ -1,0 +1,181 @@
+"""One cycle after another on a host in memory: when it acts, and what it does when acting fails."""
+
+from collections.abc import Callable
+
+import pytest
+from hosts import MemoryHost
+
+from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
+from vcpusched.model import CpuSet
+from vcpusched.planner import Move
+from vcpusched.scheduler import Cycle, Rules, Scheduler
+
+
+def crowded(on_pin: Callable[[str], None] = lambda _name: None) -> MemoryHost:
+    """Give a host of two pCPUs with four guests of 25 % on pCPU 0."""
+    names = [f"g{index}" for index in range(4)]
+    return MemoryHost(2, dict.fromkeys(names, 0.25), dict.fromkeys(names, "0"), on_pin)
+
+
+def run(scheduler: Scheduler, host: MemoryHost, cycles: int, rules: Rules | None = None) -> Cycle:
+    """Run cycles a second apart; gives the last."""
+    for _ in range(cycles):
+        cycle = scheduler.cycle(host, rules or Rules())
+        host.pass_time()
+    return cycle
+
+
+def test_acts_when_the_imbalance_is_confirmed() -> None:
+    """The first cycle has no loads; the second finds the imbalance; the third acts."""
+    host, scheduler = crowded(), Scheduler()
+    assert run(scheduler, host, 1).plan is None
+    waiting = run(scheduler, host, 1)
+    assert (waiting.confirmed, waiting.executed, host.pins) == (1, False, [])
+    acted = run(scheduler, host, 1)
+    assert acted.executed
+    assert [move.domain for move in acted.pinned] == [name for name, _ in host.pins]
+    assert len(host.pins) == 2
+
+
+def test_then_rests() -> None:
+    """A host that was balanced sees no further pin."""
+    host, scheduler = crowded(), Scheduler()
+    run(scheduler, host, 50)
+    assert len(host.pins) == 2
+
+
+def test_one_odd_sample_moves_nothing() -> None:
+    """A guest busy in every third period only is never confirmed in two consecutive ones."""
+    host, scheduler = MemoryHost(2, {"a": 0.3, "b": 0.3}, {"a": "0", "b": "1"}), Scheduler()
+    host.wants["c"], host.cpus["c"] = 0.0, CpuSet.of([0])
+    host.definitions["c"], host.domain_ids["c"], host.run_ns["c"] = host.online, 3, 0
+    for period in range(60):
+        host.wants["c"] = 0.6 if period % 3 == 0 else 0.0
+        host.wants["b"] = 0.3
+        host.pass_time()
+        scheduler.cycle(host, Rules())
+    assert host.pins == []
+
+
+def test_confirm_counts_periods() -> None:
+    """With confirm = 5 the fifth unbalanced period acts; with 1 the first does."""
+    host, scheduler = crowded(), Scheduler()
+    assert not run(scheduler, host, 5, Rules(confirm=5)).executed
+    assert run(scheduler, host, 1, Rules(confirm=5)).executed
+    host, scheduler = crowded(), Scheduler()
+    assert run(scheduler, host, 2, Rules(confirm=1)).executed
+
+
+def test_a_dry_run_pins_nothing() -> None:
+    """It decides as usual, and the host stays as it is."""
+    host, scheduler = crowded(), Scheduler()
+    cycle = run(scheduler, host, 3, Rules(dry_run=True))
+    assert cycle.executed
+    assert cycle.plan is not None
+    assert len(cycle.plan.moves) == 2
+    assert (cycle.pinned, host.pins) == ((), [])
+
+
+def test_no_pin_after_cancelling() -> None:
+    """Cancelled during the first pin, the plan ends there."""
+    host, scheduler = crowded(), Scheduler()
+    run(scheduler, host, 2)
+    cycle = scheduler.cycle(host, Rules(), cancelled=lambda: bool(host.pins))
+    assert len(host.pins) == 1
+    assert len(cycle.pinned) == 1
+
+
+def test_each_pin_is_told_when_it_is_made() -> None:
+    """A cycle that loses the connection in its second pin has told the first."""
+    told: list[Move] = []
+
+    def lose_the_second(_name: str) -> None:
+        if told:
+            raise ConnectionLostError("gone")
+
+    host, scheduler = crowded(lose_the_second), Scheduler()
+    run(scheduler, host, 2)
+    cycle = scheduler.cycle(host, Rules(), on_pin=lambda _number, move: told.append(move))
+    assert len(told) == len(host.pins) == 1
+    assert cycle.lost == "gone"
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on", "expected"),
+    [
+        (VanishedError("gone"), True, True),
+        (HypervisorError("refused"), True, False),
+        (BusyError("migrating"), False, False),
+    ],
+)
+def test_a_pin_that_fails(error: HypervisorError, *, goes_on: bool, expected: bool) -> None:
+    """A vanished or refusing guest stops no other; a busy one ends the plan, which is made anew."""
+    asked: list[str] = []
+
+    def fail_the_first(name: str) -> None:
+        asked.append(name)
+        if len(asked) == 1:
+            raise error
+
+    host, scheduler = crowded(fail_the_first), Scheduler()
+    cycle = run(scheduler, host, 3)
+    assert len(host.pins) == (1 if goes_on else 0)
+    assert [failure.expected for failure in cycle.failures] == [expected]
+    run(scheduler, host, 4)
+    assert len(host.pins) == 2
+
+
+def test_an_edited_definition_is_obeyed_before_the_move() -> None:
+    """The definition forbids pCPU 1 between the sample and the plan's first move."""
+    host, scheduler = crowded(), Scheduler()
+    run(scheduler, host, 2)
+    sample = host.sample()
+    host.definitions = dict.fromkeys(host.wants, CpuSet.of([0]))
+
+    class Edited:
+        """The host with a sample from before the edit."""
+
+        definition, pin = host.definition, host.pin
+
+        @staticmethod
+        def sample() -> object:
+            return sample
+
+    cycle = scheduler.cycle(Edited(), Rules())  # type: ignore[arg-type]
+    assert cycle.executed
+    assert host.pins == []
+    assert all("definition" in failure.why for failure in cycle.failures)
+
+
+def test_a_restarted_guest_is_unknown_for_a_period() -> None:
+    """Its counter begins at 0 again: no wrong delta, no crash, no pin for its sake."""
+    host, scheduler = MemoryHost(2, {"a": 0.4, "b": 0.4}, {"a": "0", "b": "1"}), Scheduler()
+    run(scheduler, host, 3)
+    host.restart("b")
+    cycle = scheduler.cycle(host, Rules())
+    assert cycle.host is not None
+    assert [vcpu.domain for vcpu in cycle.host.vcpus] == ["a"]
+    host.pass_time()
+    run(scheduler, host, 5)
+    assert host.pins == []
+
+
+def test_guests_that_come_and_go() -> None:
+    """Guests vanish and appear between cycles; the rest is balanced as ever."""
+    host, scheduler = crowded(), Scheduler()
+    run(scheduler, host, 2)
+    del host.wants["g0"], host.wants["g1"]
+    cycle = run(scheduler, host, 1)
+    assert cycle.domains == 2
+    assert {move.domain for move in cycle.pinned} <= {"g2", "g3"}
+
+
+def test_a_sample_that_fails_raises() -> None:
+    """A lost connection is told to the caller, and the next cycle goes on from where it was."""
+    host, scheduler = crowded(), Scheduler()
+    run(scheduler, host, 2)
+    host.sample_error = ConnectionLostError("gone")
+    with pytest.raises(ConnectionLostError):
+        scheduler.cycle(host, Rules())
+    host.sample_error = None
+    assert run(scheduler, host, 1).executed
