@@ -19,6 +19,7 @@ from vcpusched import __version__
 if TYPE_CHECKING:
     from vcpusched.config import Effective, Settings
     from vcpusched.model import Host
+    from vcpusched.snapshot import SavedState
 
 EXIT_OK: Final = 0
 EXIT_FAILURE: Final = 1
@@ -183,38 +184,48 @@ def _snapshot(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from vcpusched import display, planner, rundir, snapshot
 
-    state = _live_state()
-    if state is None:
+    try:
+        text = _live_state()
+        state = snapshot.parse_state(text) if text is not None else None
+        host = snapshot.saved_host(state) if state is not None else None
+    except (rundir.RunDirectoryError, snapshot.SnapshotError) as error:
+        raise _Refusal(EXIT_DEGRADED, f"the daemon's state cannot be read: {error}") from None
+    if state is None or text is None:
         if options.json:
             print(json.dumps({"version": 1, "health": "not running"}))
         else:
             print(f"vcpusched is not running on this host ({rundir.locate()}).")
         return EXIT_NOT_RUNNING
-    healthy = state.get("connected", False) and not state.get("pins_failing")
-    health = "healthy" if healthy else "degraded"
+    health = "healthy" if state.is_healthy else "degraded"
     if options.json:
-        print(json.dumps({"health": health, **state}, indent=2, ensure_ascii=False))
-        return EXIT_OK if healthy else EXIT_DEGRADED
-    host, loads_ppm = None, {}
-    if state.get("snapshot"):
-        host = snapshot.parse(json.dumps(state["snapshot"]))
-        loads_ppm = dict(planner.plan(host, planner.Policy()).loads_before_ppm)
-    age_s = max(0.0, time.time() - float(state["at"]))
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(state["started_at"])))
+        print(json.dumps({"health": health, **json.loads(text)}, indent=2, ensure_ascii=False))
+    else:
+        loads_ppm = {}
+        if host is not None:
+            loads_ppm = dict(planner.plan(host, planner.Policy()).loads_before_ppm)
+        headline = f"vcpusched is {health}: {state.status}"
+        display.show(display.draw_status(headline, _status_lines(state), host, loads_ppm))
+    return EXIT_OK if state.is_healthy else EXIT_DEGRADED
+
+
+def _status_lines(state: "SavedState") -> list[str]:
     from vcpusched.report import printable
 
-    process = f"process {state['pid']} since {since}; last cycle {age_s:.0f} s ago"
-    where = f"every {state['period']:g} s at {printable(str(state['uri']))}"
-    lines = [f"{process}; {where}"]
-    lines += [f"failing: {printable(str(failing), 300)}" for failing in state["pins_failing"]]
+    age_s = max(0.0, time.time() - state.at)
+    process = f"process {state.pid} since {_clock(state.started_at, '%Y-%m-%d %H:%M:%S')}"
+    where = f"every {state.period:g} s at {printable(state.uri, 200)}"
+    lines = [f"{process}; last cycle {age_s:.0f} s ago; {where}"]
+    lines += [f"failing: {printable(failing, 300)}" for failing in state.pins_failing]
     lines += [
-        f"{time.strftime('%H:%M:%S', time.localtime(float(pin['at'])))} vCPU {pin['vcpu']} of"
-        f" {printable(str(pin['domain']))}: {pin['from']} → {pin['to']}"
-        for pin in state["last_pins"]
+        f"{_clock(pin.at, '%H:%M:%S')} pinned vCPU {pin.vcpu} of {printable(pin.domain)}:"
+        f" {printable(pin.from_cpus)} → {printable(pin.to_cpus)}"
+        for pin in state.last_pins
     ]
-    headline = f"vcpusched is {health}: {state['status']}"
-    display.show(display.draw_status(headline, lines, host, loads_ppm))
-    return EXIT_OK if healthy else EXIT_DEGRADED
+    return lines
+
+
+def _clock(at_s: float, form: str) -> str:
+    return time.strftime(form, time.localtime(at_s))
 
 
 def _check_config(options: argparse.Namespace) -> int:
@@ -244,14 +255,18 @@ def _saved(name: str) -> tuple["Host", str]:
 
 def _present(settings: "Settings") -> tuple["Host", str]:
     """Give the host as the running daemon sees it, or sample one period."""
-    from vcpusched import report, snapshot
+    from vcpusched import report, rundir, snapshot
 
-    state = _live_state(quiet=True)
-    if state is not None and state.get("snapshot") and state.get("uri") == settings.uri:
-        host = snapshot.parse(json.dumps(state["snapshot"]))
-        return host, f"As the running daemon (process {state['pid']}) saw it in its last cycle"
+    try:
+        text = _live_state()
+        state = snapshot.parse_state(text) if text is not None else None
+        host = snapshot.saved_host(state) if state is not None else None
+    except (rundir.RunDirectoryError, snapshot.SnapshotError):
+        state = host = None  # `status` tells what is wrong with it; here it is only a shortcut
+    if state is not None and host is not None and state.uri == settings.uri:
+        return host, f"As the running daemon (process {state.pid}) saw it in its last cycle"
     host = _sampled(settings)
-    uri = report.printable(settings.uri)
+    uri = report.printable(settings.uri, 200)
     return host, f"Sampled {uri} for {settings.period:g} s; no daemon runs whose state to use"
 
 
@@ -288,21 +303,12 @@ def _end_at_once(status: int, line: str) -> NoReturn:
     os._exit(status)
 
 
-def _live_state(*, quiet: bool = False) -> dict[str, Any] | None:
-    """Give what the running daemon last wrote; None where none runs."""
+def _live_state() -> str | None:
+    """Give what the running daemon last wrote; None where none runs. Raises RunDirectoryError."""
     from vcpusched import rundir
 
     directory = rundir.locate()
-    try:
-        if not rundir.is_locked(directory):
-            return None
-        text = rundir.read_state(directory)
-        state = json.loads(text) if text is not None else None
-    except (rundir.RunDirectoryError, ValueError) as error:
-        if quiet:
-            return None
-        raise _Refusal(EXIT_DEGRADED, f"the daemon's state cannot be read: {error}") from None
-    return state if isinstance(state, dict) else None
+    return rundir.read_state(directory) if rundir.is_locked(directory) else None
 
 
 if __name__ == "__main__":

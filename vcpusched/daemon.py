@@ -141,18 +141,17 @@ class _Daemon:
         """Serve until there is an exit status."""
         journal.notify("READY=1")
         self._say.publish()
-        while self._exit_status is None:
+        while True:
             now_s = time.monotonic()
             self._take_outcomes(now_s)
-            if self._exit_status is not None:
-                break
-            self._begin_due(now_s)
             self._check_limits(now_s)
+            if self._exit_status is not None:
+                return self._exit_status
+            self._begin_due(now_s)
             self._ping(now_s)
             received = signal.sigtimedwait(_SERVED, max(0.0, self._next_due_s() - time.monotonic()))
             if received is not None:
                 self._handle(received.si_signo)
-        return self._exit_status
 
     def stop(self) -> bool:
         """Have no further pin made, and tell those under way; False when a thread is stuck."""
@@ -377,7 +376,7 @@ class _Daemon:
         self._say.publish()
 
     def _uri(self) -> str:
-        return report.printable(self._settings.uri)
+        return report.printable(self._settings.uri, 200)
 
     def _new_worker(self, number: int) -> Worker:
         main_thread, settings = self._main_thread, self._settings

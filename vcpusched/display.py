@@ -26,10 +26,13 @@ ROWS_MAX: Final = 64
 def show(*parts: RenderableType) -> None:
     """Print to standard output, as wide as the terminal; plain and unwrapped when piped."""
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    for part in parts:
-        console.print(part)
+    if console.is_terminal:
+        console.print(*parts, sep="\n")
+        return
+    wide = Console(highlight=False, width=200)
+    with wide.capture() as capture:
+        wide.print(*parts, sep="\n")
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def draw_host(host: Host, loads_ppm: Mapping[int, int], moved: Mapping[Any, CpuSet]) -> Table:

@@ -18,8 +18,8 @@ STATE_VERSION: Final = 1
 NAME_MAX: Final = 64
 """Longer guest names are cut in messages."""
 
-MESSAGE_ID_PIN: Final = "0c6a76c1d4b14a0e9f4d7c7f5c2e1b83"
-MESSAGE_ID_PLAN: Final = "b5f1f7a0a6d94c1f8f0b6f8e4f6b7a52"
+MESSAGE_ID_PIN: Final = "64672ee17c744ff39534af4c63f2e545"
+MESSAGE_ID_PLAN: Final = "1b7b454b11c7488faf18e12c14b291a1"
 
 
 class Priority(enum.IntEnum):

@@ -1,8 +1,8 @@
 """One cycle: sample, observe, plan, pin; returns a `Cycle` that says what happened.
 
 Rule: acts only through a `Hypervisor` and never reads a clock of its own or sleeps, so that it
-runs unchanged on a simulated host. All that it remembers between cycles is the last sample and how
-often in a row it wanted to act.
+runs unchanged on a simulated host. All that it remembers between cycles is the last sample, how
+often in a row it wanted to act, and a pin whose answer was lost with the connection.
 """
 
 from collections.abc import Callable, Mapping
@@ -77,6 +77,7 @@ class Scheduler:
         self._before: Sample | None = None
         self._confirmed = 0
         self._binding_floaters = False
+        self._in_doubt: tuple[int, Move] | None = None
 
     def cycle(
         self,
@@ -95,6 +96,7 @@ class Scheduler:
         host cannot be read; a connection lost later is told in the `Cycle`.
         """
         sample = hypervisor.sample()
+        self._clear_doubt(sample, on_pin)
         self._number += 1
         before, self._before = self._before, sample
         seen = Cycle(
@@ -128,8 +130,20 @@ class Scheduler:
         self._binding_floaters = found.binds_floaters
         return self._confirmed
 
-    @staticmethod
+    def _clear_doubt(self, sample: Sample, on_pin: Callable[[int, Move], None]) -> None:
+        """Tell of a pin whose answer was lost, if it was made after all."""
+        if self._in_doubt is None:
+            return
+        number, move = self._in_doubt
+        self._in_doubt = None
+        for domain in sample.domains:
+            for reading in domain.vcpus:
+                identity = (domain.uuid, reading.vcpu, reading.affinity)
+                if identity == (move.vcpu.uuid, move.vcpu.vcpu, move.to_cpus):
+                    on_pin(number, move)
+
     def _execute(
+        self,
         hypervisor: Hypervisor,
         seen: Cycle,
         found: Plan,
@@ -147,8 +161,8 @@ class Scheduler:
                 _check_definition(hypervisor, move, definitions)
                 hypervisor.pin(move.vcpu, move.to_cpus)
             except ConnectionLostError as error:
-                lost = str(error)
-                failures.append(Failure(move, lost))
+                # Whether libvirtd still made this pin shows in the next sample.
+                lost, self._in_doubt = str(error), (seen.number, move)
                 break
             except BusyError as error:
                 # The rest of the plan was made for a host on which this move works, and the next

@@ -1,11 +1,11 @@
-"""The host and the plan as JSON, version 1: what `snapshot` writes and `plan --from` reads.
+"""The host and the plan as JSON, version 1, and the daemon's state as `status` reads it back.
 
 Rule: text and values only. Loads are decimal pCPUs in the JSON and integers inside; keys that this
 version does not know are ignored, so that the format can grow.
 """
 
 import json
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -36,6 +36,9 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
+_Model = TypeVar("_Model", bound=_Entry)
+
+
 class _CpuEntry(_Entry):
     id: _CpuId
     node: int | None = None
@@ -62,20 +65,69 @@ class _Snapshot(_Entry):
     vcpus: list[_VcpuEntry]
 
 
+class PastPin(_Entry):
+    """A pin that the daemon made; `at` is seconds since the epoch."""
+
+    at: float = Field(ge=0, le=1e11)
+    domain: str
+    vcpu: int
+    from_cpus: str = Field(alias="from")
+    to_cpus: str = Field(alias="to")
+
+
+class SavedState(_Entry):
+    """What the daemon last wrote of itself; times are seconds since the epoch."""
+
+    version: Literal[1]
+    pid: int
+    started_at: float = Field(ge=0, le=1e11)
+    at: float = Field(ge=0, le=1e11)
+    uri: str
+    period: float
+    connected: bool
+    status: str
+    pins_failing: list[str]
+    last_pins: list[PastPin]
+    plan: dict[str, Any] | None = None
+    snapshot: dict[str, Any] | None = None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether libvirt is connected and no pin fails."""
+        return self.connected and not self.pins_failing
+
+
+def parse_state(text: str) -> SavedState:
+    """Read the daemon's state file. Raises SnapshotError."""
+    return _validated(SavedState, text, "state")
+
+
 def parse(text: str) -> Host:
     """Read a snapshot. Raises SnapshotError."""
+    return _host(_validated(_Snapshot, text, "snapshot"))
+
+
+def saved_host(state: SavedState) -> Host | None:
+    """Give the host in a state file, None before the first loads. Raises SnapshotError."""
+    return None if state.snapshot is None else parse(json.dumps(state.snapshot))
+
+
+def _validated(model: type[_Model], text: str, kind: str) -> _Model:
     try:
         raw = json.loads(text)
     except ValueError as error:
         raise SnapshotError(f"not JSON: {error}") from None
     except RecursionError:
-        raise SnapshotError("not a snapshot: nested too deeply") from None
+        raise SnapshotError(f"not a {kind}: nested too deeply") from None
     try:
-        snapshot = _Snapshot.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "snapshot"
+        where = ".".join(str(part) for part in first["loc"]) or kind
         raise SnapshotError(f"{where}: {first['msg'].lower()}") from None
+
+
+def _host(snapshot: _Snapshot) -> Host:
     cpus = [
         HostCpu(Cpu(entry.id, entry.node, entry.core, entry.cache), _ppm(entry.host_load))
         for entry in snapshot.cpus
