@@ -100,6 +100,25 @@ def test_each_pin_is_told_when_it_is_made() -> None:
     assert cycle.lost == "gone"
 
 
+@pytest.mark.parametrize("made", [True, False])
+def test_a_pin_whose_answer_was_lost_is_told_if_it_was_made(*, made: bool) -> None:
+    """The connection died in the first pin: whether it was made shows in the next sample."""
+    asked: list[str] = []
+
+    def lose_the_first(name: str) -> None:
+        asked.append(name)
+        if len(asked) == 1:
+            if made:
+                host.cpus[name] = CpuSet.of([1])
+            raise ConnectionLostError("gone")
+
+    host, scheduler = crowded(lose_the_first), Scheduler()
+    told: list[Move] = []
+    run(scheduler, host, 3)
+    scheduler.cycle(host, Rules(), on_pin=lambda _number, move: told.append(move))
+    assert [move.domain for move in told] == (asked[:1] if made else [])
+
+
 @pytest.mark.parametrize(
     ("error", "goes_on", "expected"),
     [

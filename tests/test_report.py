@@ -1,0 +1,137 @@
+"""What is said in the journal, the status line and the state file."""
+
+import dataclasses
+import json
+
+import pytest
+from hosts import host
+
+from vcpusched import report, snapshot
+from vcpusched.planner import Policy, plan
+from vcpusched.report import Priority, Service
+from vcpusched.scheduler import Cycle, Failure
+
+SERVICE = Service(
+    pid=1, started_at_s=0.0, uri="qemu:///system", period_s=3, threshold_ppm=100_000, connected=True
+)
+CROWDED = host([25, 25, 25, 25], [])
+FOUND = plan(CROWDED, Policy())
+ACTED = Cycle(
+    7, 4, host=CROWDED, plan=FOUND, confirmed=2, confirm=2, executed=True, pinned=FOUND.moves
+)
+
+
+def test_a_pin_has_the_fields_that_the_design_fixes() -> None:
+    """Loads with two decimals in pCPUs, FROM and TO as cpulists, a constant message ID."""
+    entry = report.pin_entry(7, FOUND.moves[0])
+    assert entry.priority is Priority.INFO
+    assert entry.message == (
+        "Pinned vCPU 0 of g0 (25 %) from pCPU 0 to pCPU 1: pCPU 0 was at 100 % and pCPU 1 at 0 %;"
+        " this makes them 75 % and 25 %"
+    )
+    assert entry.fields == {
+        "MESSAGE_ID": report.MESSAGE_ID_PIN,
+        "VCPUSCHED_DOMAIN": "g0",
+        "VCPUSCHED_DOMAIN_UUID": "0000",
+        "VCPUSCHED_VCPU": "0",
+        "VCPUSCHED_FROM": "0",
+        "VCPUSCHED_TO": "1",
+        "VCPUSCHED_LOAD": "0.25",
+        "VCPUSCHED_REASON": FOUND.moves[0].reason,
+        "VCPUSCHED_CYCLE": "7",
+    }
+
+
+def test_an_executed_plan_is_one_entry() -> None:
+    """With the gap before and as planned; nothing is said when nothing changed."""
+    entry = report.plan_entry(ACTED)
+    assert entry is not None
+    assert entry.fields == {
+        "MESSAGE_ID": report.MESSAGE_ID_PLAN,
+        "VCPUSCHED_GAP_BEFORE": "1.00",
+        "VCPUSCHED_GAP_AFTER": "0.00",
+        "VCPUSCHED_MOVES": "2",
+        "VCPUSCHED_CYCLE": "7",
+    }
+    assert report.plan_entry(dataclasses.replace(ACTED, pinned=())) is None
+    assert report.plan_entry(Cycle(1, 0)) is None
+    half = report.plan_entry(dataclasses.replace(ACTED, pinned=FOUND.moves[:1]))
+    assert half is not None
+    assert "1 of 2 pins planned" in half.message
+
+
+def test_a_dry_run_is_no_pin() -> None:
+    """Its entries carry no pin's message ID, so that no history counts them."""
+    entries = report.dry_run_entries(FOUND)
+    assert len(entries) == 2
+    assert all(entry.message.startswith("Dry run: would pin vCPU 0 of g") for entry in entries)
+    assert not any(entry.fields for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"connected": False}, "Waiting for libvirt at qemu:///system; "),
+        ({"connected": False, "trouble": "no socket"}, "Waiting for libvirt at qemu:///system: no"),
+        ({}, "Measuring the first period; 0 pins so far; 0 domains"),
+        ({"cycle": Cycle(1, 0)}, "No guests; 0 pins so far; 0 domains"),
+        ({"cycle": Cycle(1, 1)}, "Measuring the first period; 0 pins so far; 1 domain"),
+        (
+            {"cycle": dataclasses.replace(ACTED, executed=False, confirmed=1, pinned=())},
+            "Unbalanced in 1 of 2 periods, gap 100 points (threshold 10); 0 pins so far; 4 domains",
+        ),
+        ({"cycle": ACTED, "pins": 2}, "Rebalanced, gap 0 points (threshold 10); 2 pins so far; "),
+        (
+            {"cycle": dataclasses.replace(ACTED, dry_run=True, pinned=()), "dry_run": True},
+            "Dry run. Unbalanced, gap 100 points (threshold 10); ",
+        ),
+        (
+            {"cycle": Cycle(3, 1, host=CROWDED, plan=plan(host([90], []), Policy()))},
+            "Unbalanced at rest (no move pays), gap 90 points (threshold 10); ",
+        ),
+        (
+            {"cycle": Cycle(3, 2, host=CROWDED, plan=plan(host([9], [8]), Policy()))},
+            "Balanced, gap 1 point (threshold 10); ",
+        ),
+        ({"pins_failing": ("x",), "cycle": Cycle(1, 1)}, "Measuring the first period; 0 pins so"),
+    ],
+)
+def test_the_status_line(changes: dict[str, object], line: str) -> None:
+    """One readable line with gap, pins so far and domains."""
+    said = report.status_line(dataclasses.replace(SERVICE, **changes))  # type: ignore[arg-type]
+    assert (said + "; ").startswith(line), said
+    assert "\n" not in said
+
+
+def test_hostile_names_cannot_forge_a_line() -> None:
+    """Control characters are shown as "?", and a name of 10 kB is cut; fields keep the name."""
+    evil = "web\nPRIORITY=0\x1b[2J" + "x" * 10_000
+    move = dataclasses.replace(FOUND.moves[0], domain=evil)
+    for entry in (
+        report.pin_entry(1, move),
+        report.failure_entry(Failure(move, "no\nway")),
+        report.unread_entry(evil, "no\nway"),
+    ):
+        assert entry.message.isprintable()
+        assert len(entry.message) < 500
+        assert entry.fields["VCPUSCHED_DOMAIN"] == evil
+
+
+def test_failures_are_warnings_only_where_somebody_can_act() -> None:
+    """A guest that ended is no news; a refused pin is."""
+    move = FOUND.moves[0]
+    assert report.failure_entry(Failure(move, "gone", expected=True)).priority is Priority.DEBUG
+    assert report.failure_entry(Failure(move, "refused")).priority is Priority.WARNING
+
+
+def test_the_state_file_can_be_read_back() -> None:
+    """What the daemon writes is what `status` and `plan` read."""
+    service = dataclasses.replace(
+        SERVICE, cycle=ACTED, pins=2, last_pins=(report.PastPin(5.0, FOUND.moves[0]),)
+    )
+    text = json.dumps(report.state_as_json(service, 12.5))
+    state = snapshot.parse_state(text)
+    assert (state.at, state.is_healthy, state.last_pins[0].to_cpus) == (12.5, True, "1")
+    read = snapshot.saved_host(state)
+    assert read is not None
+    assert plan(read, Policy()) == FOUND

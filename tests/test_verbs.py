@@ -1,0 +1,234 @@
+"""The verbs that need no libvirt: plan and its formats, status, usage."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hosts import host
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from program import environment, vcpusched
+
+import vcpusched as package
+from vcpusched import rundir, snapshot
+from vcpusched.planner import Policy, plan
+
+CROWDED = {
+    "version": 1,
+    "cpus": [{"id": 0, "node": 0, "core": 0, "cache": 0, "host_load": 0.03}, {"id": 1}],
+    "vcpus": [
+        {"domain": "web1", "vcpu": 0, "load": 0.53, "cpus": "0", "allowed": "0-1"},
+        {"domain": "web2", "vcpu": 0, "load": 0.5, "cpus": "0", "colour": "ignored"},
+    ],
+}
+
+ONE = '{"version": 1, "cpus": [{"id": 0}], "vcpus": [{"domain": "a", "vcpu": 0, %s}]}'
+
+
+def test_plan_from_standard_input_as_json() -> None:
+    """The format that the design fixes, from a snapshot with optional and unknown keys."""
+    done = vcpusched("plan", "--from", "-", "--json", stdin=json.dumps(CROWDED))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == {
+        "version": 1,
+        "balanced": False,
+        "stop": "balanced",
+        "gap_before": 1.06,
+        "gap_after": 0.0,
+        "moves": [
+            {
+                "domain": "web1",
+                "vcpu": 0,
+                "from": "0",
+                "to": "1",
+                "load": 0.53,
+                "reason": found["moves"][0]["reason"],
+            }
+        ],
+    }
+    assert "pCPU 0 was at 106 %" in found["moves"][0]["reason"]
+
+
+def test_plan_for_a_person(tmp_path: Path) -> None:
+    """Says whose host it is, draws it before and after, and gives each move its reason."""
+    file = tmp_path / "host.json"
+    file.write_text(json.dumps(CROWDED))
+    done = vcpusched("plan", "--from", str(file))
+    assert done.returncode == 0
+    assert f"As saved in {file}" in done.stdout
+    assert "1. vCPU 0 of web1 from pCPU 0 to pCPU 1: pCPU 0 was at 106 %" in done.stdout
+    assert "the gap goes from 106 points to 0 points (threshold 10)" in done.stdout
+    assert "\x1b" not in done.stdout  # plain when piped
+
+
+def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:
+    """With both bindings impossible to import it works the same."""
+    code = (
+        "import sys; sys.modules['libvirt'] = sys.modules['systemd'] = None;"
+        "from vcpusched.cli import main; sys.exit(main(['plan', '--from', '-', '--json']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(CROWDED),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["moves"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "not JSON: "),
+        ("[" * 100_000, "not "),
+        ("[]", "snapshot: "),
+        ('{"version": 2, "cpus": [{"id": 0}], "vcpus": []}', "version: input should be 1"),
+        ('{"version": 1, "cpus": [], "vcpus": []}', "cpus: "),
+        ('{"version": 1, "cpus": [{"id": -1}], "vcpus": []}', "cpus.0.id: "),
+        ('{"version": 1, "cpus": [{"id": 99999999}], "vcpus": []}', "cpus.0.id: "),
+        ('{"version": 1, "cpus": [{"id": 0}, {"id": 0}], "vcpus": []}', "cpus: a pCPU is listed"),
+        (ONE % '"load": NaN, "cpus": "0"', "vcpus.0.load: "),
+        (ONE % '"load": 1, "cpus": "x"', "vcpus.0: 'x' is no list of pCPUs"),
+        (ONE % '"load": 1, "cpus": ""', "vcpus.0: cpus: must name at least one pCPU"),
+    ],
+)
+def test_a_bad_snapshot_is_one_line(text: str, line: str) -> None:
+    """Where and why, exit status 65, no traceback."""
+    done = vcpusched("plan", "--from", "-", stdin=text)
+    assert done.returncode == 65, done.stderr
+    assert done.stderr.startswith(f"vcpusched: standard input: {line}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_missing_snapshot() -> None:
+    """A named file that is not there is told as such."""
+    done = vcpusched("plan", "--from", "/nonexistent/host.json")
+    assert (done.returncode, done.stderr) == (
+        65,
+        "vcpusched: /nonexistent/host.json: cannot be read: No such file or directory\n",
+    )
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["version", "cpus", "vcpus", "id", "domain", "vcpu", "load", "on"])
+            | st.text(max_size=3),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(json_values | st.builds(lambda value: {**CROWDED, "vcpus": value}, json_values))
+def test_any_json_is_read_or_refused(value: object) -> None:
+    """Nothing but a SnapshotError comes of whatever is fed in."""
+    refusal = ""
+    try:
+        plan(snapshot.parse(json.dumps(value)), Policy())
+    except snapshot.SnapshotError as error:
+        refusal = str(error)
+    assert "\n" not in refusal
+
+
+def test_a_snapshot_says_all_that_the_planner_needs() -> None:
+    """Written and read back, a host gets the same plan."""
+    for drawn in (
+        host([25, 25, 25, 25], []),
+        host([30, 20], [10], [], floating=True),
+        host([60, 10], [5], allowed="0"),
+    ):
+        again = snapshot.parse(json.dumps(snapshot.host_as_json(drawn)))
+        assert snapshot.host_as_json(again) == snapshot.host_as_json(drawn)
+        assert plan(again, Policy()) == plan(drawn, Policy())
+
+
+def test_hostile_names_stay_text() -> None:
+    """A guest's name cannot put an escape sequence or a line of its own on the terminal."""
+    evil = json.loads(json.dumps(CROWDED))
+    evil["vcpus"][0]["domain"] = "\x1b[31mred\x1b]0;t\x07\nvcpusched: forged [bold]x[/bold]"
+    done = vcpusched("plan", "--from", "-", stdin=json.dumps(evil))
+    assert done.returncode == 0
+    assert not set(done.stdout) & {"\x1b", "\x07"}
+    assert "?[31mred?]0;t??vcpusched: forged [bold]x[/bold]" in done.stdout
+    assert not [line for line in done.stdout.splitlines() if line.startswith("vcpusched: forged")]
+
+
+def test_status_where_nothing_runs(tmp_path: Path) -> None:
+    """Exit status 3, in words and as JSON."""
+    done = vcpusched("status", RUNTIME_DIRECTORY=str(tmp_path))
+    assert done.returncode == 3
+    assert "not running" in done.stdout
+    done = vcpusched("status", "--json", RUNTIME_DIRECTORY=str(tmp_path))
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["health"] == "not running"
+
+
+def test_status_of_a_damaged_state_file(tmp_path: Path) -> None:
+    """A truncated, foreign or empty state is one line, not a traceback."""
+    with rundir.locked(tmp_path):
+        for text in ("", "{", "[]", "{}", '{"version": 1, "snapshot": 5}', '{"at": "x"}'):
+            (tmp_path / rundir.STATE).write_text(text)
+            done = vcpusched("status", RUNTIME_DIRECTORY=str(tmp_path))
+            assert done.returncode == 1, (text, done)
+            assert len(done.stderr.splitlines()) == 1, (text, done.stderr)
+
+
+def test_the_lock_is_for_one(tmp_path: Path) -> None:
+    """A second holder is told who the first is; a look from outside takes nothing away."""
+    assert not rundir.is_locked(tmp_path)
+    with rundir.locked(tmp_path):
+        assert rundir.is_locked(tmp_path)
+        with (
+            pytest.raises(rundir.AlreadyRunningError, match=f"process {os.getpid()}"),
+            rundir.locked(tmp_path),
+        ):
+            pass
+    assert not rundir.is_locked(tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Where it cannot be written, the old one stays and nothing is left beside it."""
+    target = tmp_path / "state"
+    rundir.replace_file(target, "old")
+    with pytest.raises(UnicodeEncodeError):
+        rundir.replace_file(target, "new \ud800")
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_version_and_help() -> None:
+    """The version is the package's, and every verb stands in the help."""
+    assert vcpusched("--version").stdout == f"vcpusched {package.__version__}\n"
+    text = vcpusched("--help").stdout
+    for verb in ("run", "plan", "snapshot", "status", "check-config"):
+        assert f"\n    {verb}" in text
+
+
+def test_libvirt_that_is_not_there(tmp_path: Path) -> None:
+    """One-shot verbs say so in one line, with exit status 69."""
+    uri = f"qemu:///system?socket={tmp_path}/none"
+    for verb in ("plan", "snapshot"):
+        done = vcpusched(verb, "--uri", uri, RUNTIME_DIRECTORY=str(tmp_path))
+        assert done.returncode == 69, done
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_run_directory_that_cannot_be_made() -> None:
+    """One line that says what to do, exit status 77."""
+    done = vcpusched("run", RUNTIME_DIRECTORY="/proc/vcpusched")
+    assert done.returncode == 77
+    assert len(done.stderr.splitlines()) == 1
+    assert "RUNTIME_DIRECTORY" in done.stderr
