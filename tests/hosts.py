@@ -14,6 +14,7 @@ from vcpusched.model import (
     HostCpu,
     Sample,
     Topology,
+    Unread,
     Vcpu,
     VcpuId,
     VcpuReading,
@@ -102,6 +103,8 @@ class MemoryHost:
         self.now_ns = SECOND_NS
         self.pins: list[tuple[str, str]] = []
         self.sample_error: HypervisorError | None = None
+        self.unread: set[str] = set()
+        self.took_ns = 1000
         self._on_pin = on_pin
 
     def pass_time(self, seconds: float = 1.0) -> None:
@@ -109,6 +112,12 @@ class MemoryHost:
         self.now_ns += round(seconds * SECOND_NS)
         for name, want in self.wants.items():
             self.run_ns[name] += round(want * seconds * SECOND_NS)
+
+    def add(self, name: str, want: float, cpus: str) -> None:
+        """Start another guest."""
+        self.wants[name], self.cpus[name] = want, CpuSet.parse(cpus)
+        self.definitions[name], self.run_ns[name] = self.online, 0
+        self.domain_ids[name] = max(self.domain_ids.values()) + 1
 
     def restart(self, name: str) -> None:
         """Start a guest anew under its old name and UUID; its counter begins at 0."""
@@ -121,7 +130,8 @@ class MemoryHost:
             raise self.sample_error
         return Sample(
             topology=Topology(tuple(Cpu(cpu) for cpu in self.online)),
-            domains=tuple(self._read(name) for name in self.wants),
+            domains=tuple(self._read(name) for name in self.wants if name not in self.unread),
+            unread={DomainUuid(name): Unread(name, "does not answer") for name in self.unread},
         )
 
     def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:
@@ -142,7 +152,7 @@ class MemoryHost:
             domain_id=self.domain_ids[name],
             name=name,
             at_ns=self.now_ns,
-            took_ns=1000,
+            took_ns=self.took_ns,
             vcpus=(
                 VcpuReading(0, self.run_ns[name], self.cpus[name], next(iter(self.cpus[name]))),
             ),

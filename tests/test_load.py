@@ -14,6 +14,7 @@ from vcpusched.model import (
     DomainUuid,
     Sample,
     Topology,
+    Unread,
     VcpuReading,
 )
 
@@ -77,8 +78,27 @@ def test_added_and_removed_vcpus() -> None:
 
 def test_a_reading_that_took_too_long_is_not_used() -> None:
     """When in 0.5 of 3 s the counter was read is unknown: 17 points of error are too many."""
-    slow = reading(13, 6.4, took_ns=SECOND_NS // 2)
-    assert loads(sample(reading(10, 5.0)), sample(slow)) == {}
+    before, slow = sample(reading(10, 5.0)), sample(reading(13, 6.4, took_ns=SECOND_NS // 2))
+    assert loads(before, slow) == {}
+    # A load that was known is kept: 0 would look like room for others.
+    known = observe(sample(reading(7, 4.1)), before)
+    assert observe(before, slow, known).vcpus[0].load_ppm == 300_000
+
+
+def test_a_domain_that_cannot_be_read_stays_as_it_was() -> None:
+    """Its vCPUs keep their last load and must not be moved; they are gone when it ended."""
+    known = observe(sample(reading(7, 4.1)), sample(reading(10, 5.0)))
+    unread = dataclasses.replace(sample(), unread={DomainUuid("u"): Unread("web", "why")})
+    (vcpu,) = observe(sample(reading(10, 5.0)), unread, known).vcpus
+    assert (vcpu.load_ppm, vcpu.fixed) == (300_000, True)
+    assert observe(sample(reading(10, 5.0)), sample(), known).vcpus == ()
+
+
+def test_bound_vcpus_of_unknown_load_are_counted() -> None:
+    """One that is bound to a pCPU may fill it, for all that is known; a floating one may not."""
+    bound = reading(13, 0.1, affinity=CpuSet.of([2]))
+    assert observe(sample(), sample(bound)).unknown == 1
+    assert observe(sample(), sample(reading(13, 0.1))).unknown == 0
 
 
 @given(st.integers(0, 10**15), st.integers(0, 10**12), st.integers(1, 10**12))
@@ -98,7 +118,7 @@ def observed(affinity: str, definition: str) -> tuple[bool, str]:
         sample(reading(at, at / 2, affinity=CpuSet.parse(affinity), allowed=allowed))
         for at in (10, 12)
     ]
-    vcpu = observe(*pair).vcpus[0]
+    vcpu = observe(pair[0], pair[1]).vcpus[0]
     return vcpu.fixed, str(vcpu.allowed)
 
 
@@ -124,5 +144,5 @@ def test_more_than_64_pcpus() -> None:
         )
         for at in (10, 12)
     ]
-    vcpu = observe(*pair).vcpus[0]
+    vcpu = observe(pair[0], pair[1]).vcpus[0]
     assert (str(vcpu.cpus), str(vcpu.allowed)) == ("300", "0-63,128-511")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from program import vcpusched
 
-from vcpusched import __version__, cli
+from vcpusched import __version__, exits
 from vcpusched.config import Settings
 from vcpusched.report import MESSAGE_ID_PIN, MESSAGE_ID_PLAN
 
@@ -48,7 +48,7 @@ def test_the_unit_is_hardened(tmp_path: Path) -> None:
 def test_the_unit_and_the_code_agree() -> None:
     """No restart for mistakes that do not mend themselves; ordering only, after both libvirts."""
     unit = (PACKAGING / "vcpusched.service").read_text()
-    assert f"RestartPreventExitStatus={cli.EXIT_USAGE} {cli.EXIT_BAD_CONFIGURATION}\n" in unit
+    assert f"RestartPreventExitStatus={exits.USAGE} {exits.BAD_CONFIGURATION}\n" in unit
     for name in ("libvirtd.socket", "virtqemud.socket", "libvirtd.service", "virtqemud.service"):
         assert re.search(rf"^After=.*\b{name}\b", unit, re.MULTILINE)
     assert not re.search(r"^(Requires|BindsTo|PartOf|Wants)=", unit, re.MULTILINE)
@@ -88,7 +88,7 @@ def test_the_man_pages_tell_of_everything() -> None:
         assert f".B {verb}\n" in manual
         for option in re.findall(r"(--[a-z-]+)", vcpusched(verb, "--help").stdout):
             assert option == "--help" or option in manual, (verb, option)
-    statuses = {value for name, value in vars(cli).items() if name.startswith("EXIT_")}
+    statuses = {value for name, value in vars(exits).items() if name.isupper()}
     assert set(map(int, re.findall(r"^\.B (\d+)$", manual, re.MULTILINE))) == statuses
     assert MESSAGE_ID_PIN in manual
     assert MESSAGE_ID_PLAN in manual

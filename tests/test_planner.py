@@ -154,6 +154,31 @@ def test_floaters_are_poured_to_judge_balance() -> None:
     assert found.gap_after_ppm == 0
 
 
+def test_water_gives_way_to_a_vcpu_that_moves() -> None:
+    """[50 50] [] [] [] and three floaters of 80: 100 80 80 80 becomes 85 on each."""
+    drawn = host([50, 50], [], [], [])
+    anywhere = CpuSet.of(range(4))
+    floaters = tuple(
+        Vcpu(VcpuId(DomainUuid(f"f{n}"), 1, 0), f"f{n}", 800_000, anywhere, anywhere, n)
+        for n in (1, 2, 3)
+    )
+    found = plan(dataclasses.replace(drawn, vcpus=(*drawn.vcpus, *floaters)), KERNEL)
+    assert len(found.moves) == 1
+    assert (found.gap_before_ppm, found.gap_after_ppm) == (200_000, 0)
+
+
+def test_water_is_level_where_masks_overlap() -> None:
+    """[10 50] [] [] with floaters of 100 on pCPUs 1-2 and 100 on 0-1: 87 on each, so balanced."""
+    drawn = host([10, 50], [], [])
+    floaters = tuple(
+        Vcpu(VcpuId(DomainUuid(f"f{mask}"), 1, 0), "f", 1_000_000, CpuSet.parse(mask), may, 1)
+        for mask, may in (("1-2", CpuSet.parse("1-2")), ("0-1", CpuSet.parse("0-1")))
+    )
+    found = plan(dataclasses.replace(drawn, vcpus=(*drawn.vcpus, *floaters)), KERNEL)
+    assert found.balanced
+    assert found.gap_before_ppm < 10_000
+
+
 def test_a_pool_keeps_its_width() -> None:
     """Two floaters of 25 on pCPU 0 whose mask is a pool: they are not narrowed."""
     assert plan(fix(host([25, 25], [], floating=True), "g0", "g1"), POLICY).moves == ()
@@ -204,12 +229,19 @@ def random_host(seed: int) -> Host:
     chance = random.Random(seed)
     count = chance.choice([1, 2, 3, 4, 8, 12])
     drawn = host(
-        *([chance.randint(0, 70) for _ in range(chance.randint(0, 5))] for _ in range(count)),
-        floating=chance.random() < 0.2,
+        *([chance.randint(0, 70) for _ in range(chance.randint(0, 5))] for _ in range(count))
     )
+    floating = chance.choice([0.0, 0.0, 0.3, 1.0])
     return dataclasses.replace(
         drawn,
-        vcpus=tuple(dataclasses.replace(vcpu, fixed=chance.random() < 0.1) for vcpu in drawn.vcpus),
+        vcpus=tuple(
+            dataclasses.replace(
+                vcpu,
+                fixed=chance.random() < 0.1,
+                cpus=vcpu.allowed if chance.random() < floating else vcpu.cpus,
+            )
+            for vcpu in drawn.vcpus
+        ),
     )
 
 
@@ -232,12 +264,17 @@ def check_properties(drawn: Host, policy: Policy) -> None:
     assert later < before or not found.moves
     if found.balanced:
         assert not found.moves
+    again = plan(after(drawn, found), policy)
     if found.binds_floaters:
         assert found.stop is Stop.BALANCED
         loads = dict(found.loads_after_ppm)
         assert all(loads[next(iter(move.to_cpus))] < SATURATION_PPM for move in found.moves)
+        assert all(not vcpus[move.vcpu].is_bound for move in found.moves)
     else:
-        assert plan(after(drawn, found), policy).moves == ()
+        assert again.moves == () or again.binds_floaters
+    # Carried out once more, too, the floaters bound this time are not bound again.
+    once = {move.vcpu for move in found.moves if len(move.from_cpus) > 1}
+    assert not once & {move.vcpu for move in again.moves if again.binds_floaters}
 
 
 @settings(max_examples=300, deadline=None)

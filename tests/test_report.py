@@ -93,7 +93,15 @@ def test_a_dry_run_is_no_pin() -> None:
             {"cycle": Cycle(3, 2, host=CROWDED, plan=plan(host([9], [8]), Policy()))},
             "Balanced, gap 1 point (threshold 10); ",
         ),
-        ({"pins_failing": ("x",), "cycle": Cycle(1, 1)}, "Measuring the first period; 0 pins so"),
+        (
+            {"pins_failing": ("x",), "cycle": Cycle(1, 1)},
+            "Measuring the first period; 0 pins so far, 1 failing; 1 domain",
+        ),
+        ({"trouble": "no\nway", "cycle": ACTED}, "Cannot read the host: no?way"),
+        (
+            {"cycle": dataclasses.replace(ACTED, pinned=())},
+            "Unbalanced, gap 100 points (threshold 10); ",
+        ),
     ],
 )
 def test_the_status_line(changes: dict[str, object], line: str) -> None:

@@ -1,9 +1,10 @@
 """One cycle after another on a host in memory: when it acts, and what it does when acting fails."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
-from hosts import MemoryHost
+from hosts import SECOND_NS, MemoryHost
 
 from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import CpuSet
@@ -47,8 +48,7 @@ def test_then_rests() -> None:
 def test_one_odd_sample_moves_nothing() -> None:
     """A guest busy in every third period only is never confirmed in two consecutive ones."""
     host, scheduler = MemoryHost(2, {"a": 0.3, "b": 0.3}, {"a": "0", "b": "1"}), Scheduler()
-    host.wants["c"], host.cpus["c"] = 0.0, CpuSet.of([0])
-    host.definitions["c"], host.domain_ids["c"], host.run_ns["c"] = host.online, 3, 0
+    host.add("c", 0.0, "0")
     for period in range(60):
         host.wants["c"] = 0.6 if period % 3 == 0 else 0.0
         host.wants["b"] = 0.3
@@ -142,6 +142,52 @@ def test_a_pin_that_fails(error: HypervisorError, *, goes_on: bool, expected: bo
     assert [failure.expected for failure in cycle.failures] == [expected]
     run(scheduler, host, 4)
     assert len(host.pins) == 2
+
+
+def test_a_guest_that_refuses_is_left_alone_for_a_while() -> None:
+    """The others are balanced without it; it is asked again ever more seldom."""
+    asked: list[int] = []
+
+    def refuse_one(name: str) -> None:
+        if name == "g0":
+            asked.append(host.now_ns // SECOND_NS)
+            raise BusyError("being migrated for an hour")
+
+    host, scheduler = crowded(refuse_one), Scheduler()
+    host.wants["g0"] = 0.5  # the best one to move
+    run(scheduler, host, 200)
+    assert len(host.pins) >= 1
+    assert 1 <= len(asked) <= 5
+    gaps = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert gaps == sorted(gaps)
+    assert all(gap >= 10 for gap in gaps)
+
+
+def test_what_cannot_be_read_is_no_room() -> None:
+    """[90] [40 40], balanced: the 90 is slow to read, or not at all, for three cycles; no pin."""
+    wants = {"big": 0.9, "a": 0.4, "b": 0.4}
+    for hide in ("unread", "slow"):
+        host, scheduler = MemoryHost(2, wants, {"big": "0", "a": "1", "b": "1"}), Scheduler()
+        run(scheduler, host, 3)
+        if hide == "unread":
+            host.unread = {"big"}
+        else:
+            host.took_ns = 150_000_000
+        run(scheduler, host, 3)
+        host.unread, host.took_ns = set(), 1000
+        run(scheduler, host, 5)
+        assert host.pins == []
+
+
+def test_nothing_is_moved_beside_a_guest_just_started() -> None:
+    """A guest bound to the freest pCPU appears as the plan is confirmed: its load is not 0."""
+    host, scheduler = crowded(), Scheduler()
+    run(scheduler, host, 2)
+    host.add("new", 0.9, "1")
+    assert not run(scheduler, host, 1).executed
+    run(scheduler, host, 6)
+    assert len(host.pins) <= 2
+    assert all(name != "new" for name, _ in host.pins)
 
 
 def test_an_edited_definition_is_obeyed_before_the_move() -> None:

@@ -5,6 +5,7 @@ nothing.
 """
 
 import time
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -28,7 +29,7 @@ class Announcer:
         self._log = log
         self._directory = directory
         self._level = Priority[level.upper()]
-        self._told: set[str] = set()
+        self._told: set[Hashable] = set()
         self._last_dry_run: frozenset[tuple[object, str]] = frozenset()
         self._status = ""
 
@@ -37,12 +38,12 @@ class Announcer:
         if entry.priority <= self._level:
             self._log.write(entry)
 
-    def once(self, entry: Entry) -> None:
-        """Put out an entry that may come up again in every cycle."""
-        if entry.message not in self._told:
+    def once(self, cause: Hashable, entry: Entry) -> None:
+        """Put out an entry whose cause may come up again in every cycle, with other figures."""
+        if cause not in self._told:
             if len(self._told) >= TOLD_MAX:
                 self._told.clear()
-            self._told.add(entry.message)
+            self._told.add(cause)
             self.write(entry)
 
     def use(self, settings: Settings) -> None:
@@ -56,6 +57,7 @@ class Announcer:
     def pinned(self, outcome: Pinned) -> None:
         """Tell of a pin at once when it is made."""
         self.write(report.pin_entry(outcome.number, outcome.move))
+        self._told = {cause for cause in self._told if _subject_of(cause) != outcome.move.vcpu.uuid}
         past = PastPin(time.time(), outcome.move)
         self.service = replace(
             self.service,
@@ -80,10 +82,11 @@ class Announcer:
     def cycled(self, cycle: Cycle) -> None:
         """Tell what a cycle did and what went wrong in it."""
         self.plan_done(cycle)
-        for domain, why in cycle.unread:
-            self.once(report.unread_entry(domain, why))
+        for unread in cycle.unread:
+            self.once(("unread", unread.name), report.unread_entry(unread.name, unread.why))
         for failure in cycle.failures:
-            self.once(report.failure_entry(failure))
+            cause = ("pin", failure.move.vcpu.uuid, failure.kind)
+            self.once(cause, report.failure_entry(failure))
         failing = tuple(
             f"vCPU {failure.move.vcpu.vcpu} of {failure.move.domain}: {failure.why}"
             for failure in cycle.failures
@@ -91,7 +94,9 @@ class Announcer:
         )
         if not cycle.executed and cycle.plan is not None and cycle.plan.moves:
             failing = self.service.pins_failing  # until the next attempt nothing new is known
-        self.service = replace(self.service, cycle=cycle, pins_failing=failing)
+        self.service = replace(
+            self.service, connected=True, trouble=None, cycle=cycle, pins_failing=failing
+        )
         self.publish()
 
     def publish(self) -> None:
@@ -103,12 +108,12 @@ class Announcer:
         try:
             rundir.write_state(self._directory, report.state_as_json(self.service, time.time()))
         except OSError as error:
-            self.once(
-                Entry(
-                    Priority.WARNING,
-                    f"Could not write the state file, so `status` is out of date: {error}",
-                )
-            )
+            text = f"Could not write the state file, so `status` is out of date: {error}"
+            self.once("state file", Entry(Priority.WARNING, text))
+
+
+def _subject_of(cause: Hashable) -> object:
+    return cause[1] if isinstance(cause, tuple) else None
 
 
 def with_settings(service: Service, settings: Settings) -> Service:

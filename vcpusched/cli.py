@@ -5,6 +5,7 @@ imported where it is used, so that `--help` is quick and `plan --from` needs no 
 """
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -14,22 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from vcpusched import __version__
+from vcpusched import __version__, exits
 
 if TYPE_CHECKING:
     from vcpusched.config import Effective, Settings
     from vcpusched.model import Host
     from vcpusched.snapshot import SavedState
-
-EXIT_OK: Final = 0
-EXIT_FAILURE: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_DEGRADED: Final = 1
-EXIT_NOT_RUNNING: Final = 3
-EXIT_BAD_INPUT: Final = 65
-EXIT_UNAVAILABLE: Final = 69
-EXIT_NOT_PERMITTED: Final = 77
-EXIT_BAD_CONFIGURATION: Final = 78
 
 ONE_SHOT_PATIENCE_S: Final = 10.0
 """How long a one-shot verb waits for libvirt beyond the period that it samples."""
@@ -47,17 +38,23 @@ class _Refusal(Exception):  # noqa: N818  it is an answer, not a fault
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; gives the exit status."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or pipe of another encoding shows "?" where it lacks a letter.
+        sys.stdout.reconfigure(errors="replace")
     try:
         status: int = options.verb(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except _Refusal as refusal:
         for line in refusal.lines:
             print(f"vcpusched: {line}", file=sys.stderr)
         return refusal.status
     except BrokenPipeError:
+        if options.verb is _run:
+            raise
         # Whoever read our output has seen enough; nothing may be flushed into the pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+        return exits.OK
     return status
 
 
@@ -118,29 +115,34 @@ def _settings(options: argparse.Namespace) -> "Effective":
     try:
         return config.load(options.config, _flags(options))
     except config.ConfigError as error:
-        status = EXIT_USAGE if error.on_command_line else EXIT_BAD_CONFIGURATION
+        status = exits.USAGE if error.on_command_line else exits.BAD_CONFIGURATION
         raise _Refusal(status, *error.lines) from None
 
 
 def _run(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
     from vcpusched import config, daemon, journal, rundir
-    from vcpusched.libvirt_host import LibvirtHost
+    from vcpusched.libvirt_host import FirstSeen, LibvirtHost
+
+    first_seen: FirstSeen = {}
+
+    def open_session(uri: str, read_only: bool) -> LibvirtHost:  # noqa: FBT001  as Orders has it
+        return LibvirtHost.open(uri, read_only=read_only, first_seen=first_seen)
 
     orders = daemon.Orders(
         settings=settings,
         reload=lambda: config.load(options.config, _flags(options)).settings,
-        open_session=lambda uri, read_only: LibvirtHost.open(uri, read_only=read_only),
+        open_session=open_session,
         directory=rundir.locate(),
         once=options.once,
     )
     try:
         return daemon.serve(orders, journal.choose_log())
     except rundir.AlreadyRunningError as error:
-        raise _Refusal(EXIT_FAILURE, str(error)) from None
+        raise _Refusal(exits.FAILURE, str(error)) from None
     except rundir.RunDirectoryError as error:
         hint = "run it as root, or name a directory of your own in RUNTIME_DIRECTORY"
-        raise _Refusal(EXIT_NOT_PERMITTED, f"{error}; {hint}") from None
+        raise _Refusal(exits.NOT_PERMITTED, f"{error}; {hint}") from None
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -156,16 +158,16 @@ def _plan(options: argparse.Namespace) -> int:
     if options.json:
         print(f"vcpusched: {source}", file=sys.stderr)
         print(json.dumps(snapshot.plan_as_json(plan), indent=2, ensure_ascii=False))
-        return EXIT_OK
+        return exits.OK
     from vcpusched import display
 
     display.show(display.draw_plan(host, plan, policy.balance_threshold_ppm, source))
-    return EXIT_OK
+    return exits.OK
 
 
 def _snapshot(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import rundir, snapshot
+    from vcpusched import snapshot
 
     host, source = _present(settings)
     text = json.dumps(snapshot.host_as_json(host), indent=1, ensure_ascii=False)
@@ -173,43 +175,43 @@ def _snapshot(options: argparse.Namespace) -> int:
         print(text)
     else:
         try:
-            rundir.replace_file(Path(options.output), text + "\n")
+            # Written, not replaced: it may be a device or a link, and is not ours.
+            Path(options.output).write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             message = f"{options.output}: cannot be written: {error.strerror}"
-            raise _Refusal(EXIT_FAILURE, message) from None
+            raise _Refusal(exits.FAILURE, message) from None
     print(f"vcpusched: {source}", file=sys.stderr)
-    return EXIT_OK
+    return exits.OK
 
 
 def _status(options: argparse.Namespace) -> int:
-    from vcpusched import display, planner, rundir, snapshot
+    from vcpusched import display, rundir, snapshot
+    from vcpusched.model import PPM
 
     try:
         text = _live_state()
         state = snapshot.parse_state(text) if text is not None else None
         host = snapshot.saved_host(state) if state is not None else None
     except (rundir.RunDirectoryError, snapshot.SnapshotError) as error:
-        raise _Refusal(EXIT_DEGRADED, f"the daemon's state cannot be read: {error}") from None
+        raise _Refusal(exits.DEGRADED, f"the daemon's state cannot be read: {error}") from None
     if state is None or text is None:
         if options.json:
             print(json.dumps({"version": 1, "health": "not running"}))
         else:
             print(f"vcpusched is not running on this host ({rundir.locate()}).")
-        return EXIT_NOT_RUNNING
+        return exits.NOT_RUNNING
     health = "healthy" if state.is_healthy else "degraded"
     if options.json:
         print(json.dumps({"health": health, **json.loads(text)}, indent=2, ensure_ascii=False))
     else:
-        loads_ppm = {}
-        if host is not None:
-            loads_ppm = dict(planner.plan(host, planner.Policy()).loads_before_ppm)
+        loads_ppm = {int(cpu): round(load * PPM) for cpu, load in state.loads.items()}
         headline = f"vcpusched is {health}: {state.status}"
         display.show(display.draw_status(headline, _status_lines(state), host, loads_ppm))
-    return EXIT_OK if state.is_healthy else EXIT_DEGRADED
+    return exits.OK if state.is_healthy else exits.DEGRADED
 
 
 def _status_lines(state: "SavedState") -> list[str]:
-    from vcpusched.report import printable
+    from vcpusched.text import printable
 
     age_s = max(0.0, time.time() - state.at)
     process = f"process {state.pid} since {_clock(state.started_at, '%Y-%m-%d %H:%M:%S')}"
@@ -235,7 +237,7 @@ def _check_config(options: argparse.Namespace) -> int:
     values = effective.settings.model_dump()
     rows = [(key, json.dumps(value), effective.origin[key]) for key, value in values.items()]
     display.show(display.draw_settings(rows))
-    return EXIT_OK
+    return exits.OK
 
 
 def _saved(name: str) -> tuple["Host", str]:
@@ -243,19 +245,22 @@ def _saved(name: str) -> tuple["Host", str]:
 
     where = "standard input" if name == "-" else name
     try:
+        if name == "-" and sys.stdin is None:
+            raise _Refusal(exits.BAD_INPUT, "standard input: is closed")
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
         return snapshot.parse(text), f"As saved in {where}"
     except OSError as error:
-        raise _Refusal(EXIT_BAD_INPUT, f"{where}: cannot be read: {error.strerror}") from None
+        raise _Refusal(exits.BAD_INPUT, f"{where}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise _Refusal(EXIT_BAD_INPUT, f"{where}: not a snapshot: not UTF-8 text") from None
+        raise _Refusal(exits.BAD_INPUT, f"{where}: not a snapshot: not UTF-8 text") from None
     except snapshot.SnapshotError as error:
-        raise _Refusal(EXIT_BAD_INPUT, f"{where}: {error}") from None
+        raise _Refusal(exits.BAD_INPUT, f"{where}: {error}") from None
 
 
 def _present(settings: "Settings") -> tuple["Host", str]:
     """Give the host as the running daemon sees it, or sample one period."""
-    from vcpusched import report, rundir, snapshot
+    from vcpusched import rundir, snapshot
+    from vcpusched.text import printable
 
     try:
         text = _live_state()
@@ -266,7 +271,7 @@ def _present(settings: "Settings") -> tuple["Host", str]:
     if state is not None and host is not None and state.uri == settings.uri:
         return host, f"As the running daemon (process {state.pid}) saw it in its last cycle"
     host = _sampled(settings)
-    uri = report.printable(settings.uri, 200)
+    uri = printable(settings.uri, 200)
     return host, f"Sampled {uri} for {settings.period:g} s; no daemon runs whose state to use"
 
 
@@ -289,11 +294,11 @@ def _sampled(settings: "Settings") -> "Host":
     try:
         host: Host = call_within(settings.period + ONE_SHOT_PATIENCE_S, sample_twice)
     except TimeoutError:
-        _end_at_once(EXIT_UNAVAILABLE, f"libvirt at {settings.uri} does not answer")
+        _end_at_once(exits.UNAVAILABLE, f"libvirt at {settings.uri} does not answer")
     except PermissionDeniedError as error:
-        raise _Refusal(EXIT_NOT_PERMITTED, f"libvirt at {settings.uri}: {error}") from None
+        raise _Refusal(exits.NOT_PERMITTED, f"libvirt at {settings.uri}: {error}") from None
     except HypervisorError as error:
-        raise _Refusal(EXIT_UNAVAILABLE, f"libvirt at {settings.uri}: {error}") from None
+        raise _Refusal(exits.UNAVAILABLE, f"libvirt at {settings.uri}: {error}") from None
     return host
 
 

@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from vcpusched.model import PPM_PER_POINT
 from vcpusched.planner import Floating, Policy
+from vcpusched.text import printable
 
 DEFAULT_FILE: Final = Path("/etc/vcpusched/vcpusched.toml")
 DROP_INS: Final = Path("/etc/vcpusched/conf.d")
@@ -111,7 +112,7 @@ class Settings(BaseSettings):
     def policy(self) -> Policy:
         """Give what the planner must know."""
         return Policy(
-            balance_threshold_ppm=round(self.balance_threshold * PPM_PER_POINT),
+            balance_threshold_ppm=max(1, round(self.balance_threshold * PPM_PER_POINT)),
             floating=Floating(self.floating),
         )
 
@@ -202,7 +203,14 @@ def _bounds(declared: FieldInfo) -> str:
 def _files(config: Path | None, problems: list[str]) -> list[Path]:
     if config is not None:
         return [config]
-    found = [DEFAULT_FILE] if DEFAULT_FILE.exists() else []
+    found: list[Path] = []
+    try:
+        DEFAULT_FILE.stat()
+        found.append(DEFAULT_FILE)
+    except FileNotFoundError:
+        pass  # defaults
+    except OSError as error:
+        problems.append(f"{DEFAULT_FILE}: cannot be read: {error.strerror}")
     try:
         found += sorted(path for path in DROP_INS.iterdir() if path.suffix == ".toml")
     except FileNotFoundError:
@@ -219,8 +227,8 @@ def _file_layer(path: Path) -> _Layer:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: not a TOML file: not UTF-8 text"]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"{path}: not a TOML file: {_one_line(str(error))}"]) from None
+    except ValueError as error:  # of tomllib, or of Python for a number of 5,000 digits
+        raise ConfigError([f"{path}: not a TOML file: {printable(str(error), 200)}"]) from None
     except RecursionError:
         raise ConfigError([f"{path}: not a TOML file: nested too deeply"]) from None
     return _Layer(str(path), values, strict=True, names={})
@@ -246,20 +254,22 @@ def _check(layer: _Layer) -> list[str]:
 
 
 def _problem(layer: _Layer, problem: Mapping[str, Any]) -> str:
-    key = str(problem["loc"][0])
-    where = layer.names.get(key) or f"{layer.where}: {_one_line(key)}"
+    # A name that is no text has no place at all.
+    key = str(problem["loc"][0]) if problem["loc"] else "?"
+    where = printable(layer.names.get(key) or f"{layer.where}: {printable(key)}", 200)
     if problem["type"] == "extra_forbidden":
         if isinstance(problem["input"], dict):
             return f"{where}: no such table; settings are not in tables"
         near = difflib.get_close_matches(key, Settings.model_fields, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{where}: no such setting{hint} (there are {', '.join(Settings.model_fields)})"
-    value = _one_line(json.dumps(problem["input"], ensure_ascii=False, default=str))
+    value = printable(_shown(problem["input"]), 120)
     why = str(problem.get("ctx", {}).get("error", "")) if problem["type"] == "value_error" else ""
     return f"{where}: {value} is not allowed: {why or 'must be ' + allowed(key)}"
 
 
-def _one_line(text: str) -> str:
-    """Make text of unknown origin fit for one line of a message."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return shown if len(shown) <= 120 else shown[:120] + "…"  # noqa: PLR2004  a readable length
+def _shown(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except ValueError:
+        return "a number of thousands of digits"

@@ -14,18 +14,17 @@ import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from vcpusched import journal, report, rivals, rundir
+from vcpusched import exits, journal, report, rivals, rundir
 from vcpusched.announcer import Announcer, with_settings
 from vcpusched.config import ConfigError, Settings
-from vcpusched.hypervisor import HypervisorError, PermissionDeniedError
 from vcpusched.report import Entry, Priority, Service
 from vcpusched.scheduler import Cycle, Rules
+from vcpusched.text import printable
 from vcpusched.worker import (
     CYCLE_MAX_S,
     Alive,
@@ -39,11 +38,6 @@ from vcpusched.worker import (
     Unreadable,
     Worker,
 )
-
-EXIT_OK: Final = 0
-EXIT_FAILURE: Final = 1
-EXIT_UNAVAILABLE: Final = 69
-EXIT_NOT_PERMITTED: Final = 77
 
 RETRY_S: Final = 1.0
 RETRY_DENIED_S: Final = 10.0
@@ -168,7 +162,7 @@ class _Daemon:
         if now_s >= self._next_rivals_s:
             self._next_rivals_s = now_s + RIVALS_S
             for warning in rivals.find():
-                self._say.once(Entry(Priority.WARNING, warning))
+                self._say.once(warning, Entry(Priority.WARNING, warning))
         if self._state is _State.WAITING and now_s >= self._next_connect_s:
             self._state = _State.CONNECTING
             self._worker.connect()
@@ -220,12 +214,6 @@ class _Daemon:
 
     def _abandon(self) -> None:
         self._replace_worker()
-        if len(self._abandoned) >= ABANDONED_MAX:
-            self._say.write(
-                Entry(Priority.ERROR, f"{ABANDONED_MAX} calls to libvirt are stuck; giving up")
-            )
-            self._exit_status = EXIT_FAILURE
-            return
         self._lose(f"a cycle took longer than {CYCLE_MAX_S:.0f} s")
 
     def _replace_worker(self) -> None:
@@ -233,6 +221,10 @@ class _Daemon:
         self._worker.cancel()
         self._abandoned = [worker for worker in self._abandoned if not worker.has_ended]
         self._abandoned.append(self._worker)
+        if len(self._abandoned) >= ABANDONED_MAX:
+            text = f"{ABANDONED_MAX} calls to libvirt are stuck; giving up"
+            self._say.write(Entry(Priority.ERROR, text))
+            self._exit_status = exits.FAILURE
         self._worker = self._new_worker(self._number + 1)
         self._state = _State.WAITING
         self._next_connect_s = time.monotonic()
@@ -271,42 +263,44 @@ class _Daemon:
                 self._state = _State.IDLE
             case Cycled(cycle):
                 self._on_cycle(cycle, now_s)
-            case Lost(error):
-                self._on_lost(error, now_s)
-            case Unreadable(error):
+            case Lost(why, denied):
+                self._on_lost(why, now_s, denied=denied)
+            case Unreadable(why, denied):
                 self._state = _State.IDLE
-                self._say.once(Entry(Priority.WARNING, f"Could not read the host: {error}"))
+                text = f"Could not read the host: {printable(why, 300)}"
+                self._say.once("unreadable", Entry(Priority.WARNING, text))
+                self._say.service = replace(self._say.service, connected=True, trouble=why)
+                self._say.publish()
                 if self._orders.once:
-                    self._exit_status = EXIT_FAILURE
-            case Crashed(error):
-                text = "".join(traceback.format_exception(error))
+                    self._exit_status = exits.NOT_PERMITTED if denied else exits.FAILURE
+            case Crashed(text):
                 self._say.write(Entry(Priority.ERROR, f"A mistake in vcpusched; ending.\n{text}"))
-                self._exit_status = EXIT_FAILURE
+                self._exit_status = exits.FAILURE
 
     def _on_connected(self, now_s: float) -> None:
         self._state = _State.IDLE
         self._next_cycle_s = now_s
         self._next_check_s = now_s + CHECK_S
-        if self._disconnected_since_s is not None:
-            after_s = now_s - self._disconnected_since_s
-            self._say.write(
-                Entry(Priority.INFO, f"Connected to libvirt at {self._uri()} after {after_s:.0f} s")
-            )
-        self._disconnected_since_s = None
-        self._say.service = replace(self._say.service, connected=True, trouble=None)
-        self._say.publish()
 
-    def _on_lost(self, error: HypervisorError, now_s: float) -> None:
+    def _on_lost(self, why: str, now_s: float, *, denied: bool = False) -> None:
         self._state = _State.WAITING
-        denied = isinstance(error, PermissionDeniedError)
         delay_s = RETRY_DENIED_S if denied else min(RETRY_S, self._settings.period)
-        # A connection that stood is opened again at once.
+        # A connection that has proven itself is opened again at once; one that falls to the first
+        # question is not, or it would be opened a thousand times a second.
         self._next_connect_s = now_s if self._say.service.connected else now_s + delay_s
         if self._orders.once:
-            self._say.write(Entry(Priority.ERROR, f"No libvirt at {self._uri()}: {error}"))
-            self._exit_status = EXIT_NOT_PERMITTED if denied else EXIT_UNAVAILABLE
+            self._say.write(Entry(Priority.ERROR, f"No libvirt at {self._uri()}: {why}"))
+            self._exit_status = exits.NOT_PERMITTED if denied else exits.UNAVAILABLE
             return
-        self._lose(str(error))
+        self._lose(why)
+
+    def _found(self, now_s: float) -> None:
+        """Say that libvirt is back: the host could be read."""
+        if self._disconnected_since_s is not None:
+            after_s = now_s - self._disconnected_since_s
+            text = f"Connected to libvirt at {self._uri()} after {after_s:.0f} s"
+            self._say.write(Entry(Priority.INFO, text))
+        self._disconnected_since_s = None
 
     def _lose(self, why: str) -> None:
         """Say once that libvirt is away; that is a state, and all the rest goes on."""
@@ -316,31 +310,34 @@ class _Daemon:
             self._say.write(
                 Entry(
                     Priority.WARNING,
-                    f"{lost} at {self._uri()}: {report.printable(why, 300)}; trying again until it"
+                    f"{lost} at {self._uri()}: {printable(why, 300)}; trying again until it"
                     " answers",
                 )
             )
         if self._orders.once:
-            self._exit_status = EXIT_UNAVAILABLE
+            self._exit_status = exits.UNAVAILABLE
         self._say.service = replace(self._say.service, connected=False, trouble=why, cycle=None)
         self._say.publish()
 
     def _on_cycle(self, cycle: Cycle, now_s: float) -> None:
         self._state = _State.IDLE
         self._number = cycle.number
+        self._found(now_s)
         self._say.cycled(cycle)
         if cycle.lost is not None:
-            self._on_lost(HypervisorError(cycle.lost), now_s)
+            self._on_lost(cycle.lost, now_s)
+            return
         if self._settings.exit_when_idle and cycle.domains == 0:
             self._say.write(Entry(Priority.INFO, "No active domains; ending as told"))
-            self._exit_status = EXIT_OK
+            self._exit_status = exits.OK
         elif self._orders.once and (cycle.decided or cycle.domains == 0):
             self._say.write(Entry(Priority.INFO, report.status_line(self._say.service)))
-            self._exit_status = EXIT_OK
+            failed = bool(self._say.service.pins_failing)
+            self._exit_status = exits.FAILURE if failed else exits.OK
 
     def _handle(self, number: int) -> None:
         if number in {signal.SIGTERM, signal.SIGINT}:
-            self._exit_status = EXIT_OK
+            self._exit_status = exits.OK
         elif number == signal.SIGHUP:
             self._reload()
 
@@ -376,7 +373,7 @@ class _Daemon:
         self._say.publish()
 
     def _uri(self) -> str:
-        return report.printable(self._settings.uri, 200)
+        return printable(self._settings.uri, 200)
 
     def _new_worker(self, number: int) -> Worker:
         main_thread, settings = self._main_thread, self._settings

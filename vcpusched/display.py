@@ -13,7 +13,8 @@ from rich.text import Text
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu
 from vcpusched.planner import Plan
-from vcpusched.report import cpus_text, points, printable
+from vcpusched.report import cpus_text, points
+from vcpusched.text import printable
 
 BAR_LENGTH: Final = 20
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"

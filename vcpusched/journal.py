@@ -3,6 +3,7 @@
 Rule: the only import of `systemd`.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -45,7 +46,9 @@ class StreamLog:
         """Write one line: time of day, severity where it matters, message."""
         severity = f"{entry.priority.name.lower()}: " if entry.priority < Priority.INFO else ""
         now = time.strftime("%H:%M:%S")
-        print(f"{now} {severity}{entry.message}", file=self._stream, flush=True)
+        # Nobody reads it any more, or the disk is full: no reason to stop balancing.
+        with contextlib.suppress(OSError):
+            print(f"{now} {severity}{entry.message}", file=self._stream, flush=True)
 
 
 def choose_log() -> Log:
@@ -61,7 +64,8 @@ def choose_log() -> Log:
 
 def notify(*assignments: str) -> None:
     """Tell systemd, as sd_notify(3) describes; does nothing where systemd did not start us."""
-    daemon.notify("\n".join(assignments))
+    with contextlib.suppress(OSError):  # a socket that is gone is systemd's matter
+        daemon.notify("\n".join(assignments))
 
 
 def reloading() -> None:

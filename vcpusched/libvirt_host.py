@@ -8,8 +8,9 @@ online, one for the list of domains, and three in `virDomain.vcpus()` (the bindi
 pCPU map and the domain's size before it reads the vCPUs). None of them begins a job on a domain or
 talks to its QEMU, so none waits for a migration and none disturbs a guest; the bulk statistics call
 would be cheaper but interrupts every vCPU with QEMU 7.1 to 8.0, and tells neither the real
-affinity nor the pCPU last used. A definition costs 1 more call per domain (2 for a transient one)
-when it is first seen and every 60 s; a plan costs 1 per domain it touches, and 3 per pin.
+affinity nor the pCPU last used. A definition costs 2 more calls when a domain is first seen and
+every 60 s; a plan costs 2 for each domain it touches, and 5 for each pin (find the domain, ask
+twice whether it is busy, and two in `pinVcpuFlags`).
 """
 
 import contextlib
@@ -31,21 +32,29 @@ from vcpusched.hypervisor import (
     VanishedError,
 )
 from vcpusched.model import (
+    ALL_CPUS,
     Cpu,
     CpuSet,
     DomainReading,
     DomainUuid,
     Sample,
     Topology,
+    Unread,
     VcpuId,
     VcpuReading,
 )
+
+FirstSeen = dict[DomainUuid, Mapping[int, CpuSet]]
+"""What each transient domain's live definition allowed when it was first seen."""
 
 KEEPALIVE_INTERVAL_S: Final = 2
 KEEPALIVE_COUNT: Final = 3
 """A libvirtd that stops answering fails every call after (count + 1) * interval = 8 s."""
 
 EVENT_LOOP_PAUSE_S: Final = 1
+
+BRIEF_JOB_MS: Final = 1000
+"""An operation on a domain younger than this is somebody's statistics, and over in a moment."""
 
 DEFINITION_AGE_MAX_NS: Final = 60 * 1_000_000_000
 """How long a definition is trusted: a change of it is obeyed after this at the latest."""
@@ -113,15 +122,22 @@ class _Definition:
 class LibvirtHost:
     """One connection to the libvirt of this host; when it is lost, open another."""
 
-    def __init__(self, connection: Any) -> None:  # noqa: ANN401  libvirt has no types
+    def __init__(self, connection: Any, first_seen: FirstSeen) -> None:  # noqa: ANN401  no types
         self._connection = connection
+        self._first_seen = first_seen
         self._definitions: dict[tuple[str, int], _Definition] = {}
         self._domains: dict[str, Any] = {}
         self._map_length = 0
 
     @classmethod
-    def open(cls, uri: str, *, read_only: bool = False) -> "LibvirtHost":
-        """Connect. Blocks for as long as libvirtd does not answer. Raises HypervisorError."""
+    def open(
+        cls, uri: str, *, read_only: bool = False, first_seen: FirstSeen | None = None
+    ) -> "LibvirtHost":
+        """Connect. Blocks for as long as libvirtd does not answer. Raises HypervisorError.
+
+        `first_seen` outlives connections: what transient domains were allowed before we pinned
+        them, which nobody else remembers.
+        """
         start_event_loop()
         try:
             connection = libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)
@@ -132,7 +148,7 @@ class LibvirtHost:
         # Drivers inside the process (test:///) have no connection to keep alive.
         with contextlib.suppress(libvirt.libvirtError):
             connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
-        return cls(connection)
+        return cls(connection, first_seen if first_seen is not None else {})
 
     def is_alive(self) -> bool:
         """Tell whether the connection still stands, as far as keepalive knows; asks nobody."""
@@ -150,26 +166,23 @@ class LibvirtHost:
     def sample(self) -> Sample:
         """Read pCPUs and all running domains."""
         online = self._online()
-        domains, unread = [], {}
+        domains: list[DomainReading] = []
+        unread: dict[DomainUuid, Unread] = {}
         try:
             running = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         except libvirt.libvirtError as error:
             raise self._translated(error) from None
         self._domains = {domain.UUIDString(): domain for domain in running}
-        self._definitions = {
-            key: definition
-            for key, definition in self._definitions.items()
-            if key[0] in self._domains
-        }
+        self._forget_ended()
         for uuid, domain in self._domains.items():
             try:
-                domains.append(self._read(DomainUuid(uuid), domain, online))
+                domains.append(self._read(DomainUuid(uuid), domain))
             except VanishedError:
                 continue
             except ConnectionLostError:
                 raise
             except HypervisorError as error:
-                unread[str(domain.name())] = str(error)
+                unread[DomainUuid(uuid)] = Unread(str(domain.name()), str(error))
         topology = Topology(tuple(Cpu(cpu) for cpu in online))
         return Sample(topology=topology, domains=tuple(domains), unread=unread)
 
@@ -178,24 +191,21 @@ class LibvirtHost:
         domain = self._domains.get(uuid)
         if domain is None:
             raise VanishedError("the domain is not running any more")
-        online = self._online()
         try:
-            definition = self._define(domain, online)
+            return self._define(domain).allowed
         except libvirt.libvirtError as error:
             raise self._translated(error) from None
-        self._definitions[uuid, domain.ID()] = definition
-        return definition.allowed
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set the live affinity of one vCPU."""
-        domain = self._domains.get(vcpu.uuid)
-        if domain is None or domain.ID() != vcpu.domain_id:
-            raise VanishedError("the domain is not running any more")
         try:
-            # Asking this takes no job itself; a pin during a job would block for 30 s.
-            state, _details, _since = domain.controlInfo()
-            if state != libvirt.VIR_DOMAIN_CONTROL_OK:
-                raise BusyError("the domain is busy with another operation")
+            domain = self._connection.lookupByUUIDString(vcpu.uuid)
+        except libvirt.libvirtError as error:
+            raise self._translated(error) from None
+        if domain.ID() != vcpu.domain_id:
+            raise VanishedError("the domain was started anew")
+        try:
+            _refuse_busy(domain)
             domain.pinVcpuFlags(
                 vcpu.vcpu, cpus.flags(self._map_length), libvirt.VIR_DOMAIN_AFFECT_LIVE
             )
@@ -222,19 +232,26 @@ class LibvirtHost:
         self._map_length = length
         return CpuSet.from_flags(flags) - _isolated()
 
-    def _read(self, uuid: DomainUuid, domain: Any, online: CpuSet) -> DomainReading:  # noqa: ANN401
+    def _forget_ended(self) -> None:
+        running = {(uuid, domain.ID()) for uuid, domain in self._domains.items()}
+        self._definitions = {
+            key: definition for key, definition in self._definitions.items() if key in running
+        }
+        for uuid in [uuid for uuid in self._first_seen if uuid not in self._domains]:
+            self._first_seen.pop(uuid, None)
+
+    def _read(self, uuid: DomainUuid, domain: Any) -> DomainReading:  # noqa: ANN401
+        domain_id = domain.ID()
+        allowed = self._allowed(uuid, domain)
         try:
-            domain_id = domain.ID()
-            definition = self._definitions.get((uuid, domain_id))
-            now_ns = time.monotonic_ns()
-            if definition is None or now_ns - definition.read_at_ns > DEFINITION_AGE_MAX_NS:
-                definition = self._define(domain, online)
-                self._definitions[uuid, domain_id] = definition
             at_ns = time.monotonic_ns()
             infos, maps = domain.vcpus()
             took_ns = time.monotonic_ns() - at_ns
         except libvirt.libvirtError as error:
-            raise self._translated(error) from None
+            found = self._translated(error)
+            if isinstance(found, VanishedError) and self._is_active(domain):
+                found = HypervisorError(str(found))
+            raise found from None
         return DomainReading(
             uuid=uuid,
             domain_id=domain_id,
@@ -242,19 +259,43 @@ class LibvirtHost:
             at_ns=at_ns,
             took_ns=took_ns,
             vcpus=parse_vcpus(infos, maps),
-            allowed=definition.allowed,
+            allowed=allowed,
         )
 
-    def _define(self, domain: Any, online: CpuSet) -> _Definition:  # noqa: ANN401
-        # A transient domain has no persistent definition: the live one stands in for it, as it was
-        # when the domain was first seen, since later our own pins are in it.
-        key = (domain.UUIDString(), domain.ID())
+    def _allowed(self, uuid: DomainUuid, domain: Any) -> Mapping[int, CpuSet]:  # noqa: ANN401
+        """Give what the definition allows, read anew when it is old; nothing while it is unknown.
+
+        It is not worth losing the loads for: from 11.0 on libvirt may wait for a busy guest here.
+        """
+        key = (uuid, domain.ID())
         known = self._definitions.get(key)
-        persistent = bool(domain.isPersistent())
-        if known is not None and not persistent:
-            return _Definition(known.allowed, time.monotonic_ns())
-        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if persistent else 0)
-        return _Definition(parse_definition(xml, online), time.monotonic_ns())
+        if known is not None and time.monotonic_ns() - known.read_at_ns <= DEFINITION_AGE_MAX_NS:
+            return known.allowed
+        try:
+            return self._define(domain).allowed
+        except libvirt.libvirtError as error:
+            found = self._translated(error)
+            if isinstance(found, ConnectionLostError):
+                raise found from None
+        except HypervisorError:
+            pass  # not understood: its vCPUs count, and stay where they are
+        kept = known.allowed if known is not None else {}
+        self._definitions[key] = _Definition(kept, time.monotonic_ns())
+        return kept
+
+    def _define(self, domain: Any) -> _Definition:  # noqa: ANN401
+        uuid = DomainUuid(domain.UUIDString())
+        if domain.isPersistent():
+            allowed = parse_definition(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        else:
+            # A transient domain has no persistent definition: the live one stands in for it, as it
+            # was when the domain was first seen, since later our own pins are in it.
+            if uuid not in self._first_seen:
+                self._first_seen[uuid] = parse_definition(domain.XMLDesc(0))
+            allowed = dict(self._first_seen[uuid])
+        definition = _Definition(allowed, time.monotonic_ns())
+        self._definitions[uuid, domain.ID()] = definition
+        return definition
 
     def _translated(self, error: Exception) -> HypervisorError:
         return translate(error, alive=self.is_alive())
@@ -280,7 +321,9 @@ def parse_vcpus(
     """Translate the answer of `virDomain.vcpus()`.
 
     Row i of the maps belongs to `infos[i]`, whatever number that vCPU has; they are sparse where
-    vCPUs were added or removed. CPU time is in ns, counted by the kernel in steps of 10 ms.
+    vCPUs were added or removed. CPU time is in ns, counted by the kernel in steps of 10 ms. The
+    binding makes as many rows as the domain had vCPUs a call before: one that went away meanwhile
+    is a row of zeros with an empty map, and left out.
     """
     return tuple(
         VcpuReading(
@@ -290,10 +333,27 @@ def parse_vcpus(
             on=on if on >= 0 else None,
         )
         for (number, _state, run_ns, on), flags in zip(infos, maps, strict=True)
+        if any(flags)
     )
 
 
-def parse_definition(xml: str, online: CpuSet) -> dict[int, CpuSet]:
+def _refuse_busy(domain: Any) -> None:  # noqa: ANN401
+    """Raise BusyError where a pin would block for 30 s: behind a hung monitor or during a job.
+
+    The first question takes no job and is answered even when the monitor hangs, but knows nothing
+    of migrations and saves; the second knows them, and would itself wait behind a hung monitor.
+    """
+    state, _details, since_ms = domain.controlInfo()
+    if state == libvirt.VIR_DOMAIN_CONTROL_ERROR:
+        raise BusyError("the domain's monitor does not answer")
+    if state != libvirt.VIR_DOMAIN_CONTROL_OK:
+        if since_ms > BRIEF_JOB_MS:
+            raise BusyError("the domain is busy with another operation")
+    elif domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
+        raise BusyError("the domain is being migrated, saved or the like")
+
+
+def parse_definition(xml: str) -> dict[int, CpuSet]:
     """Give, per vCPU number, where a domain's definition lets it run.
 
     A `<vcpupin>` outranks `<vcpu cpuset>`, which outranks all pCPUs (libvirt's own order). Raises
@@ -303,7 +363,7 @@ def parse_definition(xml: str, online: CpuSet) -> dict[int, CpuSet]:
         root = ET.fromstring(xml)  # noqa: S314  libvirtd made it, and libvirtd is trusted
         count = int(root.findtext("vcpu") or "1")
         cpuset = "".join(vcpu.get("cpuset", "") for vcpu in root.iterfind("vcpu"))
-        default = CpuSet.parse(cpuset) if cpuset else online
+        default = CpuSet.parse(cpuset) if cpuset else ALL_CPUS
         allowed = dict.fromkeys(range(count), default)
         for pin in root.iterfind("cputune/vcpupin"):
             allowed[int(pin.get("vcpu", ""))] = CpuSet.parse(pin.get("cpuset", ""))

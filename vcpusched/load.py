@@ -10,9 +10,11 @@ Terms: usage is run time over wall time, at most one pCPU. A pool is a live affi
     pCPUs that is narrower than the domain's definition: somebody keeps it, so it is obeyed.
 Algorithm: match readings by `VcpuId`; drop those that cannot be trusted; decide who may move.
 Properties: a vCPU seen for the first time, restarted, or whose counter went backwards has no
-    load. No result depends on the order of domains or vCPUs.
+    load; one that was read badly keeps its last one. No result depends on the order of
+    domains or vCPUs.
 """
 
+import dataclasses
 from typing import Final
 
 from vcpusched.model import (
@@ -36,21 +38,35 @@ UNCERTAIN_MAX: Final = 10
 the call the counter was read is not known, so its usage could be wrong by as much."""
 
 
-def observe(before: Sample | None, after: Sample) -> Host:
+def observe(before: Sample | None, after: Sample, previous: Host | None = None) -> Host:
     """Give the host as it was between two samples.
 
-    Every vCPU of `after` that `before` knows too has its usage as load; the others are absent.
+    Every vCPU of `after` that `before` knows too has its usage as load. One that could not be read
+    well this time keeps the load it had in `previous`, and stays where it is while its domain
+    cannot be read at all: taken for 0, it would look like room for others. The rest is absent;
+    `Host.unknown` counts those of them that are bound to a pCPU.
     """
     managed = after.topology.online
     earlier = {_domain_key(domain): domain for domain in before.domains} if before else {}
+    known = {vcpu.id: vcpu for vcpu in previous.vcpus} if previous else {}
     vcpus = [
-        vcpu
-        for domain in after.domains
-        for vcpu in _observe_domain(earlier.get(_domain_key(domain)), domain, managed)
+        dataclasses.replace(vcpu, fixed=True)
+        for vcpu in known.values()
+        if vcpu.id.uuid in after.unread
     ]
+    unknown = 0
+    for domain in after.domains:
+        for reading in domain.vcpus:
+            identity = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
+            load_ppm = _load(earlier.get(_domain_key(domain)), domain, reading, known.get(identity))
+            if load_ppm is not None:
+                vcpus.append(_vcpu(identity, domain, reading, load_ppm, managed))
+            elif len(reading.affinity) == 1:
+                unknown += 1
     return Host(
         cpus=tuple(HostCpu(cpu) for cpu in sorted(after.topology.cpus, key=lambda cpu: cpu.id)),
         vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
+        unknown=unknown,
     )
 
 
@@ -69,34 +85,34 @@ def _domain_key(domain: DomainReading) -> tuple[str, int]:
     return domain.uuid, domain.domain_id
 
 
-def _observe_domain(
-    before: DomainReading | None, after: DomainReading, managed: CpuSet
-) -> list[Vcpu]:
+def _load(
+    before: DomainReading | None, after: DomainReading, reading: VcpuReading, known: Vcpu | None
+) -> int | None:
+    kept_ppm = known.load_ppm if known is not None else None
     if before is None:
-        return []
+        return kept_ppm
     interval_ns = after.at_ns - before.at_ns
+    run_before_ns = {earlier.vcpu: earlier.run_ns for earlier in before.vcpus}.get(reading.vcpu)
+    if run_before_ns is None:
+        return kept_ppm
+    if run_before_ns > reading.run_ns:
+        return None  # another vCPU under the same identity
     if max(before.took_ns, after.took_ns) * UNCERTAIN_MAX > interval_ns:
-        return []
-    run_before_ns = {reading.vcpu: reading.run_ns for reading in before.vcpus}
-    found = []
-    for reading in after.vcpus:
-        if reading.vcpu not in run_before_ns:
-            continue
-        load_ppm = usage_ppm(run_before_ns[reading.vcpu], reading.run_ns, interval_ns)
-        if load_ppm is None:
-            continue
-        found.append(_vcpu(after, reading, load_ppm, managed))
-    return found
+        return kept_ppm
+    load_ppm = usage_ppm(run_before_ns, reading.run_ns, interval_ns)
+    return kept_ppm if load_ppm is None else load_ppm
 
 
-def _vcpu(domain: DomainReading, reading: VcpuReading, load_ppm: int, managed: CpuSet) -> Vcpu:
+def _vcpu(
+    identity: VcpuId, domain: DomainReading, reading: VcpuReading, load_ppm: int, managed: CpuSet
+) -> Vcpu:
     definition = domain.allowed.get(reading.vcpu, CpuSet()) & managed
     affinity = reading.affinity
     # A live pin to one pCPU is placement and may be changed within the definition. Several pCPUs
     # are the whole definition, or a pool (or a wider mask) that another hand keeps.
     fixed = len(affinity) != 1 and affinity & managed != definition
     return Vcpu(
-        id=VcpuId(domain.uuid, domain.domain_id, reading.vcpu),
+        id=identity,
         domain=domain.name,
         load_ppm=load_ppm,
         cpus=affinity,

@@ -108,6 +108,10 @@ class CpuSet:
         return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
 
 
+ALL_CPUS: Final = CpuSet((1 << (CPU_ID_MAX + 1)) - 1)
+"""Where a guest may run whose definition says nothing: every pCPU there is or will be."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class VcpuId:
     """Which vCPU of which run of which domain.
@@ -176,15 +180,23 @@ class DomainReading:
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """A domain that runs but could not be read, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """The whole host as read in one cycle.
 
-    `unread` names the domains that run but could not be read, each with the reason.
+    `unread` holds the domains that run but could not be read.
     """
 
     topology: Topology
     domains: tuple[DomainReading, ...]
-    unread: Mapping[str, str] = field(default_factory=dict)
+    unread: Mapping[DomainUuid, "Unread"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,11 +238,13 @@ class HostCpu:
 class Host:
     """The host with loads: all that the planner decides on.
 
-    Both tuples are sorted by number and by `VcpuId`; vCPUs whose load is not known yet are absent.
+    Both tuples are sorted by number and by `VcpuId`; vCPUs whose load is not known yet are absent,
+    and `unknown` counts those of them that are bound to one pCPU.
     """
 
     cpus: tuple[HostCpu, ...]
     vcpus: tuple[Vcpu, ...]
+    unknown: int = 0
 
     @property
     def online(self) -> CpuSet:

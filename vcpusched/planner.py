@@ -11,19 +11,21 @@ Approach: steepest descent. Take from the busiest pCPU the vCPU that best evens 
 Terms: a bound vCPU may use one pCPU, a floating one (floater) several. In the *measured* view a
     floater counts where it was last seen; in the *poured* view floaters fill the least loaded
     pCPUs of their masks like water, as the kernel spreads them within milliseconds.
-Algorithm: 1. With `Floating.PIN`, plan on the measured view, floaters movable; that plan is taken
-    only when it pins a floater, ends balanced and leaves every pCPU it touches below saturation.
+Algorithm: 1. With `Floating.PIN`, plan on the measured view, with only floaters movable; that plan
+    is taken when it ends balanced and leaves every pCPU it touches below saturation.
     2. Otherwise floaters are the kernel's: plan on the poured view, and move bound vCPUs only.
-Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; the gap never grows;
-    planning again on the result yields nothing; a pCPU with one vCPU keeps it. At most one plan
-    per floater can come of step 1, as each binds one.
+Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; the gap never grows, and
+    no step raises the peak that the host had; a pCPU with one vCPU keeps it. Planning again on
+    the result of step 2 yields no step 2; of step 1 there can be at most as many plans as there
+    are floaters, and each vCPU is bound by at most one of them.
 """
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Self
+from dataclasses import dataclass
+from typing import Final
 
+from vcpusched.board import Board
 from vcpusched.model import PPM, CpuSet, Host, Vcpu, VcpuId
 
 SATURATION_PPM: Final = 900_000
@@ -98,7 +100,7 @@ def plan(host: Host, policy: Policy) -> Plan:
         if binding is not None:
             return binding
     poured = [not vcpu.is_bound for vcpu in vcpus]
-    start = _Board.of(host, vcpus, poured)
+    start = Board.of(host, vcpus, poured)
     movable = [vcpu.is_bound and not vcpu.fixed for vcpu in vcpus]
     return _settle(start, movable, policy)
 
@@ -106,8 +108,12 @@ def plan(host: Host, policy: Policy) -> Plan:
 def _plan_binding(host: Host, vcpus: Sequence[Vcpu], policy: Policy) -> Plan | None:
     """Plan on the measured view; None where floaters are better left to the kernel."""
     managed = host.online
-    poured = [not vcpu.is_bound and (vcpu.on is None or vcpu.on not in managed) for vcpu in vcpus]
-    start = _Board.of(host, vcpus, poured)
+    # Not known where it is, or seen where it may not be any more.
+    poured = [
+        not vcpu.is_bound and (vcpu.on is None or vcpu.on not in managed & vcpu.cpus)
+        for vcpu in vcpus
+    ]
+    start = Board.of(host, vcpus, poured)
     if start.gap_ppm() < policy.balance_threshold_ppm:
         return None
     floaters = [
@@ -116,13 +122,10 @@ def _plan_binding(host: Host, vcpus: Sequence[Vcpu], policy: Policy) -> Plan | N
     ]
     if not any(floaters):
         return None
-    bound = [vcpu.is_bound and not vcpu.fixed for vcpu in vcpus]
-    # Floaters alone first: binding one costs no vCPU a second pin.
-    for movable in (floaters, [a or b for a, b in zip(floaters, bound, strict=True)]):
-        found = _settle(start, movable, policy)
-        if _binds_well(found, vcpus):
-            return found
-    return None
+    # Only floaters: bound ones that moved after where floaters happened to be seen would be moved
+    # back when those are seen elsewhere.
+    found = _settle(start, floaters, policy)
+    return found if _binds_well(found, vcpus) else None
 
 
 def _binds_well(found: Plan, vcpus: Sequence[Vcpu]) -> bool:
@@ -131,16 +134,11 @@ def _binds_well(found: Plan, vcpus: Sequence[Vcpu]) -> bool:
         return False
     loads = dict(found.loads_after_ppm)
     touched = {cpu for move in found.moves for cpu in move.to_cpus}
-    touched |= {
-        cpu
-        for move in found.moves
-        for cpu in ([floating[move.vcpu]] if move.vcpu in floating else move.from_cpus)
-        if cpu is not None
-    }
-    return all(loads.get(cpu, 0) < SATURATION_PPM for cpu in touched)
+    touched |= {cpu for move in found.moves if (cpu := floating[move.vcpu]) is not None}
+    return all(loads[cpu] < SATURATION_PPM for cpu in touched)
 
 
-def _settle(start: "_Board", movable: Sequence[bool], policy: Policy) -> Plan:
+def _settle(start: Board, movable: Sequence[bool], policy: Policy) -> Plan:
     """Give the better of two plans: keeping a guest's vCPUs apart, or not minding."""
     if start.gap_ppm() < policy.balance_threshold_ppm:
         return _finish(start, start, policy)
@@ -154,9 +152,7 @@ def _settle(start: "_Board", movable: Sequence[bool], policy: Policy) -> Plan:
     return apart if as_good else plain
 
 
-def _descend(
-    start: "_Board", movable: Sequence[bool], policy: Policy, *, keep_apart: bool
-) -> "_Board":
+def _descend(start: Board, movable: Sequence[bool], policy: Policy, *, keep_apart: bool) -> Board:
     """Improve until balanced, or until no move pays."""
     board = start
     while True:
@@ -174,13 +170,13 @@ def _descend(
 
 
 def _walk(
-    start: "_Board",
+    start: Board,
     movable: Sequence[bool],
     policy: Policy,
     *,
     gain_min_ppm: int,
     keep_apart: bool,
-) -> "_Board":
+) -> Board:
     """Make single moves, each off the busiest pCPU that one can help, until balanced."""
     board = start
     aside: set[int] = set()
@@ -202,43 +198,51 @@ def _walk(
 
 
 def _best_step(
-    board: "_Board", busiest: int, movable: Sequence[bool], gain_min_ppm: int, *, keep_apart: bool
-) -> "_Board | None":
+    board: Board, busiest: int, movable: Sequence[bool], gain_min_ppm: int, *, keep_apart: bool
+) -> Board | None:
     members = board.members[busiest]
     if len(members) < 2:  # noqa: PLR2004  a vCPU alone on its pCPU stays
         return None
     freest_first = sorted(board.levels, key=lambda cpu: (board.levels[cpu], cpu))
+    goal_ppm = board.levels[busiest] - gain_min_ppm
     options = []
     for index in members:
         if not movable[index]:
             continue
-        for target in _targets(board, index, busiest, freest_first, keep_apart=keep_apart):
-            load_ppm = board.vcpus[index].load_ppm
+        load_ppm = board.vcpus[index].load_ppm
+        for target in _targets(board, index, busiest, freest_first):
             peak_ppm = max(board.levels[busiest] - load_ppm, board.levels[target] + load_ppm)
-            if peak_ppm > board.levels[busiest] - gain_min_ppm:
+            # Water on the target flows away from a vCPU that comes: only what is bound there
+            # stands in its way for sure.
+            dry_ppm = max(board.base[busiest] - load_ppm, board.base[target] + load_ppm)
+            if min(peak_ppm, dry_ppm) > goal_ppm:
                 continue
             crowd = board.relatives(index, target) - board.relatives(index, busiest)
-            options.append((crowd if keep_apart else 0, peak_ppm, crowd, load_ppm, target, index))
-    for *_, target, index in sorted(options):
+            apart = crowd if keep_apart else 0
+            options.append((peak_ppm > goal_ppm, apart, peak_ppm, crowd, load_ppm, target, index))
+    for wet, *_, target, index in sorted(options):
         step = board.moved(index, target)
         # Where floaters were poured, what the move really does shows only after pouring anew.
+        if wet and step.levels[busiest] > goal_ppm:
+            continue
         if step.profile() < board.profile() and step.gap_ppm() <= board.gap_ppm():
             return step
     return None
 
 
-def _targets(
-    board: "_Board", index: int, busiest: int, freest_first: Sequence[int], *, keep_apart: bool
-) -> Iterable[int]:
+def _targets(board: Board, index: int, busiest: int, freest_first: Sequence[int]) -> Iterable[int]:
     """Give the freest allowed pCPU, and the freest one without a vCPU of the same guest."""
     allowed = board.vcpus[index].allowed
     candidates = [cpu for cpu in freest_first if cpu != busiest and cpu in allowed]
     yield from candidates[:1]
-    if keep_apart:
-        yield from [cpu for cpu in candidates if not board.relatives(index, cpu)][:1]
+    for cpu in candidates:
+        if not board.relatives(index, cpu):
+            if cpu != candidates[0]:
+                yield cpu
+            return
 
 
-def _prune(start: "_Board", end: "_Board", policy: Policy) -> "_Board":
+def _prune(start: Board, end: Board, policy: Policy) -> Board:
     """Take back every move without which the end is balanced too, the smallest load first."""
     moved = [index for index, cpu in enumerate(end.place) if cpu != start.place[index]]
     for index in sorted(moved, key=lambda index: (end.vcpus[index].load_ppm, index)):
@@ -250,7 +254,7 @@ def _prune(start: "_Board", end: "_Board", policy: Policy) -> "_Board":
     return end
 
 
-def _finish(start: "_Board", end: "_Board", policy: Policy) -> Plan:
+def _finish(start: Board, end: Board, policy: Policy) -> Plan:
     """Turn the difference of two boards into a plan, ordered so that no step raises the peak."""
     left = {
         index: target
@@ -262,6 +266,8 @@ def _finish(start: "_Board", end: "_Board", policy: Policy) -> Plan:
         index = min(left, key=lambda index: (board.levels[left[index]], left[index], index))
         target = left.pop(index)
         vcpu, source = board.vcpus[index], board.place[index]
+        if source is None:
+            raise AssertionError("only a vCPU that counts somewhere is moved")
         after = board.moved(index, target)
         moves.append(
             Move(
@@ -287,9 +293,7 @@ def _finish(start: "_Board", end: "_Board", policy: Policy) -> Plan:
     )
 
 
-def _reason(before: "_Board", after: "_Board", source: int | None, target: int) -> str:
-    if source is None:
-        return f"pCPU {target} was at {_percent(before.levels[target])}"
+def _reason(before: Board, after: Board, source: int, target: int) -> str:
     return (
         f"pCPU {source} was at {_percent(before.levels[source])} and pCPU {target} at "
         f"{_percent(before.levels[target])}; this makes them {_percent(after.levels[source])} and "
@@ -299,105 +303,3 @@ def _reason(before: "_Board", after: "_Board", source: int | None, target: int) 
 
 def _percent(load_ppm: int) -> str:
     return f"{load_ppm * 100 / PPM:.0f} %"
-
-
-@dataclass(frozen=True, slots=True)
-class _Board:
-    """Where every vCPU counts, and the load of every pCPU that comes of it.
-
-    `place` holds, by the index of the vCPU, the pCPU it counts on; None for one that is poured or
-    on no managed pCPU.
-    """
-
-    vcpus: tuple[Vcpu, ...]
-    place: tuple[int | None, ...]
-    poured: tuple[int, ...]
-    base: dict[int, int]
-    levels: dict[int, int] = field(default_factory=dict)
-    members: dict[int, tuple[int, ...]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, host: Host, vcpus: Sequence[Vcpu], poured: Sequence[bool]) -> Self:
-        base = {cpu.id: cpu.host_load_ppm for cpu in sorted(host.cpus, key=lambda cpu: cpu.id)}
-        place: list[int | None] = []
-        for vcpu, pour in zip(vcpus, poured, strict=True):
-            cpu = next(iter(vcpu.cpus)) if vcpu.is_bound else vcpu.on
-            place.append(None if pour or cpu not in base else cpu)
-        members: dict[int, list[int]] = {cpu: [] for cpu in base}
-        for index, cpu in enumerate(place):
-            if cpu is not None:
-                base[cpu] += vcpus[index].load_ppm
-                members[cpu].append(index)
-        water = [index for index, pour in enumerate(poured) if pour]
-        # Whoever has least choice is poured first, so that the others can flow around it.
-        water.sort(key=lambda index: (len(vcpus[index].cpus), vcpus[index].id))
-        board = cls(
-            vcpus=tuple(vcpus),
-            place=tuple(place),
-            poured=tuple(water),
-            base=base,
-            members={cpu: tuple(indices) for cpu, indices in members.items()},
-        )
-        board.levels.update(board.poured_levels())
-        return board
-
-    def poured_levels(self) -> dict[int, int]:
-        """Give the loads with the floaters poured over the bound ones."""
-        levels = dict(self.base)
-        for index in self.poured:
-            vcpu = self.vcpus[index]
-            mask = [cpu for cpu in vcpu.cpus if cpu in levels]
-            for cpu, amount_ppm in _pour(levels, mask, vcpu.load_ppm):
-                levels[cpu] += amount_ppm
-        return levels
-
-    def moved(self, index: int, target: int) -> "_Board":
-        """Give the board with one vCPU elsewhere."""
-        source, load_ppm = self.place[index], self.vcpus[index].load_ppm
-        place = list(self.place)
-        place[index] = target
-        base, members = dict(self.base), dict(self.members)
-        if source is not None:
-            base[source] -= load_ppm
-            members[source] = tuple(other for other in members[source] if other != index)
-        base[target] += load_ppm
-        members[target] = (*members[target], index)
-        board = _Board(self.vcpus, tuple(place), self.poured, base, {}, members)
-        board.levels.update(board.poured_levels())
-        return board
-
-    def gap_ppm(self) -> int:
-        """Give the load of the busiest less that of the freest pCPU."""
-        return max(self.levels.values(), default=0) - min(self.levels.values(), default=0)
-
-    def profile(self) -> list[int]:
-        """Give the loads, largest first: of two boards the one with the smaller list is better."""
-        return sorted(self.levels.values(), reverse=True)
-
-    def relatives(self, index: int, cpu: int) -> int:
-        """Count the other vCPUs of the same domain on a pCPU."""
-        identity = self.vcpus[index].id
-        return sum(
-            other != index
-            and self.vcpus[other].id.uuid == identity.uuid
-            and self.vcpus[other].id.domain_id == identity.domain_id
-            for other in self.members[cpu]
-        )
-
-
-def _pour(levels: dict[int, int], mask: Sequence[int], load_ppm: int) -> list[tuple[int, int]]:
-    """Share a load over the least loaded pCPUs of a mask so that their levels become equal."""
-    order = sorted(mask, key=lambda cpu: (levels[cpu], cpu))
-    if not order:
-        return []
-    total_ppm, wet = load_ppm, 0
-    for cpu in order:
-        if wet and total_ppm <= levels[cpu] * wet:
-            break
-        total_ppm += levels[cpu]
-        wet += 1
-    level_ppm, rest_ppm = divmod(total_ppm, wet)
-    return [
-        (cpu, level_ppm + (position < rest_ppm) - levels[cpu])
-        for position, cpu in enumerate(order[:wet])
-    ]

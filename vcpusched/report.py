@@ -13,11 +13,9 @@ from vcpusched.model import PPM, PPM_PER_POINT, CpuSet
 from vcpusched.planner import Move, Plan
 from vcpusched.scheduler import Cycle, Failure
 from vcpusched.snapshot import host_as_json, plan_as_json
+from vcpusched.text import printable
 
 STATE_VERSION: Final = 1
-NAME_MAX: Final = 64
-"""Longer guest names are cut in messages."""
-
 MESSAGE_ID_PIN: Final = "64672ee17c744ff39534af4c63f2e545"
 MESSAGE_ID_PLAN: Final = "1b7b454b11c7488faf18e12c14b291a1"
 
@@ -52,8 +50,8 @@ class PastPin:
 class Service:
     """What is known about the service as a whole.
 
-    `trouble` says why libvirt is not connected, when it was tried; `pins_failing` what went wrong
-    with pins in the last plan; times are seconds since the epoch.
+    `connected` once the host was read; `trouble` says why it is not, or cannot be read any more;
+    `pins_failing` what went wrong with pins in the last plan; times are seconds since the epoch.
     """
 
     pid: int
@@ -148,9 +146,11 @@ def unread_entry(domain: str, why: str) -> Entry:
 def status_line(service: Service) -> str:
     """Give the one line that `systemctl status` shows."""
     cycle, prefix = service.cycle, "Dry run. " if service.dry_run else ""
+    why = f": {printable(service.trouble, 300)}" if service.trouble else ""
     if not service.connected:
-        why = f": {printable(service.trouble, 300)}" if service.trouble else ""
-        return f"{prefix}Waiting for libvirt at {printable(service.uri)}{why}"
+        return f"{prefix}Waiting for libvirt at {printable(service.uri, 200)}{why}"
+    if why:
+        return f"{prefix}Cannot read the host{why}"
     if cycle is None or cycle.plan is None:
         what = "Measuring the first period"
         if cycle is not None and cycle.domains == 0:
@@ -170,7 +170,7 @@ def status_line(service: Service) -> str:
 def _verdict(cycle: Cycle, plan: Plan) -> str:
     if plan.balanced:
         return "Balanced"
-    if cycle.executed and not cycle.dry_run:
+    if cycle.pinned:
         return "Rebalanced"
     if plan.moves and cycle.confirmed < cycle.confirm:
         return f"Unbalanced in {cycle.confirmed} of {cycle.confirm} periods"
@@ -182,6 +182,10 @@ def _verdict(cycle: Cycle, plan: Plan) -> str:
 def _gap_now(cycle: Cycle, plan: Plan) -> int:
     done = cycle.executed and not cycle.dry_run and len(cycle.pinned) == len(plan.moves)
     return plan.gap_after_ppm if done else plan.gap_before_ppm
+
+
+def _loads_now(cycle: Cycle | None) -> tuple[tuple[int, int], ...]:
+    return cycle.plan.loads_before_ppm if cycle and cycle.plan else ()
 
 
 def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
@@ -214,15 +218,10 @@ def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
         ],
         "cycle": cycle.number if cycle else 0,
         "domains": cycle.domains if cycle else 0,
+        "loads": {str(cpu): load_ppm / PPM for cpu, load_ppm in _loads_now(cycle)},
         "plan": plan_as_json(cycle.plan) if cycle and cycle.plan else None,
         "snapshot": host_as_json(cycle.host) if cycle and cycle.host else None,
     }
-
-
-def printable(text: str, length_max: int = NAME_MAX) -> str:
-    """Make text of unknown origin fit for a terminal or one line of a log."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return shown if len(shown) <= length_max else shown[: length_max - 1] + "…"
 
 
 def points(load_ppm: int) -> str:

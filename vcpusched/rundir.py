@@ -91,10 +91,16 @@ def is_locked(directory: Path) -> bool:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Replace a file atomically: a reader sees the old one or the new one. Raises OSError."""
+    """Replace a file of our own atomically: a reader sees the old one or the new one.
+
+    Raises OSError, and UnicodeEncodeError for text that is none.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # a namesake left it when it was killed
     try:
-        temporary.write_text(text, encoding="utf-8")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o644), "w", encoding="utf-8") as file:
+            file.write(text)
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

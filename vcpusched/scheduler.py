@@ -1,12 +1,14 @@
 """One cycle: sample, observe, plan, pin; returns a `Cycle` that says what happened.
 
 Rule: acts only through a `Hypervisor` and never reads a clock of its own or sleeps, so that it
-runs unchanged on a simulated host. All that it remembers between cycles is the last sample, how
-often in a row it wanted to act, and a pin whose answer was lost with the connection.
+runs unchanged on a simulated host. All that it remembers between cycles is the last sample and its
+loads, how often in a row it wanted to act, the domains that refused a pin and are left alone for a
+while, and a pin whose answer was lost with the connection.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from vcpusched.hypervisor import (
     BusyError,
@@ -16,8 +18,18 @@ from vcpusched.hypervisor import (
     VanishedError,
 )
 from vcpusched.load import observe
-from vcpusched.model import CpuSet, DomainUuid, Host, Sample
+from vcpusched.model import CpuSet, DomainUuid, Host, Sample, Unread
 from vcpusched.planner import Move, Plan, Policy, plan
+
+ASIDE_CYCLES: Final = 10
+ASIDE_CYCLES_MAX: Final = 640
+"""For how many cycles a domain that refused a pin is left alone; doubled when it does so again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    until: int
+    cycles: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +43,15 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A move that was planned and not made, and why."""
+    """A move that was planned and not made, and why.
+
+    `kind` is the same for all failures that mean the same, whatever figures are in `why`;
+    `expected` when nothing is wrong (the guest ended meanwhile).
+    """
 
     move: Move
     why: str
+    kind: str = ""
     expected: bool = False
 
 
@@ -57,7 +74,7 @@ class Cycle:
     executed: bool = False
     pinned: tuple[Move, ...] = ()
     failures: tuple[Failure, ...] = ()
-    unread: tuple[tuple[str, str], ...] = ()
+    unread: tuple[Unread, ...] = ()
     lost: str | None = None
 
     @property
@@ -75,8 +92,10 @@ class Scheduler:
     def __init__(self, number: int = 0) -> None:
         self._number = number
         self._before: Sample | None = None
-        self._confirmed = 0
-        self._binding_floaters = False
+        self._host: Host | None = None
+        self._wanted = 0
+        self._wanted_binding = 0
+        self._aside: dict[DomainUuid, _Aside] = {}
         self._in_doubt: tuple[int, Move] | None = None
 
     def cycle(
@@ -104,31 +123,54 @@ class Scheduler:
             domains=len(sample.domains) + len(sample.unread),
             confirm=rules.confirm,
             dry_run=rules.dry_run,
-            unread=tuple(sorted(sample.unread.items())),
+            unread=tuple(sample.unread[uuid] for uuid in sorted(sample.unread)),
         )
         if before is None:
             return seen
-        host = observe(before, sample)
+        self._host = observe(before, sample, self._host)
+        host = self._with_aside_fixed(self._host, sample)
         found = plan(host, rules.policy)
-        confirmed = self._confirm(found)
+        confirmed = self._confirm(found, host)
         seen = replace(seen, host=host, plan=found, confirmed=confirmed)
-        if not found.moves or confirmed < rules.confirm:
+        if not found.moves or confirmed < rules.confirm or host.unknown:
             return seen
-        self._confirmed = 0
+        self._wanted = self._wanted_binding = 0
         if rules.dry_run:
             return replace(seen, executed=True)
         return self._execute(hypervisor, seen, found, cancelled, on_pin)
 
-    def _confirm(self, found: Plan) -> int:
-        """Count the consecutive cycles that wanted to act for the same kind of reason."""
+    def _confirm(self, found: Plan, host: Host) -> int:
+        """Count the consecutive cycles that wanted to act.
+
+        A plan that binds floaters must itself have come up as often, since it goes by where the
+        kernel happened to have them. While a bound vCPU's load is unknown nothing is confirmed: it
+        may be what the plan takes for room.
+        """
         if not found.moves:
-            self._confirmed = 0
-        elif self._confirmed and found.binds_floaters is self._binding_floaters:
-            self._confirmed += 1
-        else:
-            self._confirmed = 1
-        self._binding_floaters = found.binds_floaters
-        return self._confirmed
+            self._wanted = self._wanted_binding = 0
+        elif not host.unknown:
+            self._wanted += 1
+            self._wanted_binding = self._wanted_binding + 1 if found.binds_floaters else 0
+        return self._wanted_binding if found.binds_floaters else self._wanted
+
+    def _with_aside_fixed(self, host: Host, sample: Sample) -> Host:
+        """Fix the vCPUs of domains that refused a pin lately, so that plans do without them."""
+        running = {domain.uuid for domain in sample.domains} | set(sample.unread)
+        self._aside = {uuid: aside for uuid, aside in self._aside.items() if uuid in running}
+        return replace(
+            host,
+            vcpus=tuple(
+                replace(vcpu, fixed=True)
+                if vcpu.id.uuid in self._aside and self._number < self._aside[vcpu.id.uuid].until
+                else vcpu
+                for vcpu in host.vcpus
+            ),
+        )
+
+    def _put_aside(self, uuid: DomainUuid) -> None:
+        known = self._aside.get(uuid)
+        cycles = ASIDE_CYCLES if known is None else min(known.cycles * 2, ASIDE_CYCLES_MAX)
+        self._aside[uuid] = _Aside(until=self._number + cycles, cycles=cycles)
 
     def _clear_doubt(self, sample: Sample, on_pin: Callable[[int, Move], None]) -> None:
         """Tell of a pin whose answer was lost, if it was made after all."""
@@ -159,21 +201,23 @@ class Scheduler:
                 break
             try:
                 _check_definition(hypervisor, move, definitions)
+                if cancelled():
+                    break  # that took calls, too
                 hypervisor.pin(move.vcpu, move.to_cpus)
             except ConnectionLostError as error:
                 # Whether libvirtd still made this pin shows in the next sample.
                 lost, self._in_doubt = str(error), (seen.number, move)
                 break
-            except BusyError as error:
-                # The rest of the plan was made for a host on which this move works, and the next
-                # pin might block as long; the next cycle plans anew from what it finds.
-                failures.append(Failure(move, str(error)))
-                break
+            except VanishedError as error:
+                failures.append(Failure(move, str(error), "vanished", expected=True))
             except HypervisorError as error:
-                failures.append(
-                    Failure(move, str(error), expected=isinstance(error, VanishedError))
-                )
+                self._put_aside(move.vcpu.uuid)
+                failures.append(Failure(move, str(error), type(error).__name__))
+                if isinstance(error, BusyError):
+                    # That may have blocked for 30 s; the next cycles plan without this domain.
+                    break
             else:
+                self._aside.pop(move.vcpu.uuid, None)
                 pinned.append(move)
                 on_pin(seen.number, move)
         return replace(

@@ -65,7 +65,7 @@ class _Snapshot(_Entry):
     vcpus: list[_VcpuEntry]
 
 
-class PastPin(_Entry):
+class SavedPin(_Entry):
     """A pin that the daemon made; `at` is seconds since the epoch."""
 
     at: float = Field(ge=0, le=1e11)
@@ -86,15 +86,16 @@ class SavedState(_Entry):
     period: float
     connected: bool
     status: str
+    trouble: str | None
     pins_failing: list[str]
-    last_pins: list[PastPin]
-    plan: dict[str, Any] | None = None
+    last_pins: list[SavedPin]
+    loads: dict[Annotated[str, Field(pattern="^[0-9]{1,5}$")], float]
     snapshot: dict[str, Any] | None = None
 
     @property
     def is_healthy(self) -> bool:
-        """Whether libvirt is connected and no pin fails."""
-        return self.connected and not self.pins_failing
+        """Whether the host is read and no pin fails."""
+        return self.connected and self.trouble is None and not self.pins_failing
 
 
 def parse_state(text: str) -> SavedState:

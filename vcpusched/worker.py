@@ -7,11 +7,17 @@ with its connection: it makes no further pin, and of what it still says only pin
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from vcpusched.hypervisor import ConnectionLostError, Hypervisor, HypervisorError
+from vcpusched.hypervisor import (
+    ConnectionLostError,
+    Hypervisor,
+    HypervisorError,
+    PermissionDeniedError,
+)
 from vcpusched.planner import Move
 from vcpusched.scheduler import Cycle, Rules, Scheduler
 
@@ -57,23 +63,25 @@ class Alive:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """There is no connection; `error` says why."""
+    """There is no connection; `why` says why, `denied` whether we may not have one."""
 
-    error: HypervisorError
+    why: str
+    denied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
     """The connection stands, but the host could not be read."""
 
-    error: HypervisorError
+    why: str
+    denied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """A mistake of ours: the daemon must not outlive it."""
+    """A mistake of ours, with its traceback: the daemon must not outlive it."""
 
-    error: BaseException
+    text: str
 
 
 Outcome = Connected | Pinned | Cycled | Alive | Lost | Unreadable | Crashed
@@ -81,6 +89,9 @@ Outcome = Connected | Pinned | Cycled | Alive | Lost | Unreadable | Crashed
 
 class Worker:
     """A thread that does one thing after another, at most one at a time.
+
+    Outcomes carry text, no exceptions: the frames of those hold libvirt's objects, and the last one
+    to let go of such an object calls libvirt.
 
     `open_session` opens a connection; `wake` is called from the thread whenever there is an
     outcome to take.
@@ -149,8 +160,8 @@ class Worker:
         while (job := self._jobs.get()) is not None:
             try:
                 outcome = job()
-            except BaseException as error:  # noqa: BLE001  it is raised again by the main loop
-                outcome = Crashed(error)
+            except BaseException:  # noqa: BLE001  the main loop ends the process for it
+                outcome = Crashed(traceback.format_exc())
             self._put(outcome)
         self._let_go()
 
@@ -168,18 +179,18 @@ class Worker:
         try:
             self._session = self._open_session()
         except HypervisorError as error:
-            return Lost(error)
+            return Lost(str(error), isinstance(error, PermissionDeniedError))
         return Connected()
 
     def _do_check(self) -> Outcome:
         if self._session is not None and self._session.is_alive():
             return Alive()
         self._let_go()
-        return Lost(ConnectionLostError("it stopped answering or went away"))
+        return Lost("it stopped answering or went away")
 
     def _do_cycle(self, rules: Rules) -> Outcome:
         if self._session is None:
-            return Lost(ConnectionLostError("not connected"))
+            return Lost("not connected")
         try:
             cycle = self._scheduler.cycle(
                 self._session,
@@ -189,9 +200,9 @@ class Worker:
             )
         except ConnectionLostError as error:
             self._let_go()
-            return Lost(error)
+            return Lost(str(error))
         except HypervisorError as error:
-            return Unreadable(error)
+            return Unreadable(str(error), isinstance(error, PermissionDeniedError))
         return Cycled(cycle)
 
 

@@ -1,0 +1,126 @@
+"""What libvirt says, translated: definitions, maps of pCPUs, errors.
+
+The answers are in the shape of libvirt-python 9 to 12: tuples of numbers and of booleans.
+"""
+
+import libvirt
+import pytest
+
+from vcpusched.hypervisor import (
+    BusyError,
+    ConnectionLostError,
+    HypervisorError,
+    PermissionDeniedError,
+    VanishedError,
+)
+from vcpusched.libvirt_host import LibvirtHost, parse_definition, parse_vcpus, translate
+from vcpusched.model import CpuSet
+
+ONLINE = CpuSet.parse("0-7")
+
+
+def definition(inner: str) -> dict[int, str]:
+    """Give where each vCPU may run, by a definition that holds this."""
+    xml = f"<domain type='kvm'><name>g</name>{inner}</domain>"
+    return {vcpu: str(cpus & ONLINE) for vcpu, cpus in parse_definition(xml).items()}
+
+
+def test_without_any_pin_all_online_pcpus_are_allowed() -> None:
+    """A definition that says nothing allows everything; without <vcpu> there is one vCPU."""
+    assert definition("<vcpu placement='static'>2</vcpu>") == {0: "0-7", 1: "0-7"}
+    assert definition("") == {0: "0-7"}
+
+
+def test_a_cpuset_holds_for_all_vcpus_and_a_pin_outranks_it() -> None:
+    """The order is libvirt's: <vcpupin>, else <vcpu cpuset>; up to the maximum of vCPUs."""
+    assert definition(
+        "<vcpu placement='static' cpuset='0-3,^2' current='1'>3</vcpu>"
+        "<cputune><vcpupin vcpu='1' cpuset='6'/><emulatorpin cpuset='0'/></cputune>"
+    ) == {0: "0-1,3", 1: "6", 2: "0-1,3"}
+
+
+def test_masks_beyond_64_pcpus() -> None:
+    """A definition may name pCPUs far up, and such that are offline now."""
+    xml = "<domain><vcpu cpuset='60-70,300'>1</vcpu></domain>"
+    assert str(parse_definition(xml)[0]) == "60-70,300"
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        "",
+        "<domain",
+        "<domain><vcpu>many</vcpu></domain>",
+        "<domain><vcpu cpuset='a'>1</vcpu></domain>",
+        "<domain><vcpu>1</vcpu><cputune><vcpupin cpuset='1'/></cputune></domain>",
+        "<domain><vcpu>1</vcpu><cputune><vcpupin vcpu='0' cpuset='99999'/></cputune></domain>",
+    ],
+)
+def test_a_definition_that_cannot_be_understood(xml: str) -> None:
+    """It is an error of that domain, told as such."""
+    with pytest.raises(HypervisorError, match="cannot be understood"):
+        parse_definition(xml)
+
+
+def test_vcpus_with_gaps_in_their_numbers() -> None:
+    """Row i of the maps belongs to the i-th vCPU listed, not to vCPU i; -1 is no pCPU.
+
+    A row of zeros with an empty map is a vCPU that went away between two calls of the binding.
+    """
+    infos = [(0, 1, 5_000_000_000, 3), (2, 1, 70_000_000, -1), (0, 0, 0, 0)]
+    maps = [(True,) * 8, (False, False, True) + (False,) * 5, (False,) * 8]
+    first, second = parse_vcpus(infos, maps)
+    assert (first.vcpu, first.run_ns, str(first.affinity), first.on) == (0, 5 * 10**9, "0-7", 3)
+    assert (second.vcpu, str(second.affinity), second.on) == (2, "2", None)
+
+
+def test_maps_of_a_machine_with_offline_pcpus() -> None:
+    """128 pCPUs of which 64 to 127 are offline: the map reaches the highest."""
+    flags = (True,) * 64 + (False,) * 64
+    (reading,) = parse_vcpus([(0, 1, 0, 63)], [flags])
+    assert str(reading.affinity) == "0-63"
+    assert CpuSet.of([63]).flags(128).index(True) == 63
+
+
+def libvirt_error(code: int, domain: int) -> libvirt.libvirtError:
+    """Make an error as the binding raises it, with its fields in the order of virError."""
+    error = libvirt.libvirtError("")
+    error.err = (code, domain, "what libvirt said", 2, "", "", "", -1, -1)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "domain", "alive", "meaning"),
+    [
+        ("VIR_ERR_NO_DOMAIN", "VIR_FROM_QEMU", True, VanishedError),
+        ("VIR_ERR_OPERATION_INVALID", "VIR_FROM_QEMU", True, VanishedError),
+        ("VIR_ERR_INVALID_ARG", "VIR_FROM_QEMU", True, VanishedError),
+        ("VIR_ERR_OPERATION_TIMEOUT", "VIR_FROM_QEMU", True, BusyError),
+        ("VIR_ERR_ACCESS_DENIED", "VIR_FROM_ACCESS", True, PermissionDeniedError),
+        ("VIR_ERR_OPERATION_DENIED", "VIR_FROM_NONE", True, PermissionDeniedError),
+        ("VIR_ERR_SYSTEM_ERROR", "VIR_FROM_NONE", True, HypervisorError),
+        ("VIR_ERR_INTERNAL_ERROR", "VIR_FROM_QEMU", True, HypervisorError),
+        ("VIR_ERR_INTERNAL_ERROR", "VIR_FROM_RPC", True, ConnectionLostError),
+        ("VIR_ERR_SYSTEM_ERROR", "VIR_FROM_REMOTE", True, ConnectionLostError),
+        ("VIR_ERR_NO_DOMAIN", "VIR_FROM_QEMU", False, ConnectionLostError),
+    ],
+)
+def test_errors(code: str, domain: str, *, alive: bool, meaning: type[HypervisorError]) -> None:
+    """Each code means just one thing to us, in libvirt's own words."""
+    found = translate(libvirt_error(getattr(libvirt, code), getattr(libvirt, domain)), alive=alive)
+    assert type(found) is meaning
+    assert str(found) == "what libvirt said"
+
+
+def test_against_the_test_driver() -> None:
+    """In libvirt's own test driver 3 of its 8 pCPUs are online, and its domain has two vCPUs."""
+    host = LibvirtHost.open("test:///default")
+    try:
+        sample = host.sample()
+        assert str(sample.topology.online) == "0,2,4"
+        (domain,) = sample.domains
+        assert (domain.name, len(domain.vcpus)) == ("test", 2)
+        assert str(domain.allowed[0] & sample.topology.online) == "0,2,4"
+        assert host.is_alive()
+    finally:
+        host.close()

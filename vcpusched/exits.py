@@ -1,0 +1,13 @@
+"""The exit statuses that scripts and systemd rely on; above 64 they are those of sysexits(3)."""
+
+from typing import Final
+
+OK: Final = 0
+FAILURE: Final = 1
+DEGRADED: Final = 1
+USAGE: Final = 2
+NOT_RUNNING: Final = 3
+BAD_INPUT: Final = 65
+UNAVAILABLE: Final = 69
+NOT_PERMITTED: Final = 77
+BAD_CONFIGURATION: Final = 78
