@@ -5,6 +5,7 @@ nothing.
 """
 
 import time
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Final
 
 from vcpusched import journal, report, rundir
 from vcpusched.config import Settings
-from vcpusched.model import PPM_PER_POINT
+from vcpusched.model import PPM_PER_POINT, CpuSet
 from vcpusched.report import Entry, PastPin, Priority, Service
 from vcpusched.scheduler import Cycle
 from vcpusched.worker import Pinned
 
 LAST_PINS_MAX: Final = 10
 TOLD_MAX: Final = 1000
+UNREAD_PATIENCE_S: Final = 5.0
+"""A guest that is just starting cannot be read for a moment; that is no news."""
 
 
 class Announcer:
@@ -30,7 +33,8 @@ class Announcer:
         self._directory = directory
         self._level = Priority[level.upper()]
         self._told: set[Hashable] = set()
-        self._last_dry_run: frozenset[tuple[object, str]] = frozenset()
+        self._unread_since_s: dict[str, float] = {}
+        self._last_dry_run: Counter[tuple[CpuSet, CpuSet]] = Counter()
         self._status = ""
 
     def write(self, entry: Entry) -> None:
@@ -50,7 +54,7 @@ class Announcer:
         """Take over changed settings."""
         self._level = Priority[settings.log_level.upper()]
         self._told.clear()
-        self._last_dry_run = frozenset()
+        self._last_dry_run = Counter()
         self._status = ""
         self.service = with_settings(self.service, settings)
 
@@ -72,8 +76,9 @@ class Announcer:
             self.write(entry)
         if cycle.plan is None or not (cycle.executed and cycle.dry_run):
             return
-        # A dry run finds the same again and again; it is told when it changes.
-        would = frozenset((move.vcpu, str(move.to_cpus)) for move in cycle.plan.moves)
+        # A dry run finds the same again and again, with now one and now another of equal guests;
+        # it is told when what it would do to the pCPUs changes.
+        would = Counter((move.from_cpus, move.to_cpus) for move in cycle.plan.moves)
         if would != self._last_dry_run:
             for dry in report.dry_run_entries(cycle.plan):
                 self.write(dry)
@@ -82,8 +87,13 @@ class Announcer:
     def cycled(self, cycle: Cycle) -> None:
         """Tell what a cycle did and what went wrong in it."""
         self.plan_done(cycle)
+        now_s = time.monotonic()
+        self._unread_since_s = {
+            unread.name: self._unread_since_s.get(unread.name, now_s) for unread in cycle.unread
+        }
         for unread in cycle.unread:
-            self.once(("unread", unread.name), report.unread_entry(unread.name, unread.why))
+            if now_s - self._unread_since_s[unread.name] >= UNREAD_PATIENCE_S:
+                self.once(("unread", unread.name), report.unread_entry(unread.name, unread.why))
         for failure in cycle.failures:
             cause = ("pin", failure.move.vcpu.uuid, failure.kind)
             self.once(cause, report.failure_entry(failure))
