@@ -5,7 +5,7 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcpusched.load import INTERVAL_MIN_NS, observe, usage_ppm
+from vcpusched.load import INTERVAL_MIN_NS, baseline, observe, usage_ppm
 from vcpusched.model import (
     PPM,
     Cpu,
@@ -83,6 +83,17 @@ def test_a_reading_that_took_too_long_is_not_used() -> None:
     # A load that was known is kept: 0 would look like room for others.
     known = observe(sample(reading(7, 4.1)), before)
     assert observe(before, slow, known).vcpus[0].load_ppm == 300_000
+
+
+def test_a_domain_that_is_always_slow_is_measured_over_longer() -> None:
+    """Half a second of uncertainty at a look each second: usable once 5 s have passed."""
+    before = sample(reading(10, 5.0, took_ns=SECOND_NS // 2))
+    seen = {}
+    for second in range(11, 17):
+        later = sample(reading(second, 5.0 + (second - 10) * 0.3, took_ns=SECOND_NS // 2))
+        seen[second] = loads(before, later)
+        before = baseline(before, later)
+    assert seen == {11: {}, 12: {}, 13: {}, 14: {}, 15: {0: 300_000}, 16: {}}
 
 
 def test_a_domain_that_cannot_be_read_stays_as_it_was() -> None:

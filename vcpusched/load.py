@@ -39,7 +39,7 @@ the call the counter was read is not known, so its usage could be wrong by as mu
 
 
 def observe(before: Sample | None, after: Sample, previous: Host | None = None) -> Host:
-    """Give the host as it was between two samples.
+    """Give the host as it was between two samples (`before` is a `baseline`).
 
     Every vCPU of `after` that `before` knows too has its usage as load. One that could not be read
     well this time keeps the load it had in `previous`, and stays where it is while its domain
@@ -70,6 +70,35 @@ def observe(before: Sample | None, after: Sample, previous: Host | None = None) 
     )
 
 
+def baseline(before: Sample | None, after: Sample) -> Sample:
+    """Give the sample that the next one is to be compared with: `after`, where it can be trusted.
+
+    A domain that was slow to read, or could not be read, keeps its earlier reading, so that the
+    interval grows until the uncertainty no longer counts.
+    """
+    if before is None:
+        return after
+    earlier = {_domain_key(domain): domain for domain in before.domains}
+    chosen = []
+    for domain in after.domains:
+        first = earlier.get(_domain_key(domain))
+        keep = first is not None and _is_uncertain(first, domain) and not _is_new(first, domain)
+        chosen.append(first if first is not None and keep else domain)
+    chosen += [domain for domain in before.domains if domain.uuid in after.unread]
+    return dataclasses.replace(after, domains=tuple(chosen))
+
+
+def _is_uncertain(before: DomainReading, after: DomainReading) -> bool:
+    interval_ns = after.at_ns - before.at_ns
+    return max(before.took_ns, after.took_ns) * UNCERTAIN_MAX > interval_ns
+
+
+def _is_new(before: DomainReading, after: DomainReading) -> bool:
+    """Tell whether a counter went backwards: other vCPUs, under the same identity."""
+    run_before_ns = {reading.vcpu: reading.run_ns for reading in before.vcpus}
+    return any(reading.run_ns < run_before_ns.get(reading.vcpu, 0) for reading in after.vcpus)
+
+
 def usage_ppm(run_before_ns: int, run_after_ns: int, interval_ns: int) -> int | None:
     """Give the usage of a vCPU in parts per million of a pCPU, 0 to 1,000,000.
 
@@ -97,7 +126,7 @@ def _load(
         return kept_ppm
     if run_before_ns > reading.run_ns:
         return None  # another vCPU under the same identity
-    if max(before.took_ns, after.took_ns) * UNCERTAIN_MAX > interval_ns:
+    if _is_uncertain(before, after):
         return kept_ppm
     load_ppm = usage_ppm(run_before_ns, reading.run_ns, interval_ns)
     return kept_ppm if load_ppm is None else load_ppm

@@ -17,7 +17,7 @@ from vcpusched.hypervisor import (
     HypervisorError,
     VanishedError,
 )
-from vcpusched.load import observe
+from vcpusched.load import baseline, observe
 from vcpusched.model import CpuSet, DomainUuid, Host, Sample, Unread
 from vcpusched.planner import Move, Plan, Policy, plan
 
@@ -110,14 +110,14 @@ class Scheduler:
 
         `cancelled` is asked before each pin; once it says yes, no further pin is made. `on_pin` is
         told the cycle's number and each move at once when it is made, since a cycle that blocks in
-        its second pin has made the first. Raises
-        ConnectionLostError when sampling finds the connection lost, and HypervisorError when the
-        host cannot be read; a connection lost later is told in the `Cycle`.
+        its second pin has made the first. Raises ConnectionLostError when sampling finds the
+        connection lost, and HypervisorError when the host cannot be read; a connection lost later
+        is told in the `Cycle`.
         """
         sample = hypervisor.sample()
         self._clear_doubt(sample, on_pin)
         self._number += 1
-        before, self._before = self._before, sample
+        before, self._before = self._before, baseline(self._before, sample)
         seen = Cycle(
             number=self._number,
             domains=len(sample.domains) + len(sample.unread),
