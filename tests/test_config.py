@@ -69,7 +69,7 @@ def test_precedence_and_sources(tmp_path: Path) -> None:
         ("period = [1]", "FILE: period: [1] is not allowed: must be a number from 0.5 to 3600"),
         (
             "balance_threshold = 0",
-            "FILE: balance_threshold: 0 is not allowed: must be a number above 0 to 100",
+            "FILE: balance_threshold: 0 is not allowed: must be a number above 0, up to 100",
         ),
         (
             "confirm = 1.5",

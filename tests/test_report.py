@@ -139,7 +139,8 @@ def test_the_state_file_can_be_read_back() -> None:
     )
     text = json.dumps(report.state_as_json(service, 12.5))
     state = snapshot.parse_state(text)
-    assert (state.at, state.is_healthy, state.last_pins[0].to_cpus) == (12.5, True, "1")
+    assert (state.at, state.is_healthy(3), state.last_pins[0].to_cpus) == (12.5, True, "1")
+    assert not state.is_healthy(16)  # no word for longer than it can take: it hangs
     read = snapshot.saved_host(state)
     assert read is not None
     assert plan(read, Policy()) == FOUND

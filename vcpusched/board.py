@@ -99,12 +99,9 @@ class Board:
 
     def relatives(self, index: int, cpu: int) -> int:
         """Count the other vCPUs of the same domain on a pCPU."""
-        identity = self.vcpus[index].id
+        uuid = self.vcpus[index].id.uuid
         return sum(
-            other != index
-            and self.vcpus[other].id.uuid == identity.uuid
-            and self.vcpus[other].id.domain_id == identity.domain_id
-            for other in self.members[cpu]
+            other != index and self.vcpus[other].id.uuid == uuid for other in self.members[cpu]
         )
 
 

@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal or pipe of another encoding shows "?" where it lacks a letter.
         sys.stdout.reconfigure(errors="replace")
+    if options.verb is not _run:
+        # Ctrl-C ends at once, also while a call blocks, when Python would not deliver it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         status: int = options.verb(options)
         if sys.stdout is not None:
@@ -53,9 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verb is _run:
             raise
         # Whoever read our output has seen enough; nothing may be flushed into the pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return exits.OK
+    except OSError as error:
+        if options.verb is _run:
+            raise
+        _drop_output()
+        print(f"vcpusched: standard output: cannot be written: {error.strerror}", file=sys.stderr)
+        return exits.FAILURE
     return status
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,7 +89,11 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verb("run", _run, "Balance this host until told to stop (the service).")
     run.add_argument(
-        "period", nargs="?", type=float, metavar="PERIOD", help="seconds between two looks"
+        "period",
+        nargs="?",
+        type=float,
+        metavar="PERIOD",
+        help="seconds between two looks, 0.5 to 3600 (default: the setting's 3)",
     )
     run.add_argument("--once", action="store_true", help="make one decision, then end")
     _add_switch(run, "--dry-run", "decide and report, but change no pin")
@@ -200,14 +217,15 @@ def _status(options: argparse.Namespace) -> int:
         else:
             print(f"vcpusched is not running on this host ({rundir.locate()}).")
         return exits.NOT_RUNNING
-    health = "healthy" if state.is_healthy else "degraded"
+    healthy = state.is_healthy(time.time() - state.at)
+    health = "healthy" if healthy else "degraded"
     if options.json:
         print(json.dumps({"health": health, **json.loads(text)}, indent=2, ensure_ascii=False))
     else:
         loads_ppm = {int(cpu): round(load * PPM) for cpu, load in state.loads.items()}
         headline = f"vcpusched is {health}: {state.status}"
         display.show(display.draw_status(headline, _status_lines(state), host, loads_ppm))
-    return exits.OK if state.is_healthy else exits.DEGRADED
+    return exits.OK if healthy else exits.DEGRADED
 
 
 def _status_lines(state: "SavedState") -> list[str]:
@@ -216,7 +234,9 @@ def _status_lines(state: "SavedState") -> list[str]:
     age_s = max(0.0, time.time() - state.at)
     process = f"process {state.pid} since {_clock(state.started_at, '%Y-%m-%d %H:%M:%S')}"
     where = f"every {state.period:g} s at {printable(state.uri, 200)}"
-    lines = [f"{process}; last cycle {age_s:.0f} s ago; {where}"]
+    lines = [f"{process}; this is from {age_s:.0f} s ago; {where}"]
+    if age_s > state.age_max_s:
+        lines.append("the process lives but has said nothing since then: it hangs, or was stopped")
     lines += [f"failing: {printable(failing, 300)}" for failing in state.pins_failing]
     lines += [
         f"{_clock(pin.at, '%H:%M:%S')} pinned vCPU {pin.vcpu} of {printable(pin.domain)}:"
@@ -269,10 +289,12 @@ def _present(settings: "Settings") -> tuple["Host", str]:
     except (rundir.RunDirectoryError, snapshot.SnapshotError):
         state = host = None  # `status` tells what is wrong with it; here it is only a shortcut
     if state is not None and host is not None and state.uri == settings.uri:
-        return host, f"As the running daemon (process {state.pid}) saw it in its last cycle"
+        age_s = max(0.0, time.time() - state.at)
+        if age_s <= state.age_max_s:
+            return host, f"As the running service (process {state.pid}) saw it {age_s:.0f} s ago"
     host = _sampled(settings)
     uri = printable(settings.uri, 200)
-    return host, f"Sampled {uri} for {settings.period:g} s; no daemon runs whose state to use"
+    return host, f"Sampled {uri} for {settings.period:g} s, as no service runs whose state to use"
 
 
 def _sampled(settings: "Settings") -> "Host":
@@ -287,8 +309,6 @@ def _sampled(settings: "Settings") -> "Host":
         time.sleep(settings.period)
         return observe(before, session.sample())
 
-    # Ctrl-C must work while a call blocks, when Python would not deliver it.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.stderr.isatty():
         print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)
     try:

@@ -197,7 +197,7 @@ def _bounds(declared: FieldInfo) -> str:
             low = f"above {limit.gt:g}"
         if hasattr(limit, "le"):
             high = f"to {limit.le:g}"
-    return f"{low} {high}".strip()
+    return f"{low}, up {high}" if low.startswith("above") else f"{low} {high}"
 
 
 def _files(config: Path | None, problems: list[str]) -> list[Path]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from vcpusched import exits, journal, report, rivals, rundir
+from vcpusched import __version__, exits, journal, report, rivals, rundir
 from vcpusched.announcer import Announcer, with_settings
 from vcpusched.config import ConfigError, Settings
 from vcpusched.report import Entry, Priority, Service
@@ -134,6 +134,13 @@ class _Daemon:
     def run(self) -> int:
         """Serve until there is an exit status."""
         journal.notify("READY=1")
+        self._say.write(
+            Entry(
+                Priority.INFO,
+                f"vcpusched {__version__} looks at {self._uri()} every {self._settings.period:g} s"
+                f"{', and changes nothing (dry run)' if self._settings.dry_run else ''}",
+            )
+        )
         self._say.publish()
         while True:
             now_s = time.monotonic()

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu
-from vcpusched.planner import Plan
+from vcpusched.planner import Plan, Stop
 from vcpusched.report import cpus_text, points
 from vcpusched.text import printable
 
@@ -40,30 +40,31 @@ def draw_host(host: Host, loads_ppm: Mapping[int, int], moved: Mapping[Any, CpuS
     """Draw every pCPU with its load and the vCPUs on it; `moved` are affinities to come."""
     on_cpu: dict[int, list[Text]] = {cpu.id: [] for cpu in host.cpus}
     floating: list[Text] = []
+    managed = host.online
     for vcpu in sorted(host.vcpus, key=lambda vcpu: (-vcpu.load_ppm, vcpu.id)):
         cpus = moved.get(vcpu.id, vcpu.cpus)
         label = _label(vcpu, new=vcpu.id in moved)
         if len(cpus) == 1:
             on_cpu.setdefault(next(iter(cpus)), []).append(label)
         else:
-            floating.append(label)
+            floating.append(label.append(f" on {cpus}"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("pCPU", justify="right")
     table.add_column("load", min_width=BAR_LENGTH, no_wrap=True)
     table.add_column("", justify="right", no_wrap=True)
-    table.add_column("vCPUs pinned here, with their load in percent")
+    table.add_column("vCPUs pinned here, with their load in percent", overflow="fold")
     empty = 0
     for cpu, labels in on_cpu.items():
         load_ppm = loads_ppm.get(cpu, 0)
         if len(on_cpu) > ROWS_MAX and not labels and load_ppm < PPM_PER_POINT:
             empty += 1
             continue
-        percent = f"{load_ppm / PPM_PER_POINT:.0f} %"
+        percent = f"{load_ppm / PPM_PER_POINT:.0f} %" if cpu in managed else "offline"
         table.add_row(str(cpu), _bar(load_ppm), percent, Text(", ").join(labels))
     if empty:
         table.add_row("", "", "", f"{empty} more pCPUs are idle")
     if floating:
-        table.add_row("any", "", "", Text(", ").join(floating))
+        table.add_row("float", "", "", Text(", ").join(floating))
     return table
 
 
@@ -85,7 +86,12 @@ def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
         return Group(*parts)
     before, after = points(plan.gap_before_ppm), points(plan.gap_after_ppm)
     count = f"{len(plan.moves)} pin change{'' if len(plan.moves) == 1 else 's'}"
-    parts.append(f"{count}, and the gap goes from {before} to {after} ({threshold}):")
+    end = (
+        "then it is balanced"
+        if plan.stop is Stop.BALANCED
+        else "no move that pays brings it closer"
+    )
+    parts.append(f"{count}, and the gap goes from {before} to {after} ({threshold}); {end}:")
     for number, move in enumerate(plan.moves, 1):
         line = Text(f"  {number}. vCPU {move.vcpu.vcpu} of {printable(move.domain)} ", "bold")
         line.append(f"from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}", "bold")

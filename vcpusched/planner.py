@@ -21,6 +21,7 @@ Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; the gap
 """
 
 import enum
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -205,6 +206,8 @@ def _best_step(
         return None
     freest_first = sorted(board.levels, key=lambda cpu: (board.levels[cpu], cpu))
     goal_ppm = board.levels[busiest] - gain_min_ppm
+    # Counted once, since a crowded pCPU is what is looked at most.
+    guests = Counter(board.vcpus[index].id.uuid for index in members)
     options = []
     for index in members:
         if not movable[index]:
@@ -217,7 +220,7 @@ def _best_step(
             dry_ppm = max(board.base[busiest] - load_ppm, board.base[target] + load_ppm)
             if min(peak_ppm, dry_ppm) > goal_ppm:
                 continue
-            crowd = board.relatives(index, target) - board.relatives(index, busiest)
+            crowd = board.relatives(index, target) - guests[board.vcpus[index].id.uuid] + 1
             apart = crowd if keep_apart else 0
             options.append((peak_ppm > goal_ppm, apart, peak_ppm, crowd, load_ppm, target, index))
     for wet, *_, target, index in sorted(options):
@@ -232,13 +235,15 @@ def _best_step(
 
 def _targets(board: Board, index: int, busiest: int, freest_first: Sequence[int]) -> Iterable[int]:
     """Give the freest allowed pCPU, and the freest one without a vCPU of the same guest."""
-    allowed = board.vcpus[index].allowed
-    candidates = [cpu for cpu in freest_first if cpu != busiest and cpu in allowed]
-    yield from candidates[:1]
-    for cpu in candidates:
-        if not board.relatives(index, cpu):
-            if cpu != candidates[0]:
-                yield cpu
+    allowed, first = board.vcpus[index].allowed, None
+    for cpu in freest_first:
+        if cpu == busiest or cpu not in allowed:
+            continue
+        alone = not board.relatives(index, cpu)
+        if first is None or alone:
+            first = cpu
+            yield cpu
+        if alone:
             return
 
 

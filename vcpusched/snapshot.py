@@ -24,8 +24,13 @@ from vcpusched.planner import Plan
 
 VERSION: Final = 1
 
+AGE_MAX_S: Final = 15.0
+
+LOAD_MAX: Final = 2.0
+"""In pCPUs. A vCPU cannot use more than one; more than this is percent by mistake."""
+
 _CpuId = Annotated[int, Field(ge=0, le=CPU_ID_MAX)]
-_Load = Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)]
+_Load = Annotated[float, Field(ge=0, le=LOAD_MAX, allow_inf_nan=False)]
 
 
 class SnapshotError(ValueError):
@@ -85,6 +90,7 @@ class SavedState(_Entry):
     uri: str
     period: float
     connected: bool
+    cycle: int
     status: str
     trouble: str | None
     pins_failing: list[str]
@@ -93,9 +99,14 @@ class SavedState(_Entry):
     snapshot: dict[str, Any] | None = None
 
     @property
-    def is_healthy(self) -> bool:
-        """Whether the host is read and no pin fails."""
-        return self.connected and self.trouble is None and not self.pins_failing
+    def age_max_s(self) -> float:
+        """How old a state that is kept up to date can be: a service older than that hangs."""
+        return max(3 * self.period, AGE_MAX_S)
+
+    def is_healthy(self, age_s: float) -> bool:
+        """Whether the host is read, no pin fails, and the service is not stuck."""
+        fine = self.connected and self.trouble is None and not self.pins_failing
+        return fine and age_s <= self.age_max_s
 
 
 def parse_state(text: str) -> SavedState:
@@ -113,6 +124,14 @@ def saved_host(state: SavedState) -> Host | None:
     return None if state.snapshot is None else parse(json.dumps(state.snapshot))
 
 
+_COMPLAINTS: Final = {
+    "model_type": "must be an object in braces",
+    "literal_error": f"must be {VERSION}, the version that this vcpusched reads",
+    "too_short": "must not be empty",
+}
+"""What the library would say in its own terms."""
+
+
 def _validated(model: type[_Model], text: str, kind: str) -> _Model:
     try:
         raw = json.loads(text)
@@ -125,7 +144,8 @@ def _validated(model: type[_Model], text: str, kind: str) -> _Model:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or kind
-        raise SnapshotError(f"{where}: {first['msg'].lower()}") from None
+        what = _COMPLAINTS.get(first["type"], first["msg"].lower())
+        raise SnapshotError(f"{where}: {what}") from None
 
 
 def _host(snapshot: _Snapshot) -> Host:

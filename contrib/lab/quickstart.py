@@ -41,12 +41,17 @@ def main(program: str) -> int:
     except LabError as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; all is removed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _interrupted(number: int, _frame: FrameType | None) -> None:
     # Once is enough: another signal must not cut the cleaning up short.
     for served in _SERVED:
-        signal.signal(served, signal.SIG_IGN)
+        # (A function, as Python complains of one that is ignored while it is pending.)
+        signal.signal(served, lambda _number, _frame: None)
     raise SystemExit(128 + number)
 
 
@@ -85,7 +90,6 @@ def _environment(lab: Lab) -> dict[str, str]:
         "RUNTIME_DIRECTORY": str(lab.directory / "temporary" / "vcpusched"),
         "VCPUSCHED_URI": lab.uri,
         "PYTHONDONTWRITEBYTECODE": "1",
-        "COLUMNS": os.environ.get("COLUMNS", "100"),
     }
 
 

@@ -158,14 +158,14 @@ def test_status_plan_and_snapshot_beside_the_service(lab: Lab) -> None:
         state = json.loads(service.ask("status", "--json").stdout)
         assert (state["health"], state["connected"], state["version"]) == ("healthy", True, 1)
         plan = service.ask("plan", VCPUSCHED_URI=lab.uri)
-        assert f"running daemon (process {service.pid})" in plan.stdout
+        assert f"running service (process {service.pid})" in plan.stdout
         snapshot = service.ask("snapshot", VCPUSCHED_URI=lab.uri)
         assert {vcpu["domain"] for vcpu in json.loads(snapshot.stdout)["vcpus"]} == {"g0", "g1"}
         service.terminate()
         assert service.ask("status").returncode == 3
         sampled = service.ask("plan", VCPUSCHED_URI=lab.uri, VCPUSCHED_PERIOD="1")
         assert sampled.returncode == 0
-        assert "for 1 s; no daemon runs" in sampled.stdout
+        assert "for 1 s, as no service runs" in sampled.stdout
         file = service.directory / "saved.json"
         saved = service.ask("snapshot", "-o", str(file), VCPUSCHED_URI=lab.uri)
         assert saved.returncode == 0
