@@ -180,31 +180,33 @@ def _walk(
 ) -> Board:
     """Make single moves, each off the busiest pCPU that one can help, until balanced."""
     board = start
-    aside: set[int] = set()
     while board.gap_ppm() >= policy.balance_threshold_ppm:
-        busiest = max(
-            (cpu for cpu in board.levels if cpu not in aside),
-            key=lambda cpu: (board.levels[cpu], -cpu),
-            default=None,
-        )
-        if busiest is None:
-            break
-        step = _best_step(board, busiest, movable, gain_min_ppm, keep_apart=keep_apart)
-        if step is None:
-            aside.add(busiest)
-            continue
+        levels = board.levels
+        freest_first = sorted(levels, key=lambda cpu: (levels[cpu], cpu))
+        for busiest in sorted(levels, key=lambda cpu: (-levels[cpu], cpu)):
+            step = _best_step(
+                board, busiest, movable, freest_first, gain_min_ppm, keep_apart=keep_apart
+            )
+            if step is not None:
+                break
+        else:
+            return board  # no move helps any of them
         board = step
-        aside.clear()
     return board
 
 
-def _best_step(
-    board: Board, busiest: int, movable: Sequence[bool], gain_min_ppm: int, *, keep_apart: bool
+def _best_step(  # noqa: PLR0913  the order is the same for all of a round, so it is made once
+    board: Board,
+    busiest: int,
+    movable: Sequence[bool],
+    freest_first: Sequence[int],
+    gain_min_ppm: int,
+    *,
+    keep_apart: bool,
 ) -> Board | None:
     members = board.members[busiest]
     if len(members) < 2:  # noqa: PLR2004  a vCPU alone on its pCPU stays
         return None
-    freest_first = sorted(board.levels, key=lambda cpu: (board.levels[cpu], cpu))
     goal_ppm = board.levels[busiest] - gain_min_ppm
     # Counted once, since a crowded pCPU is what is looked at most.
     guests = Counter(board.vcpus[index].id.uuid for index in members)
