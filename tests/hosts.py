@@ -105,6 +105,7 @@ class MemoryHost:
         self.sample_error: HypervisorError | None = None
         self.unread: set[str] = set()
         self.took_ns = 1000
+        self.definitions_read = 0
         self._on_pin = on_pin
 
     def pass_time(self, seconds: float = 1.0) -> None:
@@ -136,6 +137,7 @@ class MemoryHost:
 
     def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:
         """Give where a guest may run."""
+        self.definitions_read += 1
         if uuid not in self.wants:
             raise VanishedError("the domain is not running any more")
         return {0: self.definitions[uuid]}

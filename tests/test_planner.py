@@ -57,6 +57,15 @@ def test_a_lone_vcpu_stays() -> None:
     assert (found.balanced, found.moves, found.stop) == (False, (), Stop.NO_GAIN)
 
 
+def test_a_lone_vcpu_stays_beside_host_load() -> None:
+    """[60] with 40 of the host's own on its pCPU, and []: it stays, as everybody expects."""
+    drawn = host([60], [])
+    busy = dataclasses.replace(drawn.cpus[0], host_load_ppm=400_000)
+    drawn = dataclasses.replace(drawn, cpus=(busy, drawn.cpus[1]))
+    assert plan(drawn, POLICY).moves == ()
+    assert plan(drawn, POLICY).gap_before_ppm == 1_000_000
+
+
 def test_a_giant_does_not_keep_others_from_moving() -> None:
     """[100] [60 40] [] []: nothing helps the 100, but the 60 and the 40 should part."""
     found = plan(host([100], [60, 40], [], []), POLICY)

@@ -85,6 +85,14 @@ def test_no_pin_after_cancelling() -> None:
     assert len(cycle.pinned) == 1
 
 
+def test_no_pin_when_cancelled_while_the_definition_is_read() -> None:
+    """That takes calls, too, in which SIGTERM may come."""
+    host, scheduler = crowded(), Scheduler()
+    run(scheduler, host, 2)
+    scheduler.cycle(host, Rules(), cancelled=lambda: host.definitions_read > 0)
+    assert (host.definitions_read, host.pins) == (1, [])
+
+
 def test_each_pin_is_told_when_it_is_made() -> None:
     """A cycle that loses the connection in its second pin has told the first."""
     told: list[Move] = []
