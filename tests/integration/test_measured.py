@@ -74,7 +74,7 @@ def test_work_done(lab: Lab, figure: Figure) -> None:
         f"work of four 100 % guests bound to pCPU 0 of 2: {without:.2f} s/s without the daemon,"
         f" {with_daemon:.2f} with it, ratio {ratio:.2f}"
     )
-    assert ratio > 1.5  # near 2; other load on the machine takes its part
+    assert ratio > 1.7
 
 
 FLOATING = {
