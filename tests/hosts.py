@@ -1,6 +1,7 @@
 """Hosts as values, and a host in memory, for tests that need no libvirt."""
 
 import dataclasses
+import random
 from collections.abc import Callable, Mapping, Sequence
 
 from vcpusched.hypervisor import HypervisorError, VanishedError
@@ -77,6 +78,65 @@ def after(drawn: Host, plan: Plan) -> Host:
             else vcpu
             for vcpu in drawn.vcpus
         ),
+    )
+
+
+GRAINS = (
+    (10 * PPM_PER_POINT, 7),
+    (5 * PPM_PER_POINT, 9),
+    (PPM_PER_POINT, 60),
+    (1, 400_000),
+    (1, 900_000),
+)
+"""Loads to draw from: the unit, and the most of it; coarse ones have many ties, fine ones none."""
+
+
+def random_host(
+    seed: int, cpus: int | None = None, vcpus: int | None = None, *, floating: bool = True
+) -> Host:
+    """Give a host from a seed, with everything a host may have.
+
+    Floaters (where `floating`), fixed vCPUs, narrow masks, guests of several vCPUs, loads of 0,
+    host load, an unsettled pCPU, gaps between pCPU numbers, vCPUs on a pCPU that is not managed.
+    Some are crowded on few pCPUs; every 50th is large, if the size is left to the seed.
+    """
+    chance = random.Random(seed)
+    sizes = [1, 2, 2, 3, 3, 4, 4, 5, 6, 8] if seed % 50 else [12, 16, 24]
+    count = chance.choice(sizes) if cpus is None else cpus
+    each = chance.choice([2, 4, 5])
+    total = chance.randint(0, each * count) if vcpus is None else vcpus
+    numbers = list(range(count))
+    if chance.random() < 0.2:
+        numbers = sorted(chance.sample(range(3 * count), count))
+    homes = chance.sample(numbers, chance.randint(1, count))
+    unit, most = chance.choice(GRAINS)
+    masked, fixed = chance.choice([0, 0, 0.3, 1]), chance.choice([0, 0.1])
+    loose = chance.choice([0, 0, 0, 0.3, 1]) if floating else 0
+    per_guest = chance.choice([1, 1, 2, 4])
+    host_load_ppm_max = chance.choice([0, 0, 30 * PPM_PER_POINT])
+    drawn = []
+    for index in range(total):
+        narrow = chance.random() < masked
+        allowed = CpuSet.of(chance.sample(numbers, chance.randint(1, count)) if narrow else numbers)
+        on = numbers[-1] + 1 if chance.random() < 0.01 else chance.choice(homes)
+        floats = chance.random() < loose
+        guest = index // per_guest
+        drawn.append(
+            Vcpu(
+                id=VcpuId(DomainUuid(f"{guest:04}"), 1, index % per_guest),
+                domain=f"g{guest}",
+                load_ppm=unit * chance.randint(0, most),
+                cpus=allowed if floats else CpuSet.of([on]),
+                allowed=allowed,
+                on=on if on in allowed or not floats else None,
+                fixed=chance.random() < fixed,
+            )
+        )
+    unsettled = CpuSet.of([chance.choice(numbers)]) if chance.random() < 0.1 else CpuSet()
+    return Host(
+        tuple(HostCpu(Cpu(cpu), chance.randint(0, host_load_ppm_max)) for cpu in numbers),
+        tuple(drawn),
+        unsettled,
     )
 
 

@@ -1,13 +1,27 @@
 """Loads from counters: what is known, what is not, and who may be moved."""
 
 import dataclasses
+import random
+from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcpusched.load import INTERVAL_MIN_NS, baseline, observe, usage_ppm
+from vcpusched.load import (
+    INTERVAL_MIN_NS,
+    STEP_PPM,
+    Observed,
+    Smoothing,
+    Track,
+    baseline,
+    observe,
+    smoothed,
+    usage_ppm,
+)
 from vcpusched.model import (
     PPM,
+    PPM_PER_POINT,
     Cpu,
     CpuSet,
     DomainReading,
@@ -46,7 +60,7 @@ def sample(*domains: DomainReading) -> Sample:
 
 def loads(before: Sample | None, later: Sample) -> dict[int, int]:
     """Give the load of each vCPU that has one."""
-    return {vcpu.id.vcpu: vcpu.load_ppm for vcpu in observe(before, later).vcpus}
+    return {vcpu.id.vcpu: vcpu.load_ppm for vcpu in observe(before, later).host.vcpus}
 
 
 def test_usage_is_run_time_over_the_measured_interval() -> None:
@@ -82,7 +96,7 @@ def test_a_reading_that_took_too_long_is_not_used() -> None:
     assert loads(before, slow) == {}
     # A load that was known is kept: 0 would look like room for others.
     known = observe(sample(reading(7, 4.1)), before)
-    assert observe(before, slow, known).vcpus[0].load_ppm == 300_000
+    assert observe(before, slow, known).host.vcpus[0].load_ppm == 300_000
 
 
 def test_a_domain_that_is_always_slow_is_measured_over_longer() -> None:
@@ -100,16 +114,16 @@ def test_a_domain_that_cannot_be_read_stays_as_it_was() -> None:
     """Its vCPUs keep their last load and must not be moved; they are gone when it ended."""
     known = observe(sample(reading(7, 4.1)), sample(reading(10, 5.0)))
     unread = dataclasses.replace(sample(), unread={DomainUuid("u"): Unread("web", "why")})
-    (vcpu,) = observe(sample(reading(10, 5.0)), unread, known).vcpus
+    (vcpu,) = observe(sample(reading(10, 5.0)), unread, known).host.vcpus
     assert (vcpu.load_ppm, vcpu.fixed) == (300_000, True)
-    assert observe(sample(reading(10, 5.0)), sample(), known).vcpus == ()
+    assert observe(sample(reading(10, 5.0)), sample(), known).host.vcpus == ()
 
 
 def test_bound_vcpus_of_unknown_load_are_counted() -> None:
     """One that is bound to a pCPU may fill it, for all that is known; a floating one may not."""
     bound = reading(13, 0.1, affinity=CpuSet.of([2]))
-    assert observe(sample(), sample(bound)).unknown == 1
-    assert observe(sample(), sample(reading(13, 0.1))).unknown == 0
+    assert observe(sample(), sample(bound)).host.unsettled == CpuSet.of([2])
+    assert observe(sample(), sample(reading(13, 0.1))).host.unsettled == CpuSet()
 
 
 @given(st.integers(0, 10**15), st.integers(0, 10**12), st.integers(1, 10**12))
@@ -129,7 +143,7 @@ def observed(affinity: str, definition: str) -> tuple[bool, str]:
         sample(reading(at, at / 2, affinity=CpuSet.parse(affinity), allowed=allowed))
         for at in (10, 12)
     ]
-    vcpu = observe(pair[0], pair[1]).vcpus[0]
+    vcpu = observe(pair[0], pair[1]).host.vcpus[0]
     return vcpu.fixed, str(vcpu.allowed)
 
 
@@ -155,5 +169,106 @@ def test_more_than_64_pcpus() -> None:
         )
         for at in (10, 12)
     ]
-    vcpu = observe(pair[0], pair[1]).vcpus[0]
+    vcpu = observe(pair[0], pair[1]).host.vcpus[0]
     assert (str(vcpu.cpus), str(vcpu.allowed)) == ("300", "0-63,128-511")
+
+
+def follow(usages: Sequence[float], half_life_s: float, interval_s: float = 3.0) -> list[float]:
+    """Give the load, in percent, after each usage in percent."""
+    track, seen = Track(), []
+    for usage in usages:
+        interval_ns = round(interval_s * SECOND_NS)
+        track = smoothed(track, round(usage * PPM_PER_POINT), interval_ns, half_life_s)
+        assert track.load_ppm is not None
+        seen.append(track.load_ppm / PPM_PER_POINT)
+    return seen
+
+
+def test_without_a_half_life_only_the_last_usage_counts() -> None:
+    """Load is usage, whatever was before."""
+    assert follow([10, 90, 0, 35], 0) == [10, 90, 0, 35]
+
+
+def test_a_usage_counts_half_after_the_half_life() -> None:
+    """Half-life 6 s: a usage 6 s and two others later weighs half of the newest.
+
+    Weights of the last three at 3 s apart: 1/2, 1/sqrt(2) and 1. With 0, 0 and 10 %: 10 / 2.207.
+    """
+    assert follow([0, 0, 10], 6.0)[-1] == pytest.approx(10 / (1 + 2**-0.5 + 0.5), abs=0.01)
+
+
+def test_the_measured_interval_decides_the_weight() -> None:
+    """Two intervals of 3 s leave as much of what was before as one of 6 s."""
+    once = smoothed(Track(load_ppm=0, weight_ppm=PPM, usage_ppm=0), 40_000, 6 * SECOND_NS, 6.0)
+    twice = Track(load_ppm=0, weight_ppm=PPM, usage_ppm=0)
+    for _ in range(2):
+        twice = smoothed(twice, 40_000, 3 * SECOND_NS, 6.0)
+    assert once.load_ppm == pytest.approx(twice.load_ppm, abs=2) == 20_000
+
+
+def test_a_guest_that_changes_for_good_is_followed_at_once() -> None:
+    """From 10 to 90 %: after the second usage of 90 % the load is 90 %, not a mean of old and new.
+
+    One odd usage alone is only mixed in.
+    """
+    seen = follow([10, 10, 10, 10, 90, 90, 90], 30.0)
+    assert 10 < seen[4] < 30
+    assert seen[5:] == [90, 90]
+    assert max(follow([10, 10, 10, 10, 90, 10, 10], 30.0)) < 30
+    step = STEP_PPM / PPM_PER_POINT
+    assert follow([50, 50, 50 + step, 50 + step], 3000.0)[-1] < 50 + step
+
+
+def test_noise_is_smoothed_away() -> None:
+    """Noise of 10 points around 50 %, half-life ten periods: the load stays within 4 points."""
+    chance = random.Random(1)
+    seen = follow([50 + chance.uniform(-10, 10) for _ in range(500)], 30.0)
+    assert max(abs(load - 50) for load in seen[50:]) < 4
+
+
+@given(
+    st.lists(st.integers(0, PPM), min_size=1, max_size=50),
+    st.floats(0, 1000),
+    st.integers(INTERVAL_MIN_NS, 10**12),
+)
+def test_a_load_lies_between_the_usages(
+    usages: list[int], half_life_s: float, interval_ns: int
+) -> None:
+    """Whatever the half-life, no load is outside what was seen; one usage for ever is the load."""
+    track = Track()
+    for usage in usages:
+        track = smoothed(track, usage, interval_ns, half_life_s)
+        assert track.load_ppm is not None
+        assert min(usages) <= track.load_ppm <= max(usages)
+        assert 0 <= track.weight_ppm <= PPM
+    for _ in range(3):
+        track = smoothed(track, 123_456, interval_ns, 0)
+    assert track.load_ppm == 123_456
+
+
+def test_a_guest_that_starts_while_we_look_is_not_judged_before_it_has_settled() -> None:
+    """Seen first at 13 s and settling for 10 s: its usage counts from its reading at 25 s on.
+
+    It runs at 100 % while it boots and at 20 % afterwards; nothing of the boot is in its load.
+    """
+    smoothing = Smoothing(half_life_s=30.0, settle_s=10.0)
+    empty = sample()
+    before, seen, loads_seen = empty, observe(None, empty), {}
+    for at_s in range(13, 35, 3):
+        run_s = min(at_s, 23) - 13 + 0.2 * max(0, at_s - 23)
+        now = sample(reading(at_s, run_s, affinity=CpuSet.of([2])))
+        seen = observe(before, now, seen, smoothing)
+        before = baseline(before, now)
+        loads_seen[at_s] = [vcpu.load_ppm for vcpu in seen.host.vcpus]
+        assert (seen.host.unsettled == CpuSet.of([2])) == (not loads_seen[at_s])
+    assert loads_seen[25] == []
+    assert loads_seen[28] == [200_000]
+
+
+def test_who_was_there_when_we_began_is_judged_at_once() -> None:
+    """A guest in the first sample may have run for a year: its load is known from the second on."""
+    smoothing = Smoothing(settle_s=10.0)
+    first, later = sample(reading(10, 5.0)), sample(reading(13, 6.5))
+    seen: Observed = observe(None, first, None, smoothing)
+    (vcpu,) = observe(first, later, seen, smoothing).host.vcpus
+    assert vcpu.load_ppm == 500_000

@@ -1,14 +1,16 @@
 """One cycle after another on a host in memory: when it acts, and what it does when acting fails."""
 
 import itertools
+import random
 from collections.abc import Callable
 
 import pytest
 from hosts import SECOND_NS, MemoryHost
 
 from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
-from vcpusched.model import CpuSet
-from vcpusched.planner import Move
+from vcpusched.load import Smoothing
+from vcpusched.model import CpuSet, Host
+from vcpusched.planner import Move, Plan, Policy, plan
 from vcpusched.scheduler import Cycle, Rules, Scheduler
 
 
@@ -252,3 +254,86 @@ def test_a_sample_that_fails_raises() -> None:
         scheduler.cycle(host, Rules())
     host.sample_error = None
     assert run(scheduler, host, 1).executed
+
+
+def test_a_vcpu_is_not_moved_twice_within_the_cooldown() -> None:
+    """Other guests turn heavy every 12 s; no vCPU is pinned twice within 60 s.
+
+    Without the cooldown the same host sees a vCPU pinned again sooner.
+    """
+
+    def pins_at(cooldown_s: float) -> dict[str, list[int]]:
+        names = [f"g{index}" for index in range(6)]
+        host = MemoryHost(2, dict.fromkeys(names, 0.1), dict.fromkeys(names, "0"))
+        scheduler, pinned_at_s = Scheduler(), dict[str, list[int]]()
+        rules = Rules(policy=Policy(min_gain_ppm=0), confirm=1, cooldown_s=cooldown_s)
+        chance = random.Random(0)
+        for second in range(300):
+            if second % 12 == 0:
+                heavy = chance.sample(names, 2)
+                host.wants = {name: 0.4 if name in heavy else 0.05 for name in names}
+            for move in scheduler.cycle(host, rules).pinned:
+                pinned_at_s.setdefault(move.domain, []).append(second)
+            host.pass_time()
+        return pinned_at_s
+
+    def shortest(pinned_at_s: dict[str, list[int]]) -> int:
+        return min(
+            later - earlier
+            for times in pinned_at_s.values()
+            for earlier, later in itertools.pairwise(times)
+        )
+
+    assert shortest(pins_at(0)) < 60
+    assert shortest(pins_at(60)) >= 60
+
+
+def test_the_cooldown_counts_a_pin_whose_answer_was_lost() -> None:
+    """Nobody knows whether it was made, so it counts as made."""
+    lost: list[str] = []
+
+    def lose(name: str) -> None:
+        if not lost:
+            lost.append(name)
+            raise ConnectionLostError("gone")
+
+    host, scheduler = crowded(lose), Scheduler()
+    run(scheduler, host, 20, Rules(cooldown_s=1000))
+    assert lost[0] not in [name for name, _ in host.pins]
+    assert host.pins
+
+
+def test_a_glance_is_enough_until_a_plan_is_carried_out() -> None:
+    """Only the cycle that acts, and every tenth, searches in full."""
+    asked: list[int] = []
+
+    def decide(host: Host, policy: Policy) -> Plan:
+        asked.append(policy.steps_max)
+        return plan(host, policy)
+
+    host, scheduler = crowded(), Scheduler(decide=decide)
+    run(scheduler, host, 30, Rules(confirm=3))
+    full = Policy().steps_max
+    assert asked[:4] == [full // 8, full // 8, full // 8, full]
+    assert asked[4:].count(full) == 3
+    assert len(host.pins) == 2
+
+
+def test_a_guest_that_boots_moves_nobody() -> None:
+    """[20 20] [20 20]: a fifth guest floats at first and boots at 100 % for 8 s; no pin, ever.
+
+    Bound to pCPU 1 instead, that pCPU is left alone until its load is known.
+    """
+    for cpus in ("0-1", "1"):
+        names = [f"g{index}" for index in range(4)]
+        host = MemoryHost(
+            2, dict.fromkeys(names, 0.2), {name: str(index % 2) for index, name in enumerate(names)}
+        )
+        scheduler = Scheduler()
+        rules = Rules(smoothing=Smoothing(half_life_s=6, settle_s=10))
+        run(scheduler, host, 10, rules)
+        host.add("new", 1.0, cpus)
+        run(scheduler, host, 8, rules)
+        host.wants["new"] = 0.02
+        run(scheduler, host, 60, rules)
+        assert host.pins == []

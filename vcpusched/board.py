@@ -1,115 +1,184 @@
 """Where every vCPU counts, and the load of every pCPU that comes of it.
 
-Rule: a value that is not changed: a move gives another board. What the planner thinks on, and no
-decisions.
+Rule: a value that is not changed; what the planner thinks on, and no decisions. Inside, pCPUs and
+vCPUs are positions in rising order of their numbers, since lists are quick.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, Self
 
-from vcpusched.model import CpuSet, Host, Vcpu
+from vcpusched.frame import moved
+from vcpusched.model import Host, Vcpu
 
 POURINGS: Final = 12
 """How often water in overlapping masks is poured anew: none of 20,000 random hosts needed more
 to come within a point of level."""
+
+NOWHERE: Final = -1
+"""The home of a vCPU that is poured, or is on no managed pCPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
     """A host on which each vCPU counts on one pCPU, or is poured.
 
-    `place` holds, by the index of the vCPU, the pCPU it counts on; None for one that is poured or
-    on no managed pCPU. `pools` holds the water for each mask, `base` the loads without it, `levels`
-    those with it.
+    `cpus` are the numbers of the pCPUs; all else goes by position in it: `judged` are the pCPUs
+    that may give and take, `home` is where each vCPU counts, `allowed` a bit for each pCPU that it
+    may be on (0 for one that stays where it is), `base` the loads without the water and `pools` the
+    water for each mask.
     """
 
-    vcpus: tuple[Vcpu, ...]
-    place: tuple[int | None, ...]
-    pools: tuple[tuple[CpuSet, int], ...]
-    base: dict[int, int]
-    levels: dict[int, int] = field(default_factory=dict)
-    members: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    vcpus: Sequence[Vcpu]
+    cpus: tuple[int, ...]
+    judged: tuple[int, ...]
+    loads: Sequence[int]
+    home: Sequence[int]
+    allowed: Sequence[int]
+    base: Sequence[int]
+    pools: tuple[tuple[tuple[int, ...], int], ...]
 
     @classmethod
-    def of(cls, host: Host, vcpus: Sequence[Vcpu], poured: Sequence[bool]) -> Self:
-        """Set up a host; `poured` tells which vCPUs flow like water over their masks."""
-        base = {cpu.id: cpu.host_load_ppm for cpu in sorted(host.cpus, key=lambda cpu: cpu.id)}
-        place: list[int | None] = []
-        for vcpu, pour in zip(vcpus, poured, strict=True):
-            cpu = next(iter(vcpu.cpus)) if vcpu.is_bound else vcpu.on
-            place.append(None if pour or cpu not in base else cpu)
-        members: dict[int, list[int]] = {cpu: [] for cpu in base}
-        for index, cpu in enumerate(place):
-            if cpu is not None:
-                base[cpu] += vcpus[index].load_ppm
-                members[cpu].append(index)
-        pools: dict[CpuSet, int] = {}
-        for index, pour in enumerate(poured):
-            if pour:
-                mask = CpuSet.of(cpu for cpu in vcpus[index].cpus if cpu in base)
-                pools[mask] = pools.get(mask, 0) + vcpus[index].load_ppm
-        board = cls(
-            vcpus=tuple(vcpus),
-            place=tuple(place),
-            # Whoever has least choice is poured first, so that the others can flow around it.
-            pools=tuple(sorted(pools.items(), key=lambda pool: (len(pool[0]), pool[0].bits))),
-            base=base,
-            members={cpu: tuple(indices) for cpu, indices in members.items()},
-        )
-        board.levels.update(board.poured_levels())
-        return board
+    def of(cls, host: Host, vcpus: Sequence[Vcpu], *, binding: bool) -> Self:
+        """Set up a host, its vCPUs in the order of their ids.
 
-    def poured_levels(self) -> dict[int, int]:
-        """Give the loads with the floaters poured over the bound ones."""
-        levels = dict(self.base)
-        shares: dict[CpuSet, list[tuple[int, int]]] = {}
+        `binding`: floaters count where they were seen, and they are what may be moved. Otherwise
+        floaters are water, and bound vCPUs may be moved.
+        """
+        base_of = {cpu.id: cpu.host_load_ppm for cpu in sorted(host.cpus, key=lambda cpu: cpu.id)}
+        position = {cpu: index for index, cpu in enumerate(base_of)}
+        base = list(base_of.values())
+        unjudged = {position[cpu] for cpu in host.unsettled if cpu in position}
+        loads = [vcpu.load_ppm for vcpu in vcpus]
+        home, allowed, water = [], [], []
+        targets = _Targets(position, unjudged)
+        masks: dict[int, int] = {}
+        for index, vcpu in enumerate(vcpus):
+            bits = vcpu.cpus.bits
+            bound = not bits & (bits - 1)
+            on = bits.bit_length() - 1 if bound else vcpu.on
+            if not bound and (not binding or on is None or not bits >> on & 1):
+                on = None
+                water.append(index)
+            place = NOWHERE if on is None else position.get(on, NOWHERE)
+            home.append(place)
+            if place == NOWHERE:
+                if on is not None and not bound:
+                    water.append(index)
+                allowed.append(0)
+                continue
+            base[place] += loads[index]
+            stays = bound is binding or vcpu.fixed or place in unjudged or not loads[index]
+            if stays:
+                allowed.append(0)
+                continue
+            bits = vcpu.allowed.bits
+            mask = masks.get(bits)
+            if mask is None:
+                mask = masks[bits] = targets.of(bits)
+            allowed.append(mask)
+        pools: dict[int, int] = {}
+        for index in water:
+            mask = targets.managed(vcpus[index].cpus.bits)
+            pools[mask] = pools.get(mask, 0) + loads[index]
+        return cls(
+            vcpus=vcpus,
+            cpus=tuple(position),
+            judged=tuple(cpu for cpu in range(len(base)) if cpu not in unjudged),
+            loads=loads,
+            home=home,
+            allowed=allowed,
+            base=base,
+            # Whoever has least choice is poured first, so that the others can flow around it.
+            pools=tuple(
+                (tuple(_positions(mask)), pools[mask])
+                for mask in sorted(pools, key=lambda mask: (mask.bit_count(), mask))
+                if mask
+            ),
+        )
+
+    def moved(self, place: Sequence[int]) -> "Board":
+        """Give the board once the vCPUs are at these places."""
+        return dataclasses.replace(self, home=place, base=self.at(place))
+
+    @property
+    def may(self) -> list[int]:
+        """A bit for each pCPU that a vCPU may be moved to: not its home."""
+        return [
+            mask & ~(1 << home) if mask else 0
+            for mask, home in zip(self.allowed, self.home, strict=True)
+        ]
+
+    def lone(self) -> set[int]:
+        """Give the vCPUs that are alone on the busiest pCPU: elsewhere they would be as busy."""
+        levels = self.levels(self.base)
+        peak = max((levels[cpu] for cpu in self.judged), default=0)
+        crowd = Counter(self.home)
+        busiest = {cpu for cpu in self.judged if levels[cpu] == peak and crowd[cpu] == 1}
+        return {vcpu for vcpu, cpu in enumerate(self.home) if cpu in busiest} if busiest else set()
+
+    def at(self, place: Sequence[int]) -> list[int]:
+        """Give the loads without the water when the vCPUs are at these places."""
+        base = list(self.base)
+        for vcpu in moved(self.home, place):
+            base[self.home[vcpu]] -= self.loads[vcpu]
+            base[place[vcpu]] += self.loads[vcpu]
+        return base
+
+    def levels(self, base: Sequence[int]) -> list[int]:
+        """Give the loads with the floaters poured over those that are bound."""
+        levels = list(base)
+        shares: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         # Where masks overlap, the water poured first has to give way to what came later.
         for _ in range(POURINGS if len(self.pools) > 1 else 1):
             for mask, load_ppm in self.pools:
                 for cpu, amount_ppm in shares.get(mask, ()):
                     levels[cpu] -= amount_ppm
-                shares[mask] = _pour(levels, tuple(mask), load_ppm)
+                shares[mask] = _pour(levels, mask, load_ppm)
                 for cpu, amount_ppm in shares[mask]:
                     levels[cpu] += amount_ppm
         return levels
 
-    def moved(self, index: int, target: int) -> "Board":
-        """Give the board with one vCPU elsewhere."""
-        source, load_ppm = self.place[index], self.vcpus[index].load_ppm
-        place = list(self.place)
-        place[index] = target
-        base, members = dict(self.base), dict(self.members)
-        if source is not None:
-            base[source] -= load_ppm
-            members[source] = tuple(other for other in members[source] if other != index)
-        base[target] += load_ppm
-        members[target] = (*members[target], index)
-        board = Board(self.vcpus, tuple(place), self.pools, base, {}, members)
-        board.levels.update(board.poured_levels())
-        return board
-
-    def gap_ppm(self) -> int:
-        """Give the load of the busiest less that of the freest pCPU."""
-        return max(self.levels.values(), default=0) - min(self.levels.values(), default=0)
-
-    def profile(self) -> list[int]:
-        """Give the loads, largest first: of two boards the one with the smaller list is better."""
-        return sorted(self.levels.values(), reverse=True)
-
-    def relatives(self, index: int, cpu: int) -> int:
-        """Count the other vCPUs of the same domain on a pCPU."""
-        uuid = self.vcpus[index].id.uuid
-        return sum(
-            other != index and self.vcpus[other].id.uuid == uuid for other in self.members[cpu]
-        )
+    def gap_ppm(self, levels: Sequence[int]) -> int:
+        """Give the load of the busiest less that of the freest pCPU that is judged."""
+        judged = [levels[cpu] for cpu in self.judged]
+        return max(judged, default=0) - min(judged, default=0)
 
 
-def _pour(levels: dict[int, int], mask: Sequence[int], load_ppm: int) -> list[tuple[int, int]]:
+class _Targets:
+    """Translates masks of pCPU numbers into bits of positions; there are few different ones."""
+
+    def __init__(self, position: dict[int, int], unjudged: Iterable[int]) -> None:
+        self._position = position
+        self._all = sum(1 << cpu for cpu in position)
+        self._contiguous = all(cpu == index for cpu, index in position.items())
+        self._judged = ~sum(1 << index for index in unjudged)
+        self._known: dict[int, int] = {}
+
+    def managed(self, bits: int) -> int:
+        """Give the positions of the managed pCPUs in a mask."""
+        known = self._known.get(bits)
+        if known is None:
+            known = bits & self._all
+            if not self._contiguous:
+                known = sum(1 << self._position[cpu] for cpu in _positions(known))
+            self._known[bits] = known
+        return known
+
+    def of(self, bits: int) -> int:
+        """Give the positions of the pCPUs in a mask that may take a vCPU."""
+        return self.managed(bits) & self._judged
+
+
+def _positions(mask: int) -> list[int]:
+    return [bit for bit in range(mask.bit_length()) if mask >> bit & 1]
+
+
+def _pour(levels: Sequence[int], mask: Sequence[int], load_ppm: int) -> list[tuple[int, int]]:
     """Share a load over the least loaded pCPUs of a mask so that their levels become equal."""
     order = sorted(mask, key=lambda cpu: (levels[cpu], cpu))
-    if not order:
-        return []
     total_ppm, wet = load_ppm, 0
     for cpu in order:
         if wet and total_ppm <= levels[cpu] * wet:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vcpusched.config import Effective, Settings
     from vcpusched.model import Host
     from vcpusched.snapshot import SavedState
+    from vcpusched.workload import Workload
 
 ONE_SHOT_PATIENCE_S: Final = 10.0
 """How long a one-shot verb waits for libvirt beyond the period that it samples."""
@@ -109,9 +110,58 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="give the state as JSON")
     check = verb("check-config", _check_config, "Show the settings in force and their sources.")
     for reader in (run, plan, snapshot, check):
-        reader.add_argument("--config", type=Path, metavar="FILE", help="read only this file")
         reader.add_argument("--uri", help="the libvirt of this host")
+    simulate = verb(
+        "simulate", _simulate, "Try the settings on a simulated host. Needs no libvirt."
+    )
+    _add_simulate_options(simulate)
+    for reader in (run, plan, snapshot, check, simulate):
+        reader.add_argument("--config", type=Path, metavar="FILE", help="read only this file")
     return parser
+
+
+def _add_simulate_options(parser: argparse.ArgumentParser) -> None:
+    load = parser.add_mutually_exclusive_group(required=True)
+    load.add_argument("workload", nargs="?", type=Path, metavar="WORKLOAD", help="a TOML file")
+    load.add_argument("--trace", type=Path, metavar="FILE", help="guests chosen from a trace")
+    load.add_argument("--generate", action="store_true", help="guests made up as clouds have them")
+    parser.add_argument(
+        "--cpus", type=_whole(1, 1024), metavar="M", help="with M pCPUs (default: 8)"
+    )
+    parser.add_argument(
+        "--vcpus", type=_whole(1, 16_384), metavar="N", help="and N vCPUs (default: 32)"
+    )
+    parser.add_argument(
+        "--mean", type=_whole(1, 1000), metavar="PERCENT", help="scaled to this mean load of a pCPU"
+    )
+    parser.add_argument(
+        "--periods", type=_whole(1, 30_000), metavar="P", help="for P periods (default: 288)"
+    )
+    parser.add_argument(
+        "--seed", type=_whole(0, 1 << 53), metavar="S", help="another S, another run (default: 0)"
+    )
+    parser.add_argument(
+        "--place",
+        choices=("random", "round-robin", "one", "floating"),
+        default="random",
+        help="where vCPUs start that the workload does not pin (default: random)",
+    )
+    parser.add_argument("--json", action="store_true", help="give the result as JSON")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"{text[:40]!r} is not allowed: must be a whole number from {low} to {high}"
+            )
+        return value
+
+    return parse
 
 
 def _add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
@@ -260,6 +310,76 @@ def _check_config(options: argparse.Namespace) -> int:
     return exits.OK
 
 
+def _simulate(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched import display, outcome
+    from vcpusched.scheduler import Scheduler
+    from vcpusched.simulator import Place, simulate
+
+    # Rather than end at once: a progress bar has hidden the cursor.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        workload = _workload(options, settings.period)
+        period_ns, place = round(settings.period * 1e9), Place(options.place)
+        with display.progress("Simulating", 2 * workload.periods) as advance:
+            runs = [
+                simulate(
+                    workload,
+                    scheduler,
+                    settings.rules(),
+                    place=place,
+                    period_ns=period_ns,
+                    on_period=lambda _result, _cycle: advance(),
+                )
+                for scheduler in (Scheduler(), None)
+            ]
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    if options.json:
+        about = outcome.about_as_json(workload, place.value, period_ns)
+        results = {"with": outcome.as_json(runs[0]), "without": outcome.as_json(runs[1])}
+        print(json.dumps(about | results, ensure_ascii=False))
+    else:
+        display.show(display.draw_simulation(workload, *runs))
+    return exits.OK
+
+
+def _workload(options: argparse.Namespace, period_s: float) -> "Workload":
+    from vcpusched import generator, workload, workload_files
+    from vcpusched.model import PPM
+
+    try:
+        if options.workload is not None:
+            for name in ("cpus", "vcpus", "mean"):
+                if getattr(options, name) is not None:
+                    line = f"--{name} goes with --trace and --generate; a workload file has its own"
+                    raise _Refusal(exits.USAGE, line)
+            return workload_files.read_toml(
+                options.workload, periods=options.periods, seed=options.seed
+            )
+        cpus, vcpus, seed = options.cpus or 8, options.vcpus or 32, options.seed or 0
+        if options.trace is not None:
+            made = workload_files.read_trace(
+                options.trace,
+                cpu_count=cpus,
+                vcpu_count=vcpus,
+                periods=options.periods,
+                seed=seed,
+            )
+        else:
+            made = generator.generate(
+                cpu_count=cpus,
+                vcpu_count=vcpus,
+                periods=options.periods or 288,
+                seed=seed,
+                period_s=period_s,
+            )
+        return made if options.mean is None else workload.scaled(made, options.mean * PPM // 100)
+    except workload.WorkloadError as error:
+        raise _Refusal(exits.BAD_INPUT, str(error)) from None
+
+
 def _saved(name: str) -> tuple["Host", str]:
     from vcpusched import snapshot
 
@@ -307,7 +427,7 @@ def _sampled(settings: "Settings") -> "Host":
         session = LibvirtHost.open(settings.uri, read_only=True)
         before = session.sample()
         time.sleep(settings.period)
-        return observe(before, session.sample())
+        return observe(before, session.sample()).host
 
     if sys.stderr.isatty():
         print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)

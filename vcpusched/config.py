@@ -24,8 +24,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from vcpusched.load import Smoothing
 from vcpusched.model import PPM_PER_POINT
 from vcpusched.planner import Floating, Policy
+from vcpusched.scheduler import Rules
 from vcpusched.text import printable
 
 DEFAULT_FILE: Final = Path("/etc/vcpusched/vcpusched.toml")
@@ -73,6 +75,35 @@ class Settings(BaseSettings):
         description="Percentage points of one pCPU: from this gap between the busiest and the"
         " freest pCPU on, the host is unbalanced",
     )
+    min_gain: float = Field(
+        3.0,
+        ge=0,
+        le=100,
+        description="Percentage points of one pCPU: how much of the load outside the balanced band"
+        " each pin change must bring inside",
+    )
+    moves_max: int = Field(
+        0, ge=0, le=100_000, description="The most pin changes in one plan; 0: as many as it takes"
+    )
+    half_life: float = Field(
+        9.0,
+        ge=0,
+        le=86_400,
+        description="Seconds after which what a vCPU used counts half as much as what it uses now;"
+        " 0: only the last period counts",
+    )
+    settle: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="Seconds after its start in which a guest is not judged, since guests boot",
+    )
+    cooldown: float = Field(
+        30.0,
+        ge=0,
+        le=86_400,
+        description="Seconds within which a vCPU is not moved again",
+    )
     confirm: int = Field(
         2,
         ge=1,
@@ -113,7 +144,19 @@ class Settings(BaseSettings):
         """Give what the planner must know."""
         return Policy(
             balance_threshold_ppm=max(1, round(self.balance_threshold * PPM_PER_POINT)),
+            min_gain_ppm=round(self.min_gain * PPM_PER_POINT),
+            moves_max=self.moves_max or None,
             floating=Floating(self.floating),
+        )
+
+    def rules(self) -> Rules:
+        """Give what the scheduler must know."""
+        return Rules(
+            policy=self.policy(),
+            smoothing=Smoothing(half_life_s=self.half_life, settle_s=self.settle),
+            confirm=self.confirm,
+            cooldown_s=self.cooldown,
+            dry_run=self.dry_run,
         )
 
 

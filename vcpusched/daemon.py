@@ -23,7 +23,7 @@ from vcpusched import __version__, exits, journal, report, rivals, rundir
 from vcpusched.announcer import Announcer, with_settings
 from vcpusched.config import ConfigError, Settings
 from vcpusched.report import Entry, Priority, Service
-from vcpusched.scheduler import Cycle, Rules
+from vcpusched.scheduler import Cycle
 from vcpusched.text import printable
 from vcpusched.worker import (
     CYCLE_MAX_S,
@@ -179,13 +179,7 @@ class _Daemon:
             self._next_cycle_s += self._settings.period
             if self._next_cycle_s <= now_s:
                 self._next_cycle_s = now_s + self._settings.period
-            self._worker.cycle(
-                Rules(
-                    policy=self._settings.policy(),
-                    confirm=self._settings.confirm,
-                    dry_run=self._settings.dry_run,
-                )
-            )
+            self._worker.cycle(self._settings.rules())
         elif self._state is _State.IDLE and now_s >= self._next_check_s:
             self._next_check_s = now_s + CHECK_S
             self._state = _State.CHECKING

@@ -4,22 +4,28 @@ Rule: the only import of `rich`; draws values, asks nobody. Where the output is 
 leaves colours out and the same text stays.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu
+from vcpusched.outcome import Result, VcpuResult
 from vcpusched.planner import Plan, Stop
 from vcpusched.report import cpus_text, points
 from vcpusched.text import printable
+from vcpusched.workload import Workload
 
 BAR_LENGTH: Final = 20
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 _HOT_PPM: Final = 900_000
 _WARM_PPM: Final = 600_000
+_LINE_LENGTH: Final = 40
+_LEVELS: Final = "▁▂▃▄▅▆▇█"
 ROWS_MAX: Final = 64
 """Above this many pCPUs, those without any vCPU are summed up in one row."""
 
@@ -86,11 +92,11 @@ def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
         return Group(*parts)
     before, after = points(plan.gap_before_ppm), points(plan.gap_after_ppm)
     count = f"{len(plan.moves)} pin change{'' if len(plan.moves) == 1 else 's'}"
-    end = (
-        "then it is balanced"
-        if plan.stop is Stop.BALANCED
-        else "no move that pays brings it closer"
-    )
+    end = {
+        Stop.BALANCED: "then it is balanced",
+        Stop.NO_GAIN: "no move that pays brings it closer",
+        Stop.MOVE_LIMIT: "moves_max allows no more in one plan",
+    }[plan.stop]
     parts.append(f"{count}, and the gap goes from {before} to {after} ({threshold}); {end}:")
     for number, move in enumerate(plan.moves, 1):
         line = Text(f"  {number}. vCPU {move.vcpu.vcpu} of {printable(move.domain)} ", "bold")
@@ -125,6 +131,74 @@ def draw_settings(rows: Sequence[tuple[str, str, str]]) -> Table:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+@contextlib.contextmanager
+def progress(what: str, steps: int) -> Iterator[Callable[[], None]]:
+    """Show a bar on standard error, if that is a terminal; what is given advances it by a step."""
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        task = bar.add_task(what, total=steps)
+        yield lambda: bar.advance(task)
+
+
+def draw_simulation(workload: Workload, balanced: Result, unmoved: Result) -> Group:
+    """Draw what came of two runs of a workload: with vcpusched, and with nothing moved."""
+    period_s, count = balanced.period_ns / 1e9, len(balanced.periods)
+    headline = Text(f"{printable(workload.source, 200)}: ", "bold")
+    headline.append(
+        f"{workload.vcpu_count} vCPUs on {workload.cpu_count} pCPUs, mean load"
+        f" {workload.mean_ppm() / PPM_PER_POINT:.0f} %, {count} periods of {period_s:g} s,"
+        f" seed {workload.seed}",
+        "not bold",
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("")
+    for heading in ("with vcpusched", "without vcpusched"):
+        table.add_column(heading, no_wrap=True)
+    runs = (balanced, unmoved)
+    highest_ppm = max(period.gap_ppm for run in runs for period in run.periods)
+    table.add_row("gap over time", *(Text(_line(run, highest_ppm), "cyan") for run in runs))
+    table.add_row("gap, mean", *(points(run.gap_ppm) for run in runs))
+    table.add_row("demand not met", *(_part(run.unmet_ppm) for run in runs))
+    table.add_row("time kept waiting", *(_part(run.waiting_ppm) for run in runs))
+    table.add_row("worst vCPU", *(_worst(run) for run in runs))
+    table.add_row("pin changes", *(_pins(run) for run in runs))
+    return Group(headline, Text(), table)
+
+
+def _line(run: Result, highest_ppm: int) -> str:
+    """Draw the gap as a line of blocks, each the mean of some periods."""
+    gaps_ppm = [period.gap_ppm for period in run.periods]
+    length = min(_LINE_LENGTH, len(gaps_ppm))
+    line = ""
+    for column in range(length):
+        first, last = (len(gaps_ppm) * end // length for end in (column, column + 1))
+        mean_ppm = sum(gaps_ppm[first:last]) // (last - first)
+        line += _LEVELS[mean_ppm * (len(_LEVELS) - 1) // max(1, highest_ppm)]
+    return line
+
+
+def _part(part_ppm: int) -> str:
+    return f"{part_ppm / PPM_PER_POINT:.1f} %"
+
+
+def _worst(run: Result) -> str:
+    worst = run.worst
+    return "" if worst is None else f"{_part(worst.waiting_ppm)} ({_whose(worst)})"
+
+
+def _whose(vcpu: VcpuResult) -> str:
+    return f"{printable(vcpu.domain)}/{vcpu.vcpu}"
+
+
+def _pins(run: Result) -> str:
+    if not run.pins and not run.refused:
+        return "none"
+    text = f"{len(run.pins)} in {run.plans} plan{'' if run.plans == 1 else 's'}"
+    text += f", {run.moved_back} of them back" if run.moved_back else ""
+    return text + (f"; {run.refused} refused" if run.refused else "")
 
 
 def _label(vcpu: Vcpu, *, new: bool) -> Text:

@@ -1,20 +1,28 @@
-"""Turns two samples into a host with loads.
+"""Turns samples into a host with loads.
 
 Rule: pure arithmetic on values. What is unknown stays absent, never 0.
 
-Problem: libvirt gives counters of CPU time; the planner needs the load of every vCPU, and to know
-    which vCPUs may be moved at all.
+Problem: libvirt gives counters of CPU time; the planner needs the load of every vCPU, steady enough
+    that noise moves nothing and quick enough to follow a real change, and to know which vCPUs may
+    be moved at all.
 Approach: the difference of two readings of the same vCPU over the time that really passed between
-    them, not over the nominal period.
-Terms: usage is run time over wall time, at most one pCPU. A pool is a live affinity of several
-    pCPUs that is narrower than the domain's definition: somebody keeps it, so it is obeyed.
-Algorithm: match readings by `VcpuId`; drop those that cannot be trusted; decide who may move.
-Properties: a vCPU seen for the first time, restarted, or whose counter went backwards has no
-    load; one that was read badly keeps its last one. No result depends on the order of
+    them, not over the nominal period; then a mean that forgets.
+Terms: usage is run time over wall time, at most one pCPU. Load is smoothed usage. The half-life is
+    the time after which a usage counts half as much as a new one. A pool is a live affinity of
+    several pCPUs that is narrower than the domain's definition: somebody keeps it, so it is obeyed.
+Algorithm: 1. Match readings by `VcpuId`; drop those that cannot be trusted. 2. Mix each usage into
+    the load, with the weight that the half-life gives to the time between the readings; where the
+    last two usages both lie well off on one side, the guest has changed, and the load goes to the
+    nearer of them. 3. Decide who may move.
+Properties: a vCPU seen for the first time, restarted, or whose counter went backwards has no load,
+    nor has one that began less than the settling time ago; one that was read badly keeps its last
+    one. A load lies between the smallest and the largest usage. No result depends on the order of
     domains or vCPUs.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from vcpusched.model import (
@@ -33,41 +41,93 @@ INTERVAL_MIN_NS: Final = 200_000_000
 """Two readings closer than this say nothing: libvirt counts CPU time in steps of 10 ms, so an
 error of 5 % of a pCPU would be usual."""
 
+STEP_PPM: Final = 150_000
+"""Fifteen percentage points: a guest that is off its load by more, twice running and to the same
+side, has changed."""
+
 UNCERTAIN_MAX: Final = 10
 """A reading that took more than one part in this many of the interval is not used: when within
 the call the counter was read is not known, so its usage could be wrong by as much."""
 
 
-def observe(before: Sample | None, after: Sample, previous: Host | None = None) -> Host:
-    """Give the host as it was between two samples (`before` is a `baseline`).
+@dataclass(frozen=True, slots=True)
+class Smoothing:
+    """How usage becomes load.
 
-    Every vCPU of `after` that `before` knows too has its usage as load. One that could not be read
-    well this time keeps the load it had in `previous`, and stays where it is while its domain
-    cannot be read at all: taken for 0, it would look like room for others. The rest is absent;
-    `Host.unknown` counts those of them that are bound to a pCPU.
+    `half_life_s`: seconds after which a usage counts half; 0: only the last one counts.
+    `settle_s`: seconds after its start for which a guest is not judged, since guests boot.
+    """
+
+    half_life_s: float = 0.0
+    settle_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """What is remembered of one vCPU: its load, the weight behind it, and its last usage.
+
+    `weight_ppm` goes to a million as usages come in; `load_ppm` is None before the first of them.
+    A vCPU that began while we looked is not judged before `judged_from_ns`.
+    """
+
+    judged_from_ns: int = 0
+    load_ppm: int | None = None
+    weight_ppm: int = 0
+    usage_ppm: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The host as it is now, and what to remember for the next time."""
+
+    host: Host
+    tracks: Mapping[VcpuId, Track]
+
+
+def observe(
+    before: Sample | None,
+    after: Sample,
+    earlier: Observed | None = None,
+    smoothing: Smoothing = Smoothing(),
+) -> Observed:
+    """Give the host as it was up to `after`; `before` is the `baseline` of the sample before.
+
+    Every vCPU of `after` that `before` knows too has a load. One that could not be read well this
+    time keeps the load that it had, and stays where it is while its domain cannot be read at all:
+    taken for 0, it would look like room for others. The rest is absent; `Host.unsettled` are the
+    pCPUs that any of them are bound to.
     """
     managed = after.topology.online
-    earlier = {_domain_key(domain): domain for domain in before.domains} if before else {}
-    known = {vcpu.id: vcpu for vcpu in previous.vcpus} if previous else {}
+    read_before = {_domain_key(domain): domain for domain in before.domains} if before else {}
+    known = earlier.tracks if earlier is not None else {}
+    stranger = Track() if earlier is None else None
     vcpus = [
         dataclasses.replace(vcpu, fixed=True)
-        for vcpu in known.values()
+        for vcpu in (earlier.host.vcpus if earlier else ())
         if vcpu.id.uuid in after.unread
     ]
-    unknown = 0
+    tracks = {identity: track for identity, track in known.items() if identity.uuid in after.unread}
+    unsettled = CpuSet()
     for domain in after.domains:
+        first = read_before.get(_domain_key(domain))
         for reading in domain.vcpus:
             identity = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
-            load_ppm = _load(earlier.get(_domain_key(domain)), domain, reading, known.get(identity))
-            if load_ppm is not None:
-                vcpus.append(_vcpu(identity, domain, reading, load_ppm, managed))
+            track = _follow(first, domain, reading, known.get(identity, stranger), smoothing)
+            if track is None:
+                # Whoever was there when we began to look may have run for a year.
+                wait_ns = round(smoothing.settle_s * 1e9) if before is not None else 0
+                track = Track(judged_from_ns=domain.at_ns + wait_ns)
+            tracks[identity] = track
+            if track.load_ppm is not None:
+                vcpus.append(_vcpu(identity, domain, reading, track.load_ppm, managed))
             elif len(reading.affinity) == 1:
-                unknown += 1
-    return Host(
+                unsettled |= reading.affinity
+    host = Host(
         cpus=tuple(HostCpu(cpu) for cpu in sorted(after.topology.cpus, key=lambda cpu: cpu.id)),
         vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
-        unknown=unknown,
+        unsettled=unsettled,
     )
+    return Observed(host, tracks)
 
 
 def baseline(before: Sample | None, after: Sample) -> Sample:
@@ -114,22 +174,59 @@ def _domain_key(domain: DomainReading) -> tuple[str, int]:
     return domain.uuid, domain.domain_id
 
 
-def _load(
-    before: DomainReading | None, after: DomainReading, reading: VcpuReading, known: Vcpu | None
-) -> int | None:
-    kept_ppm = known.load_ppm if known is not None else None
-    if before is None:
-        return kept_ppm
-    interval_ns = after.at_ns - before.at_ns
+def _follow(
+    before: DomainReading | None,
+    after: DomainReading,
+    reading: VcpuReading,
+    track: Track | None,
+    smoothing: Smoothing,
+) -> Track | None:
+    """Give the track with this reading in it; None for another vCPU than the one before."""
+    if before is None or track is None:
+        return track
     run_before_ns = {earlier.vcpu: earlier.run_ns for earlier in before.vcpus}.get(reading.vcpu)
     if run_before_ns is None:
-        return kept_ppm
+        return track
     if run_before_ns > reading.run_ns:
         return None  # another vCPU under the same identity
-    if _is_uncertain(before, after):
-        return kept_ppm
-    load_ppm = usage_ppm(run_before_ns, reading.run_ns, interval_ns)
-    return kept_ppm if load_ppm is None else load_ppm
+    interval_ns = after.at_ns - before.at_ns
+    # What it did before it is judged must not be in its load.
+    if before.at_ns < track.judged_from_ns or _is_uncertain(before, after):
+        return track
+    usage = usage_ppm(run_before_ns, reading.run_ns, interval_ns)
+    return track if usage is None else smoothed(track, usage, interval_ns, smoothing.half_life_s)
+
+
+def smoothed(track: Track, usage: int, interval_ns: int, half_life_s: float) -> Track:
+    """Mix a usage into a load.
+
+    A mean whose weights halve every half-life, and add up to one from the first usage on. It lags
+    behind a guest that changes for good, so where the last two usages are off by more than
+    `STEP_PPM` to the same side, the load is at least the nearer of them.
+    """
+    if track.load_ppm is None or half_life_s <= 0:
+        keep_ppm = 0
+    else:
+        keep_ppm = round(PPM * 2 ** (-interval_ns / (half_life_s * 1e9)))
+    weight_ppm = track.weight_ppm * keep_ppm // PPM + PPM - keep_ppm
+    if track.load_ppm is None:
+        return dataclasses.replace(
+            track,
+            load_ppm=usage,
+            weight_ppm=_first_weight(interval_ns, half_life_s),
+            usage_ppm=usage,
+        )
+    load = track.load_ppm + (usage - track.load_ppm) * (PPM - keep_ppm) // weight_ppm
+    low, high = sorted((usage, track.usage_ppm))
+    if low > load + STEP_PPM:
+        load = low
+    elif high < load - STEP_PPM:
+        load = high
+    return dataclasses.replace(track, load_ppm=load, weight_ppm=weight_ppm, usage_ppm=usage)
+
+
+def _first_weight(interval_ns: int, half_life_s: float) -> int:
+    return PPM if half_life_s <= 0 else PPM - round(PPM * 2 ** (-interval_ns / (half_life_s * 1e9)))
 
 
 def _vcpu(

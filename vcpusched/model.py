@@ -238,13 +238,13 @@ class HostCpu:
 class Host:
     """The host with loads: all that the planner decides on.
 
-    Both tuples are sorted by number and by `VcpuId`; vCPUs whose load is not known yet are absent,
-    and `unknown` counts those of them that are bound to one pCPU.
+    Both tuples are sorted by number and by `VcpuId`. vCPUs whose load is not known yet are absent;
+    the pCPUs that any of them are bound to are `unsettled`: what looks like room there may be none.
     """
 
     cpus: tuple[HostCpu, ...]
     vcpus: tuple[Vcpu, ...]
-    unknown: int = 0
+    unsettled: CpuSet = CpuSet()
 
     @property
     def online(self) -> CpuSet:

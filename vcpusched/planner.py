@@ -3,31 +3,35 @@
 Rule: `plan` is a pure function of a `Host` and a `Policy`. It knows neither time nor libvirt, and
 its answer does not depend on the order of its input.
 
-Problem: find few pin changes after which the busiest and the freest pCPU are less than the
+Problem: find the fewest pin changes after which the busiest and the freest pCPU are less than the
     threshold apart; where that is out of reach, come as close as moves that pay can, and rest.
-Approach: steepest descent. Take from the busiest pCPU the vCPU that best evens it out with a
-    freer one, never so that the imbalance only changes sides; put a pCPU aside that no move can
-    help. Then keep the net difference, and drop every move that balance does not need.
+Approach: `solve` finds where the vCPUs should be. From there: plan again on the result until
+    nothing is left to do, keep a guest's vCPUs apart where that costs nothing, and put the moves
+    into an order in which no step makes a pCPU busier than any was.
 Terms: a bound vCPU may use one pCPU, a floating one (floater) several. In the *measured* view a
     floater counts where it was last seen; in the *poured* view floaters fill the least loaded
     pCPUs of their masks like water, as the kernel spreads them within milliseconds.
 Algorithm: 1. With `Floating.PIN`, plan on the measured view, with only floaters movable; that plan
     is taken when it ends balanced and leaves every pCPU it touches below saturation.
     2. Otherwise floaters are the kernel's: plan on the poured view, and move bound vCPUs only.
-Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; the gap never grows, and
-    no step raises the peak that the host had; a pCPU with one vCPU keeps it. Planning again on
-    the result of step 2 yields no step 2; of step 1 there can be at most as many plans as there
-    are floaters, and each vCPU is bound by at most one of them.
+Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; a vCPU alone on the busiest
+    pCPU stays. The gap never grows, the loads compared largest first become smaller, and no prefix
+    of the plan (an exchange is one step) leaves a higher peak than the host had. Planning again on
+    the result of step 2 yields no step 2, unless the plan was cut short; of step 1 there can be at
+    most as many plans as there are floaters, and each vCPU is bound by at most one of them.
 """
 
 import enum
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from vcpusched.arrange import Step, after, in_order, keep_apart
 from vcpusched.board import Board
-from vcpusched.model import PPM, CpuSet, Host, Vcpu, VcpuId
+from vcpusched.frame import Problem
+from vcpusched.model import PPM, CpuSet, Host, VcpuId
+from vcpusched.solve import solve
+from vcpusched.text import printable
 
 SATURATION_PPM: Final = 900_000
 """Load from which on a pCPU counts as saturated for binding floaters: above it bursts of the vCPUs
@@ -46,6 +50,7 @@ class Stop(enum.StrEnum):
 
     BALANCED = "balanced"
     NO_GAIN = "no_gain"
+    MOVE_LIMIT = "move_limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +58,16 @@ class Policy:
     """What the administrator wants of a plan.
 
     `balance_threshold_ppm`: the gap from which on a host is unbalanced, above 0.
-    `min_gain_ppm`: where balance is out of reach, how much a move must at least lower the load of
-    the pCPU that it leaves or the load that decides there, whichever is less.
+    `min_gain_ppm`: how much of the load outside the balanced band a move must bring inside.
+    `moves_max`: the most pin changes in one plan; None: no limit.
+    `steps_max`: how long to search for fewer pin changes; a step takes some microseconds.
     """
 
     balance_threshold_ppm: int = 100_000
-    min_gain_ppm: int = 50_000
+    min_gain_ppm: int = 30_000
+    moves_max: int | None = None
     floating: Floating = Floating.PIN
+    steps_max: int = 12_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,216 +103,191 @@ class Plan:
 
 def plan(host: Host, policy: Policy) -> Plan:
     """Plan the pin changes of one decision."""
-    vcpus = tuple(sorted(host.vcpus, key=lambda vcpu: vcpu.id))
-    if policy.floating is Floating.PIN:
-        binding = _plan_binding(host, vcpus, policy)
-        if binding is not None:
-            return binding
-    poured = [not vcpu.is_bound for vcpu in vcpus]
-    start = Board.of(host, vcpus, poured)
-    movable = [vcpu.is_bound and not vcpu.fixed for vcpu in vcpus]
-    return _settle(start, movable, policy)
+    vcpus = sorted(host.vcpus, key=lambda vcpu: (vcpu.id.uuid, vcpu.id.domain_id, vcpu.id.vcpu))
+    floats = any(vcpu.cpus.bits & (vcpu.cpus.bits - 1) for vcpu in vcpus)
+    if policy.floating is Floating.PIN and floats:
+        measured = Board.of(host, vcpus, binding=True)
+        if any(measured.allowed):
+            binding = _settle(measured, policy)
+            if _binds_well(measured, binding):
+                return binding
+    return _settle(Board.of(host, vcpus, binding=False), policy)
 
 
-def _plan_binding(host: Host, vcpus: Sequence[Vcpu], policy: Policy) -> Plan | None:
-    """Plan on the measured view; None where floaters are better left to the kernel."""
-    managed = host.online
-    # Not known where it is, or seen where it may not be any more.
-    poured = [
-        not vcpu.is_bound and (vcpu.on is None or vcpu.on not in managed & vcpu.cpus)
-        for vcpu in vcpus
-    ]
-    start = Board.of(host, vcpus, poured)
-    if start.gap_ppm() < policy.balance_threshold_ppm:
-        return None
-    floaters = [
-        not vcpu.is_bound and not vcpu.fixed and not pour
-        for vcpu, pour in zip(vcpus, poured, strict=True)
-    ]
-    if not any(floaters):
-        return None
-    # Only floaters: bound ones that moved after where floaters happened to be seen would be moved
-    # back when those are seen elsewhere.
-    found = _settle(start, floaters, policy)
-    return found if _binds_well(found, vcpus) else None
-
-
-def _binds_well(found: Plan, vcpus: Sequence[Vcpu]) -> bool:
-    floating = {vcpu.id: vcpu.on for vcpu in vcpus if not vcpu.is_bound}
-    if found.stop is not Stop.BALANCED or not found.binds_floaters:
+def _binds_well(board: Board, found: Plan) -> bool:
+    """Tell whether the floaters that a plan binds are better off than with the kernel."""
+    if found.stop is not Stop.BALANCED or not found.moves:
         return False
     loads = dict(found.loads_after_ppm)
+    seen_on = {vcpu.id: vcpu.on for vcpu in board.vcpus}
     touched = {cpu for move in found.moves for cpu in move.to_cpus}
-    touched |= {cpu for move in found.moves if (cpu := floating[move.vcpu]) is not None}
+    touched |= {cpu for move in found.moves if (cpu := seen_on[move.vcpu]) is not None}
     return all(loads[cpu] < SATURATION_PPM for cpu in touched)
 
 
-def _settle(start: Board, movable: Sequence[bool], policy: Policy) -> Plan:
-    """Give the better of two plans: keeping a guest's vCPUs apart, or not minding."""
-    if start.gap_ppm() < policy.balance_threshold_ppm:
-        return _finish(start, start, policy)
-    ends = [_descend(start, movable, policy, keep_apart=apart) for apart in (True, False)]
-    apart, plain = (_finish(start, end, policy) for end in ends)
-    as_good = (
-        apart.stop is plain.stop
-        and len(apart.moves) <= len(plain.moves)
-        and apart.gap_after_ppm < plain.gap_after_ppm + policy.balance_threshold_ppm // 2
+def _settle(board: Board, policy: Policy) -> Plan:
+    """Plan on one view of the host."""
+    levels = board.levels(board.base)
+    if board.gap_ppm(levels) < policy.balance_threshold_ppm:
+        return _told(board, policy, [])
+    place = _rest_point(board, policy)
+    steps = in_order(board, place)
+    kept = _within_limit(steps, policy.moves_max)
+    is_cut = len(kept) < len(steps)
+    # What is cut short may end between two good places; then a shorter one is better.
+    while kept and not _is_better(board, levels, board.levels(after(board, place, kept))):
+        kept.pop()
+    return _told(board, policy, kept, place, is_cut=is_cut)
+
+
+def _within_limit(steps: Sequence[Step], moves_max: int | None) -> list[Step]:
+    kept: list[Step] = []
+    moves = 0
+    for step in steps:
+        moves += len(step)
+        if moves_max is not None and moves > moves_max:
+            break
+        kept.append(step)
+    return kept
+
+
+def _rest_point(board: Board, policy: Policy) -> Sequence[int]:
+    """Give where the vCPUs are when planning again changes nothing more."""
+    now = board
+    while board.gap_ppm(now.levels(now.base)) >= policy.balance_threshold_ppm:
+        place = _next_place(now, policy, again=now is not board)
+        if place == now.home:
+            break
+        then = now.moved(keep_apart(now, place, policy.balance_threshold_ppm))
+        if not _is_better(board, now.levels(now.base), then.levels(then.base)):
+            break  # what is helpless differs from look to look, so this could go round in circles
+        if now is not board and not in_order(board, then.home):
+            break  # two looks together may not have the order that each has
+        now = then
+    return now.home
+
+
+def _next_place(board: Board, policy: Policy, *, again: bool) -> Sequence[int]:
+    """Give the best places that one look finds."""
+    may = board.may
+    for vcpu in board.lone():
+        may[vcpu] = 0
+
+    def accept(place: Sequence[int]) -> bool:
+        return place == board.home or bool(in_order(board, place))
+
+    def problem(start: Sequence[int], wet: frozenset[int], water_ppm: int) -> Problem:
+        return Problem(
+            loads=board.loads,
+            home=board.home,
+            may=may,
+            start=start,
+            judged=board.judged,
+            span=policy.balance_threshold_ppm,
+            min_gain=policy.min_gain_ppm,
+            steps_max=policy.steps_max,
+            again=again,
+            accept=accept,
+            wet=wet,
+            water_ppm=water_ppm,
+        )
+
+    if not board.pools:
+        return solve(problem(board.base, frozenset(), 0))
+    # Water flows to where it finds room: at first it is taken to do so, then to stand still.
+    wet = frozenset(cpu for mask, _ in board.pools for cpu in mask)
+    levels = board.levels(board.base)
+    flowing = problem(board.base, wet, sum(load_ppm for _, load_ppm in board.pools))
+    for candidate in (flowing, problem(levels, frozenset(), 0)):
+        place = solve(candidate)
+        pins = sum(cpu != home for cpu, home in zip(place, board.home, strict=True))
+        then = board.levels(board.at(place))
+        gain = _outside(board, levels, policy) - _outside(board, then, policy)
+        if pins and gain >= pins * max(policy.min_gain_ppm, 1) and _is_better(board, levels, then):
+            return place
+    return board.home
+
+
+def _outside(board: Board, levels: Sequence[int], policy: Policy) -> int:
+    """Give the load outside the band of the threshold's width that holds most of the loads."""
+    loads = sorted(levels[cpu] for cpu in board.judged)
+    span = policy.balance_threshold_ppm - 1
+    return min(
+        sum(max(0, load - begin - span) + max(0, begin - load) for load in loads)
+        for begin in {*loads, *(max(0, load - span) for load in loads)}
     )
-    return apart if as_good else plain
 
 
-def _descend(start: Board, movable: Sequence[bool], policy: Policy, *, keep_apart: bool) -> Board:
-    """Improve until balanced, or until no move pays."""
-    board = start
-    while True:
-        free = _walk(board, movable, policy, gain_min_ppm=1, keep_apart=keep_apart)
-        if free.gap_ppm() < policy.balance_threshold_ppm:
-            return _prune(start, free, policy)
-        paying = _walk(
-            board, movable, policy, gain_min_ppm=policy.min_gain_ppm, keep_apart=keep_apart
-        )
-        # From where paying moves end, balance may have come into reach: look again, so that
-        # planning on the result finds nothing new.
-        if paying.place == board.place:
-            return board
-        board = paying
+def _is_better(board: Board, before: Sequence[int], after: Sequence[int]) -> bool:
+    """Tell whether the gap does not grow and the loads, compared largest first, are smaller."""
+    if board.gap_ppm(after) > board.gap_ppm(before):
+        return False
+    return sorted((after[cpu] for cpu in board.judged), reverse=True) < sorted(
+        (before[cpu] for cpu in board.judged), reverse=True
+    )
 
 
-def _walk(
-    start: Board,
-    movable: Sequence[bool],
-    policy: Policy,
-    *,
-    gain_min_ppm: int,
-    keep_apart: bool,
-) -> Board:
-    """Make single moves, each off the busiest pCPU that one can help, until balanced."""
-    board = start
-    while board.gap_ppm() >= policy.balance_threshold_ppm:
-        levels = board.levels
-        freest_first = sorted(levels, key=lambda cpu: (levels[cpu], cpu))
-        for busiest in sorted(levels, key=lambda cpu: (-levels[cpu], cpu)):
-            step = _best_step(
-                board, busiest, movable, freest_first, gain_min_ppm, keep_apart=keep_apart
-            )
-            if step is not None:
-                break
-        else:
-            return board  # no move helps any of them
-        board = step
-    return board
-
-
-def _best_step(  # noqa: PLR0913  the order is the same for all of a round, so it is made once
+def _told(
     board: Board,
-    busiest: int,
-    movable: Sequence[bool],
-    freest_first: Sequence[int],
-    gain_min_ppm: int,
+    policy: Policy,
+    steps: Sequence[Step],
+    place: Sequence[int] = (),
     *,
-    keep_apart: bool,
-) -> Board | None:
-    members = board.members[busiest]
-    if len(members) < 2:  # noqa: PLR2004  a vCPU alone on its pCPU stays
-        return None
-    goal_ppm = board.levels[busiest] - gain_min_ppm
-    # Counted once, since a crowded pCPU is what is looked at most.
-    guests = Counter(board.vcpus[index].id.uuid for index in members)
-    options = []
-    for index in members:
-        if not movable[index]:
-            continue
-        load_ppm = board.vcpus[index].load_ppm
-        for target in _targets(board, index, busiest, freest_first):
-            peak_ppm = max(board.levels[busiest] - load_ppm, board.levels[target] + load_ppm)
-            # Water on the target flows away from a vCPU that comes: only what is bound there
-            # stands in its way for sure.
-            dry_ppm = max(board.base[busiest] - load_ppm, board.base[target] + load_ppm)
-            if min(peak_ppm, dry_ppm) > goal_ppm:
-                continue
-            crowd = board.relatives(index, target) - guests[board.vcpus[index].id.uuid] + 1
-            apart = crowd if keep_apart else 0
-            options.append((peak_ppm > goal_ppm, apart, peak_ppm, crowd, load_ppm, target, index))
-    for wet, *_, target, index in sorted(options):
-        step = board.moved(index, target)
-        # Where floaters were poured, what the move really does shows only after pouring anew.
-        if wet and step.levels[busiest] > goal_ppm:
-            continue
-        if step.profile() < board.profile() and step.gap_ppm() <= board.gap_ppm():
-            return step
-    return None
-
-
-def _targets(board: Board, index: int, busiest: int, freest_first: Sequence[int]) -> Iterable[int]:
-    """Give the freest allowed pCPU, and the freest one without a vCPU of the same guest."""
-    allowed, first = board.vcpus[index].allowed, None
-    for cpu in freest_first:
-        if cpu == busiest or cpu not in allowed:
-            continue
-        alone = not board.relatives(index, cpu)
-        if first is None or alone:
-            first = cpu
-            yield cpu
-        if alone:
-            return
-
-
-def _prune(start: Board, end: Board, policy: Policy) -> Board:
-    """Take back every move without which the end is balanced too, the smallest load first."""
-    moved = [index for index, cpu in enumerate(end.place) if cpu != start.place[index]]
-    for index in sorted(moved, key=lambda index: (end.vcpus[index].load_ppm, index)):
-        home = start.place[index]
-        if home is not None:
-            without = end.moved(index, home)
-            if without.gap_ppm() < policy.balance_threshold_ppm:
-                end = without
-    return end
-
-
-def _finish(start: Board, end: Board, policy: Policy) -> Plan:
-    """Turn the difference of two boards into a plan, ordered so that no step raises the peak."""
-    left = {
-        index: target
-        for index, target in enumerate(end.place)
-        if target is not None and target != start.place[index]
-    }
-    board, moves = start, []
-    while left:
-        index = min(left, key=lambda index: (board.levels[left[index]], left[index], index))
-        target = left.pop(index)
-        vcpu, source = board.vcpus[index], board.place[index]
-        if source is None:
-            raise AssertionError("only a vCPU that counts somewhere is moved")
-        after = board.moved(index, target)
-        moves.append(
-            Move(
-                vcpu=vcpu.id,
-                domain=vcpu.domain,
-                from_cpus=vcpu.cpus,
-                to_cpus=CpuSet.of([target]),
-                load_ppm=vcpu.load_ppm,
-                reason=_reason(board, after, source, target),
-            )
-        )
-        board = after
-    threshold_ppm = policy.balance_threshold_ppm
+    is_cut: bool = False,
+) -> Plan:
+    """Turn steps into a plan."""
+    moves: list[Move] = []
+    base = list(board.base)
+    levels = first = board.levels(base)
+    for step in steps:
+        for vcpu in step:
+            base[board.home[vcpu]] -= board.loads[vcpu]
+            base[place[vcpu]] += board.loads[vcpu]
+        then = board.levels(base) if board.pools else list(base)
+        moves += [_move(board, place, step, vcpu, levels, then) for vcpu in step]
+        levels = then
+    gap_ppm = board.gap_ppm(levels)
+    stop = Stop.BALANCED if gap_ppm < policy.balance_threshold_ppm else Stop.NO_GAIN
     return Plan(
-        balanced=start.gap_ppm() < threshold_ppm,
-        stop=Stop.BALANCED if end.gap_ppm() < threshold_ppm else Stop.NO_GAIN,
-        gap_before_ppm=start.gap_ppm(),
-        gap_after_ppm=end.gap_ppm(),
-        loads_before_ppm=tuple(sorted(start.levels.items())),
-        loads_after_ppm=tuple(sorted(end.levels.items())),
+        balanced=board.gap_ppm(first) < policy.balance_threshold_ppm,
+        stop=Stop.MOVE_LIMIT if is_cut and stop is Stop.NO_GAIN else stop,
+        gap_before_ppm=board.gap_ppm(first),
+        gap_after_ppm=gap_ppm,
+        loads_before_ppm=tuple(zip(board.cpus, first, strict=True)),
+        loads_after_ppm=tuple(zip(board.cpus, levels, strict=True)),
         moves=tuple(moves),
         binds_floaters=any(len(move.from_cpus) > 1 for move in moves),
     )
 
 
-def _reason(before: Board, after: Board, source: int, target: int) -> str:
-    return (
-        f"pCPU {source} was at {_percent(before.levels[source])} and pCPU {target} at "
-        f"{_percent(before.levels[target])}; this makes them {_percent(after.levels[source])} and "
-        f"{_percent(after.levels[target])}"
+def _move(  # noqa: PLR0913, PLR0917  all that one sentence tells of
+    board: Board,
+    place: Sequence[int],
+    step: Step,
+    vcpu: int,
+    before: Sequence[int],
+    then: Sequence[int],
+) -> Move:
+    moved = board.vcpus[vcpu]
+    source, target = board.home[vcpu], place[vcpu]
+    names = board.cpus[source], board.cpus[target]
+    was = (
+        f"pCPU {names[0]} was at {_percent(before[source])} and pCPU {names[1]} at "
+        f"{_percent(before[target])}"
+    )
+    makes = f"makes them {_percent(then[source])} and {_percent(then[target])}"
+    others = [board.vcpus[other] for other in step if other != vcpu]
+    exchange = "".join(
+        f"in exchange for vCPU {other.id.vcpu} of {printable(other.domain)}, since "
+        for other in others
+    )
+    return Move(
+        vcpu=moved.id,
+        domain=moved.domain,
+        from_cpus=moved.cpus,
+        to_cpus=CpuSet(1 << names[1]),
+        load_ppm=moved.load_ppm,
+        reason=f"{exchange}{was}; {'together this' if others else 'this'} {makes}",
     )
 
 

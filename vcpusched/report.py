@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet
-from vcpusched.planner import Move, Plan
+from vcpusched.planner import Move, Plan, Stop
 from vcpusched.scheduler import Cycle, Failure
 from vcpusched.snapshot import host_as_json, plan_as_json
 from vcpusched.text import printable
@@ -97,7 +97,11 @@ def plan_entry(cycle: Cycle) -> Entry | None:
     count = f"{made} pin{'' if made == 1 else 's'}"
     if made < planned:
         count = f"{made} of {planned} pins planned"
-    ends = "" if plan.stop.value == "balanced" else "; closer no move that pays can bring them"
+    ends = {
+        Stop.BALANCED: "",
+        Stop.NO_GAIN: "; closer no move that pays can bring them",
+        Stop.MOVE_LIMIT: "; moves_max ended it there",
+    }[plan.stop]
     return Entry(
         Priority.INFO,
         f"Balanced the host with {count}: the busiest and the freest pCPU were "

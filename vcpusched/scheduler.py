@@ -1,9 +1,9 @@
 """One cycle: sample, observe, plan, pin; returns a `Cycle` that says what happened.
 
 Rule: acts only through a `Hypervisor` and never reads a clock of its own or sleeps, so that it
-runs unchanged on a simulated host. All that it remembers between cycles is the last sample and its
-loads, how often in a row it wanted to act, the domains that refused a pin and are left alone for a
-while, and a pin whose answer was lost with the connection.
+runs unchanged on a simulated host. All that it remembers between cycles is the last sample and the
+loads up to it, how often in a row it wanted to act, when it last pinned a vCPU, the domains that
+refused a pin and are left alone for a while, and a pin whose answer was lost with the connection.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +17,8 @@ from vcpusched.hypervisor import (
     HypervisorError,
     VanishedError,
 )
-from vcpusched.load import baseline, observe
-from vcpusched.model import CpuSet, DomainUuid, Host, Sample, Unread
+from vcpusched.load import Observed, Smoothing, baseline, observe
+from vcpusched.model import CpuSet, DomainUuid, Host, Sample, Unread, VcpuId
 from vcpusched.planner import Move, Plan, Policy, plan
 
 ASIDE_CYCLES: Final = 10
@@ -32,12 +32,24 @@ class _Aside:
     cycles: int
 
 
+GLANCE_SHARE: Final = 8
+GLANCES: Final = 10
+"""Until a plan is about to be carried out an eighth of the search will do to see whether there is
+one; but every tenth cycle searches in full, since now and then only that finds it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How the scheduler acts: the planner's policy, and the periods to confirm an imbalance."""
+    """How the scheduler acts.
+
+    `policy` is the planner's and `smoothing` that of the loads; an imbalance must be found in
+    `confirm` consecutive cycles; a vCPU is not moved twice within `cooldown_s` seconds.
+    """
 
     policy: Policy = field(default_factory=Policy)
+    smoothing: Smoothing = field(default_factory=Smoothing)
     confirm: int = 2
+    cooldown_s: float = 0.0
     dry_run: bool = False
 
 
@@ -86,13 +98,16 @@ class Cycle:
 class Scheduler:
     """Runs cycles on one hypervisor after another (a new one after each reconnect).
 
-    `number` is that of the last cycle run before, by another scheduler.
+    `number` is that of the last cycle run before, by another scheduler; `decide` makes the plans.
     """
 
-    def __init__(self, number: int = 0) -> None:
+    def __init__(self, number: int = 0, decide: Callable[[Host, Policy], Plan] = plan) -> None:
         self._number = number
+        self._decide = decide
         self._before: Sample | None = None
-        self._host: Host | None = None
+        self._observed: Observed | None = None
+        self._pinned: set[VcpuId] = set()
+        self._cools_from_ns: dict[VcpuId, int] = {}
         self._wanted = 0
         self._wanted_binding = 0
         self._aside: dict[DomainUuid, _Aside] = {}
@@ -125,47 +140,76 @@ class Scheduler:
             dry_run=rules.dry_run,
             unread=tuple(sample.unread[uuid] for uuid in sorted(sample.unread)),
         )
+        self._observed = observe(before, sample, self._observed, rules.smoothing)
         if before is None:
             return seen
-        self._host = observe(before, sample, self._host)
-        host = self._with_aside_fixed(self._host, sample)
-        found = plan(host, rules.policy)
-        confirmed = self._confirm(found, host)
+        host = self._with_fixed(self._observed.host, sample, rules.cooldown_s)
+        found = self._plan(host, rules)
+        confirmed = self._confirm(found)
         seen = replace(seen, host=host, plan=found, confirmed=confirmed)
-        if not found.moves or confirmed < rules.confirm or host.unknown:
+        if not found.moves or confirmed < rules.confirm:
             return seen
         self._wanted = self._wanted_binding = 0
         if rules.dry_run:
             return replace(seen, executed=True)
         return self._execute(hypervisor, seen, found, cancelled, on_pin)
 
-    def _confirm(self, found: Plan, host: Host) -> int:
+    def _confirm(self, found: Plan) -> int:
         """Count the consecutive cycles that wanted to act.
 
         A plan that binds floaters must itself have come up as often, since it goes by where the
-        kernel happened to have them. While a bound vCPU's load is unknown nothing is confirmed: it
-        may be what the plan takes for room.
+        kernel happened to have them.
         """
         if not found.moves:
             self._wanted = self._wanted_binding = 0
-        elif not host.unknown:
+        else:
             self._wanted += 1
             self._wanted_binding = self._wanted_binding + 1 if found.binds_floaters else 0
+        return self._confirmations(found)
+
+    def _plan(self, host: Host, rules: Rules) -> Plan:
+        """Plan, and search in full when the plan may be carried out."""
+        if self._number % GLANCES:
+            steps_max = rules.policy.steps_max // GLANCE_SHARE
+            found = self._decide(host, replace(rules.policy, steps_max=steps_max))
+            if not found.moves or self._confirmations(found) + 1 < rules.confirm:
+                return found
+        return self._decide(host, rules.policy)
+
+    def _confirmations(self, found: Plan) -> int:
         return self._wanted_binding if found.binds_floaters else self._wanted
 
-    def _with_aside_fixed(self, host: Host, sample: Sample) -> Host:
-        """Fix the vCPUs of domains that refused a pin lately, so that plans do without them."""
+    def _with_fixed(self, host: Host, sample: Sample, cooldown_s: float) -> Host:
+        """Fix the vCPUs of domains that refused a pin lately, and those moved not long ago.
+
+        Plans do without them.
+        """
         running = {domain.uuid for domain in sample.domains} | set(sample.unread)
         self._aside = {uuid: aside for uuid, aside in self._aside.items() if uuid in running}
+        now_ns = {domain.uuid: domain.at_ns for domain in sample.domains}
+        for vcpu in self._pinned & {vcpu.id for vcpu in host.vcpus}:
+            # Counted from the first look after the pin, so never less than was asked for.
+            if vcpu.uuid in now_ns:
+                self._cools_from_ns[vcpu] = now_ns[vcpu.uuid]
+                self._pinned.discard(vcpu)
+        self._pinned = {vcpu for vcpu in self._pinned if vcpu.uuid in running}
+        self._cools_from_ns = {
+            vcpu: from_ns
+            for vcpu, from_ns in self._cools_from_ns.items()
+            if vcpu.uuid in running and now_ns.get(vcpu.uuid, from_ns) - from_ns < cooldown_s * 1e9
+        }
         return replace(
             host,
             vcpus=tuple(
-                replace(vcpu, fixed=True)
-                if vcpu.id.uuid in self._aside and self._number < self._aside[vcpu.id.uuid].until
-                else vcpu
+                replace(vcpu, fixed=True) if self._must_stay(vcpu.id) else vcpu
                 for vcpu in host.vcpus
             ),
         )
+
+    def _must_stay(self, vcpu: VcpuId) -> bool:
+        aside = self._aside.get(vcpu.uuid)
+        refused = aside is not None and self._number < aside.until
+        return refused or vcpu in self._cools_from_ns or vcpu in self._pinned
 
     def _put_aside(self, uuid: DomainUuid) -> None:
         known = self._aside.get(uuid)
@@ -207,6 +251,7 @@ class Scheduler:
             except ConnectionLostError as error:
                 # Whether libvirtd still made this pin shows in the next sample.
                 lost, self._in_doubt = str(error), (seen.number, move)
+                self._pinned.add(move.vcpu)
                 break
             except VanishedError as error:
                 failures.append(Failure(move, str(error), "vanished", expected=True))
@@ -219,6 +264,7 @@ class Scheduler:
             else:
                 self._aside.pop(move.vcpu.uuid, None)
                 pinned.append(move)
+                self._pinned.add(move.vcpu)
                 on_pin(seen.number, move)
         return replace(
             seen, executed=True, pinned=tuple(pinned), failures=tuple(failures), lost=lost
