@@ -1,0 +1,148 @@
+"""The command behind contrib/benchmark/run: runs the parts, shows tables, draws pictures.
+
+Rule: arguments, files and order live here; what is measured lives in the part that measures it.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import pictures
+import replay
+import scaling
+import static
+from progress import say
+from replay_tables import replay_tables
+from static_tables import scaling_tables, static_tables
+from tables import Table, show
+
+from vcpusched import __version__
+
+PARTS: Final = ("static", "scaling", "replay")
+
+TOP: Final = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """What a part gives: its figures for the JSON file, its tables and its pictures."""
+
+    figures: object
+    tables: Sequence[Table]
+    pictures: Sequence[Path]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; gives the exit status."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    out: Path = chosen.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        # Before half an hour is spent on other parts.
+        sets = replay.load_sets(chosen.traces, replay.QUICK if chosen.quick else replay.FULL)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    began_s = time.monotonic()
+    results: dict[str, Result] = {}
+    for part in PARTS:
+        if chosen.only in {None, part}:
+            results[part] = _run_part(part, chosen, sets)
+            show(results[part].tables)
+    _write(out, chosen, results)
+    files = sorted(path.name for path in out.iterdir())
+    say(f"Done in {(time.monotonic() - began_s) / 60:.1f} minutes. In {out}: {', '.join(files)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run",
+        description="Measures vcpusched against other rules, against the proven optimum, and on"
+        " traces. A full run takes about half an hour on two slow pCPUs, --quick three minutes.",
+    )
+    parser.add_argument("traces", metavar="TRACES", nargs="?", type=Path, help="folder of traces")
+    parser.add_argument("--quick", action="store_true", help="fewer hosts, shorter traces")
+    parser.add_argument("--only", choices=PARTS, help="run one part only")
+    parser.add_argument(
+        "--out", type=Path, default=TOP / "build" / "benchmark", help="where results are written"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_count,
+        default=len(os.sched_getaffinity(0)),
+        help="processes for what is not timed (default: one for each pCPU)",
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes from 1 on")
+    return int(text)
+
+
+def _run_part(part: str, chosen: argparse.Namespace, sets: Sequence[replay.LoadSet]) -> Result:
+    out: Path = chosen.out
+    if part == "static":
+        rows = static.run(static.QUICK if chosen.quick else static.FULL, chosen.jobs)
+        return Result(
+            [_without_places(row) for row in rows],
+            static_tables(rows),
+            pictures.draw_static(rows, out),
+        )
+    if part == "replay":
+        runs = replay.run(sets, chosen.jobs)
+        return Result(
+            [dataclasses.asdict(one) for one in runs],
+            replay_tables(runs),
+            pictures.draw_replay(runs, out),
+        )
+    points = scaling.run(scaling.QUICK if chosen.quick else scaling.FULL)
+    return Result(
+        [dataclasses.asdict(point) for point in points],
+        scaling_tables(points),
+        pictures.draw_scaling(points, out),
+    )
+
+
+def _without_places(row: static.Row) -> Mapping[str, object]:
+    optimum = dataclasses.replace(row.optimum, places={})
+    return dataclasses.asdict(dataclasses.replace(row, optimum=optimum))
+
+
+def _write(out: Path, chosen: argparse.Namespace, results: Mapping[str, Result]) -> None:
+    """Write all figures as JSON, and the tables as Markdown."""
+    made_with = {
+        "vcpusched": __version__,
+        "python": platform.python_version(),
+        "machine": _cpu_model(),
+        "pcpus": len(os.sched_getaffinity(0)),
+        "quick": chosen.quick,
+    }
+    for part, result in results.items():
+        figures = {"version": 1, "made_with": made_with, part: result.figures}
+        (out / f"{part}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        text = "\n".join(table.markdown() for table in result.tables)
+        (out / f"{part}.md").write_text(text)
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,203 @@
+"""Random hosts for the benchmark, each from a name that is also its seed.
+
+Rule: the same `Case` always gives the same `Host`. Loads are whole tenths of a percentage point,
+so that a solver that thinks in floating point cannot judge a host differently than integers do.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from vcpusched.model import (
+    PPM,
+    PPM_PER_POINT,
+    Cpu,
+    CpuSet,
+    DomainUuid,
+    Host,
+    HostCpu,
+    Vcpu,
+    VcpuId,
+)
+from vcpusched.planner import Plan
+
+UNIT_PPM: Final = PPM_PER_POINT // 10
+"""Every load is a whole number of these: a tenth of a percentage point of one pCPU."""
+
+HALF_MASK_SHARE: Final = 0.3
+FIXED_SHARE: Final = 0.1
+"""With masks: how many vCPUs must stay in their half of the host, and how many must not move."""
+
+HOST_LOAD_MEAN_PPM: Final = 50_000
+"""With host load: what a pCPU does besides guests, on average (exponentially distributed)."""
+
+GUEST_SIZES: Final = (1, 1, 1, 2, 2, 2, 4, 4, 8)
+"""With large guests: how many vCPUs guests have, drawn from here (otherwise each has one)."""
+
+
+class Spread(StrEnum):
+    """How unequal the loads of the vCPUs are."""
+
+    LUMPY = "lumpy"  # lognormal: a few giants, many crumbs
+    UNIFORM = "uniform"
+    MIXED = "mixed"  # each vCPU from either
+
+
+class Bonds(StrEnum):
+    """What stands in the way of moves."""
+
+    FREE = "free"
+    MASKS = "masks"
+    HOST_LOAD = "host load"
+    ALL = "masks, host load, large guests"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a random host is made from; `mean_load` in pCPUs per pCPU, without host load."""
+
+    vcpus: int
+    cpus: int
+    spread: Spread
+    bonds: Bonds
+    mean_load: float
+    number: int
+
+    @property
+    def size(self) -> str:
+        """The size as tables name it."""
+        return f"{self.vcpus} x {self.cpus}"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.size}, {self.spread}, {self.bonds}, mean load {self.mean_load:.2f}, "
+            f"number {self.number}"
+        )
+
+
+def cases(
+    sizes: Sequence[tuple[int, int]], each: int, *, low: float = 0.3, high: float = 0.9
+) -> Iterator[Case]:
+    """Give `each` hosts of every size, spread and kind of bonds, their mean loads evenly spread."""
+    for vcpus, cpus in sizes:
+        for spread, bonds in itertools.product(Spread, Bonds):
+            chance = random.Random(f"{vcpus} {cpus} {spread} {bonds}")  # noqa: S311  repeatable
+            for number in range(each):
+                # One draw from each of `each` equal parts of the range.
+                mean_load = low + (high - low) * (number + chance.random()) / each
+                yield Case(vcpus, cpus, spread, bonds, round(mean_load, 3), number)
+
+
+def make_host(case: Case) -> Host:
+    """Give the host of a case: every vCPU bound to one random pCPU."""
+    chance = random.Random(str(case))  # noqa: S311  chance that can be repeated
+    loads_ppm = _loads_ppm(case, chance)
+    guests = list(_guests(case, chance))
+    online = CpuSet.of(range(case.cpus))
+    low_half = CpuSet.of(range(case.cpus // 2))
+    vcpus = []
+    for (guest, vcpu), load_ppm in zip(guests, loads_ppm, strict=True):
+        cpu = chance.randrange(case.cpus)
+        vcpus.append(
+            Vcpu(
+                id=VcpuId(DomainUuid(f"{guest:05}"), guest + 1, vcpu),
+                domain=f"guest{guest}",
+                load_ppm=load_ppm,
+                cpus=CpuSet.of([cpu]),
+                allowed=online,
+                on=cpu,
+            )
+        )
+    if case.bonds in {Bonds.MASKS, Bonds.ALL}:
+        halves = (low_half, online - low_half)
+        vcpus = [_masked(vcpu, halves, chance) for vcpu in vcpus]
+    return Host(
+        cpus=tuple(HostCpu(Cpu(cpu), _host_load_ppm(case, chance)) for cpu in online),
+        vcpus=tuple(vcpus),
+    )
+
+
+def carried_out(host: Host, plan: Plan) -> Host:
+    """Give the host as it is once the plan is carried out, its loads unchanged."""
+    to_cpus = {move.vcpu: move.to_cpus for move in plan.moves}
+    return replace(
+        host,
+        vcpus=tuple(
+            replace(vcpu, cpus=to_cpus[vcpu.id], on=next(iter(to_cpus[vcpu.id])))
+            if vcpu.id in to_cpus
+            else vcpu
+            for vcpu in host.vcpus
+        ),
+    )
+
+
+def loads_of(host: Host) -> dict[int, int]:
+    """Add up the load of each pCPU, in ppm, from where its vCPUs are (all of them bound)."""
+    loads = {cpu.id: cpu.host_load_ppm for cpu in host.cpus}
+    for vcpu in host.vcpus:
+        (cpu,) = vcpu.cpus
+        loads[cpu] += vcpu.load_ppm
+    return loads
+
+
+def gap_ppm(host: Host) -> int:
+    """Give the load of the busiest less that of the freest pCPU."""
+    loads = loads_of(host).values()
+    return max(loads) - min(loads)
+
+
+def outside_ppm(host: Host, width_ppm: int) -> int:
+    """Give how much load lies outside a band of this width, where the band fits best.
+
+    0 for a balanced host; for one that cannot be balanced it tells how close it came, which the
+    gap does not: a single giant decides that.
+    """
+    loads = sorted(loads_of(host).values())
+    # As a function of the band's position this is convex and bends only at these places.
+    bottoms = {load for high in loads for load in (high, high - width_ppm)}
+    return min(
+        sum(max(0, bottom - load) + max(0, load - bottom - width_ppm) for load in loads)
+        for bottom in bottoms
+    )
+
+
+def _loads_ppm(case: Case, chance: random.Random) -> list[int]:
+    weights = [_weight(case.spread, chance) for _ in range(case.vcpus)]
+    total = case.mean_load * case.cpus * PPM / UNIT_PPM
+    scale = total / sum(weights)
+    whole = PPM // UNIT_PPM
+    return [UNIT_PPM * max(1, min(whole, round(weight * scale))) for weight in weights]
+
+
+def _weight(spread: Spread, chance: random.Random) -> float:
+    """Draw a weight of mean about 1."""
+    if spread is Spread.MIXED:
+        spread = chance.choice((Spread.LUMPY, Spread.UNIFORM))
+    if spread is Spread.LUMPY:
+        return chance.lognormvariate(-0.5, 1)
+    return 0.04 + 1.92 * chance.random()
+
+
+def _guests(case: Case, chance: random.Random) -> Iterator[tuple[int, int]]:
+    """Give guest and number within it of each vCPU."""
+    left, guest = case.vcpus, 0
+    while left:
+        size = min(left, chance.choice(GUEST_SIZES)) if case.bonds is Bonds.ALL else 1
+        yield from ((guest, vcpu) for vcpu in range(size))
+        left, guest = left - size, guest + 1
+
+
+def _masked(vcpu: Vcpu, halves: Sequence[CpuSet], chance: random.Random) -> Vcpu:
+    draw = chance.random()
+    if draw < HALF_MASK_SHARE:
+        return replace(vcpu, allowed=next(half for half in halves if vcpu.cpus.is_within(half)))
+    return replace(vcpu, fixed=True) if draw < HALF_MASK_SHARE + FIXED_SHARE else vcpu
+
+
+def _host_load_ppm(case: Case, chance: random.Random) -> int:
+    if case.bonds not in {Bonds.HOST_LOAD, Bonds.ALL}:
+        return 0
+    return UNIT_PPM * round(chance.expovariate(UNIT_PPM / HOST_LOAD_MEAN_PPM))
