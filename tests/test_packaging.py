@@ -14,7 +14,7 @@ from vcpusched.report import MESSAGE_ID_PIN, MESSAGE_ID_PLAN
 
 TOP = Path(__file__).parent.parent
 PACKAGING = TOP / "packaging"
-VERBS = ("run", "plan", "snapshot", "status", "check-config")
+VERBS = ("run", "plan", "snapshot", "status", "check-config", "simulate")
 
 
 def run(*command: str, **options: object) -> str:

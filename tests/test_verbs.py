@@ -216,7 +216,7 @@ def test_version_and_help() -> None:
     """The version is the package's, and every verb stands in the help."""
     assert vcpusched("--version").stdout == f"vcpusched {package.__version__}\n"
     text = vcpusched("--help").stdout
-    for verb in ("run", "plan", "snapshot", "status", "check-config"):
+    for verb in ("run", "plan", "snapshot", "status", "check-config", "simulate"):
         assert f"\n    {verb}" in text
 
 
