@@ -482,3 +482,14 @@ def test_a_place_outside_the_mask_is_left_for_good() -> None:
     policy = dataclasses.replace(POLICY, min_gain_ppm=0)
     drawn = dataclasses.replace(drawn, vcpus=vcpus)
     assert rests(after(drawn, plan(drawn, policy)), policy)
+
+
+def test_a_limit_of_one_move_still_does_what_one_move_can() -> None:
+    """[50 10] [90 70]: the best is an exchange; with one move allowed, one that helps is made."""
+    drawn = host([50, 10], [90, 70])
+    policy = dataclasses.replace(POLICY, moves_max=1)
+    for _ in range(5):
+        found = plan(drawn, policy)
+        assert len(found.moves) <= 1
+        drawn = after(drawn, found)
+    assert plan(drawn, policy).gap_before_ppm <= 1_000_000

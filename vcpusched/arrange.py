@@ -60,6 +60,10 @@ class _Separation:
                     self._put(vcpu, self._board.home[vcpu])
                     self._put(instead, target)
                     relatives[guest, target] -= 1
+                    relatives[guest, self._board.home[vcpu]] += 1
+                    other_guest = self._board.vcpus[instead].id.uuid
+                    relatives[other_guest, self._board.home[instead]] -= 1
+                    relatives[other_guest, target] += 1
         return self._place
 
     def _another_target(self, vcpu: int, relatives: Counter[tuple[str, int]]) -> int | None:
@@ -105,8 +109,8 @@ class _Separation:
 def in_order(board: Board, place: Sequence[int]) -> list[Step]:
     """Give the steps in an order in which none makes the busiest pCPU busier.
 
-    The busiest pCPUs are relieved first. Where there is no such order, steps may raise the peak
-    again, but not above what it was at first; where there is none like that either, there are no
+    The busiest pCPUs are relieved first. Where no such order is found, steps may raise the peak
+    again, but not above what it was at first; where none like that is found either, there are no
     steps.
     """
     return _Undoing(board, place).run()

@@ -11,9 +11,8 @@ Terms: usage is run time over wall time, at most one pCPU. Load is smoothed usag
     the time after which a usage counts half as much as a new one. A pool is a live affinity of
     several pCPUs that is narrower than the domain's definition: somebody keeps it, so it is obeyed.
 Algorithm: 1. Match readings by `VcpuId`; drop those that cannot be trusted. 2. Mix each usage into
-    the load, with the weight that the half-life gives to the time between the readings; where the
-    last two usages both lie well off on one side, the guest has changed, and the load goes to the
-    nearer of them. 3. Decide who may move.
+    the load, with the weight that the half-life gives to the time between the readings. 3. Decide
+    who may move.
 Properties: a vCPU seen for the first time, restarted, or whose counter went backwards has no load,
     nor has one that began less than the settling time ago; one that was read badly keeps its last
     one. A load lies between the smallest and the largest usage. No result depends on the order of
@@ -22,7 +21,7 @@ Properties: a vCPU seen for the first time, restarted, or whose counter went bac
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from vcpusched.model import (
@@ -40,10 +39,6 @@ from vcpusched.model import (
 INTERVAL_MIN_NS: Final = 200_000_000
 """Two readings closer than this say nothing: libvirt counts CPU time in steps of 10 ms, so an
 error of 5 % of a pCPU would be usual."""
-
-STEP_PPM: Final = 150_000
-"""Fifteen percentage points: a guest that is off its load by more, twice running and to the same
-side, has changed."""
 
 UNCERTAIN_MAX: Final = 10
 """A reading that took more than one part in this many of the interval is not used: when within
@@ -64,7 +59,7 @@ class Smoothing:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """What is remembered of one vCPU: its load, the weight behind it, and its last usage.
+    """What is remembered of one vCPU: its load, the weight behind it, and its affinity.
 
     `weight_ppm` goes to a million as usages come in; `load_ppm` is None before the first of them.
     A vCPU that began while we looked is not judged before `judged_from_ns`.
@@ -73,7 +68,7 @@ class Track:
     judged_from_ns: int = 0
     load_ppm: int | None = None
     weight_ppm: int = 0
-    usage_ppm: int = 0
+    affinity: CpuSet = field(default_factory=CpuSet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +103,9 @@ def observe(
     ]
     tracks = {identity: track for identity, track in known.items() if identity.uuid in after.unread}
     unsettled = CpuSet()
+    for unread in tracks.values():
+        if unread.load_ppm is None and len(unread.affinity) == 1:
+            unsettled |= unread.affinity
     for domain in after.domains:
         first = read_before.get(_domain_key(domain))
         for reading in domain.vcpus:
@@ -117,7 +115,7 @@ def observe(
                 # Whoever was there when we began to look may have run for a year.
                 wait_ns = round(smoothing.settle_s * 1e9) if before is not None else 0
                 track = Track(judged_from_ns=domain.at_ns + wait_ns)
-            tracks[identity] = track
+            tracks[identity] = track = dataclasses.replace(track, affinity=reading.affinity)
             if track.load_ppm is not None:
                 vcpus.append(_vcpu(identity, domain, reading, track.load_ppm, managed))
             elif len(reading.affinity) == 1:
@@ -200,33 +198,19 @@ def _follow(
 def smoothed(track: Track, usage: int, interval_ns: int, half_life_s: float) -> Track:
     """Mix a usage into a load.
 
-    A mean whose weights halve every half-life, and add up to one from the first usage on. It lags
-    behind a guest that changes for good, so where the last two usages are off by more than
-    `STEP_PPM` to the same side, the load is at least the nearer of them.
+    A mean whose weights halve every half-life, and add up to one from the first usage on.
     """
-    if track.load_ppm is None or half_life_s <= 0:
+    if half_life_s <= 0:
         keep_ppm = 0
     else:
         keep_ppm = round(PPM * 2 ** (-interval_ns / (half_life_s * 1e9)))
+    before_ppm = usage if track.load_ppm is None else track.load_ppm
     weight_ppm = track.weight_ppm * keep_ppm // PPM + PPM - keep_ppm
-    if track.load_ppm is None:
-        return dataclasses.replace(
-            track,
-            load_ppm=usage,
-            weight_ppm=_first_weight(interval_ns, half_life_s),
-            usage_ppm=usage,
-        )
-    load = track.load_ppm + (usage - track.load_ppm) * (PPM - keep_ppm) // weight_ppm
-    low, high = sorted((usage, track.usage_ppm))
-    if low > load + STEP_PPM:
-        load = low
-    elif high < load - STEP_PPM:
-        load = high
-    return dataclasses.replace(track, load_ppm=load, weight_ppm=weight_ppm, usage_ppm=usage)
-
-
-def _first_weight(interval_ns: int, half_life_s: float) -> int:
-    return PPM if half_life_s <= 0 else PPM - round(PPM * 2 ** (-interval_ns / (half_life_s * 1e9)))
+    # Rounded to the nearest, or a long half-life would pull every load down.
+    change_ppm = ((usage - before_ppm) * (PPM - keep_ppm) * 2 + weight_ppm) // (
+        2 * max(1, weight_ppm)
+    )
+    return dataclasses.replace(track, load_ppm=before_ppm + change_ppm, weight_ppm=weight_ppm)
 
 
 def _vcpu(

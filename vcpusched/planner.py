@@ -16,9 +16,10 @@ Algorithm: 1. With `Floating.PIN`, plan on the measured view, with only floaters
     2. Otherwise floaters are the kernel's: plan on the poured view, and move bound vCPUs only.
 Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; a vCPU alone on the busiest
     pCPU stays. The gap never grows, the loads compared largest first become smaller, and no prefix
-    of the plan (an exchange is one step) leaves a higher peak than the host had. Planning again on
-    the result of step 2 yields no step 2, unless the plan was cut short; of step 1 there can be at
-    most as many plans as there are floaters, and each vCPU is bound by at most one of them.
+    of the plan (an exchange is one step) leaves a higher peak of bound load than the host had.
+    Planning again on the result of step 2 yields no step 2, unless the plan was cut short (by
+    `moves_max`, or on one host in a thousand since no order could be found for the rest); of step 1
+    there can be at most as many plans as there are floaters, and each vCPU is bound by at most one.
 """
 
 import enum
@@ -36,6 +37,10 @@ from vcpusched.text import printable
 SATURATION_PPM: Final = 900_000
 """Load from which on a pCPU counts as saturated for binding floaters: above it bursts of the vCPUs
 bound there collide where floating ones would have gone elsewhere."""
+
+
+POURED_STEPS_MAX: Final = 64
+"""Up to this many steps the reasons tell loads with the floaters in them; else without."""
 
 
 class Floating(enum.StrEnum):
@@ -72,7 +77,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One pin to change; `reason` is a sentence for the administrator."""
+    """One pin to change; `reason` is a sentence for the administrator.
+
+    `exchanged_with` is the vCPU that goes the other way, in the move before or after.
+    """
 
     vcpu: VcpuId
     domain: str
@@ -80,6 +88,7 @@ class Move:
     to_cpus: CpuSet
     load_ppm: int
     reason: str
+    exchanged_with: VcpuId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +146,17 @@ def _settle(board: Board, policy: Policy) -> Plan:
     # What is cut short may end between two good places; then a shorter one is better.
     while kept and not _is_better(board, levels, board.levels(after(board, place, kept))):
         kept.pop()
+    if is_cut and not kept:
+        # Where the limit allows no exchange, some other step may do good by itself.
+        kept = next(
+            (
+                [step]
+                for step in steps
+                if len(step) <= (policy.moves_max or 0)
+                and _is_better(board, levels, board.levels(after(board, place, [step])))
+            ),
+            [],
+        )
     return _told(board, policy, kept, place, is_cut=is_cut)
 
 
@@ -243,9 +263,11 @@ def _told(
         for vcpu in step:
             base[board.home[vcpu]] -= board.loads[vcpu]
             base[place[vcpu]] += board.loads[vcpu]
-        then = board.levels(base) if board.pools else list(base)
+        # To pour the water anew for each of hundreds of steps takes seconds.
+        then = board.levels(base) if len(steps) <= POURED_STEPS_MAX else list(base)
         moves += [_move(board, place, step, vcpu, levels, then) for vcpu in step]
         levels = then
+    levels = board.levels(base)
     gap_ppm = board.gap_ppm(levels)
     stop = Stop.BALANCED if gap_ppm < policy.balance_threshold_ppm else Stop.NO_GAIN
     return Plan(
@@ -287,6 +309,7 @@ def _move(  # noqa: PLR0913, PLR0917  all that one sentence tells of
         from_cpus=moved.cpus,
         to_cpus=CpuSet(1 << names[1]),
         load_ppm=moved.load_ppm,
+        exchanged_with=others[0].id if others else None,
         reason=f"{exchange}{was}; {'together this' if others else 'this'} {makes}",
     )
 

