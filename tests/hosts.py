@@ -185,7 +185,7 @@ class MemoryHost:
         self.domain_ids[name] = max(self.domain_ids.values()) + 1
         self.run_ns[name] = 0
 
-    def sample(self) -> Sample:
+    def sample(self, _crowded: CpuSet) -> Sample:
         """Read the host."""
         if self.sample_error is not None:
             raise self.sample_error

@@ -14,7 +14,7 @@ from vcpusched.hypervisor import (
     VanishedError,
 )
 from vcpusched.libvirt_host import LibvirtHost, parse_definition, parse_vcpus, translate
-from vcpusched.model import CpuSet
+from vcpusched.model import NO_CPUS, CpuSet
 
 ONLINE = CpuSet.parse("0-7")
 
@@ -116,7 +116,7 @@ def test_against_the_test_driver() -> None:
     """In libvirt's own test driver 3 of its 8 pCPUs are online, and its domain has two vCPUs."""
     host = LibvirtHost.open("test:///default")
     try:
-        sample = host.sample()
+        sample = host.sample(NO_CPUS)
         assert str(sample.topology.online) == "0,2,4"
         (domain,) = sample.domains
         assert (domain.name, len(domain.vcpus)) == ("test", 2)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vcpusched.demand import INTERVAL_MIN_NS
 from vcpusched.load import (
-    INTERVAL_MIN_NS,
     Observed,
     Smoothing,
     Track,

@@ -9,7 +9,7 @@ from hosts import SECOND_NS, MemoryHost
 
 from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.load import Smoothing
-from vcpusched.model import CpuSet, Host
+from vcpusched.model import NO_CPUS, CpuSet, Host
 from vcpusched.planner import Move, Plan, Policy, plan
 from vcpusched.scheduler import Cycle, Rules, Scheduler
 
@@ -233,7 +233,7 @@ def test_an_edited_definition_is_obeyed_before_the_move() -> None:
     """The definition forbids pCPU 1 between the sample and the plan's first move."""
     host, scheduler = crowded(), Scheduler()
     run(scheduler, host, 2)
-    sample = host.sample()
+    sample = host.sample(NO_CPUS)
     host.definitions = dict.fromkeys(host.wants, CpuSet.of([0]))
 
     class Edited:
@@ -242,7 +242,7 @@ def test_an_edited_definition_is_obeyed_before_the_move() -> None:
         definition, pin = host.definition, host.pin
 
         @staticmethod
-        def sample() -> object:
+        def sample(_crowded: CpuSet) -> object:
             return sample
 
     cycle = scheduler.cycle(Edited(), Rules())  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import pytest
 
 from vcpusched import outcome
 from vcpusched.hypervisor import BusyError, HypervisorError, VanishedError
-from vcpusched.model import PPM_PER_POINT, CpuSet, DomainUuid, Host, VcpuId
+from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet, DomainUuid, Host, VcpuId
 from vcpusched.planner import Plan, Policy, plan
 from vcpusched.scheduler import Scheduler
 from vcpusched.simulator import PERIOD_NS, Place, SimulatedHost, simulate
@@ -182,7 +182,7 @@ def test_libvirt_tells_cpu_time_in_ticks() -> None:
     for told_ms in (990, 1990):
         host.pass_period()
         host.period += 1
-        (domain,) = host.sample().domains
+        (domain,) = host.sample(NO_CPUS).domains
         assert domain.vcpus[0].run_ns == told_ms * 1_000_000
     assert (domain.at_ns, domain.name) == (2 * PERIOD_NS, "a")
     assert domain.vcpus[0].on == 0
@@ -203,12 +203,12 @@ def test_guests_come_go_and_start_anew() -> None:
     seen = []
     for _ in range(6):
         host.pass_period()
-        domains = host.sample().domains
+        domains = host.sample(NO_CPUS).domains
         seen.append({domain.name: domain.vcpus[0].run_ns // 10**6 for domain in domains})
         if host.period == 1:
             old = VcpuId(domains[0].uuid, domains[0].domain_id, 0)
             host.pin(old, CpuSet.of([1]))
-            assert str(host.sample().domains[0].vcpus[0].affinity) == "1"
+            assert str(host.sample(NO_CPUS).domains[0].vcpus[0].affinity) == "1"
         host.period += 1
     assert seen == [
         {"stays": 1500},
@@ -218,7 +218,7 @@ def test_guests_come_go_and_start_anew() -> None:
         {"stays": 3000},
         {"stays": 4500},
     ]
-    (domain,) = host.sample().domains
+    (domain,) = host.sample(NO_CPUS).domains
     assert domain.uuid == old.uuid
     assert domain.domain_id > old.domain_id
     assert str(domain.vcpus[0].affinity) == "0"
@@ -241,7 +241,7 @@ def test_pins_that_fail() -> None:
     )
     host = SimulatedHost(workload)
     host.pass_period()
-    ids = [VcpuId(domain.uuid, domain.domain_id, 0) for domain in host.sample().domains]
+    ids = [VcpuId(domain.uuid, domain.domain_id, 0) for domain in host.sample(NO_CPUS).domains]
     host.period += 1
     host.pass_period()
     there = CpuSet.of([1])
@@ -279,7 +279,7 @@ def test_a_pin_is_counted_as_back() -> None:
     workload = drawn([10], [10], periods=20)
     host = SimulatedHost(workload)
     host.pass_period()
-    first = host.sample().domains[0]
+    first = host.sample(NO_CPUS).domains[0]
     identity = VcpuId(first.uuid, first.domain_id, 0)
     for period, to_cpu in ((0, 1), (5, 0), (11, 1), (12, 1)):
         host.period = period
@@ -312,7 +312,7 @@ def test_where_vcpus_start() -> None:
     def starts(place: Place) -> list[str]:
         host = SimulatedHost(workload, place)
         host.pass_period()
-        return [str(domain.vcpus[0].affinity) for domain in host.sample().domains]
+        return [str(domain.vcpus[0].affinity) for domain in host.sample(NO_CPUS).domains]
 
     assert starts(Place.ONE) == ["0"] * 6 + ["2", "1"]
     assert starts(Place.ROUND_ROBIN) == ["0", "1", "2", "3", "0", "1", "2", "1"]

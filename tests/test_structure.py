@@ -10,7 +10,9 @@ PACKAGE = Path(vcpusched.__file__).parent
 
 MAY_IMPORT = {
     "model": set(),
-    "load": {"model"},
+    "demand": {"model"},
+    "load": {"demand", "model"},
+    "kernel": {"model"},
     "text": set(),
     "exits": set(),
     "search": set(),
@@ -25,7 +27,7 @@ MAY_IMPORT = {
     "snapshot": {"model", "planner"},
     "scheduler": {"model", "load", "planner", "hypervisor"},
     "report": {"model", "planner", "scheduler", "snapshot", "text"},
-    "libvirt_host": {"model", "hypervisor"},
+    "libvirt_host": {"model", "hypervisor", "kernel"},
     "config": {"load", "model", "planner", "scheduler", "text"},
     "rundir": set(),
     "rivals": set(),

@@ -420,14 +420,18 @@ def _present(settings: "Settings") -> tuple["Host", str]:
 def _sampled(settings: "Settings") -> "Host":
     from vcpusched.hypervisor import HypervisorError, PermissionDeniedError
     from vcpusched.libvirt_host import LibvirtHost
-    from vcpusched.load import observe
+    from vcpusched.load import Smoothing, observe
+    from vcpusched.model import ALL_CPUS, NO_CPUS
     from vcpusched.worker import call_within
 
     def sample_twice() -> "Host":
         session = LibvirtHost.open(settings.uri, read_only=True)
-        before = session.sample()
+        # Which pCPUs are crowded is not known before the first sample.
+        asked = ALL_CPUS if settings.measure == "demand" else NO_CPUS
+        before = session.sample(asked)
         time.sleep(settings.period)
-        return observe(before, session.sample()).host
+        smoothing = Smoothing(measure=settings.rules().smoothing.measure)
+        return observe(before, session.sample(asked), smoothing=smoothing).host
 
     if sys.stderr.isatty():
         print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)

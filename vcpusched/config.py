@@ -24,7 +24,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from vcpusched.load import Smoothing
+from vcpusched.load import Measure, Smoothing
 from vcpusched.model import PPM_PER_POINT
 from vcpusched.planner import Floating, Policy
 from vcpusched.scheduler import Rules
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         " freest pCPU on, the host is unbalanced",
     )
     min_gain: float = Field(
-        3.0,
+        5.0,
         ge=0,
         le=100,
         description="Percentage points of one pCPU: how much of the load outside the balanced band"
@@ -85,12 +85,17 @@ class Settings(BaseSettings):
     moves_max: int = Field(
         0, ge=0, le=100_000, description="The most pin changes in one plan; 0: as many as it takes"
     )
+    measure: Literal["demand", "usage"] = Field(
+        "demand",
+        description="What counts as the load of a vCPU: what it would run if it never waited for a"
+        " crowded pCPU, or only what it runs",
+    )
     half_life: float = Field(
-        9.0,
+        30.0,
         ge=0,
         le=86_400,
-        description="Seconds after which what a vCPU used counts half as much as what it uses now;"
-        " 0: only the last period counts",
+        description="Seconds after which what a vCPU wanted counts half as much as what it wants"
+        " now; 0: only the last period counts",
     )
     settle: float = Field(
         10.0,
@@ -99,7 +104,7 @@ class Settings(BaseSettings):
         description="Seconds after its start in which a guest is not judged, since guests boot",
     )
     cooldown: float = Field(
-        30.0,
+        60.0,
         ge=0,
         le=86_400,
         description="Seconds within which a vCPU is not moved again",
@@ -153,7 +158,11 @@ class Settings(BaseSettings):
         """Give what the scheduler must know."""
         return Rules(
             policy=self.policy(),
-            smoothing=Smoothing(half_life_s=self.half_life, settle_s=self.settle),
+            smoothing=Smoothing(
+                half_life_s=self.half_life,
+                settle_s=self.settle,
+                measure=Measure(self.measure),
+            ),
             confirm=self.confirm,
             cooldown_s=self.cooldown,
             dry_run=self.dry_run,

@@ -33,8 +33,11 @@ class BusyError(HypervisorError):
 class Hypervisor(Protocol):
     """One host's hypervisor. Every method may block, and raises a `HypervisorError`."""
 
-    def sample(self) -> Sample:
-        """Read pCPUs and all running domains; a domain that ends meanwhile is left out."""
+    def sample(self, crowded: CpuSet) -> Sample:
+        """Read pCPUs and all running domains; a domain that ends meanwhile is left out.
+
+        How long vCPUs waited is read only of those that may use none but `crowded` pCPUs.
+        """
 
     def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:
         """Read anew, per vCPU, where the domain's definition lets it run."""

@@ -8,22 +8,23 @@ online, one for the list of domains, and three in `virDomain.vcpus()` (the bindi
 pCPU map and the domain's size before it reads the vCPUs). None of them begins a job on a domain or
 talks to its QEMU, so none waits for a migration and none disturbs a guest; the bulk statistics call
 would be cheaper but interrupts every vCPU with QEMU 7.1 to 8.0, and tells neither the real
-affinity nor the pCPU last used. A definition costs 2 more calls when a domain is first seen and
-every 60 s; a plan costs 2 for each domain it touches, and 5 for each pin (find the domain, ask
-twice whether it is busy, and two in `pinVcpuFlags`).
+affinity nor the pCPU last used. How long vCPUs waited it takes from /proc, as this does by itself
+(`kernel`): that costs libvirtd nothing, and is done for crowded pCPUs only. A definition costs 2
+more calls when a domain is first seen and every 60 s; a plan costs 2 for each domain it touches,
+and 5 for each pin (find the domain, ask twice whether it is busy, and two in `pinVcpuFlags`).
 """
 
 import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from xml.etree import ElementTree as ET
 
 import libvirt
 
+from vcpusched import kernel
 from vcpusched.hypervisor import (
     BusyError,
     ConnectionLostError,
@@ -58,10 +59,6 @@ BRIEF_JOB_MS: Final = 1000
 
 DEFINITION_AGE_MAX_NS: Final = 60 * 1_000_000_000
 """How long a definition is trusted: a change of it is obeyed after this at the latest."""
-
-ISOLATED_FILE: Final = Path("/sys/devices/system/cpu/isolated")
-"""The pCPUs that the kernel keeps free (isolcpus=). Capabilities do not tell them. Since 10.4
-libvirt keeps guests without pins off them, as older kernels did by themselves."""
 
 # The domain or vCPU ended between the list and the question, or is not running any more.
 _VANISHED: Final = frozenset(
@@ -128,6 +125,7 @@ class LibvirtHost:
         self._definitions: dict[tuple[str, int], _Definition] = {}
         self._domains: dict[str, Any] = {}
         self._map_length = 0
+        self._threads = kernel.Threads()
 
     @classmethod
     def open(
@@ -163,7 +161,7 @@ class LibvirtHost:
         with contextlib.suppress(libvirt.libvirtError):
             self._connection.close()
 
-    def sample(self) -> Sample:
+    def sample(self, crowded: CpuSet) -> Sample:
         """Read pCPUs and all running domains."""
         online = self._online()
         domains: list[DomainReading] = []
@@ -184,7 +182,38 @@ class LibvirtHost:
             except HypervisorError as error:
                 unread[DomainUuid(uuid)] = Unread(str(domain.name()), str(error))
         topology = Topology(tuple(Cpu(cpu) for cpu in online))
-        return Sample(topology=topology, domains=tuple(domains), unread=unread)
+        return Sample(
+            topology=topology,
+            domains=self._with_waits(domains, crowded),
+            unread=unread,
+            busy=kernel.busy(),
+        )
+
+    def _with_waits(
+        self, domains: Sequence[DomainReading], crowded: CpuSet
+    ) -> tuple[DomainReading, ...]:
+        """Add how long those vCPUs have waited that may use crowded pCPUs only."""
+        asked = {
+            (domain.uuid, domain.domain_id): [
+                reading.vcpu for reading in domain.vcpus if reading.affinity.is_within(crowded)
+            ]
+            for domain in domains
+        }
+        self._threads.forget_all_but(asked)
+        self._threads.find(asked)
+        quotas = kernel.Quotas()
+        told = {key: self._threads.waited(key, vcpus, quotas) for key, vcpus in asked.items()}
+        return tuple(
+            replace(
+                domain,
+                vcpus=tuple(
+                    replace(reading, waited=waits.get(reading.vcpu)) for reading in domain.vcpus
+                ),
+            )
+            if (waits := told[domain.uuid, domain.domain_id])
+            else domain
+            for domain in domains
+        )
 
     def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:
         """Read anew where the domain's definition lets each vCPU run."""
@@ -230,7 +259,7 @@ class LibvirtHost:
         except libvirt.libvirtError as error:
             raise self._translated(error) from None
         self._map_length = length
-        return CpuSet.from_flags(flags) - _isolated()
+        return CpuSet.from_flags(flags) - kernel.isolated()
 
     def _forget_ended(self) -> None:
         running = {(uuid, domain.ID()) for uuid, domain in self._domains.items()}
@@ -370,13 +399,6 @@ def parse_definition(xml: str) -> dict[int, CpuSet]:
     except (ET.ParseError, ValueError) as error:
         raise HypervisorError(f"its definition cannot be understood: {error}") from None
     return allowed
-
-
-def _isolated() -> CpuSet:
-    try:
-        return CpuSet.parse(ISOLATED_FILE.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return CpuSet()
 
 
 def _text(error: Any) -> str:  # noqa: ANN401

@@ -7,24 +7,31 @@ Problem: libvirt gives counters of CPU time; the planner needs the load of every
     be moved at all.
 Approach: the difference of two readings of the same vCPU over the time that really passed between
     them, not over the nominal period; then a mean that forgets.
-Terms: usage is run time over wall time, at most one pCPU. Load is smoothed usage. The half-life is
-    the time after which a usage counts half as much as a new one. A pool is a live affinity of
-    several pCPUs that is narrower than the domain's definition: somebody keeps it, so it is obeyed.
-Algorithm: 1. Match readings by `VcpuId`; drop those that cannot be trusted. 2. Mix each usage into
-    the load, with the weight that the half-life gives to the time between the readings. 3. Decide
-    who may move.
+Terms: usage is run time over wall time, at most one pCPU; demand what a vCPU would use if it never
+    waited (`demand`). Load is smoothed demand. The half-life is the time after which a demand
+    counts half as much as a new one. A pool is a live affinity of several pCPUs that is narrower
+    than the domain's definition: somebody keeps it, so it is obeyed.
+Algorithm: 1. Match readings by `VcpuId`; drop those that cannot be trusted. 2. Mix each demand into
+    the load, with the weight that the half-life gives to the time between the readings. 3. Do the
+    same for what the host itself runs, more slowly, and where it is known what the vCPUs ran.
+    4. Decide who may move.
 Properties: a vCPU seen for the first time, restarted, or whose counter went backwards has no load,
     nor has one that began less than the settling time ago; one that was read badly keeps its last
-    one. A load lies between the smallest and the largest usage. No result depends on the order of
+    one. A load lies between the smallest and the largest demand. A host load that stays within
+    `HOST_STEP_PPM` of what was told before is told the same. No result depends on the order of
     domains or vCPUs.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import enum
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from vcpusched.demand import INTERVAL_MIN_NS, busy_ppm, crowded, demand_ppm, host_loads_ppm
 from vcpusched.model import (
+    ALL_CPUS,
+    NO_CPUS,
     PPM,
     CpuSet,
     DomainReading,
@@ -36,13 +43,25 @@ from vcpusched.model import (
     VcpuReading,
 )
 
-INTERVAL_MIN_NS: Final = 200_000_000
-"""Two readings closer than this say nothing: libvirt counts CPU time in steps of 10 ms, so an
-error of 5 % of a pCPU would be usual."""
-
 UNCERTAIN_MAX: Final = 10
 """A reading that took more than one part in this many of the interval is not used: when within
 the call the counter was read is not known, so its usage could be wrong by as much."""
+
+
+HOST_HALF_LIVES: Final = 4
+"""The host's own load is smoothed over so many times the half-life: it is more restless than guests
+are, and goes elsewhere by itself."""
+
+HOST_STEP_PPM: Final = 50_000
+"""The host's own load is told anew when it differs by as much from what was told before: noise of
+a few points must not move guests, and the readings that it is made of are no better."""
+
+
+class Measure(enum.StrEnum):
+    """What is smoothed into a vCPU's load."""
+
+    DEMAND = "demand"
+    USAGE = "usage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +74,7 @@ class Smoothing:
 
     half_life_s: float = 0.0
     settle_s: float = 0.0
+    measure: Measure = Measure.DEMAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +92,25 @@ class Track:
 
 
 @dataclass(frozen=True, slots=True)
+class HostTrack:
+    """What is remembered of the host's own load on one pCPU; `told_ppm` is what was told last."""
+
+    load_ppm: int | None = None
+    weight_ppm: int = 0
+    told_ppm: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
-    """The host as it is now, and what to remember for the next time."""
+    """The host as it is now, and what to remember for the next time.
+
+    `crowded` are the pCPUs whose vCPUs should be asked how long they waited.
+    """
 
     host: Host
     tracks: Mapping[VcpuId, Track]
+    host_tracks: Mapping[int, HostTrack] = field(default_factory=dict)
+    crowded: CpuSet = NO_CPUS
 
 
 def observe(
@@ -93,7 +127,7 @@ def observe(
     pCPUs that any of them are bound to.
     """
     managed = after.topology.online
-    read_before = {_domain_key(domain): domain for domain in before.domains} if before else {}
+    busy = busy_ppm(before.busy, after.busy) if before else {}
     known = earlier.tracks if earlier is not None else {}
     stranger = Track() if earlier is None else None
     vcpus = [
@@ -106,26 +140,35 @@ def observe(
     for unread in tracks.values():
         if unread.load_ppm is None and len(unread.affinity) == 1:
             unsettled |= unread.affinity
-    for domain in after.domains:
-        first = read_before.get(_domain_key(domain))
-        for reading in domain.vcpus:
-            identity = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
-            track = _follow(first, domain, reading, known.get(identity, stranger), smoothing)
-            if track is None:
-                # Whoever was there when we began to look may have run for a year.
-                wait_ns = round(smoothing.settle_s * 1e9) if before is not None else 0
-                track = Track(judged_from_ns=domain.at_ns + wait_ns)
-            tracks[identity] = track = dataclasses.replace(track, affinity=reading.affinity)
-            if track.load_ppm is not None:
-                vcpus.append(_vcpu(identity, domain, reading, track.load_ppm, managed))
-            elif len(reading.affinity) == 1:
-                unsettled |= reading.affinity
+    intervals = list(_intervals(before, after))
+    for interval in intervals:
+        domain, reading = interval.domain, interval.after
+        identity = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
+        track = _follow(interval, known.get(identity, stranger), smoothing, busy)
+        if track is None:
+            # Whoever was there when we began to look may have run for a year.
+            wait_ns = round(smoothing.settle_s * 1e9) if before is not None else 0
+            track = Track(judged_from_ns=domain.at_ns + wait_ns)
+        tracks[identity] = track = dataclasses.replace(track, affinity=reading.affinity)
+        if track.load_ppm is not None:
+            vcpus.append(_vcpu(identity, domain, reading, track.load_ppm, managed))
+        elif len(reading.affinity) == 1:
+            unsettled |= reading.affinity
+    host_tracks = earlier.host_tracks if earlier is not None else {}
+    if before is not None and busy:
+        unclear = _unclear(before, after, intervals)
+        host_tracks = _follow_host(host_tracks, before, after, busy, intervals, unclear, smoothing)
+    told_ppm = {cpu: track.told_ppm for cpu, track in host_tracks.items()}
     host = Host(
-        cpus=tuple(HostCpu(cpu) for cpu in sorted(after.topology.cpus, key=lambda cpu: cpu.id)),
+        cpus=tuple(
+            HostCpu(cpu, told_ppm.get(cpu.id, 0))
+            for cpu in sorted(after.topology.cpus, key=lambda cpu: cpu.id)
+        ),
         vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
         unsettled=unsettled,
     )
-    return Observed(host, tracks)
+    # Before anything is known everybody is asked: loads that begin right need no correction.
+    return Observed(host, tracks, host_tracks, crowded(busy) if busy else ALL_CPUS)
 
 
 def baseline(before: Sample | None, after: Sample) -> Sample:
@@ -172,45 +215,139 @@ def _domain_key(domain: DomainReading) -> tuple[str, int]:
     return domain.uuid, domain.domain_id
 
 
+@dataclass(frozen=True, slots=True)
+class _Interval:
+    """One vCPU between two readings.
+
+    `before` is None without an earlier reading of the same vCPU, `usage_ppm` None where nothing
+    can be said; `restarted` for another vCPU under the same identity.
+    """
+
+    domain: DomainReading
+    after: VcpuReading
+    before: VcpuReading | None = None
+    began_ns: int = 0
+    usage_ppm: int | None = None
+    restarted: bool = False
+
+
+def _intervals(before: Sample | None, after: Sample) -> Iterator[_Interval]:
+    read_before = {_domain_key(domain): domain for domain in before.domains} if before else {}
+    for domain in after.domains:
+        first = read_before.get(_domain_key(domain))
+        earlier = {reading.vcpu: reading for reading in first.vcpus} if first else {}
+        for reading in domain.vcpus:
+            known = earlier.get(reading.vcpu)
+            if first is None or known is None:
+                yield _Interval(domain, reading)
+            elif known.run_ns > reading.run_ns:
+                yield _Interval(domain, reading, restarted=True)
+            else:
+                usage = usage_ppm(known.run_ns, reading.run_ns, domain.at_ns - first.at_ns)
+                yield _Interval(
+                    domain,
+                    reading,
+                    known,
+                    first.at_ns,
+                    None if _is_uncertain(first, domain) else usage,
+                )
+
+
 def _follow(
-    before: DomainReading | None,
-    after: DomainReading,
-    reading: VcpuReading,
-    track: Track | None,
-    smoothing: Smoothing,
+    interval: _Interval, track: Track | None, smoothing: Smoothing, busy: Mapping[int, int]
 ) -> Track | None:
-    """Give the track with this reading in it; None for another vCPU than the one before."""
-    if before is None or track is None:
-        return track
-    run_before_ns = {earlier.vcpu: earlier.run_ns for earlier in before.vcpus}.get(reading.vcpu)
-    if run_before_ns is None:
-        return track
-    if run_before_ns > reading.run_ns:
-        return None  # another vCPU under the same identity
-    interval_ns = after.at_ns - before.at_ns
+    """Give the track with this interval in it; None for another vCPU than the one before."""
+    if interval.restarted:
+        return None
     # What it did before it is judged must not be in its load.
-    if before.at_ns < track.judged_from_ns or _is_uncertain(before, after):
+    if track is None or interval.usage_ppm is None or interval.began_ns < track.judged_from_ns:
         return track
-    usage = usage_ppm(run_before_ns, reading.run_ns, interval_ns)
-    return track if usage is None else smoothed(track, usage, interval_ns, smoothing.half_life_s)
+    wanted_ppm = interval.usage_ppm
+    if interval.before is not None and smoothing.measure is Measure.DEMAND:
+        # The kernel lets nobody wait who may use a pCPU that idles.
+        freest = min((busy.get(cpu, 0) for cpu in interval.after.affinity), default=0)
+        wanted_ppm = demand_ppm(wanted_ppm, interval.before.waited, interval.after.waited, freest)
+    passed_ns = interval.domain.at_ns - interval.began_ns
+    return smoothed(track, wanted_ppm, passed_ns, smoothing.half_life_s)
 
 
-def smoothed(track: Track, usage: int, interval_ns: int, half_life_s: float) -> Track:
-    """Mix a usage into a load.
+def _unclear(before: Sample, after: Sample, intervals: Sequence[_Interval]) -> CpuSet:
+    """Give the pCPUs that ran vCPUs of which nobody knows how much."""
+    unclear = CpuSet()
+    running = {_domain_key(domain) for domain in after.domains}
+    for domain in before.domains:
+        if _domain_key(domain) not in running:
+            for gone in domain.vcpus:
+                unclear |= gone.affinity
+    for interval in intervals:
+        if interval.usage_ppm is None:
+            unclear |= interval.after.affinity
+        if interval.before is not None and interval.before.affinity != interval.after.affinity:
+            unclear |= interval.after.affinity | interval.before.affinity
+    return unclear
 
-    A mean whose weights halve every half-life, and add up to one from the first usage on.
+
+def _follow_host(  # noqa: PLR0913, PLR0917  all that the host's own load is what is left of
+    tracks: Mapping[int, HostTrack],
+    before: Sample,
+    after: Sample,
+    busy: Mapping[int, int],
+    intervals: Sequence[_Interval],
+    unclear: CpuSet,
+    smoothing: Smoothing,
+) -> Mapping[int, HostTrack]:
+    if before.busy is None or after.busy is None:
+        return tracks
+    usages = [
+        (interval.after.affinity, interval.usage_ppm)
+        for interval in intervals
+        if interval.usage_ppm is not None
+    ]
+    passed_ns = after.busy.at_ns - before.busy.at_ns
+    followed = {}
+    for cpu, load_ppm in host_loads_ppm(busy, usages).items():
+        track = tracks.get(cpu, HostTrack())
+        if cpu not in unclear:
+            mean_ppm, weight_ppm = mixed(
+                track.load_ppm,
+                track.weight_ppm,
+                load_ppm,
+                passed_ns,
+                smoothing.half_life_s * HOST_HALF_LIVES,
+            )
+            differs = abs(mean_ppm - track.told_ppm) >= HOST_STEP_PPM
+            told_ppm = mean_ppm if differs else track.told_ppm
+            track = HostTrack(mean_ppm, weight_ppm, told_ppm)
+        followed[cpu] = track
+    return followed
+
+
+def smoothed(track: Track, wanted_ppm: int, interval_ns: int, half_life_s: float) -> Track:
+    """Mix what a vCPU wanted into its load."""
+    load_ppm, weight_ppm = mixed(
+        track.load_ppm, track.weight_ppm, wanted_ppm, interval_ns, half_life_s
+    )
+    return dataclasses.replace(track, load_ppm=load_ppm, weight_ppm=weight_ppm)
+
+
+def mixed(
+    mean_ppm: int | None, weight_ppm: int, value_ppm: int, interval_ns: int, half_life_s: float
+) -> tuple[int, int]:
+    """Mix a value into a mean, given with the weight behind it.
+
+    A mean whose weights halve every half-life, and add up to one from the first value on.
     """
     if half_life_s <= 0:
         keep_ppm = 0
     else:
         keep_ppm = round(PPM * 2 ** (-interval_ns / (half_life_s * 1e9)))
-    before_ppm = usage if track.load_ppm is None else track.load_ppm
-    weight_ppm = track.weight_ppm * keep_ppm // PPM + PPM - keep_ppm
-    # Rounded to the nearest, or a long half-life would pull every load down.
-    change_ppm = ((usage - before_ppm) * (PPM - keep_ppm) * 2 + weight_ppm) // (
+    before_ppm = value_ppm if mean_ppm is None else mean_ppm
+    weight_ppm = weight_ppm * keep_ppm // PPM + PPM - keep_ppm
+    # Rounded to the nearest, or a long half-life would pull every mean down.
+    change_ppm = ((value_ppm - before_ppm) * (PPM - keep_ppm) * 2 + weight_ppm) // (
         2 * max(1, weight_ppm)
     )
-    return dataclasses.replace(track, load_ppm=before_ppm + change_ppm, weight_ppm=weight_ppm)
+    return before_ppm + change_ppm, weight_ppm
 
 
 def _vcpu(

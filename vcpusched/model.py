@@ -108,6 +108,8 @@ class CpuSet:
         return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
 
 
+NO_CPUS: Final = CpuSet()
+
 ALL_CPUS: Final = CpuSet((1 << (CPU_ID_MAX + 1)) - 1)
 """Where a guest may run whose definition says nothing: every pCPU there is or will be."""
 
@@ -148,17 +150,42 @@ class Topology:
 
 
 @dataclass(frozen=True, slots=True)
+class Waited:
+    """What the kernel said about the run queue that one vCPU's thread is in, at one moment.
+
+    `wait_ns` is how long since it began the thread was runnable without running, of that
+    `throttled_ns` because its quota was used up; `quota_ppm` is the most that it may run, None
+    without a quota; `at_ns` the monotonic clock when that was read.
+    """
+
+    at_ns: int
+    wait_ns: int
+    throttled_ns: int = 0
+    quota_ppm: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """How long each pCPU has run anything at all since it came up, read at `at_ns`."""
+
+    at_ns: int
+    by_cpu_ns: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class VcpuReading:
     """What the hypervisor said about one vCPU at one moment.
 
     `run_ns` is the CPU time of its thread since it began; `affinity` the pCPUs its thread may
-    really use; `on` the pCPU it last ran on, if known.
+    really use; `on` the pCPU it last ran on, if known; `waited` is None where it was not asked for
+    or cannot be known.
     """
 
     vcpu: int
     run_ns: int
     affinity: CpuSet
     on: int | None = None
+    waited: Waited | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +218,13 @@ class Unread:
 class Sample:
     """The whole host as read in one cycle.
 
-    `unread` holds the domains that run but could not be read.
+    `unread` holds the domains that run but could not be read; `busy` is None where nobody tells.
     """
 
     topology: Topology
     domains: tuple[DomainReading, ...]
     unread: Mapping[DomainUuid, "Unread"] = field(default_factory=dict)
+    busy: Busy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +272,7 @@ class Host:
 
     cpus: tuple[HostCpu, ...]
     vcpus: tuple[Vcpu, ...]
-    unsettled: CpuSet = CpuSet()
+    unsettled: CpuSet = NO_CPUS
 
     @property
     def online(self) -> CpuSet:

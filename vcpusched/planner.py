@@ -69,7 +69,7 @@ class Policy:
     """
 
     balance_threshold_ppm: int = 100_000
-    min_gain_ppm: int = 30_000
+    min_gain_ppm: int = 50_000
     moves_max: int | None = None
     floating: Floating = Floating.PIN
     steps_max: int = 12_000

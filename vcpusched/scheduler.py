@@ -16,8 +16,8 @@ from vcpusched.hypervisor import (
     HypervisorError,
     VanishedError,
 )
-from vcpusched.load import Observed, Smoothing, baseline, observe
-from vcpusched.model import CpuSet, DomainUuid, Host, Sample, Unread, VcpuId
+from vcpusched.load import Measure, Observed, Smoothing, baseline, observe
+from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, Host, Sample, Unread, VcpuId
 from vcpusched.planner import Move, Plan, Policy, plan
 
 ASIDE_CYCLES: Final = 10
@@ -129,7 +129,10 @@ class Scheduler:
         connection lost, and HypervisorError when the host cannot be read; a connection lost later
         is told in the `Cycle`.
         """
-        sample = hypervisor.sample()
+        crowded = NO_CPUS
+        if rules.smoothing.measure is Measure.DEMAND:
+            crowded = self._observed.crowded if self._observed is not None else ALL_CPUS
+        sample = hypervisor.sample(crowded)
         self._clear_doubt(sample, on_pin)
         self._number += 1
         before, self._before = self._before, baseline(self._before, sample)

@@ -26,6 +26,7 @@ from vcpusched.hypervisor import BusyError, HypervisorError, VanishedError
 from vcpusched.machine import Machine, Thread
 from vcpusched.model import (
     PPM,
+    Busy,
     Cpu,
     CpuSet,
     DomainReading,
@@ -34,6 +35,7 @@ from vcpusched.model import (
     Topology,
     VcpuId,
     VcpuReading,
+    Waited,
 )
 from vcpusched.outcome import PeriodResult, PinChange, Result, VcpuResult
 from vcpusched.scheduler import Cycle, Rules, Scheduler
@@ -112,8 +114,9 @@ class SimulatedHost:
         }
         self._totals = {key: _Totals() for key in keys}
 
-    def sample(self) -> Sample:
+    def sample(self, crowded: CpuSet) -> Sample:
         """Read the host."""
+        now_ns = self._machine.now_ns
         vcpus: dict[int, list[VcpuReading]] = {number: [] for number in sorted(self._domain_ids)}
         for running in self._running.values():
             thread = running.thread
@@ -123,11 +126,17 @@ class SimulatedHost:
                     run_ns=thread.run_ns - thread.run_ns % TICK_NS,
                     affinity=CpuSet(thread.affinity),
                     on=thread.on,
+                    waited=(
+                        Waited(now_ns, thread.wait_ns)
+                        if CpuSet(thread.affinity).is_within(crowded)
+                        else None
+                    ),
                 )
             )
         return Sample(
             topology=self._topology,
             domains=tuple(self._read(number, readings) for number, readings in vcpus.items()),
+            busy=Busy(now_ns, dict(enumerate(self._machine.used_ns()))),
         )
 
     def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:

@@ -1,5 +1,6 @@
 """The planner's scenarios on real guests: two pCPUs, one plan, then stillness."""
 
+import pytest
 from lab import Lab
 from service import Service, running
 
@@ -36,6 +37,23 @@ def test_only_an_exchange_helps(lab: Lab) -> None:
         assert len(service.lines("in exchange for vCPU 0 of ")) == 2
     assert {lab.guests[name].affinity(0) == {0} for name in "ab"} == {True, False}
     assert {lab.guests[name].affinity(0) == {0} for name in "cd"} == {True, False}
+
+
+@pytest.mark.parametrize("measure", ["demand", "usage"])
+def test_seven_of_eight_that_want_a_whole_pcpu_share_one(lab: Lab, measure: str) -> None:
+    """[100 x 7] [100]: by demand four and four; by usage both pCPUs read 100, which is balanced.
+
+    Three pins will do; what else runs on the two pCPUs may cost two more.
+    """
+    for index in range(8):
+        lab.add_guest(f"g{index}", [1.0], pin=0 if index < 7 else 1)
+    with running(lab, "1", **QUICK, VCPUSCHED_MEASURE=measure) as service:
+        if measure == "demand":
+            service.wait("a plan", lambda: pins(service) > 0)
+        service.wait_cycles(STILL_CYCLES)
+        there = [guest.affinity(0) for guest in lab.guests.values()]
+        assert there.count({0}) == (4 if measure == "demand" else 7), service.status
+        assert pins(service) in ({3, 4, 5} if measure == "demand" else {0})
 
 
 def test_a_light_guest_turns_heavy(lab: Lab) -> None:
