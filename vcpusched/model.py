@@ -17,6 +17,9 @@ PPM: Final = 1_000_000
 PPM_PER_POINT: Final = 10_000
 """Parts per million of a pCPU in one percentage point of it."""
 
+SHARES: Final = 1024
+"""The CPU shares of a guest whose definition says nothing."""
+
 CPU_ID_MAX: Final = 65_535
 """The largest pCPU number accepted in text: bounds what a hostile cpulist can make us allocate."""
 
@@ -129,12 +132,18 @@ class VcpuId:
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """One online pCPU; where in the machine it sits is optional, since machines tell it badly."""
+    """One online pCPU; where in the machine it sits is optional, since machines tell it badly.
+
+    Two pCPUs with the same `core` are siblings: threads of one core; `cache` is a last-level cache.
+    Each is unique on the host. `capacity_ppm` is what it can do when its siblings idle, relative to
+    the strongest pCPU.
+    """
 
     id: int
     node: int | None = None
     core: int | None = None
     cache: int | None = None
+    capacity_ppm: int = PPM
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +241,9 @@ class Vcpu:
     """One vCPU with its load, as the planner sees it.
 
     `cpus` is its present affinity, `allowed` where policy lets it go, `on` the pCPU it was last
-    seen on. A `fixed` vCPU counts but must not be moved.
+    seen on. A `fixed` vCPU counts but must not be moved; `why` says why, for people. `memory_node`
+    is the NUMA node of its guest's memory, where that is known. `shares` are its guest's, which
+    all of the guest's vCPUs share, and `quota_ppm` the most that it may run.
     """
 
     id: VcpuId
@@ -242,6 +253,10 @@ class Vcpu:
     allowed: CpuSet
     on: int | None = None
     fixed: bool = False
+    why: str = ""
+    memory_node: int | None = None
+    shares: int = SHARES
+    quota_ppm: int = PPM
 
     @property
     def is_bound(self) -> bool:

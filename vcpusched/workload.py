@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.model import ALL_CPUS, PPM, PPM_PER_POINT, CpuSet
+from vcpusched.model import ALL_CPUS, PPM, PPM_PER_POINT, SHARES, CpuSet
 
 CPUS_MAX: Final = 1024
 VCPUS_MAX: Final = 16_384
@@ -24,8 +24,6 @@ PERIODS_MAX: Final = 30_000
 LOADS_MAX: Final = 8_000_000
 """vCPUs times periods: all loads are kept in memory, 10 to 40 bytes each."""
 
-SHARES: Final = 1024
-"""What libvirt gives a guest whose definition has no <cputune><shares>."""
 
 BURST_MS: Final = 50
 """How long a vCPU runs at a time, on average."""

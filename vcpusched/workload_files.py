@@ -21,13 +21,12 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vcpusched.model import ALL_CPUS, PPM, PPM_PER_POINT, CpuSet
+from vcpusched.model import ALL_CPUS, PPM, PPM_PER_POINT, SHARES, CpuSet
 from vcpusched.text import printable
 from vcpusched.workload import (
     BURST_MS,
     CPUS_MAX,
     PERIODS_MAX,
-    SHARES,
     VCPUS_MAX,
     Guest,
     Refusal,
