@@ -28,6 +28,7 @@ from progress import follow
 
 from vcpusched.config import Settings
 from vcpusched.generator import generate
+from vcpusched.load import Measure
 from vcpusched.model import PPM
 from vcpusched.outcome import Result
 from vcpusched.planner import plan
@@ -39,7 +40,7 @@ from vcpusched.workload_files import read_trace
 VCPUS: Final = 256
 PERIOD_S: Final = 3
 
-HALF_LIVES: Final = (0, 1, 2, 4, 8, 16, 32)
+HALF_LIVES: Final = (0, 3, 30)
 """In periods: variants of ours, to choose the default by."""
 
 
@@ -54,12 +55,13 @@ class Competitor:
     rule: Rule | None
     half_life: int | None = None
     confirm: int | None = None
+    measure: Measure = Measure.DEMAND
     place: Place = Place.RANDOM
     colour: str = "black"
 
     def rules(self) -> Rules:
         """Give the settings for the scheduler."""
-        rules = Settings.model_validate({}).rules()
+        rules = Settings.model_validate({"measure": self.measure}).rules()
         if self.half_life is not None:
             smoothing = replace(rules.smoothing, half_life_s=self.half_life * PERIOD_S)
             rules = replace(rules, smoothing=smoothing)
@@ -78,7 +80,9 @@ def _competitors() -> dict[str, Competitor]:
         "re-pack, smoothed loads": Competitor(repack, None, 1, colour="#66c2a5"),
         "sticky re-pack": Competitor(sticky_repack, 0, 1),
         "sticky re-pack, smoothed loads": Competitor(sticky_repack, None, 1, colour="#e7a9cf"),
+        "re-pack by usage": Competitor(repack, 0, 1, measure=Measure.USAGE, colour="#a6d854"),
         OURS: Competitor(plan),
+        f"{OURS} by usage": Competitor(plan, measure=Measure.USAGE, colour="#56b4e9"),
         f"{OURS}, vCPUs floating at first": Competitor(
             plan, place=Place.FLOATING, colour="#56b4e9"
         ),
