@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from vcpusched.hypervisor import HypervisorError, VanishedError
 from vcpusched.model import (
     PPM_PER_POINT,
+    Busy,
     Cpu,
     CpuSet,
     DomainReading,
@@ -144,7 +145,8 @@ class MemoryHost:
     """A hypervisor in memory: guests of one vCPU that use what they want; time is told to it.
 
     `wants` gives the usage of each guest, `cpus` its affinity and `definition` what its definition
-    allows. `on_pin` is called before a pin and may raise what libvirt would.
+    allows; `host_wants` what each pCPU runs besides, with guests that are bound. `on_pin` is called
+    before a pin and may raise what libvirt would.
     """
 
     def __init__(
@@ -160,6 +162,8 @@ class MemoryHost:
         self.definitions = dict.fromkeys(wants, self.online)
         self.domain_ids = {name: number for number, name in enumerate(wants, 1)}
         self.run_ns = dict.fromkeys(wants, 0)
+        self.host_wants: dict[int, float] = {}
+        self.busy_ns = dict.fromkeys(range(cpu_count), 0)
         self.now_ns = SECOND_NS
         self.pins: list[tuple[str, str]] = []
         self.sample_error: HypervisorError | None = None
@@ -173,6 +177,9 @@ class MemoryHost:
         self.now_ns += round(seconds * SECOND_NS)
         for name, want in self.wants.items():
             self.run_ns[name] += round(want * seconds * SECOND_NS)
+            self.busy_ns[next(iter(self.cpus[name]))] += round(want * seconds * SECOND_NS)
+        for cpu, want in self.host_wants.items():
+            self.busy_ns[cpu] += round(want * seconds * SECOND_NS)
 
     def add(self, name: str, want: float, cpus: str) -> None:
         """Start another guest."""
@@ -193,6 +200,7 @@ class MemoryHost:
             topology=Topology(tuple(Cpu(cpu) for cpu in self.online)),
             domains=tuple(self._read(name) for name in self.wants if name not in self.unread),
             unread={DomainUuid(name): Unread(name, "does not answer") for name in self.unread},
+            busy=Busy(self.now_ns, dict(self.busy_ns)) if self.host_wants else None,
         )
 
     def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:

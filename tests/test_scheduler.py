@@ -47,6 +47,54 @@ def test_then_rests() -> None:
     assert len(host.pins) == 2
 
 
+def host_with_its_own_load() -> tuple[MemoryHost, Scheduler, Rules]:
+    """Give {30 30} {30 30}, balanced but for what the host itself runs."""
+    names = ["a", "b", "c", "d"]
+    cpus = {name: str(index // 2) for index, name in enumerate(names)}
+    rules = Rules(Policy(min_gain_ppm=0), Smoothing(half_life_s=3))
+    return MemoryHost(2, dict.fromkeys(names, 0.3), cpus), Scheduler(), rules
+
+
+def test_guests_make_room_for_the_host() -> None:
+    """[30 30 + 29] [30 30]: one pin makes it 59 and 90, further apart than before: none is made.
+
+    With 50 of the host's own it is 110 and 60, and one pin makes it 80 and 90.
+    """
+    for own, pins in ((0.29, 0), (0.5, 1)):
+        host, scheduler, rules = host_with_its_own_load()
+        host.host_wants = {0: own, 1: 0.0}
+        run(scheduler, host, 60, rules)
+        assert len(host.pins) == pins, own
+
+
+def test_noise_of_the_host_moves_nothing() -> None:
+    """Between 0 and 30 points on each pCPU, anew every period, for 1,000 periods."""
+    host, scheduler, rules = host_with_its_own_load()
+    chance = random.Random(0)
+    for _ in range(1000):
+        host.host_wants = {cpu: chance.random() * 0.3 for cpu in (0, 1)}
+        host.pass_time()
+        scheduler.cycle(host, rules)
+    assert host.pins == []
+
+
+def test_a_guest_that_starts_or_ends_is_not_taken_for_the_host() -> None:
+    """What a guest ran in a period of which only one end was seen is nobody's."""
+    host, scheduler, rules = host_with_its_own_load()
+    host.host_wants = {0: 0.0, 1: 0.0}
+    run(scheduler, host, 3, rules)
+    host.add("new", 1.0, "1")
+    for _ in range(3):
+        cycle = run(scheduler, host, 1, rules)
+        assert cycle.host is not None
+        assert [cpu.host_load_ppm for cpu in cycle.host.cpus] == [0, 0]
+    host.pass_time()
+    del host.wants["new"]
+    cycle = scheduler.cycle(host, rules)
+    assert cycle.host is not None
+    assert [cpu.host_load_ppm for cpu in cycle.host.cpus] == [0, 0]
+
+
 def test_one_odd_sample_moves_nothing() -> None:
     """A guest busy in every third period only is never confirmed in two consecutive ones."""
     host, scheduler = MemoryHost(2, {"a": 0.3, "b": 0.3}, {"a": "0", "b": "1"}), Scheduler()

@@ -11,9 +11,10 @@ import pytest
 
 from vcpusched import outcome
 from vcpusched.hypervisor import BusyError, HypervisorError, VanishedError
+from vcpusched.load import Measure, Smoothing
 from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet, DomainUuid, Host, VcpuId
 from vcpusched.planner import Plan, Policy, plan
-from vcpusched.scheduler import Scheduler
+from vcpusched.scheduler import Rules, Scheduler
 from vcpusched.simulator import PERIOD_NS, Place, SimulatedHost, simulate
 from vcpusched.workload import Guest, Refusal, Workload
 
@@ -76,6 +77,16 @@ def test_five_equal_vcpus_on_four() -> None:
     result = run(drawn([50, 50], [50], [50], [50]))
     assert result.plans <= 1
     assert all(pin.period < 10 for pin in result.pins)
+
+
+def test_eight_that_want_all_of_four() -> None:
+    """{100 x 5} {100} {100} {100}: two each, so three leave the first; by usage all read 100."""
+    crowded = drawn([100] * 5, [100], [100], [100])
+    result = run(crowded)
+    assert sorted(str(pin.to_cpus) for pin in result.pins) == ["1", "2", "3"]
+    assert {str(pin.from_cpus) for pin in result.pins} == {"0"}
+    by_usage = Rules(smoothing=Smoothing(measure=Measure.USAGE))
+    assert simulate(crowded, Scheduler(), by_usage).pins == ()
 
 
 def test_five_equal_vcpus_crowded() -> None:
@@ -328,7 +339,7 @@ BUSY = """
 import json
 from vcpusched import outcome
 from vcpusched.generator import generate
-from vcpusched.scheduler import Scheduler
+from vcpusched.scheduler import Rules, Scheduler
 from vcpusched.simulator import Place, simulate
 from vcpusched.workload import scaled
 made = scaled(generate(cpu_count=6, vcpu_count=24, periods=30, seed={seed}), 700_000)
