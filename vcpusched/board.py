@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from vcpusched.frame import moved
-from vcpusched.model import Host, Vcpu
+from vcpusched.model import Cpu, Host, Vcpu
 
 POURINGS: Final = 12
 """How often water in overlapping masks is poured anew: none of 20,000 random hosts needed more
@@ -27,8 +27,8 @@ class Board:
 
     `cpus` are the numbers of the pCPUs; all else goes by position in it: `judged` are the pCPUs
     that may give and take, `home` is where each vCPU counts, `allowed` a bit for each pCPU that it
-    may be on (0 for one that stays where it is), `base` the loads without the water and `pools` the
-    water for each mask.
+    may be on (0 for one that stays where it is), `base` the loads without the water, `pools` the
+    water for each mask, `sites` where pCPUs are in the machine and `names` what people call them.
     """
 
     vcpus: Sequence[Vcpu]
@@ -39,6 +39,8 @@ class Board:
     allowed: Sequence[int]
     base: Sequence[int]
     pools: tuple[tuple[tuple[int, ...], int], ...]
+    sites: tuple[Cpu, ...] = ()
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, host: Host, vcpus: Sequence[Vcpu], *, binding: bool) -> Self:
@@ -47,7 +49,8 @@ class Board:
         `binding`: floaters count where they were seen, and they are what may be moved. Otherwise
         floaters are water, and bound vCPUs may be moved.
         """
-        base_of = {cpu.id: cpu.host_load_ppm for cpu in sorted(host.cpus, key=lambda cpu: cpu.id)}
+        cpus = sorted(host.cpus, key=lambda cpu: cpu.id)
+        base_of = {cpu.id: cpu.host_load_ppm for cpu in cpus}
         position = {cpu: index for index, cpu in enumerate(base_of)}
         base = list(base_of.values())
         unjudged = {position[cpu] for cpu in host.unsettled if cpu in position}
@@ -97,6 +100,8 @@ class Board:
                 for mask in sorted(pools, key=lambda mask: (mask.bit_count(), mask))
                 if mask
             ),
+            sites=tuple(cpu.cpu for cpu in cpus),
+            names=tuple(cpu.name for cpu in cpus),
         )
 
     def moved(self, place: Sequence[int]) -> "Board":

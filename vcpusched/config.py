@@ -29,6 +29,7 @@ from vcpusched.model import PPM_PER_POINT
 from vcpusched.planner import Floating, Policy
 from vcpusched.scheduler import Rules
 from vcpusched.text import printable
+from vcpusched.units import Granularity
 
 DEFAULT_FILE: Final = Path("/etc/vcpusched/vcpusched.toml")
 DROP_INS: Final = Path("/etc/vcpusched/conf.d")
@@ -116,6 +117,11 @@ class Settings(BaseSettings):
         description="Consecutive periods in which a host must be found unbalanced before a vCPU is"
         " moved",
     )
+    granularity: Literal["cpu", "core", "cache", "node"] = Field(
+        "cpu",
+        description="What a vCPU is pinned to: one pCPU, or all pCPUs of a core, of a last-level"
+        " cache or of a NUMA node, among which the kernel chooses",
+    )
     floating: Literal["pin", "kernel"] = Field(
         "pin",
         description="What to do with vCPUs that may use several pCPUs: pin them where that ends"
@@ -152,6 +158,7 @@ class Settings(BaseSettings):
             min_gain_ppm=round(self.min_gain * PPM_PER_POINT),
             moves_max=self.moves_max or None,
             floating=Floating(self.floating),
+            granularity=Granularity(self.granularity),
         )
 
     def rules(self) -> Rules:

@@ -266,15 +266,24 @@ class Vcpu:
 
 @dataclass(frozen=True, slots=True)
 class HostCpu:
-    """One managed pCPU and the load that anything but our vCPUs puts on it."""
+    """One managed pCPU and the load that anything but our vCPUs puts on it.
+
+    It may stand for several pCPUs that are treated as one, its `members`.
+    """
 
     cpu: Cpu
     host_load_ppm: int = 0
+    members: CpuSet = NO_CPUS
 
     @property
     def id(self) -> int:
         """The number of the pCPU."""
         return self.cpu.id
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"pCPUs {self.members}" if len(self.members) > 1 else f"pCPU {self.cpu.id}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; a vCPU 
 """
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from vcpusched.arrange import Step, after, in_order, keep_apart
@@ -33,6 +33,7 @@ from vcpusched.frame import Problem
 from vcpusched.model import PPM, CpuSet, Host, VcpuId
 from vcpusched.solve import solve
 from vcpusched.text import printable
+from vcpusched.units import Granularity, Units, grouped, narrow
 
 SATURATION_PPM: Final = 900_000
 """Load from which on a pCPU counts as saturated for binding floaters: above it bursts of the vCPUs
@@ -66,6 +67,7 @@ class Policy:
     `min_gain_ppm`: how much of the load outside the balanced band a move must bring inside.
     `moves_max`: the most pin changes in one plan; None: no limit.
     `steps_max`: how long to search for fewer pin changes; a step takes some microseconds.
+    `granularity`: what a vCPU is pinned to; with sets, loads are means over a set's pCPUs.
     """
 
     balance_threshold_ppm: int = 100_000
@@ -73,6 +75,7 @@ class Policy:
     moves_max: int | None = None
     floating: Floating = Floating.PIN
     steps_max: int = 12_000
+    granularity: Granularity = Granularity.CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,57 @@ class Plan:
 
 def plan(host: Host, policy: Policy) -> Plan:
     """Plan the pin changes of one decision."""
+    if policy.granularity is Granularity.CPU:
+        return _plan(host, policy)
+    return _plan_units(host, policy)
+
+
+def _plan_units(host: Host, policy: Policy) -> Plan:
+    """Plan on sets of pCPUs, and say what that means for pCPUs."""
+    units = grouped(host, policy.granularity)
+    found = _plan(units.host, policy)
+    vcpus = {vcpu.id: vcpu for vcpu in host.vcpus}
+    moves = [
+        replace(
+            move,
+            from_cpus=vcpus[move.vcpu].cpus,
+            to_cpus=units.target(vcpus[move.vcpu], move.to_cpus),
+            load_ppm=vcpus[move.vcpu].load_ppm,
+        )
+        for move in found.moves
+    ]
+    moved = {move.vcpu for move in moves}
+    for vcpu in narrow(host, units, policy.balance_threshold_ppm):
+        if vcpu.id not in moved and (policy.moves_max is None or len(moves) < policy.moves_max):
+            unit = units.members[units.of_cpu[next(iter(vcpu.cpus))]]
+            moves.append(
+                Move(
+                    vcpu=vcpu.id,
+                    domain=vcpu.domain,
+                    from_cpus=vcpu.cpus,
+                    to_cpus=unit,
+                    load_ppm=vcpu.load_ppm,
+                    reason=f"pCPU {vcpu.cpus} was the busiest of {unit}; on all of these the "
+                    "kernel finds it room",
+                )
+            )
+    return replace(
+        found,
+        loads_before_ppm=_each(units, found.loads_before_ppm),
+        loads_after_ppm=_each(units, found.loads_after_ppm),
+        moves=tuple(moves),
+    )
+
+
+def _each(units: Units, loads_ppm: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Give the loads of units as those of their pCPUs."""
+    return tuple(
+        sorted((cpu, load_ppm) for unit, load_ppm in loads_ppm for cpu in units.members[unit])
+    )
+
+
+def _plan(host: Host, policy: Policy) -> Plan:
+    """Plan on pCPUs, or on what is treated as one."""
     vcpus = sorted(host.vcpus, key=lambda vcpu: (vcpu.id.uuid, vcpu.id.domain_id, vcpu.id.vcpu))
     floats = any(vcpu.cpus.bits & (vcpu.cpus.bits - 1) for vcpu in vcpus)
     if policy.floating is Floating.PIN and floats:
@@ -292,10 +346,10 @@ def _move(  # noqa: PLR0913, PLR0917  all that one sentence tells of
 ) -> Move:
     moved = board.vcpus[vcpu]
     source, target = board.home[vcpu], place[vcpu]
-    names = board.cpus[source], board.cpus[target]
+    names = board.names[source], board.names[target]
     was = (
-        f"pCPU {names[0]} was at {_percent(before[source])} and pCPU {names[1]} at "
-        f"{_percent(before[target])}"
+        f"{names[0]} {'were' if names[0].startswith('pCPUs') else 'was'} at "
+        f"{_percent(before[source])} and {names[1]} at {_percent(before[target])}"
     )
     makes = f"makes them {_percent(then[source])} and {_percent(then[target])}"
     others = [board.vcpus[other] for other in step if other != vcpu]
@@ -307,7 +361,7 @@ def _move(  # noqa: PLR0913, PLR0917  all that one sentence tells of
         vcpu=moved.id,
         domain=moved.domain,
         from_cpus=moved.cpus,
-        to_cpus=CpuSet(1 << names[1]),
+        to_cpus=CpuSet(1 << board.cpus[target]),
         load_ppm=moved.load_ppm,
         exchanged_with=others[0].id if others else None,
         reason=f"{exchange}{was}; {'together this' if others else 'this'} {makes}",
