@@ -4,8 +4,10 @@ import os
 import time
 from pathlib import Path
 
-from vcpusched.kernel import Quota, Quotas, Threads, busy, isolated, tickless
-from vcpusched.model import CpuSet, DomainUuid
+import pytest
+
+from vcpusched.kernel import Quota, Quotas, Threads, busy, capacities, isolated, tickless
+from vcpusched.model import PPM, CpuSet, DomainUuid
 
 UUID = DomainUuid("6f2b0c1e-0000-4000-8000-000000000001")
 KEY = (UUID, 7)
@@ -126,6 +128,101 @@ def test_lists_of_pcpus(tmp_path: Path) -> None:
     assert isolated(tmp_path) == tickless(tmp_path) == CpuSet()
     write(tmp_path, **{cpus + "isolated": "2-3,8\n", cpus + "nohz_full": "(null)\n"})
     assert (str(isolated(tmp_path)), str(tickless(tmp_path))) == ("2-3,8", "")
+
+
+CPU = "sys__devices__system__cpu__cpu"
+
+
+def capacity_files(*capacities: object) -> dict[str, str]:
+    """Name the files that say the capacities of pCPUs from 0 on."""
+    return {f"{CPU}{cpu}__cpu_capacity": f"{said}\n" for cpu, said in enumerate(capacities)}
+
+
+def frequency_files(*megahertz: int) -> dict[str, str]:
+    """Name the files that say how fast pCPUs from 0 on can be clocked, which they do in kHz."""
+    return {
+        f"{CPU}{cpu}__cpufreq__cpuinfo_max_freq": f"{said * 1000}\n"
+        for cpu, said in enumerate(megahertz)
+    }
+
+
+def core_types(core: str, atom: str, **others: str) -> dict[str, str]:
+    """Name the files that list which pCPUs have the counters of which core type."""
+    lists = {"core": core, "atom": atom, **others}
+    return {f"sys__devices__cpu_{name}__cpus": f"{cpus}\n" for name, cpus in lists.items()}
+
+
+def test_the_capacity_that_the_kernel_reckons(tmp_path: Path) -> None:
+    """Of 1024, relative to the strongest pCPU asked about: 512 of 1024 is a half, of 512 all."""
+    write(tmp_path, **capacity_files(512, 512, 1024, 256))
+    assert capacities(CpuSet.parse("0-2"), tmp_path) == {0: PPM // 2, 1: PPM // 2, 2: PPM}
+    assert capacities(CpuSet.parse("0,3"), tmp_path) == {0: PPM, 3: PPM // 2}
+
+
+@pytest.mark.parametrize(
+    "said", [(1024, 1024), (1024,), (1024, 0), (1024, -1), (1024, "some"), (1024, "9" * 5000)]
+)
+def test_no_difference_in_capacity(tmp_path: Path, said: tuple[object, ...]) -> None:
+    """All the same, or not told of every pCPU."""
+    write(tmp_path, **capacity_files(*said))
+    assert capacities(CpuSet.parse("0-1"), tmp_path) == {}
+
+
+def test_without_anything_there_is_no_difference(tmp_path: Path) -> None:
+    """Neither files nor pCPUs."""
+    assert capacities(CpuSet.parse("0-3"), tmp_path) == capacities(CpuSet(), tmp_path) == {}
+
+
+def test_the_capacity_of_hybrid_pcpus(tmp_path: Path) -> None:
+    """Small ones 3.9 GHz beside 5.2: 3.9 / 5.2 x 0.8 = 0.6; with 2.6 GHz 0.4. Big ones are equal.
+
+    That all have a capacity of 1024 is no news there: so it is wherever SMT is possible.
+    """
+    write(
+        tmp_path,
+        **capacity_files(*[1024] * 5),
+        **core_types("0-1", "2-3", lowpower="4"),
+        **frequency_files(5200, 5100, 3900, 3900, 2600),
+    )
+    assert capacities(CpuSet.parse("0-4"), tmp_path) == {
+        0: PPM,
+        1: PPM,
+        2: 600_000,
+        3: 600_000,
+        4: 400_000,
+    }
+    assert capacities(CpuSet.parse("0-1"), tmp_path) == {}
+    assert capacities(CpuSet.parse("2-3"), tmp_path) == {}
+
+
+def test_the_kernels_own_reckoning_outranks_the_core_type(tmp_path: Path) -> None:
+    """As without SMT since Linux 6.12: 615 of 1024."""
+    write(tmp_path, **capacity_files(1024, 615), **core_types("0", "1"))
+    assert capacities(CpuSet.parse("0-1"), tmp_path) == {0: PPM, 1: 615 * PPM // 1024}
+
+
+def test_the_capacity_of_hybrid_pcpus_without_frequencies(tmp_path: Path) -> None:
+    """Of either type is enough to be missing; then a small one is taken for 0.6 of a big one."""
+    write(tmp_path, **core_types("0", "1"))
+    assert capacities(CpuSet.parse("0-1"), tmp_path) == {0: PPM, 1: 600_000}
+    write(tmp_path, **frequency_files(5200))
+    assert capacities(CpuSet.parse("0-1"), tmp_path) == {0: PPM, 1: 600_000}
+
+
+def test_a_capacity_is_above_0_and_at_most_all(tmp_path: Path) -> None:
+    """Whatever frequencies are told; and a pCPU of neither type counts as a big one."""
+    write(tmp_path, **core_types("0", "1-2"), **frequency_files(1, 9_000_000))
+    assert capacities(CpuSet.parse("0-3"), tmp_path) == {0: PPM, 1: PPM, 2: 600_000, 3: PPM}
+    write(tmp_path, **frequency_files(9_000_000_000, 1, 1))
+    assert capacities(CpuSet.parse("0-3"), tmp_path) == {0: PPM, 1: 1, 2: 1, 3: PPM}
+
+
+def test_this_hosts_own_capacities() -> None:
+    """Either nothing, or one for each of its pCPUs, the strongest with all of it."""
+    cpus = CpuSet.of(os.sched_getaffinity(0))
+    found = capacities(cpus)
+    assert not found or (set(found) == set(cpus) and max(found.values()) == PPM)
+    assert all(capacity_ppm > 0 for capacity_ppm in found.values())
 
 
 def test_busy_adds_all_but_idle_and_guest_time(tmp_path: Path) -> None:

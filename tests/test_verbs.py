@@ -14,6 +14,7 @@ from program import environment, vcpusched
 
 import vcpusched as package
 from vcpusched import rundir, snapshot
+from vcpusched.model import Cpu, Host, HostCpu
 from vcpusched.planner import Policy, plan
 
 CROWDED = {
@@ -97,6 +98,8 @@ def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:
         ('{"version": 1, "cpus": [{"id": -1}], "vcpus": []}', "cpus.0.id: "),
         ('{"version": 1, "cpus": [{"id": 99999999}], "vcpus": []}', "cpus.0.id: "),
         ('{"version": 1, "cpus": [{"id": 0}, {"id": 0}], "vcpus": []}', "cpus: a pCPU is listed"),
+        ('{"version": 1, "cpus": [{"id": 0, "capacity": 0}], "vcpus": []}', "cpus.0.capacity: "),
+        ('{"version": 1, "cpus": [{"id": 0, "capacity": 1.5}], "vcpus": []}', "cpus.0.capacity: "),
         (ONE % '"load": NaN, "cpus": "0"', "vcpus.0.load: "),
         (ONE % '"load": 1, "cpus": "x"', "vcpus.0: 'x' is no list of pCPUs"),
         (ONE % '"load": 1, "cpus": ""', "vcpus.0: cpus: must name at least one pCPU"),
@@ -156,6 +159,26 @@ def test_a_snapshot_says_all_that_the_planner_needs() -> None:
         again = snapshot.parse(json.dumps(snapshot.host_as_json(drawn)))
         assert snapshot.host_as_json(again) == snapshot.host_as_json(drawn)
         assert plan(again, Policy()) == plan(drawn, Policy())
+
+
+def test_a_snapshot_says_where_pcpus_sit_and_what_they_can_do() -> None:
+    """All of it is optional, and a capacity of 1 is left out; of what rounds to 0 a millionth."""
+    cpus = (
+        Cpu(0, node=0, core=0, cache=0),
+        Cpu(1),
+        Cpu(2, node=1, capacity_ppm=600_000),
+        Cpu(3, capacity_ppm=1),
+    )
+    written = snapshot.host_as_json(Host(tuple(map(HostCpu, cpus)), ()))
+    assert written["cpus"] == [
+        {"id": 0, "node": 0, "core": 0, "cache": 0, "host_load": 0.0},
+        {"id": 1, "host_load": 0.0},
+        {"id": 2, "node": 1, "capacity": 0.6, "host_load": 0.0},
+        {"id": 3, "capacity": 0.000001, "host_load": 0.0},
+    ]
+    assert tuple(cpu.cpu for cpu in snapshot.parse(json.dumps(written)).cpus) == cpus
+    written["cpus"][3]["capacity"] = 1e-9
+    assert snapshot.parse(json.dumps(written)).cpus[3].cpu.capacity_ppm == 1
 
 
 def test_hostile_names_stay_text() -> None:

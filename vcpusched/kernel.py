@@ -6,8 +6,10 @@ and waits for nobody. What cannot be read is None or absent: nothing here raises
 Sources: proc(5) for `stat` and `cmdline`; the kernel's Documentation/scheduler/sched-stats for
 `/proc/PID/task/TID/schedstat` (time run, time waited in ns, also without `schedstats=enable`), from
 which libvirt takes its `vcpu.N.delay`, too; Documentation/admin-guide/cgroup-v2 for `cpu.max` and
-`cpu.stat`. libvirt starts QEMU with the domain's UUID on its command line and with threads that
-are named after their vCPU, and puts each vCPU into a cgroup `vcpuN` where it manages cgroups.
+`cpu.stat`; Documentation/ABI/testing/sysfs-devices-system-cpu for `cpu_capacity`, and
+arch/x86/events/intel/core.c for the lists of big and small cores. libvirt starts QEMU with the
+domain's UUID on its command line and with threads that are named after their vCPU, and puts each
+vCPU into a cgroup `vcpuN` where it manages cgroups.
 """
 
 import os
@@ -28,6 +30,19 @@ _IDLE: Final = frozenset({3, 4, 8, 9})
 _VCPU_THREAD: Final = re.compile(r"CPU (\d+)/")
 _VCPU_GROUP: Final = re.compile(r"/vcpu(\d+)$")
 
+SMALL_PER_CLOCK_PPM: Final = 800_000
+"""What a small x86 core does in a clock cycle, relative to a big one.
+
+The kernel's intel_pstate driver takes 100 MHz of a small core for as much as 78.7 MHz (Alder and
+Raptor Lake), 80 MHz (Meteor Lake) or 87 MHz (Lunar Lake) of a big one.
+"""
+
+SMALL_PPM: Final = 600_000
+"""What a small x86 core can do where frequencies are not told, relative to a big one.
+
+That is 3.9 GHz beside 5.1 GHz, as on Alder Lake, by the same reckoning (0.61).
+"""
+
 SEARCH_PAUSE_NS: Final = 60 * 1_000_000_000
 """How long to wait before all processes are looked through again for a guest not found."""
 
@@ -40,6 +55,52 @@ def isolated(root: Path = Path("/")) -> CpuSet:
 def tickless(root: Path = Path("/")) -> CpuSet:
     """Give the pCPUs without a scheduler tick (nohz_full=): each is meant for one thread."""
     return _cpulist(root / "sys/devices/system/cpu/nohz_full")
+
+
+def capacities(cpus: CpuSet, root: Path = Path("/")) -> Mapping[int, int]:
+    """Tell what each of these pCPUs can do, in ppm of the strongest among them: above 0, up to PPM.
+
+    Empty where the kernel tells of no difference. What it reckons itself (`cpu_capacity`, from 0 to
+    1024) comes first. On hybrid x86 that is one and the same for all before Linux 6.12 and wherever
+    SMT is possible, and there the core type is told by which of its counters a pCPU has.
+    """
+    reckoned = _by_kernel(cpus, root / "sys/devices/system/cpu")
+    if len(set(reckoned.values())) > 1:
+        return reckoned
+    return _by_core_type(cpus, root / "sys/devices")
+
+
+def _by_kernel(cpus: CpuSet, directory: Path) -> dict[int, int]:
+    """Give what the kernel reckons; nothing unless it does for all."""
+    reckoned = {}
+    for cpu in cpus:
+        capacity = _number(directory / f"cpu{cpu}/cpu_capacity")
+        if not capacity:
+            return {}
+        reckoned[cpu] = capacity
+    strongest = max(reckoned.values(), default=0)
+    return {cpu: max(capacity * PPM // strongest, 1) for cpu, capacity in reckoned.items()}
+
+
+def _by_core_type(cpus: CpuSet, devices: Path) -> dict[int, int]:
+    """Give PPM for big cores, and for small ones what follows from how fast both can be clocked."""
+    big = _cpulist(devices / "cpu_core/cpus") & cpus
+    small = _cpulist(devices / "cpu_atom/cpus") | _cpulist(devices / "cpu_lowpower/cpus")
+    small = (small & cpus) - big
+    if not big or not small:
+        return {}
+    clocked = {
+        cpu: _number(devices / f"system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq") or 0
+        for cpu in big | small
+    }
+    # Big cores differ by a step or two, which no load can be told by: they count as equals.
+    fastest = max(clocked[cpu] for cpu in big)
+    found = dict.fromkeys(cpus, PPM)
+    for cpu in small:
+        known = fastest and clocked[cpu]
+        can_ppm = clocked[cpu] * SMALL_PER_CLOCK_PPM // fastest if known else SMALL_PPM
+        found[cpu] = min(max(can_ppm, 1), PPM)
+    return found
 
 
 def busy(root: Path = Path("/")) -> Busy | None:
@@ -220,6 +281,12 @@ def _cpulist(path: Path) -> CpuSet:
         return CpuSet.parse((_text(path) or "").replace("(null)", "").strip())
     except ValueError:
         return CpuSet()
+
+
+def _number(path: Path) -> int | None:
+    text = (_text(path) or "").strip()
+    # As many digits as 64 bits have at most: int() refuses thousands of them.
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None  # noqa: PLR2004
 
 
 def _text(path: Path) -> str | None:

@@ -11,10 +11,13 @@ would be cheaper but interrupts every vCPU with QEMU 7.1 to 8.0, and tells neith
 affinity nor the pCPU last used. How long vCPUs waited it takes from /proc, as this does by itself
 (`kernel`): that costs libvirtd nothing, and is done for crowded pCPUs only. A definition costs 2
 more calls when a domain is first seen and every 60 s; a plan costs 2 for each domain it touches,
-and 5 for each pin (find the domain, ask twice whether it is busy, and two in `pinVcpuFlags`).
+and 5 for each pin (find the domain, ask twice whether it is busy, and two in `pinVcpuFlags`). The
+topology costs one, on a connection of its own, whenever other pCPUs are online than before, since
+there is no event for that.
 """
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +27,7 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from vcpusched import kernel
+from vcpusched import capabilities, kernel
 from vcpusched.hypervisor import (
     BusyError,
     ConnectionLostError,
@@ -34,7 +37,7 @@ from vcpusched.hypervisor import (
 )
 from vcpusched.model import (
     ALL_CPUS,
-    Cpu,
+    PPM,
     CpuSet,
     DomainReading,
     DomainUuid,
@@ -59,6 +62,14 @@ BRIEF_JOB_MS: Final = 1000
 
 DEFINITION_AGE_MAX_NS: Final = 60 * 1_000_000_000
 """How long a definition is trusted: a change of it is obeyed after this at the latest."""
+
+TOPOLOGY_BRIEFLY_S: Final = 0.1
+TOPOLOGY_PATIENCE_NS: Final = 8 * 1_000_000_000
+"""How long samples wait for a topology from when it was asked for: the one that asks briefly, since
+commonly that is enough, and since it takes another before there are loads to plan for."""
+
+TOPOLOGY_PAUSE_NS: Final = 60 * 1_000_000_000
+"""How long to wait before libvirt is asked again for a topology that it did not tell."""
 
 # The domain or vCPU ended between the list and the question, or is not running any more.
 _VANISHED: Final = frozenset(
@@ -110,6 +121,49 @@ def _serve_events() -> None:
             time.sleep(EVENT_LOOP_PAUSE_S)
 
 
+def _connect(uri: str, *, read_only: bool) -> Any:  # noqa: ANN401
+    """Open a connection on which a call fails when libvirtd stops answering."""
+    connection = libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)
+    # Drivers inside the process (test:///) have no connection to keep alive.
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+    return connection
+
+
+class _Question:
+    """One question for the capabilities, asked in a thread and over a connection of its own.
+
+    Commonly the answer takes 2 ms. But the first one after QEMU, libvirt or the kernel was changed
+    takes seconds for every QEMU binary that is installed, since libvirt runs them all to see what
+    they can do (virQEMUCapsInit): with many of them longer than a cycle may.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.until_ns = time.monotonic_ns() + TOPOLOGY_PATIENCE_NS
+        arguments = (uri, self._answers)
+        threading.Thread(
+            target=self._ask, args=arguments, name="libvirt-topology", daemon=True
+        ).start()
+
+    def answer(self, patience_s: float) -> str | None:
+        """Take the XML, or None when it cannot be had; raises queue.Empty when it is not here."""
+        return self._answers.get(timeout=patience_s)
+
+    @staticmethod
+    def _ask(uri: str, answers: "queue.SimpleQueue[str | None]") -> None:
+        xml = None
+        try:
+            connection = _connect(uri, read_only=True)
+            try:
+                xml = str(connection.getCapabilities())
+            finally:
+                connection.close()
+        except libvirt.libvirtError:
+            pass  # if libvirtd is gone, whoever asks over the other connection is told so
+        answers.put(xml)
+
+
 @dataclass(slots=True)
 class _Definition:
     allowed: Mapping[int, CpuSet]
@@ -119,12 +173,16 @@ class _Definition:
 class LibvirtHost:
     """One connection to the libvirt of this host; when it is lost, open another."""
 
-    def __init__(self, connection: Any, first_seen: FirstSeen) -> None:  # noqa: ANN401  no types
+    def __init__(self, uri: str, connection: Any, first_seen: FirstSeen) -> None:  # noqa: ANN401  no types
+        self._uri = uri
         self._connection = connection
         self._first_seen = first_seen
         self._definitions: dict[tuple[str, int], _Definition] = {}
         self._domains: dict[str, Any] = {}
         self._map_length = 0
+        self._topology = Topology(())
+        self._question: _Question | None = None
+        self._ask_again_ns: int | None = None
         self._threads = kernel.Threads()
 
     @classmethod
@@ -138,15 +196,12 @@ class LibvirtHost:
         """
         start_event_loop()
         try:
-            connection = libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)
+            connection = _connect(uri, read_only=read_only)
         except libvirt.libvirtError as error:
             if error.get_error_code() in _DENIED or "Permission denied" in str(error):
                 raise PermissionDeniedError(_text(error)) from None
             raise ConnectionLostError(_text(error)) from None
-        # Drivers inside the process (test:///) have no connection to keep alive.
-        with contextlib.suppress(libvirt.libvirtError):
-            connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
-        return cls(connection, first_seen if first_seen is not None else {})
+        return cls(uri, connection, first_seen if first_seen is not None else {})
 
     def is_alive(self) -> bool:
         """Tell whether the connection still stands, as far as keepalive knows; asks nobody."""
@@ -163,7 +218,7 @@ class LibvirtHost:
 
     def sample(self, crowded: CpuSet) -> Sample:
         """Read pCPUs and all running domains."""
-        online = self._online()
+        topology = self._topology_of(self._online())
         domains: list[DomainReading] = []
         unread: dict[DomainUuid, Unread] = {}
         try:
@@ -181,7 +236,6 @@ class LibvirtHost:
                 raise
             except HypervisorError as error:
                 unread[DomainUuid(uuid)] = Unread(str(domain.name()), str(error))
-        topology = Topology(tuple(Cpu(cpu) for cpu in online))
         return Sample(
             topology=topology,
             domains=self._with_waits(domains, crowded),
@@ -261,6 +315,28 @@ class LibvirtHost:
         self._map_length = length
         return CpuSet.from_flags(flags) - kernel.isolated()
 
+    def _topology_of(self, online: CpuSet) -> Topology:
+        """Give the topology of these pCPUs, read anew when they are others than before.
+
+        While it is not known, the machine is flat.
+        """
+        now_ns, patience_s = time.monotonic_ns(), TOPOLOGY_BRIEFLY_S
+        due = self._ask_again_ns is not None and now_ns >= self._ask_again_ns
+        if due or self._topology.online != online:
+            self._topology = _with_capacities(capabilities.flat(online))
+            self._question, self._ask_again_ns = _Question(self._uri), None
+        elif self._question is not None:
+            patience_s = max(0, self._question.until_ns - now_ns) / 1e9
+        if self._question is not None:
+            with contextlib.suppress(queue.Empty):
+                xml = self._question.answer(patience_s)
+                self._question = None
+                if xml is None:
+                    self._ask_again_ns = now_ns + TOPOLOGY_PAUSE_NS
+                else:
+                    self._topology = _with_capacities(capabilities.parse(xml, online))
+        return self._topology
+
     def _forget_ended(self) -> None:
         running = {(uuid, domain.ID()) for uuid, domain in self._domains.items()}
         self._definitions = {
@@ -328,6 +404,14 @@ class LibvirtHost:
 
     def _translated(self, error: Exception) -> HypervisorError:
         return translate(error, alive=self.is_alive())
+
+
+def _with_capacities(topology: Topology) -> Topology:
+    """Add what the kernel says that pCPUs can do, which libvirt does not say."""
+    told = kernel.capacities(topology.online)
+    return Topology(
+        tuple(replace(cpu, capacity_ppm=told.get(cpu.id, PPM)) for cpu in topology.cpus)
+    )
 
 
 def translate(error: Any, *, alive: bool) -> HypervisorError:  # noqa: ANN401

@@ -30,6 +30,7 @@ LOAD_MAX: Final = 2.0
 """In pCPUs. A vCPU cannot use more than one; more than this is percent by mistake."""
 
 _CpuId = Annotated[int, Field(ge=0, le=CPU_ID_MAX)]
+_Capacity = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 _Load = Annotated[float, Field(ge=0, le=LOAD_MAX, allow_inf_nan=False)]
 
 
@@ -49,6 +50,7 @@ class _CpuEntry(_Entry):
     node: int | None = None
     core: int | None = None
     cache: int | None = None
+    capacity: _Capacity = 1.0
     host_load: _Load = 0.0
     unsettled: bool = False
 
@@ -151,7 +153,11 @@ def _validated(model: type[_Model], text: str, kind: str) -> _Model:
 
 def _host(snapshot: _Snapshot) -> Host:
     cpus = [
-        HostCpu(Cpu(entry.id, entry.node, entry.core, entry.cache), _ppm(entry.host_load))
+        HostCpu(
+            # What rounds to nothing is still above it.
+            Cpu(entry.id, entry.node, entry.core, entry.cache, max(_ppm(entry.capacity), 1)),
+            _ppm(entry.host_load),
+        )
         for entry in snapshot.cpus
     ]
     online = CpuSet.of(cpu.id for cpu in cpus)
@@ -199,6 +205,7 @@ def host_as_json(host: Host) -> dict[str, Any]:
                     for key in ("node", "core", "cache")
                     if (value := getattr(cpu.cpu, key)) is not None
                 },
+                **({"capacity": cpu.cpu.capacity_ppm / PPM} if cpu.cpu.capacity_ppm < PPM else {}),
                 "host_load": cpu.host_load_ppm / PPM,
                 **({"unsettled": True} if cpu.id in host.unsettled else {}),
             }
