@@ -353,7 +353,7 @@ def mixed(
 def _vcpu(
     identity: VcpuId, domain: DomainReading, reading: VcpuReading, load_ppm: int, managed: CpuSet
 ) -> Vcpu:
-    definition = domain.allowed.get(reading.vcpu, CpuSet()) & managed
+    definition = domain.definition.allowed.get(reading.vcpu, CpuSet()) & managed
     affinity = reading.affinity
     # A live pin to one pCPU is placement and may be changed within the definition. Several pCPUs
     # are the whole definition, or a pool (or a wider mask) that another hand keeps.
@@ -366,4 +366,7 @@ def _vcpu(
         allowed=affinity if fixed else definition,
         on=reading.on,
         fixed=fixed or not definition,
+        memory_node=domain.definition.memory_node,
+        shares=domain.definition.shares,
+        quota_ppm=domain.definition.quota_ppm,
     )

@@ -198,12 +198,38 @@ class VcpuReading:
 
 
 @dataclass(frozen=True, slots=True)
+class Definition:
+    """What a domain's definition says about where its vCPUs belong.
+
+    `allowed` gives, per vCPU number, where it may run: `ALL_CPUS` where nothing is said; a vCPU
+    missing there must not be moved. `realtime` are the vCPUs with a realtime scheduler.
+    `memory_nodes` are the NUMA nodes its memory is asked to be on, and only there when
+    `memory_strict`; none where nothing is said. `shares` are its CPU shares, which all its vCPUs
+    share, `quota_ppm` the most that each vCPU may run, a whole pCPU without a quota. `wish` is the
+    text in which it asks us for something, None where it asks for nothing.
+    """
+
+    allowed: Mapping[int, CpuSet] = field(default_factory=dict)
+    realtime: frozenset[int] = frozenset()
+    memory_nodes: frozenset[int] = frozenset()
+    memory_strict: bool = False
+    shares: int = SHARES
+    quota_ppm: int = PPM
+    wish: str | None = None
+
+    @property
+    def memory_node(self) -> int | None:
+        """The NUMA node of its memory, where that is one."""
+        return next(iter(self.memory_nodes)) if len(self.memory_nodes) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
 class DomainReading:
     """What the hypervisor said about one running domain.
 
     `at_ns` is the monotonic clock just before the domain was asked, and `took_ns` how long the
-    answer took: the readings were made somewhere in that span. `allowed` gives, per vCPU, where
-    the domain's definition lets it run; a vCPU missing there must not be moved.
+    answer took: the readings were made somewhere in that span. `definition` is empty where it
+    could not be read.
     """
 
     uuid: DomainUuid
@@ -212,7 +238,7 @@ class DomainReading:
     at_ns: int
     took_ns: int
     vcpus: tuple[VcpuReading, ...]
-    allowed: Mapping[int, CpuSet] = field(default_factory=dict)
+    definition: Definition = field(default_factory=Definition)
 
 
 @dataclass(frozen=True, slots=True)

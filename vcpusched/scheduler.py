@@ -6,7 +6,7 @@ loads up to it, how often in a row it wanted to act, when it last pinned a vCPU,
 refused a pin and are left alone for a while, and a pin whose answer was lost with the connection.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,7 +17,16 @@ from vcpusched.hypervisor import (
     VanishedError,
 )
 from vcpusched.load import Measure, Observed, Smoothing, baseline, observe
-from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, Host, Sample, Unread, VcpuId
+from vcpusched.model import (
+    ALL_CPUS,
+    NO_CPUS,
+    Definition,
+    DomainUuid,
+    Host,
+    Sample,
+    Unread,
+    VcpuId,
+)
 from vcpusched.planner import Move, Plan, Policy, plan
 
 ASIDE_CYCLES: Final = 10
@@ -240,7 +249,7 @@ class Scheduler:
     ) -> Cycle:
         pinned: list[Move] = []
         failures: list[Failure] = []
-        definitions: dict[DomainUuid, Mapping[int, CpuSet]] = {}
+        definitions: dict[DomainUuid, Definition] = {}
         lost = None
         for before, move in zip((None, *found.moves), found.moves, strict=False):
             if cancelled():
@@ -296,11 +305,11 @@ def _give_back(
 
 
 def _check_definition(
-    hypervisor: Hypervisor, move: Move, definitions: dict[DomainUuid, Mapping[int, CpuSet]]
+    hypervisor: Hypervisor, move: Move, definitions: dict[DomainUuid, Definition]
 ) -> None:
     """Read a domain's definition before its first move: it may have been edited since."""
     uuid = move.vcpu.uuid
     if uuid not in definitions:
         definitions[uuid] = hypervisor.definition(uuid)
-    if not move.to_cpus.is_within(definitions[uuid].get(move.vcpu.vcpu, CpuSet())):
+    if not move.to_cpus.is_within(definitions[uuid].allowed.get(move.vcpu.vcpu, NO_CPUS)):
         raise VanishedError("the domain's definition does not allow this pCPU any more")
