@@ -153,7 +153,7 @@ def test_who_may_be_moved() -> None:
     assert observed("0-3", "0-3") == (False, "0-3")  # floating over its whole definition
     assert observed("0-1", "0-3") == (True, "0-1")  # a pool
     assert observed("0-3", "0-1") == (True, "0-3")  # wider than the definition: not ours to judge
-    assert observed("2", "2") == (False, "2")  # the definition itself pins it
+    assert observed("2", "2") == (True, "2")  # the definition itself pins it
     assert observed("0-3", "0-127") == (False, "0-3")  # pCPUs 4-127 are offline
     assert observed("2", "9") == (True, "")  # the definition names only offline pCPUs
 

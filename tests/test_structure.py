@@ -11,7 +11,8 @@ PACKAGE = Path(vcpusched.__file__).parent
 MAY_IMPORT = {
     "model": set(),
     "demand": {"model"},
-    "load": {"demand", "model"},
+    "house": {"model", "text"},
+    "load": {"demand", "house", "model"},
     "kernel": {"model"},
     "definition": {"model"},
     "text": set(),
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "planner": {"arrange", "board", "frame", "model", "solve", "text"},
     "hypervisor": {"model"},
     "snapshot": {"model", "planner"},
-    "scheduler": {"model", "load", "planner", "hypervisor"},
+    "scheduler": {"house", "model", "load", "planner", "hypervisor"},
     "report": {"model", "planner", "scheduler", "snapshot", "text"},
     "libvirt_host": {"definition", "model", "hypervisor", "kernel"},
     "config": {"load", "model", "planner", "scheduler", "text"},

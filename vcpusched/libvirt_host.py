@@ -188,6 +188,7 @@ class LibvirtHost:
             domains=self._with_waits(domains, crowded),
             unread=unread,
             busy=kernel.busy(),
+            set_aside=kernel.isolated() | kernel.tickless(),
         )
 
     def _with_waits(
@@ -260,7 +261,7 @@ class LibvirtHost:
         except libvirt.libvirtError as error:
             raise self._translated(error) from None
         self._map_length = length
-        return CpuSet.from_flags(flags) - kernel.isolated()
+        return CpuSet.from_flags(flags)
 
     def _forget_ended(self) -> None:
         running = {(uuid, domain.ID()) for uuid, domain in self._domains.items()}

@@ -254,12 +254,14 @@ class Sample:
     """The whole host as read in one cycle.
 
     `unread` holds the domains that run but could not be read; `busy` is None where nobody tells.
+    `set_aside` are the pCPUs that the kernel keeps free of what is not pinned there.
     """
 
     topology: Topology
     domains: tuple[DomainReading, ...]
     unread: Mapping[DomainUuid, "Unread"] = field(default_factory=dict)
     busy: Busy | None = None
+    set_aside: CpuSet = NO_CPUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +269,10 @@ class Vcpu:
     """One vCPU with its load, as the planner sees it.
 
     `cpus` is its present affinity, `allowed` where policy lets it go, `on` the pCPU it was last
-    seen on. A `fixed` vCPU counts but must not be moved; `why` says why, for people. `memory_node`
-    is the NUMA node of its guest's memory, where that is known. `shares` are its guest's, which
-    all of the guest's vCPUs share, and `quota_ppm` the most that it may run.
+    seen on. A `fixed` vCPU counts but must not be moved; `why` says why, for people, or what asks
+    for it to be moved. `memory_node` is the NUMA node of its guest's memory, where that is known.
+    `shares` are its guest's, which all of the guest's vCPUs share, and `quota_ppm` the most that it
+    may run. A `spread` one must not join another vCPU of its guest on a core.
     """
 
     id: VcpuId
@@ -283,6 +286,7 @@ class Vcpu:
     memory_node: int | None = None
     shares: int = SHARES
     quota_ppm: int = PPM
+    spread: bool = False
 
     @property
     def is_bound(self) -> bool:

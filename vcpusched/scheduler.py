@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from vcpusched.house import HouseRules
 from vcpusched.hypervisor import (
     ConnectionLostError,
     Hypervisor,
@@ -49,11 +50,13 @@ one: of 432 hosts a little out of balance it missed none."""
 class Rules:
     """How the scheduler acts.
 
-    `policy` is the planner's and `smoothing` that of the loads; an imbalance must be found in
-    `confirm` consecutive cycles; a vCPU is not moved twice within `cooldown_s` seconds.
+    `policy` is the planner's, `house` says who may be moved at all, and `smoothing` is that of the
+    loads; an imbalance must be found in `confirm` consecutive cycles; a vCPU is not moved twice
+    within `cooldown_s` seconds.
     """
 
     policy: Policy = field(default_factory=Policy)
+    house: HouseRules = field(default_factory=HouseRules)
     smoothing: Smoothing = field(default_factory=Smoothing)
     confirm: int = 2
     cooldown_s: float = 0.0
@@ -152,7 +155,7 @@ class Scheduler:
             dry_run=rules.dry_run,
             unread=tuple(sample.unread[uuid] for uuid in sorted(sample.unread)),
         )
-        self._observed = observe(before, sample, self._observed, rules.smoothing)
+        self._observed = observe(before, sample, self._observed, rules.smoothing, rules.house)
         if before is None:
             return seen
         host = self._with_fixed(self._observed.host, sample, rules.cooldown_s)
@@ -212,15 +215,20 @@ class Scheduler:
         return replace(
             host,
             vcpus=tuple(
-                replace(vcpu, fixed=True) if self._must_stay(vcpu.id) else vcpu
+                replace(vcpu, fixed=True, why=why)
+                if not vcpu.fixed and (why := self._why_it_stays(vcpu.id, cooldown_s))
+                else vcpu
                 for vcpu in host.vcpus
             ),
         )
 
-    def _must_stay(self, vcpu: VcpuId) -> bool:
+    def _why_it_stays(self, vcpu: VcpuId, cooldown_s: float) -> str:
         aside = self._aside.get(vcpu.uuid)
-        refused = aside is not None and self._number < aside.until
-        return refused or vcpu in self._cools_from_ns or vcpu in self._pinned
+        if aside is not None and self._number < aside.until:
+            return "its guest refused a pin lately"
+        if vcpu in self._cools_from_ns or vcpu in self._pinned:
+            return f"moved less than {cooldown_s:g} s ago"
+        return ""
 
     def _put_aside(self, uuid: DomainUuid) -> None:
         known = self._aside.get(uuid)
@@ -239,6 +247,19 @@ class Scheduler:
                 if identity == (move.vcpu.uuid, move.vcpu.vcpu, move.to_cpus):
                     on_pin(number, move)
 
+    def _check_definition(
+        self, hypervisor: Hypervisor, move: Move, definitions: dict[DomainUuid, Definition]
+    ) -> None:
+        """Read a domain's definition before its first move: it may have been edited since."""
+        uuid = move.vcpu.uuid
+        if uuid not in definitions:
+            definitions[uuid] = hypervisor.definition(uuid)
+        house = self._observed.house if self._observed is not None else None
+        if house is not None:
+            why = house.objection(move.domain, definitions[uuid], move.vcpu.vcpu, move.to_cpus)
+            if why:
+                raise VanishedError(why)
+
     def _execute(
         self,
         hypervisor: Hypervisor,
@@ -255,7 +276,7 @@ class Scheduler:
             if cancelled():
                 break
             try:
-                _check_definition(hypervisor, move, definitions)
+                self._check_definition(hypervisor, move, definitions)
                 if cancelled():
                     break  # that took calls, too
                 hypervisor.pin(move.vcpu, move.to_cpus)
@@ -302,14 +323,3 @@ def _give_back(
         return []  # the next plan goes on from there
     on_pin(number, back)
     return [back]
-
-
-def _check_definition(
-    hypervisor: Hypervisor, move: Move, definitions: dict[DomainUuid, Definition]
-) -> None:
-    """Read a domain's definition before its first move: it may have been edited since."""
-    uuid = move.vcpu.uuid
-    if uuid not in definitions:
-        definitions[uuid] = hypervisor.definition(uuid)
-    if not move.to_cpus.is_within(definitions[uuid].allowed.get(move.vcpu.vcpu, NO_CPUS)):
-        raise VanishedError("the domain's definition does not allow this pCPU any more")
