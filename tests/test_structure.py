@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "scheduler": {"house", "model", "load", "planner", "hypervisor"},
     "report": {"model", "planner", "scheduler", "snapshot", "text"},
     "libvirt_host": {"definition", "model", "hypervisor", "kernel"},
-    "config": {"load", "model", "planner", "scheduler", "text"},
+    "config": {"house", "load", "model", "planner", "scheduler", "text"},
     "rundir": set(),
     "rivals": set(),
     "journal": {"report"},

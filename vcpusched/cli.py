@@ -432,7 +432,7 @@ def _sampled(settings: "Settings") -> "Host":
         time.sleep(settings.period)
         smoothing = Smoothing(measure=settings.rules().smoothing.measure)
         after = session.sample(asked)
-        return observe(before, after, smoothing=smoothing, rules=settings.rules().house).host
+        return observe(before, after, smoothing=smoothing, rules=settings.house()).host
 
     if sys.stderr.isatty():
         print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)
