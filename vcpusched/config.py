@@ -30,7 +30,7 @@ from vcpusched.house import HouseRules
 from vcpusched.load import Measure, Smoothing
 from vcpusched.model import PPM_PER_POINT, CpuSet
 from vcpusched.planner import Floating, Policy
-from vcpusched.scheduler import Rules
+from vcpusched.scheduler import ActOn, Rules
 from vcpusched.text import printable
 
 DEFAULT_FILE: Final = Path("/etc/vcpusched/vcpusched.toml")
@@ -150,6 +150,11 @@ class Settings(BaseSettings):
         description="Consecutive periods in which a host must be found unbalanced before a vCPU is"
         " moved",
     )
+    act_on: Literal["imbalance", "contention"] = Field(
+        "imbalance",
+        description="When to move vCPUs: whenever the host is unbalanced, or only while a vCPU has"
+        " to wait for a pCPU, too",
+    )
     floating: Literal["pin", "kernel"] = Field(
         "pin",
         description="What to do with vCPUs that may use several pCPUs: pin them where that ends"
@@ -222,6 +227,7 @@ class Settings(BaseSettings):
                 settle_s=self.settle,
                 measure=Measure(self.measure),
             ),
+            act_on=ActOn(self.act_on),
             confirm=self.confirm,
             cooldown_s=self.cooldown,
             dry_run=self.dry_run,

@@ -27,7 +27,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vcpusched.demand import INTERVAL_MIN_NS, busy_ppm, crowded, demand_ppm, host_loads_ppm
+from vcpusched.demand import (
+    INTERVAL_MIN_NS,
+    WAITS_PPM,
+    busy_ppm,
+    crowded,
+    demand_ppm,
+    host_loads_ppm,
+    wait_ppm,
+)
 from vcpusched.house import DEFAULT_RULES, House, HouseRules
 from vcpusched.model import (
     ALL_CPUS,
@@ -104,14 +112,15 @@ class HostTrack:
 class Observed:
     """The host as it is now, and what to remember for the next time.
 
-    `crowded` are the pCPUs whose vCPUs should be asked how long they waited; `house` is what the
-    rules come to.
+    `crowded` are the pCPUs whose vCPUs should be asked how long they waited; `contended` tells
+    whether one really had to wait since the sample before; `house` is what the rules come to.
     """
 
     host: Host
     tracks: Mapping[VcpuId, Track]
     host_tracks: Mapping[int, HostTrack] = field(default_factory=dict)
     crowded: CpuSet = NO_CPUS
+    contended: bool = False
     house: House | None = None
 
 
@@ -173,7 +182,15 @@ def observe(
         unsettled=unsettled,
     )
     # Before anything is known everybody is asked: loads that begin right need no correction.
-    return Observed(host, tracks, host_tracks, crowded(busy) if busy else ALL_CPUS, house)
+    asked = crowded(busy) if busy else ALL_CPUS
+    return Observed(
+        host=host,
+        tracks=tracks,
+        host_tracks=host_tracks,
+        crowded=asked,
+        contended=any(_waits(interval, asked, house.managed) for interval in intervals),
+        house=house,
+    )
 
 
 def baseline(before: Sample | None, after: Sample) -> Sample:
@@ -274,6 +291,14 @@ def _follow(
         wanted_ppm = demand_ppm(wanted_ppm, interval.before.waited, interval.after.waited, freest)
     passed_ns = interval.domain.at_ns - interval.began_ns
     return smoothed(track, wanted_ppm, passed_ns, smoothing.half_life_s)
+
+
+def _waits(interval: _Interval, crowded: CpuSet, managed: CpuSet) -> bool:
+    """Tell whether a vCPU had to wait since its pCPUs, one of them managed, are crowded."""
+    cpus = interval.after.affinity
+    if interval.before is None or not (cpus.is_within(crowded) and cpus & managed):
+        return False
+    return wait_ppm(interval.before.waited, interval.after.waited) >= WAITS_PPM
 
 
 def _unclear(before: Sample, after: Sample, intervals: Sequence[_Interval]) -> CpuSet:

@@ -6,6 +6,7 @@ loads up to it, how often in a row it wanted to act, when it last pinned a vCPU,
 refused a pin and are left alone for a while, and a pin whose answer was lost with the connection.
 """
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -46,18 +47,26 @@ GLANCE_SHARE: Final = 8
 one: of 432 hosts a little out of balance it missed none."""
 
 
+class ActOn(enum.StrEnum):
+    """What makes the scheduler carry out a plan: any imbalance, or one that makes vCPUs wait."""
+
+    IMBALANCE = "imbalance"
+    CONTENTION = "contention"
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How the scheduler acts.
 
     `policy` is the planner's, `house` says who may be moved at all, and `smoothing` is that of the
-    loads; an imbalance must be found in `confirm` consecutive cycles; a vCPU is not moved twice
+    loads; what it acts on must be found in `confirm` consecutive cycles; a vCPU is not moved twice
     within `cooldown_s` seconds.
     """
 
     policy: Policy = field(default_factory=Policy)
     house: HouseRules = field(default_factory=HouseRules)
     smoothing: Smoothing = field(default_factory=Smoothing)
+    act_on: ActOn = ActOn.IMBALANCE
     confirm: int = 2
     cooldown_s: float = 0.0
     dry_run: bool = False
@@ -83,7 +92,8 @@ class Cycle:
 
     `plan` is what should be done; it was carried out only when `executed`. Until an imbalance has
     been found in `confirm` consecutive cycles (`confirmed` of them so far) nothing is done.
-    `host` is None in the first cycle, when there are no loads yet.
+    `host` is None in the first cycle, when there are no loads yet. `calm` when nothing is done
+    since no vCPU has to wait, whatever the plan.
     """
 
     number: int
@@ -93,6 +103,7 @@ class Cycle:
     confirmed: int = 0
     confirm: int = 1
     dry_run: bool = False
+    calm: bool = False
     executed: bool = False
     pinned: tuple[Move, ...] = ()
     failures: tuple[Failure, ...] = ()
@@ -104,7 +115,7 @@ class Cycle:
         """Whether this cycle came to a decision: to act, or that there is nothing to do."""
         if self.plan is None or self.host is None:
             return False
-        return self.executed or not (self.plan.moves or self.host.unsettled)
+        return self.executed or self.calm or not (self.plan.moves or self.host.unsettled)
 
 
 class Scheduler:
@@ -142,7 +153,8 @@ class Scheduler:
         is told in the `Cycle`.
         """
         crowded = NO_CPUS
-        if rules.smoothing.measure is Measure.DEMAND:
+        asks = rules.act_on is ActOn.CONTENTION
+        if asks or rules.smoothing.measure is Measure.DEMAND:
             crowded = self._observed.crowded if self._observed is not None else ALL_CPUS
         sample = hypervisor.sample(crowded)
         self._clear_doubt(sample, on_pin)
@@ -160,8 +172,12 @@ class Scheduler:
             return seen
         host = self._with_fixed(self._observed.host, sample, rules.cooldown_s)
         found = self._plan(host, rules)
-        confirmed = self._confirm(found)
-        seen = replace(seen, host=host, plan=found, confirmed=confirmed)
+        calm = asks and bool(found.moves) and not self._observed.contended
+        confirmed = 0 if calm else self._confirm(found)
+        seen = replace(seen, host=host, plan=found, confirmed=confirmed, calm=calm)
+        if calm:
+            self._wanted = self._wanted_binding = 0
+            return seen
         if not found.moves or confirmed < rules.confirm:
             return seen
         self._wanted = self._wanted_binding = 0
