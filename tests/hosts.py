@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vcpusched.hypervisor import HypervisorError, VanishedError
 from vcpusched.model import (
+    ALL_CPUS,
     PPM_PER_POINT,
     Busy,
     Cpu,
     CpuSet,
+    Definition,
     DomainReading,
     DomainUuid,
     Host,
@@ -144,9 +146,9 @@ def random_host(
 class MemoryHost:
     """A hypervisor in memory: guests of one vCPU that use what they want; time is told to it.
 
-    `wants` gives the usage of each guest, `cpus` its affinity and `definition` what its definition
-    allows; `host_wants` what each pCPU runs besides, with guests that are bound. `on_pin` is called
-    before a pin and may raise what libvirt would.
+    `wants` gives the usage of each guest, `cpus` its affinity, `definitions` its definition, and
+    `host_wants` what each pCPU runs besides, with guests that are bound. `on_pin` is called before
+    a pin and may raise what libvirt would.
     """
 
     def __init__(
@@ -159,7 +161,7 @@ class MemoryHost:
         self.online = CpuSet.of(range(cpu_count))
         self.wants = dict(wants)
         self.cpus = {name: CpuSet.parse(text) for name, text in cpus.items()}
-        self.definitions = dict.fromkeys(wants, self.online)
+        self.definitions = dict.fromkeys(wants, Definition({0: ALL_CPUS}))
         self.domain_ids = {name: number for number, name in enumerate(wants, 1)}
         self.run_ns = dict.fromkeys(wants, 0)
         self.host_wants: dict[int, float] = {}
@@ -184,7 +186,7 @@ class MemoryHost:
     def add(self, name: str, want: float, cpus: str) -> None:
         """Start another guest."""
         self.wants[name], self.cpus[name] = want, CpuSet.parse(cpus)
-        self.definitions[name], self.run_ns[name] = self.online, 0
+        self.definitions[name], self.run_ns[name] = Definition({0: ALL_CPUS}), 0
         self.domain_ids[name] = max(self.domain_ids.values()) + 1
 
     def restart(self, name: str) -> None:
@@ -203,12 +205,12 @@ class MemoryHost:
             busy=Busy(self.now_ns, dict(self.busy_ns)) if self.host_wants else None,
         )
 
-    def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:
-        """Give where a guest may run."""
+    def definition(self, uuid: DomainUuid) -> Definition:
+        """Give a guest's definition."""
         self.definitions_read += 1
         if uuid not in self.wants:
             raise VanishedError("the domain is not running any more")
-        return {0: self.definitions[uuid]}
+        return self.definitions[uuid]
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Pin a guest."""
@@ -226,5 +228,5 @@ class MemoryHost:
             vcpus=(
                 VcpuReading(0, self.run_ns[name], self.cpus[name], next(iter(self.cpus[name]))),
             ),
-            allowed={0: self.definitions[name]},
+            definition=self.definitions[name],
         )

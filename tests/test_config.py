@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from program import vcpusched
 
-from vcpusched.config import Settings, allowed
+from vcpusched.config import Settings, allowed, load
+from vcpusched.house import HouseRules
+from vcpusched.model import CpuSet
 
 PACKAGED = Path(__file__).parent.parent / "packaging" / "vcpusched.toml"
 
@@ -87,6 +89,22 @@ def test_precedence_and_sources(tmp_path: Path) -> None:
         ('uri = "qemu://other/system"', 'FILE: uri: "qemu://other/system" is not allowed: '),
         ('uri = "nonsense"', 'FILE: uri: "nonsense" is not allowed: must be a libvirt URI '),
         (
+            "cpus = 3",
+            'FILE: cpus: 3 is not allowed: must be "all" or a list of pCPUs such as "0-3,8"',
+        ),
+        ('cpus = ""', 'FILE: cpus: "" is not allowed: must be "all" or a list of pCPUs '),
+        ('cpus = "3-"', 'FILE: cpus: "3-" is not allowed: must be "all" or a list of pCPUs '),
+        (
+            'exclude_cpus = "all"',
+            'FILE: exclude_cpus: "all" is not allowed: must be "isolated" or a list of pCPUs ',
+        ),
+        (
+            'include_domains = "web*"',
+            'FILE: include_domains: "web*" is not allowed: must be a list of names or globs of',
+        ),
+        ("exclude_domains = [1]", "FILE: exclude_domains: 1 is not allowed: must be a list of "),
+        ('exclude_domains = [""]', 'FILE: exclude_domains: [""] is not allowed: must hold no '),
+        (
             "period = 1\n\nconfirm = = 2",
             "FILE: not a TOML file: Invalid value (at line 3, column 11)",
         ),
@@ -109,6 +127,40 @@ def test_mistakes_in_variables(tmp_path: Path) -> None:
     assert complaint("", tmp_path, VCPUSCHED_PEROID="1").startswith(
         "VCPUSCHED_PEROID: no such setting; did you mean period?"
     )
+
+
+def test_lists_in_variables(tmp_path: Path) -> None:
+    """They are separated by commas; an empty variable is an empty list."""
+    empty = tmp_path / "empty.toml"
+    empty.write_text('include_domains = ["x"]\nexclude_domains = ["x"]\nexclude_cpus = "1"\n')
+    done = vcpusched(
+        *("check-config", "--config", str(empty)),
+        VCPUSCHED_INCLUDE_DOMAINS="web*, db-[0-9]",
+        VCPUSCHED_EXCLUDE_DOMAINS="",
+        VCPUSCHED_EXCLUDE_CPUS="",
+        VCPUSCHED_CPUS="0-3,8",
+    )
+    rows = {line.split()[0]: line.split("  ")[1:] for line in done.stdout.splitlines()}
+    shown = {key: next(filter(None, map(str.strip, row))) for key, row in rows.items()}
+    assert shown["include_domains"] == '["web*", "db-[0-9]"]'
+    assert (shown["exclude_domains"], shown["exclude_cpus"], shown["cpus"]) == (
+        "[]",
+        '""',
+        '"0-3,8"',
+    )
+    assert complaint("", tmp_path, VCPUSCHED_EXCLUDE_DOMAINS="a,,b").startswith(
+        'VCPUSCHED_EXCLUDE_DOMAINS: ["a", "", "b"] is not allowed: must hold no empty name'
+    )
+
+
+def test_what_the_settings_mean_for_the_house(tmp_path: Path) -> None:
+    """The words stand for no list; an empty list is one."""
+    file = tmp_path / "my.toml"
+    file.write_text("")
+    assert load(file).settings.house() == HouseRules()
+    file.write_text('cpus = "0-3"\nexclude_cpus = ""\nexclude_domains = ["db"]\n')
+    named = HouseRules(CpuSet.parse("0-3"), CpuSet(), ("*",), ("db",))
+    assert load(file).settings.house() == named
 
 
 def test_a_mistake_is_told_where_a_better_source_outranks_it(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcpusched.demand import busy_ppm, crowded, demand_ppm, host_loads_ppm
+from vcpusched.demand import busy_ppm, crowded, demand_ppm, host_loads_ppm, wait_ppm
 from vcpusched.model import PPM, Busy, CpuSet, Waited
 
 SECOND_NS = 1_000_000_000
@@ -36,6 +36,14 @@ def test_wait_counts_only_where_the_pcpu_is_saturated() -> None:
     """At 97 % busy nothing was left undone; at 98.5 % half of the 0.2 / 8 counts."""
     assert demand(400_000, waited(2), 970_000) == 400_000
     assert demand(400_000, waited(2), 985_000) == 412_500
+
+
+def test_the_share_of_the_time_that_was_waited() -> None:
+    """Not counting the quota's, and nothing where one reading is missing or too close."""
+    assert wait_ppm(ZERO, waited(2)) == 200_000
+    assert wait_ppm(ZERO, waited(2, throttled_s=2.5)) == 0
+    assert wait_ppm(None, waited(2)) == wait_ppm(ZERO, None) == 0
+    assert wait_ppm(ZERO, Waited(SECOND_NS // 10, SECOND_NS // 10)) == 0
 
 
 def test_without_a_reading_of_wait_demand_is_usage() -> None:

@@ -1,4 +1,4 @@
-"""What libvirt says, translated: definitions, maps of pCPUs, errors.
+"""What libvirt says, translated: maps of pCPUs, errors.
 
 The answers are in the shape of libvirt-python 9 to 12: tuples of numbers and of booleans.
 """
@@ -13,53 +13,8 @@ from vcpusched.hypervisor import (
     PermissionDeniedError,
     VanishedError,
 )
-from vcpusched.libvirt_host import LibvirtHost, parse_definition, parse_vcpus, translate
+from vcpusched.libvirt_host import LibvirtHost, parse_vcpus, translate
 from vcpusched.model import NO_CPUS, CpuSet
-
-ONLINE = CpuSet.parse("0-7")
-
-
-def definition(inner: str) -> dict[int, str]:
-    """Give where each vCPU may run, by a definition that holds this."""
-    xml = f"<domain type='kvm'><name>g</name>{inner}</domain>"
-    return {vcpu: str(cpus & ONLINE) for vcpu, cpus in parse_definition(xml).items()}
-
-
-def test_without_any_pin_all_online_pcpus_are_allowed() -> None:
-    """A definition that says nothing allows everything; without <vcpu> there is one vCPU."""
-    assert definition("<vcpu placement='static'>2</vcpu>") == {0: "0-7", 1: "0-7"}
-    assert definition("") == {0: "0-7"}
-
-
-def test_a_cpuset_holds_for_all_vcpus_and_a_pin_outranks_it() -> None:
-    """The order is libvirt's: <vcpupin>, else <vcpu cpuset>; up to the maximum of vCPUs."""
-    assert definition(
-        "<vcpu placement='static' cpuset='0-3,^2' current='1'>3</vcpu>"
-        "<cputune><vcpupin vcpu='1' cpuset='6'/><emulatorpin cpuset='0'/></cputune>"
-    ) == {0: "0-1,3", 1: "6", 2: "0-1,3"}
-
-
-def test_masks_beyond_64_pcpus() -> None:
-    """A definition may name pCPUs far up, and such that are offline now."""
-    xml = "<domain><vcpu cpuset='60-70,300'>1</vcpu></domain>"
-    assert str(parse_definition(xml)[0]) == "60-70,300"
-
-
-@pytest.mark.parametrize(
-    "xml",
-    [
-        "",
-        "<domain",
-        "<domain><vcpu>many</vcpu></domain>",
-        "<domain><vcpu cpuset='a'>1</vcpu></domain>",
-        "<domain><vcpu>1</vcpu><cputune><vcpupin cpuset='1'/></cputune></domain>",
-        "<domain><vcpu>1</vcpu><cputune><vcpupin vcpu='0' cpuset='99999'/></cputune></domain>",
-    ],
-)
-def test_a_definition_that_cannot_be_understood(xml: str) -> None:
-    """It is an error of that domain, told as such."""
-    with pytest.raises(HypervisorError, match="cannot be understood"):
-        parse_definition(xml)
 
 
 def test_vcpus_with_gaps_in_their_numbers() -> None:
@@ -120,7 +75,7 @@ def test_against_the_test_driver() -> None:
         assert str(sample.topology.online) == "0,2,4"
         (domain,) = sample.domains
         assert (domain.name, len(domain.vcpus)) == ("test", 2)
-        assert str(domain.allowed[0] & sample.topology.online) == "0,2,4"
+        assert str(domain.definition.allowed[0] & sample.topology.online) == "0,2,4"
         assert host.is_alive()
     finally:
         host.close()

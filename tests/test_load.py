@@ -23,6 +23,7 @@ from vcpusched.model import (
     PPM_PER_POINT,
     Cpu,
     CpuSet,
+    Definition,
     DomainReading,
     DomainUuid,
     Sample,
@@ -47,7 +48,7 @@ def reading(at_s: float, *run_s: float, affinity: CpuSet = ALL, **changes: objec
             VcpuReading(vcpu, round(run * SECOND_NS), affinity, on=1)
             for vcpu, run in enumerate(run_s)
         ),
-        allowed=dict.fromkeys(range(len(run_s)), ALL),
+        definition=Definition(dict.fromkeys(range(len(run_s)), ALL)),
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
@@ -137,9 +138,9 @@ def test_usage_is_a_share_of_one_cpu(before_ns: int, ran_ns: int, interval_ns: i
 
 def observed(affinity: str, definition: str) -> tuple[bool, str]:
     """Give whether a vCPU is fixed, and where it may go."""
-    allowed = {0: CpuSet.parse(definition)}
+    defined = Definition({0: CpuSet.parse(definition)})
     pair = [
-        sample(reading(at, at / 2, affinity=CpuSet.parse(affinity), allowed=allowed))
+        sample(reading(at, at / 2, affinity=CpuSet.parse(affinity), definition=defined))
         for at in (10, 12)
     ]
     vcpu = observe(pair[0], pair[1]).host.vcpus[0]
@@ -152,7 +153,7 @@ def test_who_may_be_moved() -> None:
     assert observed("0-3", "0-3") == (False, "0-3")  # floating over its whole definition
     assert observed("0-1", "0-3") == (True, "0-1")  # a pool
     assert observed("0-3", "0-1") == (True, "0-3")  # wider than the definition: not ours to judge
-    assert observed("2", "2") == (False, "2")  # the definition itself pins it
+    assert observed("2", "2") == (True, "2")  # the definition itself pins it
     assert observed("0-3", "0-127") == (False, "0-3")  # pCPUs 4-127 are offline
     assert observed("2", "9") == (True, "")  # the definition names only offline pCPUs
 
@@ -164,7 +165,14 @@ def test_more_than_64_pcpus() -> None:
     pair = [
         Sample(
             topology,
-            (reading(at, at / 4, affinity=CpuSet.of([300]), allowed={0: CpuSet.parse("0-511")}),),
+            (
+                reading(
+                    at,
+                    at / 4,
+                    affinity=CpuSet.of([300]),
+                    definition=Definition({0: CpuSet.parse("0-511")}),
+                ),
+            ),
         )
         for at in (10, 12)
     ]

@@ -17,6 +17,14 @@ PACKAGING = TOP / "packaging"
 VERBS = ("run", "plan", "snapshot", "status", "check-config", "simulate")
 
 
+def plain(value: object) -> str:
+    """Give a value of a setting without the quotes that a format puts around text."""
+    return str(value).replace('"', "").replace("'", "").lower()
+
+
+DEFAULTS = {key: plain(field.default) for key, field in Settings.model_fields.items()}
+
+
 def run(*command: str, **options: object) -> str:
     """Run a tool that must succeed in silence or say what it has to say; gives its output."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
@@ -94,9 +102,7 @@ def test_the_man_pages_tell_of_everything() -> None:
     assert MESSAGE_ID_PLAN in manual
     settings = (PACKAGING / "vcpusched.toml.5").read_text()
     described = re.findall(r'^\.BR (\w+) " \(default (.*)\)"$', settings, re.MULTILINE)
-    assert {key: default.replace("\\(dq", "").lower() for key, default in described} == {
-        key: str(field.default).lower() for key, field in Settings.model_fields.items()
-    }
+    assert {key: plain(default.replace("\\(dq", "")) for key, default in described} == DEFAULTS
     for page in PACKAGING.glob("*.[58]"):
         assert f'"vcpusched {__version__}"' in page.read_text()
 
@@ -109,9 +115,7 @@ def test_the_readme_tells_of_everything() -> None:
     for verb in VERBS:
         assert f"`vcpusched {verb}" in readme, verb
     rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", readme, re.MULTILINE))
-    assert {key: value.strip('"').lower() for key, value in rows.items()} == {
-        key: str(field.default).lower() for key, field in Settings.model_fields.items()
-    }
+    assert {key: plain(value) for key, value in rows.items()} == DEFAULTS
 
 
 def test_scripts_are_sound() -> None:

@@ -9,7 +9,7 @@ from hosts import SECOND_NS, MemoryHost
 
 from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.load import Smoothing
-from vcpusched.model import NO_CPUS, CpuSet, Host
+from vcpusched.model import NO_CPUS, CpuSet, Definition, Host
 from vcpusched.planner import Move, Plan, Policy, plan
 from vcpusched.scheduler import Cycle, Rules, Scheduler
 
@@ -282,7 +282,7 @@ def test_an_edited_definition_is_obeyed_before_the_move() -> None:
     host, scheduler = crowded(), Scheduler()
     run(scheduler, host, 2)
     sample = host.sample(NO_CPUS)
-    host.definitions = dict.fromkeys(host.wants, CpuSet.of([0]))
+    host.definitions = dict.fromkeys(host.wants, Definition({0: CpuSet.of([0])}))
 
     class Edited:
         """The host with a sample from before the edit."""

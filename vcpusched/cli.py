@@ -431,7 +431,8 @@ def _sampled(settings: "Settings") -> "Host":
         before = session.sample(asked)
         time.sleep(settings.period)
         smoothing = Smoothing(measure=settings.rules().smoothing.measure)
-        return observe(before, session.sample(asked), smoothing=smoothing).host
+        after = session.sample(asked)
+        return observe(before, after, smoothing=smoothing, rules=settings.house()).host
 
     if sys.stderr.isatty():
         print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)

@@ -5,6 +5,7 @@ file, variable or option; the setting; the value; what is allowed. Each source i
 own, so a mistake in a file is told even where a variable outranks it.
 """
 
+import contextlib
 import difflib
 import json
 import os
@@ -20,14 +21,16 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
+from vcpusched.house import HouseRules
 from vcpusched.load import Measure, Smoothing
-from vcpusched.model import PPM_PER_POINT
+from vcpusched.model import PPM_PER_POINT, CpuSet
 from vcpusched.planner import Floating, Policy
-from vcpusched.scheduler import Rules
+from vcpusched.scheduler import ActOn, Rules
 from vcpusched.text import printable
 from vcpusched.units import Granularity
 
@@ -35,6 +38,19 @@ DEFAULT_FILE: Final = Path("/etc/vcpusched/vcpusched.toml")
 DROP_INS: Final = Path("/etc/vcpusched/conf.d")
 ENVIRONMENT_PREFIX: Final = "VCPUSCHED_"
 FLAGS: Final = "command line"
+
+ALL: Final = "all"
+ISOLATED: Final = "isolated"
+"""What stands instead of a list of pCPUs: all of them, and those that the kernel sets aside."""
+
+_WORDS: Final = {
+    "uri": "a libvirt URI of this host such as qemu:///system",
+    "cpus": f'"{ALL}" or a list of pCPUs such as "0-3,8"',
+    "exclude_cpus": f'"{ISOLATED}" or a list of pCPUs such as "0-3,8"',
+    "include_domains": 'a list of names or globs of domains such as ["web*", "db"]',
+    "exclude_domains": 'a list of names or globs of domains such as ["web*", "db"]',
+}
+"""What a setting that is a text or a list may be."""
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -57,6 +73,24 @@ def _local_uri(uri: str) -> str:
     if not rest.startswith("/") or transport not in {"", "unix"}:
         raise ValueError("must be local: vcpusched runs on the host whose vCPUs it places")
     return uri
+
+
+def _cpus(key: str, word: str, *, least: int) -> AfterValidator:
+    """Check a list of at least so many pCPUs, or the word that stands instead of one."""
+
+    def check(text: str) -> str:
+        with contextlib.suppress(ValueError):
+            if text == word or len(CpuSet.parse(text)) >= least:
+                return text
+        raise ValueError(f"must be {_WORDS[key]}")
+
+    return AfterValidator(check)
+
+
+def _globs(globs: list[str]) -> list[str]:
+    if not all(glob.strip() for glob in globs):
+        raise ValueError("must hold no empty name")
+    return globs
 
 
 class Settings(BaseSettings):
@@ -122,10 +156,29 @@ class Settings(BaseSettings):
         description="What a vCPU is pinned to: one pCPU, or all pCPUs of a core, of a last-level"
         " cache or of a NUMA node, among which the kernel chooses",
     )
+    act_on: Literal["imbalance", "contention"] = Field(
+        "imbalance",
+        description="When to move vCPUs: whenever the host is unbalanced, or only while a vCPU has"
+        " to wait for a pCPU, too",
+    )
     floating: Literal["pin", "kernel"] = Field(
         "pin",
         description="What to do with vCPUs that may use several pCPUs: pin them where that ends"
         " balanced and short of saturation, or leave them to the kernel",
+    )
+    cpus: Annotated[str, _cpus("cpus", ALL, least=1)] = Field(
+        ALL, description="The pCPUs to balance, as a list, or all of them"
+    )
+    exclude_cpus: Annotated[str, _cpus("exclude_cpus", ISOLATED, least=0)] = Field(
+        ISOLATED,
+        description="The pCPUs to leave alone, as a list, or those that the kernel isolates, unless"
+        " cpus names them; an empty list: none",
+    )
+    include_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = Field(
+        ["*"], description="Names or globs of the domains whose vCPUs may be moved"
+    )
+    exclude_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = Field(
+        [], description="Names or globs of domains whose vCPUs are not moved all the same"
     )
     uri: Annotated[str, AfterValidator(_local_uri)] = Field(
         "qemu:///system", description="The libvirt of this host"
@@ -161,15 +214,27 @@ class Settings(BaseSettings):
             granularity=Granularity(self.granularity),
         )
 
+    def house(self) -> HouseRules:
+        """Give which pCPUs and guests are ours to care for."""
+        excluded = None if self.exclude_cpus == ISOLATED else CpuSet.parse(self.exclude_cpus)
+        return HouseRules(
+            cpus=None if self.cpus == ALL else CpuSet.parse(self.cpus),
+            exclude_cpus=excluded,
+            include_domains=tuple(self.include_domains),
+            exclude_domains=tuple(self.exclude_domains),
+        )
+
     def rules(self) -> Rules:
         """Give what the scheduler must know."""
         return Rules(
             policy=self.policy(),
+            house=self.house(),
             smoothing=Smoothing(
                 half_life_s=self.half_life,
                 settle_s=self.settle,
                 measure=Measure(self.measure),
             ),
+            act_on=ActOn(self.act_on),
             confirm=self.confirm,
             cooldown_s=self.cooldown,
             dry_run=self.dry_run,
@@ -241,8 +306,8 @@ def allowed(key: str) -> str:
         )
     if declared.annotation is bool:
         return "true or false"
-    if declared.annotation is str:
-        return "a libvirt URI of this host such as qemu:///system"
+    if key in _WORDS:
+        return _WORDS[key]
     kind = "a whole number" if declared.annotation is int else "a number"
     return f"{kind} {_bounds(declared)}"
 
@@ -300,6 +365,9 @@ def _environment_layer() -> _Layer:
         if name.upper().startswith(ENVIRONMENT_PREFIX)
     }
     known: dict[str, Any] = EnvSettingsSource(Settings)()
+    for key, text in known.items():
+        if typing.get_origin(Settings.model_fields[key].annotation) is list:
+            known[key] = [item.strip() for item in text.split(",")] if text.strip() else []
     unknown = {key: os.environ[name] for key, name in names.items() if key not in known}
     return _Layer("environment", {**known, **unknown}, strict=False, names=names)
 

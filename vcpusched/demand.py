@@ -28,6 +28,10 @@ SATURATED_FROM_PPM: Final = 970_000
 still served within the interval: in simulated bursts with a known demand of 0.9 pCPUs the formula
 told 1.2, usage 0.88."""
 
+WAITS_PPM: Final = 50_000
+"""A vCPU that waited for so much of the time really waits: below it is the usual jostling of
+threads that share a pCPU."""
+
 INTERVAL_MIN_NS: Final = 200_000_000
 """Two readings closer than this say nothing: CPU time is counted in steps of 10 ms, so an error of
 5 % of a pCPU would be usual."""
@@ -51,6 +55,18 @@ def crowded(busy: Mapping[int, int]) -> CpuSet:
     return CpuSet.of(cpu for cpu, share_ppm in busy.items() if share_ppm >= CROWDED_PPM)
 
 
+def wait_ppm(before: Waited | None, after: Waited | None) -> int:
+    """Give for which share of the time a vCPU was kept from running by others; 0 where unknown.
+
+    Time for which the kernel held it back because of its quota is no such wait.
+    """
+    if before is None or after is None:
+        return 0
+    interval_ns = after.at_ns - before.at_ns
+    waited_ns = after.wait_ns - before.wait_ns - (after.throttled_ns - before.throttled_ns)
+    return max(0, waited_ns) * PPM // interval_ns if interval_ns >= INTERVAL_MIN_NS else 0
+
+
 def demand_ppm(usage_ppm: int, before: Waited | None, after: Waited | None, busy: int) -> int:
     """Give what a vCPU wants, from its usage, its wait, and how busy its freest pCPU was.
 
@@ -65,14 +81,13 @@ def demand_ppm(usage_ppm: int, before: Waited | None, after: Waited | None, busy
     """
     if before is None or after is None:
         return usage_ppm
-    interval_ns = after.at_ns - before.at_ns
-    waited_ns = after.wait_ns - before.wait_ns - (after.throttled_ns - before.throttled_ns)
+    waited_ppm = wait_ppm(before, after)
     most_ppm = PPM if after.quota_ppm is None else max(usage_ppm, min(PPM, after.quota_ppm))
-    if interval_ns < INTERVAL_MIN_NS or waited_ns <= 0 or busy <= SATURATED_FROM_PPM:
+    if not waited_ppm or busy <= SATURATED_FROM_PPM:
         return usage_ppm
-    wait_ppm = min(PPM - usage_ppm, waited_ns * PPM // interval_ns)
-    awake_ppm = usage_ppm * PPM // max(1, PPM - wait_ppm)
-    missed_ppm = wait_ppm * awake_ppm**3 // PPM**3
+    waited_ppm = min(PPM - usage_ppm, waited_ppm)
+    awake_ppm = usage_ppm * PPM // max(1, PPM - waited_ppm)
+    missed_ppm = waited_ppm * awake_ppm**3 // PPM**3
     counted_ppm = missed_ppm * (busy - SATURATED_FROM_PPM) // (PPM - SATURATED_FROM_PPM)
     return min(most_ppm, usage_ppm + counted_ppm)
 

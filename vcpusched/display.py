@@ -65,7 +65,7 @@ def draw_host(host: Host, loads_ppm: Mapping[int, int], moved: Mapping[Any, CpuS
         if len(on_cpu) > ROWS_MAX and not labels and load_ppm < PPM_PER_POINT:
             empty += 1
             continue
-        percent = f"{load_ppm / PPM_PER_POINT:.0f} %" if cpu in managed else "offline"
+        percent = f"{load_ppm / PPM_PER_POINT:.0f} %" if cpu in managed else "not managed"
         table.add_row(str(cpu), _bar(load_ppm), percent, Text(", ").join(labels))
     if empty:
         table.add_row("", "", "", f"{empty} more pCPUs are idle")

@@ -4,10 +4,9 @@ Rule: a protocol and its errors, nothing else. It exists because two implementat
 and a host in memory.
 """
 
-from collections.abc import Mapping
 from typing import Protocol
 
-from vcpusched.model import CpuSet, DomainUuid, Sample, VcpuId
+from vcpusched.model import CpuSet, Definition, DomainUuid, Sample, VcpuId
 
 
 class HypervisorError(Exception):
@@ -39,8 +38,8 @@ class Hypervisor(Protocol):
         How long vCPUs waited is read only of those that may use none but `crowded` pCPUs.
         """
 
-    def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:
-        """Read anew, per vCPU, where the domain's definition lets it run."""
+    def definition(self, uuid: DomainUuid) -> Definition:
+        """Read the domain's definition anew."""
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set the live affinity of one vCPU; its domain's definition stays as it is."""

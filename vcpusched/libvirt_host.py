@@ -9,8 +9,8 @@ pCPU map and the domain's size before it reads the vCPUs). None of them begins a
 talks to its QEMU, so none waits for a migration and none disturbs a guest; the bulk statistics call
 would be cheaper but interrupts every vCPU with QEMU 7.1 to 8.0, and tells neither the real
 affinity nor the pCPU last used. How long vCPUs waited it takes from /proc, as this does by itself
-(`kernel`): that costs libvirtd nothing, and is done for crowded pCPUs only. A definition costs 2
-more calls when a domain is first seen and every 60 s; a plan costs 2 for each domain it touches,
+(`kernel`): that costs libvirtd nothing, and is done for crowded pCPUs only. A definition costs 3
+more calls when a domain is first seen and every 60 s; a plan costs 3 for each domain it touches,
 and 5 for each pin (find the domain, ask twice whether it is busy, and two in `pinVcpuFlags`). The
 topology costs one, on a connection of its own, whenever other pCPUs are online than before, since
 there is no event for that.
@@ -20,14 +20,13 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
-from xml.etree import ElementTree as ET
 
 import libvirt
 
-from vcpusched import capabilities, kernel
+from vcpusched import capabilities, definition, kernel
 from vcpusched.hypervisor import (
     BusyError,
     ConnectionLostError,
@@ -36,9 +35,9 @@ from vcpusched.hypervisor import (
     VanishedError,
 )
 from vcpusched.model import (
-    ALL_CPUS,
     PPM,
     CpuSet,
+    Definition,
     DomainReading,
     DomainUuid,
     Sample,
@@ -48,8 +47,8 @@ from vcpusched.model import (
     VcpuReading,
 )
 
-FirstSeen = dict[DomainUuid, Mapping[int, CpuSet]]
-"""What each transient domain's live definition allowed when it was first seen."""
+FirstSeen = dict[DomainUuid, Definition]
+"""Each transient domain's live definition as it was when it was first seen."""
 
 KEEPALIVE_INTERVAL_S: Final = 2
 KEEPALIVE_COUNT: Final = 3
@@ -165,9 +164,11 @@ class _Question:
 
 
 @dataclass(slots=True)
-class _Definition:
-    allowed: Mapping[int, CpuSet]
-    read_at_ns: int
+class _Read:
+    """A definition, and the monotonic clock when it was read."""
+
+    definition: Definition
+    at_ns: int
 
 
 class LibvirtHost:
@@ -177,7 +178,7 @@ class LibvirtHost:
         self._uri = uri
         self._connection = connection
         self._first_seen = first_seen
-        self._definitions: dict[tuple[str, int], _Definition] = {}
+        self._definitions: dict[tuple[str, int], _Read] = {}
         self._domains: dict[str, Any] = {}
         self._map_length = 0
         self._topology = Topology(())
@@ -241,6 +242,7 @@ class LibvirtHost:
             domains=self._with_waits(domains, crowded),
             unread=unread,
             busy=kernel.busy(),
+            set_aside=kernel.isolated() | kernel.tickless(),
         )
 
     def _with_waits(
@@ -269,13 +271,13 @@ class LibvirtHost:
             for domain in domains
         )
 
-    def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:
-        """Read anew where the domain's definition lets each vCPU run."""
+    def definition(self, uuid: DomainUuid) -> Definition:
+        """Read the domain's definition anew."""
         domain = self._domains.get(uuid)
         if domain is None:
             raise VanishedError("the domain is not running any more")
         try:
-            return self._define(domain).allowed
+            return self._define(domain)
         except libvirt.libvirtError as error:
             raise self._translated(error) from None
 
@@ -313,7 +315,7 @@ class LibvirtHost:
         except libvirt.libvirtError as error:
             raise self._translated(error) from None
         self._map_length = length
-        return CpuSet.from_flags(flags) - kernel.isolated()
+        return CpuSet.from_flags(flags)
 
     def _topology_of(self, online: CpuSet) -> Topology:
         """Give the topology of these pCPUs, read anew when they are others than before.
@@ -339,15 +341,13 @@ class LibvirtHost:
 
     def _forget_ended(self) -> None:
         running = {(uuid, domain.ID()) for uuid, domain in self._domains.items()}
-        self._definitions = {
-            key: definition for key, definition in self._definitions.items() if key in running
-        }
+        self._definitions = {key: read for key, read in self._definitions.items() if key in running}
         for uuid in [uuid for uuid in self._first_seen if uuid not in self._domains]:
             self._first_seen.pop(uuid, None)
 
     def _read(self, uuid: DomainUuid, domain: Any) -> DomainReading:  # noqa: ANN401
         domain_id = domain.ID()
-        allowed = self._allowed(uuid, domain)
+        defined = self._defined(uuid, domain)
         try:
             at_ns = time.monotonic_ns()
             infos, maps = domain.vcpus()
@@ -364,43 +364,42 @@ class LibvirtHost:
             at_ns=at_ns,
             took_ns=took_ns,
             vcpus=parse_vcpus(infos, maps),
-            allowed=allowed,
+            definition=defined,
         )
 
-    def _allowed(self, uuid: DomainUuid, domain: Any) -> Mapping[int, CpuSet]:  # noqa: ANN401
-        """Give what the definition allows, read anew when it is old; nothing while it is unknown.
+    def _defined(self, uuid: DomainUuid, domain: Any) -> Definition:  # noqa: ANN401
+        """Give the definition, read anew when it is old; an empty one while it is unknown.
 
         It is not worth losing the loads for: from 11.0 on libvirt may wait for a busy guest here.
         """
         key = (uuid, domain.ID())
         known = self._definitions.get(key)
-        if known is not None and time.monotonic_ns() - known.read_at_ns <= DEFINITION_AGE_MAX_NS:
-            return known.allowed
+        if known is not None and time.monotonic_ns() - known.at_ns <= DEFINITION_AGE_MAX_NS:
+            return known.definition
         try:
-            return self._define(domain).allowed
+            return self._define(domain)
         except libvirt.libvirtError as error:
             found = self._translated(error)
             if isinstance(found, ConnectionLostError):
                 raise found from None
         except HypervisorError:
             pass  # not understood: its vCPUs count, and stay where they are
-        kept = known.allowed if known is not None else {}
-        self._definitions[key] = _Definition(kept, time.monotonic_ns())
+        kept = known.definition if known is not None else Definition()
+        self._definitions[key] = _Read(kept, time.monotonic_ns())
         return kept
 
-    def _define(self, domain: Any) -> _Definition:  # noqa: ANN401
+    def _define(self, domain: Any) -> Definition:  # noqa: ANN401
         uuid = DomainUuid(domain.UUIDString())
+        live = _parsed(domain.XMLDesc(0))
         if domain.isPersistent():
-            allowed = parse_definition(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+            stated = _parsed(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
         else:
             # A transient domain has no persistent definition: the live one stands in for it, as it
             # was when the domain was first seen, since later our own pins are in it.
-            if uuid not in self._first_seen:
-                self._first_seen[uuid] = parse_definition(domain.XMLDesc(0))
-            allowed = dict(self._first_seen[uuid])
-        definition = _Definition(allowed, time.monotonic_ns())
-        self._definitions[uuid, domain.ID()] = definition
-        return definition
+            stated = replace(self._first_seen.setdefault(uuid, live), wish=None)
+        found = definition.combined(live, stated)
+        self._definitions[uuid, domain.ID()] = _Read(found, time.monotonic_ns())
+        return found
 
     def _translated(self, error: Exception) -> HypervisorError:
         return translate(error, alive=self.is_alive())
@@ -466,23 +465,11 @@ def _refuse_busy(domain: Any) -> None:  # noqa: ANN401
         raise BusyError("the domain is being migrated, saved or the like")
 
 
-def parse_definition(xml: str) -> dict[int, CpuSet]:
-    """Give, per vCPU number, where a domain's definition lets it run.
-
-    A `<vcpupin>` outranks `<vcpu cpuset>`, which outranks all pCPUs (libvirt's own order). Raises
-    HypervisorError when the text is no domain definition.
-    """
+def _parsed(xml: str) -> Definition:
     try:
-        root = ET.fromstring(xml)  # noqa: S314  libvirtd made it, and libvirtd is trusted
-        count = int(root.findtext("vcpu") or "1")
-        cpuset = "".join(vcpu.get("cpuset", "") for vcpu in root.iterfind("vcpu"))
-        default = CpuSet.parse(cpuset) if cpuset else ALL_CPUS
-        allowed = dict.fromkeys(range(count), default)
-        for pin in root.iterfind("cputune/vcpupin"):
-            allowed[int(pin.get("vcpu", ""))] = CpuSet.parse(pin.get("cpuset", ""))
-    except (ET.ParseError, ValueError) as error:
+        return definition.parse(xml)
+    except ValueError as error:
         raise HypervisorError(f"its definition cannot be understood: {error}") from None
-    return allowed
 
 
 def _text(error: Any) -> str:  # noqa: ANN401

@@ -9,12 +9,11 @@ Approach: the difference of two readings of the same vCPU over the time that rea
     them, not over the nominal period; then a mean that forgets.
 Terms: usage is run time over wall time, at most one pCPU; demand what a vCPU would use if it never
     waited (`demand`). Load is smoothed demand. The half-life is the time after which a demand
-    counts half as much as a new one. A pool is a live affinity of several pCPUs that is narrower
-    than the domain's definition: somebody keeps it, so it is obeyed.
+    counts half as much as a new one.
 Algorithm: 1. Match readings by `VcpuId`; drop those that cannot be trusted. 2. Mix each demand into
     the load, with the weight that the half-life gives to the time between the readings. 3. Do the
     same for what the host itself runs, more slowly, and where it is known what the vCPUs ran.
-    4. Decide who may move.
+    4. Have the rules of the house decide who may move (`house`).
 Properties: a vCPU seen for the first time, restarted, or whose counter went backwards has no load,
     nor has one that began less than the settling time ago; one that was read badly keeps its last
     one. A load lies between the smallest and the largest demand. A host load that stays within
@@ -28,7 +27,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vcpusched.demand import INTERVAL_MIN_NS, busy_ppm, crowded, demand_ppm, host_loads_ppm
+from vcpusched.demand import (
+    INTERVAL_MIN_NS,
+    WAITS_PPM,
+    busy_ppm,
+    crowded,
+    demand_ppm,
+    host_loads_ppm,
+    wait_ppm,
+)
+from vcpusched.house import DEFAULT_RULES, House, HouseRules
 from vcpusched.model import (
     ALL_CPUS,
     NO_CPUS,
@@ -104,13 +112,16 @@ class HostTrack:
 class Observed:
     """The host as it is now, and what to remember for the next time.
 
-    `crowded` are the pCPUs whose vCPUs should be asked how long they waited.
+    `crowded` are the pCPUs whose vCPUs should be asked how long they waited; `contended` tells
+    whether one really had to wait since the sample before; `house` is what the rules come to.
     """
 
     host: Host
     tracks: Mapping[VcpuId, Track]
     host_tracks: Mapping[int, HostTrack] = field(default_factory=dict)
     crowded: CpuSet = NO_CPUS
+    contended: bool = False
+    house: House | None = None
 
 
 def observe(
@@ -118,20 +129,22 @@ def observe(
     after: Sample,
     earlier: Observed | None = None,
     smoothing: Smoothing = Smoothing(),
+    rules: HouseRules = DEFAULT_RULES,
 ) -> Observed:
     """Give the host as it was up to `after`; `before` is the `baseline` of the sample before.
 
     Every vCPU of `after` that `before` knows too has a load. One that could not be read well this
     time keeps the load that it had, and stays where it is while its domain cannot be read at all:
     taken for 0, it would look like room for others. The rest is absent; `Host.unsettled` are the
-    pCPUs that any of them are bound to.
+    pCPUs that any of them are bound to. By the `rules` some pCPUs are not managed, and no part of
+    the host, and some vCPUs must stay.
     """
-    managed = after.topology.online
+    house = House.of(rules, after, earlier.house if earlier is not None else None)
     busy = busy_ppm(before.busy, after.busy) if before else {}
     known = earlier.tracks if earlier is not None else {}
     stranger = Track() if earlier is None else None
     vcpus = [
-        dataclasses.replace(vcpu, fixed=True)
+        dataclasses.replace(vcpu, fixed=True, why="its domain cannot be read")
         for vcpu in (earlier.host.vcpus if earlier else ())
         if vcpu.id.uuid in after.unread
     ]
@@ -151,7 +164,7 @@ def observe(
             track = Track(judged_from_ns=domain.at_ns + wait_ns)
         tracks[identity] = track = dataclasses.replace(track, affinity=reading.affinity)
         if track.load_ppm is not None:
-            vcpus.append(_vcpu(identity, domain, reading, track.load_ppm, managed))
+            vcpus.append(_vcpu(identity, domain, reading, track.load_ppm, house))
         elif len(reading.affinity) == 1:
             unsettled |= reading.affinity
     host_tracks = earlier.host_tracks if earlier is not None else {}
@@ -163,12 +176,21 @@ def observe(
         cpus=tuple(
             HostCpu(cpu, told_ppm.get(cpu.id, 0))
             for cpu in sorted(after.topology.cpus, key=lambda cpu: cpu.id)
+            if cpu.id in house.managed
         ),
         vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
         unsettled=unsettled,
     )
     # Before anything is known everybody is asked: loads that begin right need no correction.
-    return Observed(host, tracks, host_tracks, crowded(busy) if busy else ALL_CPUS)
+    asked = crowded(busy) if busy else ALL_CPUS
+    return Observed(
+        host=host,
+        tracks=tracks,
+        host_tracks=host_tracks,
+        crowded=asked,
+        contended=any(_waits(interval, asked, house.managed) for interval in intervals),
+        house=house,
+    )
 
 
 def baseline(before: Sample | None, after: Sample) -> Sample:
@@ -271,6 +293,14 @@ def _follow(
     return smoothed(track, wanted_ppm, passed_ns, smoothing.half_life_s)
 
 
+def _waits(interval: _Interval, crowded: CpuSet, managed: CpuSet) -> bool:
+    """Tell whether a vCPU had to wait since its pCPUs, one of them managed, are crowded."""
+    cpus = interval.after.affinity
+    if interval.before is None or not (cpus.is_within(crowded) and cpus & managed):
+        return False
+    return wait_ppm(interval.before.waited, interval.after.waited) >= WAITS_PPM
+
+
 def _unclear(before: Sample, after: Sample, intervals: Sequence[_Interval]) -> CpuSet:
     """Give the pCPUs that ran vCPUs of which nobody knows how much."""
     unclear = CpuSet()
@@ -351,19 +381,20 @@ def mixed(
 
 
 def _vcpu(
-    identity: VcpuId, domain: DomainReading, reading: VcpuReading, load_ppm: int, managed: CpuSet
+    identity: VcpuId, domain: DomainReading, reading: VcpuReading, load_ppm: int, house: House
 ) -> Vcpu:
-    definition = domain.allowed.get(reading.vcpu, CpuSet()) & managed
-    affinity = reading.affinity
-    # A live pin to one pCPU is placement and may be changed within the definition. Several pCPUs
-    # are the whole definition, or a pool (or a wider mask) that another hand keeps.
-    fixed = len(affinity) != 1 and affinity & managed != definition
+    standing = house.standing(domain, reading)
     return Vcpu(
         id=identity,
         domain=domain.name,
         load_ppm=load_ppm,
-        cpus=affinity,
-        allowed=affinity if fixed else definition,
+        cpus=reading.affinity,
+        allowed=standing.allowed,
         on=reading.on,
-        fixed=fixed or not definition,
+        fixed=standing.fixed,
+        why=standing.why,
+        memory_node=domain.definition.memory_node,
+        shares=domain.definition.shares,
+        quota_ppm=domain.definition.quota_ppm,
+        spread=standing.spread,
     )

@@ -198,12 +198,38 @@ class VcpuReading:
 
 
 @dataclass(frozen=True, slots=True)
+class Definition:
+    """What a domain's definition says about where its vCPUs belong.
+
+    `allowed` gives, per vCPU number, where it may run: `ALL_CPUS` where nothing is said; a vCPU
+    missing there must not be moved. `realtime` are the vCPUs with a realtime scheduler.
+    `memory_nodes` are the NUMA nodes its memory is asked to be on, and only there when
+    `memory_strict`; none where nothing is said. `shares` are its CPU shares, which all its vCPUs
+    share, `quota_ppm` the most that each vCPU may run, a whole pCPU without a quota. `wish` is the
+    text in which it asks us for something, None where it asks for nothing.
+    """
+
+    allowed: Mapping[int, CpuSet] = field(default_factory=dict)
+    realtime: frozenset[int] = frozenset()
+    memory_nodes: frozenset[int] = frozenset()
+    memory_strict: bool = False
+    shares: int = SHARES
+    quota_ppm: int = PPM
+    wish: str | None = None
+
+    @property
+    def memory_node(self) -> int | None:
+        """The NUMA node of its memory, where that is one."""
+        return next(iter(self.memory_nodes)) if len(self.memory_nodes) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
 class DomainReading:
     """What the hypervisor said about one running domain.
 
     `at_ns` is the monotonic clock just before the domain was asked, and `took_ns` how long the
-    answer took: the readings were made somewhere in that span. `allowed` gives, per vCPU, where
-    the domain's definition lets it run; a vCPU missing there must not be moved.
+    answer took: the readings were made somewhere in that span. `definition` is empty where it
+    could not be read.
     """
 
     uuid: DomainUuid
@@ -212,7 +238,7 @@ class DomainReading:
     at_ns: int
     took_ns: int
     vcpus: tuple[VcpuReading, ...]
-    allowed: Mapping[int, CpuSet] = field(default_factory=dict)
+    definition: Definition = field(default_factory=Definition)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +254,14 @@ class Sample:
     """The whole host as read in one cycle.
 
     `unread` holds the domains that run but could not be read; `busy` is None where nobody tells.
+    `set_aside` are the pCPUs that the kernel keeps free of what is not pinned there.
     """
 
     topology: Topology
     domains: tuple[DomainReading, ...]
     unread: Mapping[DomainUuid, "Unread"] = field(default_factory=dict)
     busy: Busy | None = None
+    set_aside: CpuSet = NO_CPUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +269,10 @@ class Vcpu:
     """One vCPU with its load, as the planner sees it.
 
     `cpus` is its present affinity, `allowed` where policy lets it go, `on` the pCPU it was last
-    seen on. A `fixed` vCPU counts but must not be moved; `why` says why, for people. `memory_node`
-    is the NUMA node of its guest's memory, where that is known. `shares` are its guest's, which
-    all of the guest's vCPUs share, and `quota_ppm` the most that it may run.
+    seen on. A `fixed` vCPU counts but must not be moved; `why` says why, for people, or what asks
+    for it to be moved. `memory_node` is the NUMA node of its guest's memory, where that is known.
+    `shares` are its guest's, which all of the guest's vCPUs share, and `quota_ppm` the most that it
+    may run. A `spread` one must not join another vCPU of its guest on a core.
     """
 
     id: VcpuId
@@ -257,6 +286,7 @@ class Vcpu:
     memory_node: int | None = None
     shares: int = SHARES
     quota_ppm: int = PPM
+    spread: bool = False
 
     @property
     def is_bound(self) -> bool:

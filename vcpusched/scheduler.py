@@ -6,10 +6,12 @@ loads up to it, how often in a row it wanted to act, when it last pinned a vCPU,
 refused a pin and are left alone for a while, and a pin whose answer was lost with the connection.
 """
 
-from collections.abc import Callable, Mapping
+import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from vcpusched.house import HouseRules
 from vcpusched.hypervisor import (
     ConnectionLostError,
     Hypervisor,
@@ -17,7 +19,16 @@ from vcpusched.hypervisor import (
     VanishedError,
 )
 from vcpusched.load import Measure, Observed, Smoothing, baseline, observe
-from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, Host, Sample, Unread, VcpuId
+from vcpusched.model import (
+    ALL_CPUS,
+    NO_CPUS,
+    Definition,
+    DomainUuid,
+    Host,
+    Sample,
+    Unread,
+    VcpuId,
+)
 from vcpusched.planner import Move, Plan, Policy, plan
 
 ASIDE_CYCLES: Final = 10
@@ -36,16 +47,26 @@ GLANCE_SHARE: Final = 8
 one: of 432 hosts a little out of balance it missed none."""
 
 
+class ActOn(enum.StrEnum):
+    """What makes the scheduler carry out a plan: any imbalance, or one that makes vCPUs wait."""
+
+    IMBALANCE = "imbalance"
+    CONTENTION = "contention"
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How the scheduler acts.
 
-    `policy` is the planner's and `smoothing` that of the loads; an imbalance must be found in
-    `confirm` consecutive cycles; a vCPU is not moved twice within `cooldown_s` seconds.
+    `policy` is the planner's, `house` says who may be moved at all, and `smoothing` is that of the
+    loads; what it acts on must be found in `confirm` consecutive cycles; a vCPU is not moved twice
+    within `cooldown_s` seconds.
     """
 
     policy: Policy = field(default_factory=Policy)
+    house: HouseRules = field(default_factory=HouseRules)
     smoothing: Smoothing = field(default_factory=Smoothing)
+    act_on: ActOn = ActOn.IMBALANCE
     confirm: int = 2
     cooldown_s: float = 0.0
     dry_run: bool = False
@@ -71,7 +92,8 @@ class Cycle:
 
     `plan` is what should be done; it was carried out only when `executed`. Until an imbalance has
     been found in `confirm` consecutive cycles (`confirmed` of them so far) nothing is done.
-    `host` is None in the first cycle, when there are no loads yet.
+    `host` is None in the first cycle, when there are no loads yet. `calm` when nothing is done
+    since no vCPU has to wait, whatever the plan.
     """
 
     number: int
@@ -81,6 +103,7 @@ class Cycle:
     confirmed: int = 0
     confirm: int = 1
     dry_run: bool = False
+    calm: bool = False
     executed: bool = False
     pinned: tuple[Move, ...] = ()
     failures: tuple[Failure, ...] = ()
@@ -92,7 +115,7 @@ class Cycle:
         """Whether this cycle came to a decision: to act, or that there is nothing to do."""
         if self.plan is None or self.host is None:
             return False
-        return self.executed or not (self.plan.moves or self.host.unsettled)
+        return self.executed or self.calm or not (self.plan.moves or self.host.unsettled)
 
 
 class Scheduler:
@@ -130,7 +153,8 @@ class Scheduler:
         is told in the `Cycle`.
         """
         crowded = NO_CPUS
-        if rules.smoothing.measure is Measure.DEMAND:
+        asks = rules.act_on is ActOn.CONTENTION
+        if asks or rules.smoothing.measure is Measure.DEMAND:
             crowded = self._observed.crowded if self._observed is not None else ALL_CPUS
         sample = hypervisor.sample(crowded)
         self._clear_doubt(sample, on_pin)
@@ -143,13 +167,17 @@ class Scheduler:
             dry_run=rules.dry_run,
             unread=tuple(sample.unread[uuid] for uuid in sorted(sample.unread)),
         )
-        self._observed = observe(before, sample, self._observed, rules.smoothing)
+        self._observed = observe(before, sample, self._observed, rules.smoothing, rules.house)
         if before is None:
             return seen
         host = self._with_fixed(self._observed.host, sample, rules.cooldown_s)
         found = self._plan(host, rules)
-        confirmed = self._confirm(found)
-        seen = replace(seen, host=host, plan=found, confirmed=confirmed)
+        calm = asks and bool(found.moves) and not self._observed.contended
+        confirmed = 0 if calm else self._confirm(found)
+        seen = replace(seen, host=host, plan=found, confirmed=confirmed, calm=calm)
+        if calm:
+            self._wanted = self._wanted_binding = 0
+            return seen
         if not found.moves or confirmed < rules.confirm:
             return seen
         self._wanted = self._wanted_binding = 0
@@ -203,15 +231,20 @@ class Scheduler:
         return replace(
             host,
             vcpus=tuple(
-                replace(vcpu, fixed=True) if self._must_stay(vcpu.id) else vcpu
+                replace(vcpu, fixed=True, why=why)
+                if not vcpu.fixed and (why := self._why_it_stays(vcpu.id, cooldown_s))
+                else vcpu
                 for vcpu in host.vcpus
             ),
         )
 
-    def _must_stay(self, vcpu: VcpuId) -> bool:
+    def _why_it_stays(self, vcpu: VcpuId, cooldown_s: float) -> str:
         aside = self._aside.get(vcpu.uuid)
-        refused = aside is not None and self._number < aside.until
-        return refused or vcpu in self._cools_from_ns or vcpu in self._pinned
+        if aside is not None and self._number < aside.until:
+            return "its guest refused a pin lately"
+        if vcpu in self._cools_from_ns or vcpu in self._pinned:
+            return f"moved less than {cooldown_s:g} s ago"
+        return ""
 
     def _put_aside(self, uuid: DomainUuid) -> None:
         known = self._aside.get(uuid)
@@ -230,6 +263,19 @@ class Scheduler:
                 if identity == (move.vcpu.uuid, move.vcpu.vcpu, move.to_cpus):
                     on_pin(number, move)
 
+    def _check_definition(
+        self, hypervisor: Hypervisor, move: Move, definitions: dict[DomainUuid, Definition]
+    ) -> None:
+        """Read a domain's definition before its first move: it may have been edited since."""
+        uuid = move.vcpu.uuid
+        if uuid not in definitions:
+            definitions[uuid] = hypervisor.definition(uuid)
+        house = self._observed.house if self._observed is not None else None
+        if house is not None:
+            why = house.objection(move.domain, definitions[uuid], move.vcpu.vcpu, move.to_cpus)
+            if why:
+                raise VanishedError(why)
+
     def _execute(
         self,
         hypervisor: Hypervisor,
@@ -240,13 +286,13 @@ class Scheduler:
     ) -> Cycle:
         pinned: list[Move] = []
         failures: list[Failure] = []
-        definitions: dict[DomainUuid, Mapping[int, CpuSet]] = {}
+        definitions: dict[DomainUuid, Definition] = {}
         lost = None
         for before, move in zip((None, *found.moves), found.moves, strict=False):
             if cancelled():
                 break
             try:
-                _check_definition(hypervisor, move, definitions)
+                self._check_definition(hypervisor, move, definitions)
                 if cancelled():
                     break  # that took calls, too
                 hypervisor.pin(move.vcpu, move.to_cpus)
@@ -293,14 +339,3 @@ def _give_back(
         return []  # the next plan goes on from there
     on_pin(number, back)
     return [back]
-
-
-def _check_definition(
-    hypervisor: Hypervisor, move: Move, definitions: dict[DomainUuid, Mapping[int, CpuSet]]
-) -> None:
-    """Read a domain's definition before its first move: it may have been edited since."""
-    uuid = move.vcpu.uuid
-    if uuid not in definitions:
-        definitions[uuid] = hypervisor.definition(uuid)
-    if not move.to_cpus.is_within(definitions[uuid].get(move.vcpu.vcpu, CpuSet())):
-        raise VanishedError("the domain's definition does not allow this pCPU any more")

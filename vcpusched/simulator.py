@@ -18,7 +18,7 @@ Properties: the bursts depend on the workload only, so runs with different sched
 import dataclasses
 import enum
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +29,7 @@ from vcpusched.model import (
     Busy,
     Cpu,
     CpuSet,
+    Definition,
     DomainReading,
     DomainUuid,
     Sample,
@@ -100,6 +101,12 @@ class SimulatedHost:
         self._period_ns = period_ns
         self._machine = Machine(workload.cpu_count)
         self._starts = list(_starts(workload, place, self._online))
+        self._definitions = [
+            Definition(
+                dict.fromkeys(range(len(guest.loads_ppm)), guest.allowed), shares=guest.shares
+            )
+            for guest in workload.guests
+        ]
         self._domain_ids: dict[int, int] = {}
         self._last_domain_id = 0
         self._running: dict[tuple[int, int], _Running] = {}
@@ -139,13 +146,12 @@ class SimulatedHost:
             busy=Busy(now_ns, dict(enumerate(self._machine.used_ns()))),
         )
 
-    def definition(self, uuid: DomainUuid) -> Mapping[int, CpuSet]:
-        """Give where a guest may run. Raises VanishedError when it is not running."""
+    def definition(self, uuid: DomainUuid) -> Definition:
+        """Give the definition of a guest. Raises VanishedError when it is not running."""
         number = _number(uuid)
         if number not in self._domain_ids:
             raise VanishedError("the domain is not running any more")
-        guest = self.workload.guests[number]
-        return dict.fromkeys(range(len(guest.loads_ppm)), guest.allowed & self._online)
+        return self._definitions[number]
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set a vCPU's affinity, from the next period on.
@@ -263,7 +269,6 @@ class SimulatedHost:
 
     def _read(self, number: int, readings: list[VcpuReading]) -> DomainReading:
         guest = self.workload.guests[number]
-        allowed = guest.allowed & self._online
         return DomainReading(
             uuid=_uuid(number),
             domain_id=self._domain_ids[number],
@@ -271,7 +276,7 @@ class SimulatedHost:
             at_ns=self._machine.now_ns,
             took_ns=TOOK_NS,
             vcpus=tuple(readings),
-            allowed={reading.vcpu: allowed for reading in readings},
+            definition=self._definitions[number],
         )
 
     def _is_back(self, domain: str, vcpu: int, cpus: CpuSet) -> bool:

@@ -1,0 +1,148 @@
+"""What a domain's definition says, from XML as libvirt 9 to 12 gives it."""
+
+import pytest
+
+from vcpusched.definition import combined, parse
+from vcpusched.model import ALL_CPUS, PPM, SHARES, CpuSet, Definition
+
+ONLINE = CpuSet.parse("0-7")
+
+
+def defined(inner: str) -> Definition:
+    """Read a definition that holds this."""
+    return parse(f"<domain type='kvm'><name>g</name>{inner}</domain>")
+
+
+def allowed(inner: str) -> dict[int, str]:
+    """Give where each vCPU may run, by a definition that holds this."""
+    return {vcpu: str(cpus & ONLINE) for vcpu, cpus in defined(inner).allowed.items()}
+
+
+def test_without_any_pin_all_pcpus_are_allowed() -> None:
+    """A definition that says nothing allows everything; without <vcpu> there is one vCPU."""
+    assert defined("<vcpu placement='static'>2</vcpu>") == Definition({0: ALL_CPUS, 1: ALL_CPUS})
+    assert allowed("") == {0: "0-7"}
+
+
+def test_a_cpuset_holds_for_all_vcpus_and_a_pin_outranks_it() -> None:
+    """The order is libvirt's: <vcpupin>, else <vcpu cpuset>; up to the maximum of vCPUs."""
+    assert allowed(
+        "<vcpu placement='static' cpuset='0-3,^2' current='1'>3</vcpu>"
+        "<cputune><vcpupin vcpu='1' cpuset='6'/><emulatorpin cpuset='0'/></cputune>"
+    ) == {0: "0-1,3", 1: "6", 2: "0-1,3"}
+
+
+def test_a_pinned_emulator_pins_no_vcpu() -> None:
+    """<emulatorpin> and <iothreadpin> are about other threads."""
+    pins = "<emulatorpin cpuset='0'/><iothreadpin iothread='1' cpuset='1'/>"
+    assert allowed(f"<vcpu>2</vcpu><cputune>{pins}</cputune>") == {0: "0-7", 1: "0-7"}
+
+
+def test_placement_auto_states_no_cpuset() -> None:
+    """What numad advised is no part of the definition, and libvirt ignores a cpuset beside it."""
+    assert allowed("<vcpu placement='auto' cpuset='1'>1</vcpu>") == {0: "0-7"}
+    assert allowed(
+        "<vcpu placement='auto'>1</vcpu><numatune><memory mode='strict'"
+        " placement='auto'/></numatune>"
+    ) == {0: "0-7"}
+
+
+def test_masks_beyond_64_pcpus() -> None:
+    """A definition may name pCPUs far up, and such that are offline now."""
+    assert str(defined("<vcpu cpuset='60-70,300'>1</vcpu>").allowed[0]) == "60-70,300"
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        "",
+        "<domain",
+        "<domain><vcpu>many</vcpu></domain>",
+        "<domain><vcpu cpuset='a'>1</vcpu></domain>",
+        "<domain><vcpu>1</vcpu><cputune><vcpupin cpuset='1'/></cputune></domain>",
+        "<domain><vcpu>1</vcpu><cputune><vcpupin vcpu='0' cpuset='99999'/></cputune></domain>",
+        "<domain><numatune><memory nodeset='x'/></numatune></domain>",
+        "<domain><cputune><quota>much</quota></cputune></domain>",
+    ],
+)
+def test_a_definition_that_cannot_be_understood(xml: str) -> None:
+    """It is an error, told as such."""
+    with pytest.raises(ValueError, match=r"\S"):
+        parse(xml)
+
+
+def test_realtime_vcpus() -> None:
+    """Those with fifo or rr; batch and idle are no realtime schedulers."""
+    tune = (
+        "<vcpusched vcpus='0-1,^1' scheduler='fifo' priority='1'/>"
+        "<vcpusched vcpus='2' scheduler='rr' priority='1'/>"
+        "<vcpusched vcpus='3' scheduler='batch'/>"
+        "<emulatorsched scheduler='fifo' priority='1'/>"
+    )
+    assert defined(f"<vcpu>4</vcpu><cputune>{tune}</cputune>").realtime == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("inner", "nodes", "strict", "node"),
+    [
+        ("", set(), False, None),
+        ("<memory mode='strict' nodeset='1'/>", {1}, True, 1),
+        ("<memory mode='preferred' nodeset='0'/>", {0}, False, 0),
+        ("<memory mode='interleave' nodeset='0-1'/>", {0, 1}, False, None),
+        ("<memory mode='strict' placement='auto'/>", set(), False, None),
+        ("<memnode cellid='0' mode='strict' nodeset='2'/>", {2}, True, 2),
+    ],
+)
+def test_where_the_memory_is(
+    inner: str, nodes: set[int], *, strict: bool, node: int | None
+) -> None:
+    """The nodes that the definition names; a node of the guest only where that is one."""
+    found = defined(f"<numatune>{inner}</numatune>")
+    assert found.memory_nodes == frozenset(nodes)
+    assert (found.memory_strict, found.memory_node) == (strict, node)
+
+
+@pytest.mark.parametrize(
+    ("inner", "quota_ppm"),
+    [
+        ("", PPM),
+        ("<quota>-1</quota>", PPM),
+        ("<quota>25000</quota>", PPM // 4),
+        ("<period>50000</period><quota>25000</quota>", PPM // 2),
+        ("<period>50000</period><quota>80000</quota>", PPM),
+        ("<global_quota>10000</global_quota>", PPM),
+    ],
+)
+def test_quotas(inner: str, quota_ppm: int) -> None:
+    """Of each vCPU, by its period; none is a whole pCPU, more than which no vCPU can run."""
+    assert defined(f"<cputune>{inner}</cputune>").quota_ppm == quota_ppm
+
+
+def test_shares() -> None:
+    """As the definition has them, else what the kernel takes for usual."""
+    assert defined("<cputune><shares>2048</shares></cputune>").shares == 2048
+    assert defined("").shares == SHARES
+
+
+def wish(element: str) -> str | None:
+    """Give what a domain with this metadata asks for."""
+    return defined(f"<metadata><other xmlns='urn:other'/>{element}</metadata>").wish
+
+
+def test_what_a_domain_asks_for() -> None:
+    """In our namespace only, whatever its prefix; an element without a policy is no silence."""
+    assert wish("<v:domain xmlns:v='urn:vcpusched:domain:1' policy='hold'/>") == "hold"
+    assert wish("<domain xmlns='urn:vcpusched:domain:1' policy=' Hold'/>") == " Hold"
+    assert wish("<v:domain xmlns:v='urn:vcpusched:domain:1' polcy='hold'/>") == ""
+    assert wish("<v:domain xmlns:v='urn:vcpusched:domain:2' policy='hold'/>") is None
+    assert wish("<domain policy='hold'/>") is None
+
+
+def test_live_and_stated() -> None:
+    """Masks are those stated for good, the wish is the live one if there is one."""
+    live = Definition({0: CpuSet.of([3])}, frozenset({0}), shares=512, wish="hold")
+    stated = Definition({0: ONLINE}, frozenset({1}), shares=2048, wish="balance")
+    found = combined(live, stated)
+    assert found == Definition({0: ONLINE}, frozenset({0, 1}), shares=512, wish="hold")
+    assert combined(Definition(), stated).wish == "balance"
+    assert combined(live, Definition()).wish == "hold"
