@@ -51,7 +51,7 @@ def host_with_its_own_load() -> tuple[MemoryHost, Scheduler, Rules]:
     """Give {30 30} {30 30}, balanced but for what the host itself runs."""
     names = ["a", "b", "c", "d"]
     cpus = {name: str(index // 2) for index, name in enumerate(names)}
-    rules = Rules(Policy(min_gain_ppm=0), Smoothing(half_life_s=3))
+    rules = Rules(policy=Policy(min_gain_ppm=0), smoothing=Smoothing(half_life_s=3))
     return MemoryHost(2, dict.fromkeys(names, 0.3), cpus), Scheduler(), rules
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,12 +11,14 @@ from collections.abc import Sequence
 import pytest
 
 from vcpusched import outcome
+from vcpusched.house import HouseRules
 from vcpusched.hypervisor import BusyError, HypervisorError, VanishedError
 from vcpusched.load import Measure, Smoothing
-from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet, DomainUuid, Host, VcpuId
+from vcpusched.model import NO_CPUS, PPM_PER_POINT, Cpu, CpuSet, DomainUuid, Host, Topology, VcpuId
 from vcpusched.planner import Plan, Policy, plan
 from vcpusched.scheduler import ActOn, Cycle, Rules, Scheduler
 from vcpusched.simulator import PERIOD_NS, Place, SimulatedHost, simulate
+from vcpusched.units import Granularity
 from vcpusched.workload import Guest, Refusal, Workload
 
 PERIODS = 60
@@ -412,3 +415,35 @@ def test_nobody_there() -> None:
     assert result.vcpus[0].run_ns == 3 * PERIOD_NS // 2
     with pytest.raises(VanishedError):
         SimulatedHost(Workload("", 1, 6, (late,))).definition(DomainUuid("x-0"))
+
+
+def test_sets_of_pcpus_need_fewer_pins() -> None:
+    """Two caches of four pCPUs, 16 guests that want 0, 20 or 60 %, each in six phases of a minute.
+
+    All begin on one pCPU. Pinned to a cache the kernel spreads them within it, so that a change of
+    phase costs a pin only where it upsets the caches; and less of what is wanted stays undone.
+    """
+    chance = random.Random(1)
+    guests = tuple(
+        guest(
+            f"g{number}",
+            [load for _ in range(6) for load in [chance.choice([0, 20, 60])] * 20],
+            "0",
+        )
+        for number in range(16)
+    )
+    workload = Workload("", 8, 120, guests)
+    topology = Topology(tuple(Cpu(cpu, 0, cpu, cpu // 4) for cpu in range(8)))
+
+    def simulated(granularity: Granularity) -> outcome.Result:
+        rules = Rules(
+            policy=Policy(granularity=granularity),
+            house=HouseRules(granularity=granularity),
+            smoothing=Smoothing(half_life_s=9),
+        )
+        return simulate(workload, Scheduler(), rules, topology=topology)
+
+    caches, cpus = simulated(Granularity.CACHE), simulated(Granularity.CPU)
+    assert {str(pin.to_cpus) for pin in caches.pins} == {"0-3", "4-7"}
+    assert len(caches.pins) * 3 < len(cpus.pins) * 2
+    assert caches.unmet_ppm < cpus.unmet_ppm

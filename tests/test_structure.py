@@ -11,7 +11,7 @@ PACKAGE = Path(vcpusched.__file__).parent
 MAY_IMPORT = {
     "model": set(),
     "demand": {"model"},
-    "house": {"model", "text"},
+    "house": {"units", "model", "text"},
     "load": {"demand", "house", "model"},
     "kernel": {"model"},
     "definition": {"model"},

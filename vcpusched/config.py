@@ -222,6 +222,7 @@ class Settings(BaseSettings):
             exclude_cpus=excluded,
             include_domains=tuple(self.include_domains),
             exclude_domains=tuple(self.exclude_domains),
+            granularity=Granularity(self.granularity),
         )
 
     def rules(self) -> Rules:

@@ -11,6 +11,7 @@ Terms: managed pCPUs are those that are balanced at all. Set aside are those tha
     unless the vCPU's own definition names them: those set aside, those of realtime vCPUs and their
     guests, and those that a definition dedicates to a single vCPU. A pool is a live affinity of
     several pCPUs that differs from what the definition says: somebody keeps it, so it is obeyed.
+    Where vCPUs are pinned to sets of pCPUs, such a set is no pool but a place like a single one.
 Order: the guest's metadata outranks the administrator's lists of domains, since it is the finer
     word; a wish that is not understood holds the guest, since the next likely meaning of a typo in
     "hold" is "hold". A definition's mask is never left, whoever asks.
@@ -36,6 +37,7 @@ from vcpusched.model import (
     VcpuReading,
 )
 from vcpusched.text import printable
+from vcpusched.units import Granularity, sets
 
 
 class Wish(enum.StrEnum):
@@ -58,13 +60,14 @@ class HouseRules:
 
     `cpus` are the pCPUs to manage, None for all; `exclude_cpus` those not to, None for those that
     the kernel sets aside, unless `cpus` names them. Guests are moved whose name matches a glob of
-    `include_domains` and none of `exclude_domains`.
+    `include_domains` and none of `exclude_domains`. `granularity` tells what vCPUs are pinned to.
     """
 
     cpus: CpuSet | None = None
     exclude_cpus: CpuSet | None = None
     include_domains: tuple[str, ...] = ("*",)
     exclude_domains: tuple[str, ...] = ()
+    granularity: Granularity = Granularity.CPU
 
     def managed(self, online: CpuSet, set_aside: CpuSet) -> CpuSet:
         """Give the managed ones of the pCPUs that are online."""
@@ -119,13 +122,17 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """The rules as they apply to one sample; `reserved_by` is what each domain reserves."""
+    """The rules as they apply to one sample; `reserved_by` is what each domain reserves.
+
+    `units` are the sets of several pCPUs that vCPUs are pinned to.
+    """
 
     rules: HouseRules
     managed: CpuSet
     set_aside: CpuSet
     reserved_by: Mapping[DomainUuid, CpuSet] = field(default_factory=dict)
     reserved: CpuSet = NO_CPUS
+    units: frozenset[CpuSet] = frozenset()
 
     @classmethod
     def of(cls, rules: HouseRules, sample: Sample, before: "House | None" = None) -> Self:
@@ -140,7 +147,9 @@ class House:
         everywhere = sample.set_aside & managed
         for reserved in reserved_by.values():
             everywhere |= reserved & managed
-        return cls(rules, managed, sample.set_aside, reserved_by, everywhere)
+        cpus = [cpu for cpu in sample.topology.cpus if cpu.id in managed]
+        units = frozenset(unit for unit in sets(cpus, rules.granularity) if len(unit) > 1)
+        return cls(rules, managed, sample.set_aside, reserved_by, everywhere, units)
 
     def standing(self, domain: DomainReading, reading: VcpuReading) -> Standing:
         """Judge one vCPU."""
@@ -148,7 +157,7 @@ class House:
         targets = self._targets(definition, reading.vcpu)
         spread = definition.wish == Wish.SPREAD
         why = self._why_held(domain.name, definition, reading.vcpu)
-        if not why and len(affinity) == 1:
+        if not why and (len(affinity) == 1 or affinity in self.units):
             why = self._why_bound(definition, reading, targets)
         elif not why:
             reach = definition.allowed[reading.vcpu] & self.managed

@@ -83,7 +83,8 @@ class _Totals:
 class SimulatedHost:
     """A `Hypervisor` in memory: guests as a workload has them. Time passes only in `pass_period`.
 
-    `place` says where vCPUs start whose guest does not.
+    `place` says where vCPUs start whose guest does not; `topology` which pCPUs are near each other.
+    They all do the same work in the same time: for capacities and siblings there is no model here.
     """
 
     def __init__(
@@ -91,13 +92,14 @@ class SimulatedHost:
         workload: Workload,
         place: Place = Place.RANDOM,
         period_ns: int = PERIOD_NS,
+        topology: Topology | None = None,
     ) -> None:
         self.workload = workload
         self.period = 0
         self.pins: list[PinChange] = []
         self.refused = 0
         self._online = CpuSet.of(range(workload.cpu_count))
-        self._topology = Topology(tuple(Cpu(cpu) for cpu in self._online))
+        self._topology = topology or Topology(tuple(Cpu(cpu) for cpu in self._online))
         self._period_ns = period_ns
         self._machine = Machine(workload.cpu_count)
         self._starts = list(_starts(workload, place, self._online))
@@ -295,6 +297,7 @@ def simulate(  # noqa: PLR0913  each is a choice of its own
     *,
     place: Place = Place.RANDOM,
     period_ns: int = PERIOD_NS,
+    topology: Topology | None = None,
     on_period: Callable[[PeriodResult, Cycle | None], None] = lambda _result, _cycle: None,
 ) -> Result:
     """Run a workload to its end, with one cycle of the scheduler after each period.
@@ -302,7 +305,7 @@ def simulate(  # noqa: PLR0913  each is a choice of its own
     Without a scheduler everything stays as `place` and the guests' own pins have it. `on_period`
     is told each period when it is over.
     """
-    host = SimulatedHost(workload, place, period_ns)
+    host = SimulatedHost(workload, place, period_ns, topology)
     periods = []
     for _ in range(workload.periods):
         passed = host.pass_period()
