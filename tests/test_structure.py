@@ -20,6 +20,8 @@ MAY_IMPORT = {
     "fill": {"frame", "search"},
     "groups": {"frame", "search"},
     "solve": {"fill", "frame", "groups", "search"},
+    "sharing": set(),
+    "service": {"model", "sharing", "text"},
     "board": {"frame", "model"},
     "arrange": {"board", "frame", "solve"},
     "planner": {"arrange", "board", "frame", "model", "solve", "text"},
