@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "service": {"model", "sharing", "text"},
     "board": {"frame", "model"},
     "arrange": {"board", "frame", "solve"},
-    "planner": {"arrange", "board", "frame", "model", "solve", "text"},
+    "planner": {"arrange", "board", "frame", "model", "service", "solve", "text"},
     "hypervisor": {"model"},
     "snapshot": {"model", "planner"},
     "scheduler": {"model", "load", "planner", "hypervisor"},
