@@ -121,6 +121,11 @@ class Settings(BaseSettings):
         description="What to do with vCPUs that may use several pCPUs: pin them where that ends"
         " balanced and short of saturation, or leave them to the kernel",
     )
+    service_check: bool = Field(
+        default=True,
+        description="Whether to refuse plans after which a guest would get less of its pCPUs, by"
+        " its CPU shares and quota, than it should",
+    )
     uri: Annotated[str, AfterValidator(_local_uri)] = Field(
         "qemu:///system", description="The libvirt of this host"
     )
@@ -152,6 +157,7 @@ class Settings(BaseSettings):
             min_gain_ppm=round(self.min_gain * PPM_PER_POINT),
             moves_max=self.moves_max or None,
             floating=Floating(self.floating),
+            service_check=self.service_check,
         )
 
     def rules(self) -> Rules:
