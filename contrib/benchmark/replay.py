@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from baselines import Rule, descent, one_move, repack, sticky_repack
-from methods import METHODS, OURS
+from methods import METHODS, OURS, OURS_CHECKED
 from progress import follow
 
 from vcpusched.config import Settings
@@ -48,7 +48,8 @@ class Competitor:
     """Who plans (None: nobody), how its loads are smoothed and confirmed, and where vCPUs begin.
 
     `half_life` in periods, 0 for loads as they were in the last period; `confirm` the periods for
-    which an imbalance must last. None for either: as vcpusched ships.
+    which an imbalance must last. None for either: as vcpusched ships. The bars are stated for
+    plans without the check of service.
     """
 
     rule: Rule | None
@@ -56,10 +57,11 @@ class Competitor:
     confirm: int | None = None
     place: Place = Place.RANDOM
     colour: str = "black"
+    service_check: bool = False
 
     def rules(self) -> Rules:
         """Give the settings for the scheduler."""
-        rules = Settings.model_validate({}).rules()
+        rules = Settings.model_validate({"service_check": self.service_check}).rules()
         if self.half_life is not None:
             smoothing = replace(rules.smoothing, half_life_s=self.half_life * PERIOD_S)
             rules = replace(rules, smoothing=smoothing)
@@ -79,6 +81,7 @@ def _competitors() -> dict[str, Competitor]:
         "sticky re-pack": Competitor(sticky_repack, 0, 1),
         "sticky re-pack, smoothed loads": Competitor(sticky_repack, None, 1, colour="#e7a9cf"),
         OURS: Competitor(plan),
+        OURS_CHECKED: Competitor(plan, service_check=True),
         f"{OURS}, vCPUs floating at first": Competitor(
             plan, place=Place.FLOATING, colour="#56b4e9"
         ),
