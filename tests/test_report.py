@@ -42,6 +42,20 @@ def test_a_pin_has_the_fields_that_the_design_fixes() -> None:
     }
 
 
+def test_what_the_check_of_service_refused_is_told() -> None:
+    """In the journal, the status line and the plan's JSON, where there is something to tell."""
+    why = "would take 40 points from vCPU 0 of g0, which has no more than its fair share"
+    less = dataclasses.replace(FOUND, refused=why)
+    entry = report.plan_entry(dataclasses.replace(ACTED, plan=less))
+    assert entry is not None
+    assert entry.message.endswith(f"; more was planned, but that {why}")
+    nothing = Cycle(7, 4, host=CROWDED, plan=dataclasses.replace(less, moves=()))
+    line = report.status_line(dataclasses.replace(SERVICE, cycle=nothing))
+    assert line.startswith(f"Unbalanced at rest (what would balance it {why}), gap 100 points")
+    assert snapshot.plan_as_json(less)["refused"] == why
+    assert "refused" not in snapshot.plan_as_json(FOUND)
+
+
 def test_an_executed_plan_is_one_entry() -> None:
     """With the gap before and as planned; nothing is said when nothing changed."""
     entry = report.plan_entry(ACTED)

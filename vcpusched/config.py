@@ -166,6 +166,11 @@ class Settings(BaseSettings):
         description="What to do with vCPUs that may use several pCPUs: pin them where that ends"
         " balanced and short of saturation, or leave them to the kernel",
     )
+    service_check: bool = Field(
+        default=True,
+        description="Whether to refuse plans after which a guest would get less of its pCPUs, by"
+        " its CPU shares and quota, than it should",
+    )
     cpus: Annotated[str, _cpus("cpus", ALL, least=1)] = Field(
         ALL, description="The pCPUs to balance, as a list, or all of them"
     )
@@ -211,6 +216,7 @@ class Settings(BaseSettings):
             min_gain_ppm=round(self.min_gain * PPM_PER_POINT),
             moves_max=self.moves_max or None,
             floating=Floating(self.floating),
+            service_check=self.service_check,
             granularity=Granularity(self.granularity),
         )
 

@@ -85,6 +85,11 @@ def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
     ]
     if plan.balanced:
         parts.append(f"Balanced: the gap is {points(plan.gap_before_ppm)} ({threshold}).")
+    elif not plan.moves and plan.refused:
+        gap = points(plan.gap_before_ppm)
+        parts.append(
+            f"Unbalanced, but what would balance it {plan.refused}: the gap is {gap} ({threshold})."
+        )
     elif not plan.moves:
         gap = points(plan.gap_before_ppm)
         parts.append(f"Unbalanced, but no move pays: the gap is {gap} ({threshold}).")
@@ -97,6 +102,8 @@ def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
         Stop.NO_GAIN: "no move that pays brings it closer",
         Stop.MOVE_LIMIT: "moves_max allows no more in one plan",
     }[plan.stop]
+    if plan.refused:
+        end = f"more was planned, but that {plan.refused}"
     parts.append(f"{count}, and the gap goes from {before} to {after} ({threshold}); {end}:")
     for number, move in enumerate(plan.moves, 1):
         line = Text(f"  {number}. vCPU {move.vcpu.vcpu} of {printable(move.domain)} ", "bold")

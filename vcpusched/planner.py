@@ -14,16 +14,20 @@ Terms: a bound vCPU may use one pCPU, a floating one (floater) several. In the *
 Algorithm: 1. With `Floating.PIN`, plan on the measured view, with only floaters movable; that plan
     is taken when it ends balanced and leaves every pCPU it touches below saturation.
     2. Otherwise floaters are the kernel's: plan on the poured view, and move bound vCPUs only.
+    3. Where the check of service refuses a plan, hold the moved vCPUs that it blames, and plan
+    again, up to `TRIES_MAX` times; then rest.
 Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; a vCPU alone on the busiest
     pCPU stays. The gap never grows, the loads compared largest first become smaller, and no prefix
     of the plan (an exchange is one step) leaves a higher peak of bound load than the host had.
     Planning again on the result of step 2 yields no step 2, unless the plan was cut short (by
     `moves_max`, or on one host in a thousand since no order could be found for the rest); of step 1
     there can be at most as many plans as there are floaters, and each vCPU is bound by at most one.
+    With the check of service on, whom a plan held is free again on its result, so there may be more
+    to do; every plan makes the loads smaller, so that ends.
 """
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -31,6 +35,7 @@ from vcpusched.arrange import Step, after, in_order, keep_apart
 from vcpusched.board import Board
 from vcpusched.frame import Problem
 from vcpusched.model import PPM, CpuSet, Host, VcpuId
+from vcpusched.service import Judge
 from vcpusched.solve import solve
 from vcpusched.text import printable
 from vcpusched.units import Granularity, Units, grouped, narrow
@@ -38,6 +43,10 @@ from vcpusched.units import Granularity, Units, grouped, narrow
 SATURATION_PPM: Final = 900_000
 """Load from which on a pCPU counts as saturated for binding floaters: above it bursts of the vCPUs
 bound there collide where floating ones would have gone elsewhere."""
+
+
+TRIES_MAX: Final = 3
+"""How often to plan again without the moves that the check of service refused."""
 
 
 POURED_STEPS_MAX: Final = 64
@@ -68,6 +77,7 @@ class Policy:
     `moves_max`: the most pin changes in one plan; None: no limit.
     `steps_max`: how long to search for fewer pin changes; a step takes some microseconds.
     `granularity`: what a vCPU is pinned to; with sets, loads are means over a set's pCPUs.
+    `service_check`: refuse plans by which guests get less than they should (see `service`).
     """
 
     balance_threshold_ppm: int = 100_000
@@ -76,6 +86,7 @@ class Policy:
     floating: Floating = Floating.PIN
     steps_max: int = 12_000
     granularity: Granularity = Granularity.CPU
+    service_check: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +111,8 @@ class Plan:
 
     `balanced` describes the host as found, `stop` why planning ended; `gap` is the load of the
     busiest less that of the freest pCPU, `loads` the load of each pCPU; `binds_floaters` tells
-    which of the two views the plan was made on.
+    which of the two views the plan was made on. `refused` is why the check of service would not
+    have more, or anything, the end of a sentence about the plan that it saw first.
     """
 
     balanced: bool
@@ -111,10 +123,36 @@ class Plan:
     loads_after_ppm: tuple[tuple[int, int], ...]
     moves: tuple[Move, ...]
     binds_floaters: bool = False
+    refused: str = ""
 
 
 def plan(host: Host, policy: Policy) -> Plan:
     """Plan the pin changes of one decision."""
+    found = _unchecked(host, policy)
+    if not policy.service_check or not found.moves:
+        return found
+    judge, refused, now = Judge(host), "", host
+    for tries_left in reversed(range(TRIES_MAX + 1)):
+        refusal = judge.refusal({move.vcpu: move.to_cpus for move in found.moves})
+        if refusal is None:
+            break
+        refused = refused or refusal.why
+        # Without a try left, there is no vCPU left to move either.
+        blamed = refusal.blamed if tries_left else {vcpu.id for vcpu in host.vcpus}
+        now = _holding(now, blamed)
+        found = _unchecked(now, policy)
+    return replace(found, refused=refused)
+
+
+def _holding(host: Host, held: Collection[VcpuId]) -> Host:
+    return replace(
+        host,
+        vcpus=tuple(replace(vcpu, fixed=True) if vcpu.id in held else vcpu for vcpu in host.vcpus),
+    )
+
+
+def _unchecked(host: Host, policy: Policy) -> Plan:
+    """Plan by loads only."""
     if policy.granularity is Granularity.CPU:
         return _plan(host, policy)
     return _plan_units(host, policy)

@@ -102,6 +102,8 @@ def plan_entry(cycle: Cycle) -> Entry | None:
         Stop.NO_GAIN: "; closer no move that pays can bring them",
         Stop.MOVE_LIMIT: "; moves_max ended it there",
     }[plan.stop]
+    if plan.refused:
+        ends = f"; more was planned, but that {plan.refused}"
     return Entry(
         Priority.INFO,
         f"Balanced the host with {count}: the busiest and the freest pCPU were "
@@ -182,7 +184,8 @@ def _verdict(cycle: Cycle, plan: Plan) -> str:
         return f"Unbalanced in {cycle.confirmed} of {cycle.confirm} periods"
     if plan.moves:
         return "Unbalanced"
-    return "Unbalanced at rest (no move pays)"
+    why = f"what would balance it {plan.refused}" if plan.refused else "no move pays"
+    return f"Unbalanced at rest ({why})"
 
 
 def _gap_now(cycle: Cycle, plan: Plan) -> int:

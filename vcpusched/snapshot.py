@@ -236,6 +236,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
         "stop": plan.stop.value,
         "gap_before": plan.gap_before_ppm / PPM,
         "gap_after": plan.gap_after_ppm / PPM,
+        **({"refused": plan.refused} if plan.refused else {}),
         "moves": [
             {
                 "domain": move.domain,

@@ -4,15 +4,16 @@ Rule: one table. Ours is a competitor like the others, called through the same s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from baselines import Rule, descent, one_move, repack, sticky_repack
 
-from vcpusched.planner import Policy, plan
+from vcpusched.model import Host
+from vcpusched.planner import Plan, Policy, plan
 
 POLICY: Final = Policy(min_gain_ppm=0)
-"""What the bars are stated for: the default threshold, and no least gain of a move."""
+"""What the bars are stated for: the default threshold, no least gain, and no check of service."""
 
 PERIODS_MAX: Final = 200
 """For how many periods a rule may go on that makes one move in each."""
@@ -27,10 +28,17 @@ class Method:
     colour: str
 
 
+def checked(host: Host, policy: Policy) -> Plan:
+    """Plan as vcpusched does with the check of service on."""
+    return plan(host, replace(policy, service_check=True))
+
+
 OURS: Final = "vcpusched"
+OURS_CHECKED: Final = f"{OURS}, service check"
 
 METHODS: Final[Mapping[str, Method]] = {
     OURS: Method(plan, 1, "#0072b2"),
+    OURS_CHECKED: Method(checked, 1, "#56b4e9"),
     "one-move rule": Method(one_move, PERIODS_MAX, "#d55e00"),
     "one paying move": Method(descent, PERIODS_MAX, "#e69f00"),
     "re-pack": Method(repack, 1, "#009e73"),

@@ -42,7 +42,7 @@ def draw_static(rows: Sequence[Row], folder: Path) -> list[Path]:
         right.bar(at, shares, width, color=method.colour)
     left.axhline(1, color="black", linewidth=0.8)
     left.set_ylabel("pin changes / proven fewest\n(hosts brought below the threshold)")
-    figure.legend(loc="outside upper center", ncols=len(METHODS), frameon=False)
+    figure.legend(loc="outside upper center", ncols=-(-len(METHODS) // 2), frameon=False)
     left.margins(y=0.1)
     right.set_ylabel("hosts brought below the threshold, %\n(of those where that is possible)")
     right.set_ylim(0, 102)
@@ -81,7 +81,7 @@ def draw_scaling(points: Sequence[scaling.Point], folder: Path) -> list[Path]:
     panels[0].set_ylabel("time for one plan, ms (median)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9
+        handles, labels, loc="outside upper center", ncols=-(-len(labels) // 2), frameon=False
     )
     _tidy(*panels)
     return _save(figure, folder, "scaling")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from baselines import Rule, descent, one_move, repack, sticky_repack
-from methods import METHODS, OURS
+from methods import METHODS, OURS, OURS_CHECKED
 from progress import follow
 
 from vcpusched.config import Settings
@@ -49,7 +49,8 @@ class Competitor:
     """Who plans (None: nobody), how its loads are smoothed and confirmed, and where vCPUs begin.
 
     `half_life` in periods, 0 for loads as they were in the last period; `confirm` the periods for
-    which an imbalance must last. None for either: as vcpusched ships.
+    which an imbalance must last. None for either: as vcpusched ships. The bars are stated for
+    plans without the check of service.
     """
 
     rule: Rule | None
@@ -58,10 +59,12 @@ class Competitor:
     measure: Measure = Measure.DEMAND
     place: Place = Place.RANDOM
     colour: str = "black"
+    service_check: bool = False
 
     def rules(self) -> Rules:
         """Give the settings for the scheduler."""
-        rules = Settings.model_validate({"measure": self.measure}).rules()
+        chosen = {"measure": self.measure, "service_check": self.service_check}
+        rules = Settings.model_validate(chosen).rules()
         if self.half_life is not None:
             smoothing = replace(rules.smoothing, half_life_s=self.half_life * PERIOD_S)
             rules = replace(rules, smoothing=smoothing)
@@ -83,6 +86,7 @@ def _competitors() -> dict[str, Competitor]:
         "re-pack by usage": Competitor(repack, 0, 1, measure=Measure.USAGE, colour="#a6d854"),
         OURS: Competitor(plan),
         f"{OURS} by usage": Competitor(plan, measure=Measure.USAGE, colour="#56b4e9"),
+        OURS_CHECKED: Competitor(plan, service_check=True),
         f"{OURS}, vCPUs floating at first": Competitor(
             plan, place=Place.FLOATING, colour="#56b4e9"
         ),

@@ -43,7 +43,8 @@ class Outcome:
     """What one competitor did on one host.
 
     `plan_ns` is the time of its first plan; `cycled` says that it came back to where it had been;
-    `outside_ppm` is the load that was left outside the best band.
+    `outside_ppm` is the load that was left outside the best band; `refused` says that the check of
+    service had its first plan changed, `at_rest` that it made none.
     """
 
     reached: bool
@@ -52,6 +53,8 @@ class Outcome:
     cycled: bool
     outside_ppm: int
     plan_ns: int
+    refused: bool = False
+    at_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +144,13 @@ def of_kind(rows: Iterable[Row], spread: Spread, bonds: Bonds) -> list[Row]:
 def attempt(host: Host, method: Method) -> Outcome:
     """Let a competitor act on a host until it is balanced, wants nothing, or starts anew."""
     seen, pins, plan_ns, cycled, periods = {_places(host)}, 0, 0, False, 0
+    refused = False
     for period in range(method.periods_max):
         began_ns = time.perf_counter_ns()
         found = method.rule(host, POLICY)
         took_ns = time.perf_counter_ns() - began_ns
         plan_ns = plan_ns or took_ns
+        refused = refused or bool(found.refused)
         if not found.moves:
             break
         _check(host, found)
@@ -162,6 +167,8 @@ def attempt(host: Host, method: Method) -> Outcome:
         cycled=cycled,
         outside_ppm=outside_ppm(host, threshold_ppm),
         plan_ns=plan_ns,
+        refused=refused,
+        at_rest=not periods,
     )
 
 

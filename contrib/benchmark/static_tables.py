@@ -9,7 +9,7 @@ from typing import Final
 
 import scaling
 from grid import Bonds, Spread
-from methods import METHODS, OURS, PERIODS_MAX
+from methods import METHODS, OURS, OURS_CHECKED, PERIODS_MAX
 from optimum import Verdict
 from static import Row, Score, of_kind, of_size, score
 from tables import Table, milliseconds, ratio, share
@@ -90,6 +90,11 @@ def _methods(rows: Sequence[Row]) -> Table:
             f" get up to {PERIODS_MAX} periods."
         ),
     ]
+    refused = [row.outcomes[OURS_CHECKED] for row in rows if row.outcomes[OURS_CHECKED].refused]
+    notes.append(
+        f"The check of service refused the first plan on {len(refused)} of {len(rows)} hosts, and"
+        f" every plan on {sum(outcome.at_rest for outcome in refused)} of them."
+    )
     if missed:
         notes.append(
             f"{OURS} missed {len(missed)}: "
