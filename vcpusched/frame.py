@@ -178,6 +178,10 @@ class Frame:
         own = (top - self.problem.span + 1, bottom)
         return sorted({*self.middles, *(begin for begin in own if 0 <= begin <= self._range.last)})
 
+    def best_begin(self, levels: Sequence[int]) -> int:
+        """Give where the band begins that suits these loads best."""
+        return min(self.begins(levels), key=lambda begin: total_excess(levels, *self.bounds(begin)))
+
     def best_excess(self, levels: Sequence[int]) -> int:
         """Give the load outside the band that suits these loads best."""
         return min(

@@ -227,6 +227,8 @@ class _Solver:
     @cached_property
     def _first_fillings(self) -> dict[int, list[int]]:
         """Greedy answers for every other band, by where it begins."""
+        if self._frame.is_large:
+            return self._filled([self._frame.best_begin(self._problem.start)])
         return self._filled(self._frame.middles[1::2] or self._frame.middles)
 
     @cached_property
@@ -254,9 +256,7 @@ class _Solver:
         """Give an answer that is as good with fewer moves, if there is one."""
         frame = self._frame
         levels = frame.levels(place)
-        begin = min(
-            frame.begins(levels), key=lambda begin: total_excess(levels, *frame.bounds(begin))
-        )
+        begin = frame.best_begin(levels)
         # What is outside its bounds may stay so.
         task = frame.task(begin, begin)
         task = replace(
