@@ -12,9 +12,9 @@ Properties: every step lowers the sum of the excesses, and never raises a pCPU t
     source had, so neither the largest load grows nor the smallest shrinks.
 """
 
+import itertools
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from heapq import heapify, heappop, heappush
 from typing import Final
 
@@ -24,8 +24,8 @@ from vcpusched.search import UNBOUNDED, Task
 CLOSE_LOOK_MAX: Final = 24
 """Up to this many pCPUs all are tried as partners of one that is stuck; else some that promise."""
 
-PARTNERS_MAX: Final = 6
-SIZES_MAX: Final = 6
+GIVERS_MAX: Final = 6
+TAKERS_MAX: Final = 24
 SWEEPS_MAX: Final = 4
 
 Own = Sequence[Sequence[tuple[int, int]]]
@@ -88,7 +88,7 @@ class _Filling:
             if vcpu is not None:
                 self._move(vcpu, target)
             elif above > 0:
-                if not (self._relieve(source, target) or self._exchange(source)):
+                if not (self._relieve(source, target) or self._exchange(source, target)):
                     self._no_donor.add(source)
                     continue
             elif not self._supply(target):
@@ -130,12 +130,24 @@ class _Filling:
                 return vcpu
         return None
 
+    def _shape(self, source: int, target: int) -> tuple[int, int, int]:
+        """Give how the gain of a move between two pCPUs depends on the load that is moved.
+
+        Up to the first of these loads the gain rises, up to the second it stays at the third
+        figure, and from there on it falls: it is how far the excesses of both become lower.
+        """
+        low, high = self._task.low, self._task.high
+        here, there = self._level[source], self._level[target]
+        # From each of these on, one more of the ends becomes worse instead of better.
+        both, first, last, _ = sorted(
+            (here - high[source], here - low[source], low[target] - there, high[target] - there)
+        )
+        return first, last, first + max(0, both)
+
     def _gain(self, source: int, target: int, size: int) -> int:
         """Give by how much moving so much load lowers the excesses; negative: raises."""
         low, high = self._task.low, self._task.high
         here, there = self._level[source], self._level[target]
-        if there + size >= here:
-            return -1
         return (
             excess(here, low[source], high[source])
             + excess(there, low[target], high[target])
@@ -143,77 +155,110 @@ class _Filling:
             - excess(there + size, low[target], high[target])
         )
 
+    def _best_move(self, source: int, target: int, beats: int) -> tuple[int, int]:
+        """Give the gain of the best move and its vCPU; -1 if none gains more than `beats`."""
+        first, last, most = self._shape(source, target)
+        best = -1
+        if most <= beats:
+            return beats, best
+        own = self._own[source]
+        # The source's load is not to be passed on.
+        end = bisect_left(own, (self._level[source] - self._level[target], -1))
+        middle = bisect_left(own, (first, -1), 0, end)
+        for size, vcpu in own[middle:end]:
+            if most - (size - last) <= beats:
+                break
+            if self._may(vcpu, target):
+                gain = self._gain(source, target, size)
+                if gain > beats:
+                    beats, best = gain, vcpu
+                break
+        for size, vcpu in reversed(own[:middle]):
+            if 2 * size <= beats:
+                break
+            if self._may(vcpu, target):
+                gain = self._gain(source, target, size)
+                if gain > beats:
+                    beats, best = gain, vcpu
+                break
+        return beats, best
+
     def _relieve(self, source: int, target: int) -> bool:
         """Make the best single move off a pCPU."""
-        here = self._level[source]
-        options = [
-            (self._gain(source, other, size), -size, vcpu, other)
-            for other in self._partners(target, self._freest)
-            for size, vcpu in self._own[source]
-            if self._level[other] + size < here and self._may(vcpu, other)
-        ]
-        gain, _, vcpu, other = max(options, default=(0, 0, -1, -1))
-        if gain < self._gain_min:
-            return False
-        self._move(vcpu, other)
-        return True
+        gain, best = self._gain_min - 1, (-1, -1)
+        for other in self._takers(source, target):
+            gain, vcpu = self._best_move(source, other, gain)
+            if vcpu >= 0:
+                best = vcpu, other
+        if best[0] >= 0:
+            self._move(*best)
+        return best[0] >= 0
 
     def _supply(self, target: int) -> bool:
         """Make the best single move to a pCPU that lacks load."""
-        options = [
-            (self._gain(other, target, size), -size, vcpu)
-            for other in self._partners(target, self._busiest)
-            if not self._has_nothing_to_give(other)
-            for size, vcpu in self._own[other]
-            if self._may(vcpu, target)
-        ]
-        gain, _, vcpu = max(options, default=(0, 0, -1))
-        if gain < self._gain_min:
-            return False
-        self._move(vcpu, target)
-        return True
+        gain, best = self._gain_min - 1, -1
+        for other in self._givers(target):
+            if not self._has_nothing_to_give(other):
+                gain, vcpu = self._best_move(other, target, gain)
+                if vcpu >= 0:
+                    best = vcpu
+        if best >= 0:
+            self._move(best, target)
+        return best >= 0
 
-    def _exchange(self, source: int) -> bool:
+    def _exchange(self, source: int, target: int) -> bool:
         """Make the best exchange of a vCPU with a smaller one elsewhere."""
-        options = []
+        gain, best = 2 * self._gain_min - 1, (-1, -1, -1)
+        for other in self._takers(source, target):
+            gain, vcpu, returned = self._best_exchange(source, other, gain)
+            if vcpu >= 0:
+                best = vcpu, returned, other
+        vcpu, returned, other = best
+        if vcpu >= 0:
+            self._move(vcpu, other)
+            self._move(returned, source)
+        return vcpu >= 0
+
+    def _best_exchange(self, source: int, target: int, beats: int) -> tuple[int, int, int]:
+        """Give the gain of the best exchange and its vCPUs; -1 if none gains more than `beats`."""
+        first, last, most = self._shape(source, target)
+        most_moved = min(last + most, self._level[source] - self._level[target] - 1)
+        best = -1, -1
+        theirs = self._own[target]
         for size, vcpu in self._own[source]:
-            for back, returned in self._smaller(source, size):
-                other = self._place[returned]
-                if other != source and self._may(vcpu, other) and self._may(returned, source):
-                    gain = self._gain(source, other, size - back)
-                    options.append((gain, -size, vcpu, returned, other))
-        gain, _, vcpu, returned, other = max(options, default=(0, 0, -1, -1, -1))
-        if gain < 2 * self._gain_min:
-            return False
-        self._move(vcpu, other)
-        self._move(returned, source)
-        return True
+            if most <= beats:
+                break
+            if not self._may(vcpu, target):
+                continue
+            middle = bisect_left(theirs, (size - first + 1, -1))
+            for members in (reversed(theirs[:middle]), theirs[middle:]):
+                for back, returned in members:
+                    more = size - back
+                    if more > most_moved or 2 * more <= beats or most - (more - last) <= beats:
+                        break
+                    if self._may(returned, source):
+                        gain = self._gain(source, target, more)
+                        if gain > beats:
+                            beats, best = gain, (vcpu, returned)
+                        break
+        return beats, *best
 
-    def _smaller(self, source: int, size: int) -> Iterable[tuple[int, int]]:
-        """Give vCPUs for which one of this size might be exchanged."""
-        if len(self._level) <= CLOSE_LOOK_MAX:
-            return self._by_size[: bisect_left(self._by_size, (size, -1))]
-        # Those that leave the source just within its bounds, and those where there is most room.
-        end = bisect_right(
-            self._by_size, (size - self._level[source] + self._task.high[source], UNBOUNDED)
-        )
-        near = self._by_size[max(0, end - SIZES_MAX) : end]
-        return near + [
-            member
-            for _, cpu in self._freest[:PARTNERS_MAX]
-            for member in self._own[cpu]
-            if member[0] < size
-        ]
-
-    @cached_property
-    def _by_size(self) -> list[tuple[int, int]]:
-        return sorted(member for members in self._own for member in members)
-
-    def _partners(self, first: int, heap: Sequence[tuple[int, int]]) -> Iterable[int]:
+    def _givers(self, first: int) -> Iterable[int]:
+        """Give the pCPUs to try for one that lacks load."""
         if len(self._level) <= CLOSE_LOOK_MAX:
             return self._taking
         # The front of a heap is nearly sorted, and that is all that a large host needs.
-        return dict.fromkeys([first, *(cpu for _, cpu in heap[:PARTNERS_MAX])])
+        return dict.fromkeys([first, *(cpu for _, cpu in self._busiest[:GIVERS_MAX])])
+
+    def _takers(self, source: int, first: int) -> Iterable[int]:
+        """Give the pCPUs to try for one that is stuck: none where none of its vCPUs may go."""
+        if len(self._level) <= CLOSE_LOOK_MAX:
+            return self._taking
+        reach = 0
+        for _, vcpu in self._own[source]:
+            reach |= self._task.may[vcpu]
+        able = (cpu for _, cpu in self._freest if reach >> cpu & 1)
+        return dict.fromkeys([first, *itertools.islice(able, TAKERS_MAX)])
 
     def _move(self, vcpu: int, target: int) -> None:
         size, source = self._task.loads[vcpu], self._place[vcpu]
