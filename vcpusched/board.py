@@ -5,12 +5,14 @@ vCPUs are positions in rising order of their numbers, since lists are quick.
 """
 
 import dataclasses
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Self
 
-from vcpusched.frame import moved
+from vcpusched.frame import moved, own_by_cpu
 from vcpusched.model import Host, Vcpu
 
 POURINGS: Final = 12
@@ -21,7 +23,7 @@ NOWHERE: Final = -1
 """The home of a vCPU that is poured, or is on no managed pCPU."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Board:
     """A host on which each vCPU counts on one pCPU, or is poured.
 
@@ -101,15 +103,33 @@ class Board:
 
     def moved(self, place: Sequence[int]) -> "Board":
         """Give the board once the vCPUs are at these places."""
-        return dataclasses.replace(self, home=place, base=self.at(place))
+        then = dataclasses.replace(self, home=place, base=self.at(place))
+        # What is known already and differs little is not worked out anew.
+        may, own = self.may.copy(), [members.copy() for members in self.own]
+        for vcpu in moved(self.home, place):
+            member = self.loads[vcpu], vcpu
+            before = own[self.home[vcpu]]
+            del before[bisect_left(before, member)]
+            may[vcpu] = self.allowed[vcpu] & ~(1 << place[vcpu])
+            if may[vcpu]:
+                insort(own[place[vcpu]], member)
+        then.__dict__.update(may=may, own=own)
+        return then
 
-    @property
+    @cached_property
     def may(self) -> list[int]:
         """A bit for each pCPU that a vCPU may be moved to: not its home."""
+        # One number per pCPU, since in Python to make a number of a thousand bits takes a while.
+        others = [~(1 << cpu) for cpu in range(len(self.base))]
         return [
-            mask & ~(1 << home) if mask else 0
+            mask & others[home] if mask else 0
             for mask, home in zip(self.allowed, self.home, strict=True)
         ]
+
+    @cached_property
+    def own(self) -> list[list[tuple[int, int]]]:
+        """The movable vCPUs of each pCPU as (load, vCPU), rising."""
+        return own_by_cpu(self.loads, self.home, self.may, len(self.base))
 
     def lone(self) -> set[int]:
         """Give the vCPUs that are alone on the busiest pCPU: elsewhere they would be as busy."""

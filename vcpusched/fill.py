@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from vcpusched.frame import excess
+from vcpusched.frame import Own, excess
 from vcpusched.search import UNBOUNDED, Task
 
 CLOSE_LOOK_MAX: Final = 24
@@ -27,9 +27,6 @@ CLOSE_LOOK_MAX: Final = 24
 GIVERS_MAX: Final = 6
 TAKERS_MAX: Final = 24
 SWEEPS_MAX: Final = 4
-
-Own = Sequence[Sequence[tuple[int, int]]]
-"""The movable vCPUs of each pCPU as (load, vCPU), rising."""
 
 
 def fill(task: Task, own: Own, gain_min: int) -> list[int]:

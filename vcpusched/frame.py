@@ -24,15 +24,20 @@ SEARCHED_VCPUS_MAX: Final = 512
 """A host above this is large: a search of the whole gets nowhere, and time is short."""
 
 
+Own = Sequence[Sequence[tuple[int, int]]]
+"""The movable vCPUs of each pCPU as (load, vCPU), rising."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A host to balance, by position; loads in ppm of a pCPU.
 
-    `may` has a bit for each pCPU that a vCPU may be moved to (not its home); `start` are the loads
-    with every vCPU at home; only `judged` pCPUs give and take. `water_ppm` of floaters flow into
-    the `wet` pCPUs by themselves, so these lack nothing. `steps_max` limits the search; `again` for
-    a look at the answer of an earlier one, when only small hosts are searched. Answers that are not
-    to the liking of `accept` are passed over.
+    `may` has a bit for each pCPU that a vCPU may be moved to (not its home); `own` are the movable
+    vCPUs at home on each pCPU (None: not known yet); `start` are the loads with every vCPU at home;
+    only `judged` pCPUs give and take. `water_ppm` of floaters flow into the `wet` pCPUs by
+    themselves, so these lack nothing. `steps_max` limits the search; `again` for a look at the
+    answer of an earlier one, when only small hosts are searched. Answers that are not to the liking
+    of `accept` are passed over; of a large host it is not asked.
     """
 
     loads: Sequence[int]
@@ -46,6 +51,7 @@ class Problem:
     wet: frozenset[int] = frozenset()
     water_ppm: int = 0
     again: bool = False
+    own: Own | None = None
     accept: Callable[[Sequence[int]], bool] = lambda _place: True
 
 
@@ -63,6 +69,18 @@ def total_excess(levels: Sequence[int], low: Sequence[int], high: Sequence[int])
         for load, least, most in zip(levels, low, high, strict=True)
         if load > most or load < least
     )
+
+
+def own_by_cpu(
+    loads: Sequence[int], home: Sequence[int], may: Sequence[int], count: int
+) -> list[list[tuple[int, int]]]:
+    """Give the movable vCPUs of each of `count` pCPUs as (load, vCPU), rising."""
+    own: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    # To sort all of them at once, by load alone, is quicker than to sort each of many lists.
+    movable = itertools.compress(range(len(loads)), may)
+    for vcpu in sorted(movable, key=loads.__getitem__):
+        own[home[vcpu]].append((loads[vcpu], vcpu))
+    return own
 
 
 def moved(home: Sequence[int], place: Sequence[int]) -> list[int]:
@@ -85,10 +103,14 @@ class Frame:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.movable = sum(1 for mask in problem.may if mask)
+        self.own = problem.own
+        if self.own is None:
+            count = len(problem.start)
+            self.own = own_by_cpu(problem.loads, problem.home, problem.may, count)
+        self.movable = sum(map(len, self.own))
         self.is_large = len(problem.judged) > SEARCHED_CPUS_MAX or self.movable > SEARCHED_VCPUS_MAX
         self._peak = max((problem.start[cpu] for cpu in problem.judged), default=0)
-        self._range = _range(problem)
+        self._range = _range(problem, self.own)
         self._tops = [cpu for cpu in problem.judged if cpu not in self._range.floor]
         self._bottoms = [cpu for cpu in problem.judged if cpu not in self._range.no_low]
         self._known_bounds: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
@@ -189,22 +211,23 @@ class Frame:
         )
 
 
-def _range(problem: Problem) -> _Range:  # noqa: C901  one pass over the host, then one loop
+def _range(problem: Problem, own: Own) -> _Range:
     """Leave out, one after another, the pCPUs that no move can bring into the bands."""
     fixed = list(problem.start)
-    largest = [0] * len(fixed)
     coming: dict[int, int] = {}
-    for size, cpu, mask in zip(problem.loads, problem.home, problem.may, strict=True):
-        if mask:
+    for cpu, members in enumerate(own):
+        here: dict[int, int] = {}
+        for size, vcpu in members:
+            mask = problem.may[vcpu]
+            here[mask] = here.get(mask, 0) + size
+        for mask, size in here.items():
             fixed[cpu] -= size
-            largest[cpu] = max(largest[cpu], size)
             everywhere = mask | 1 << cpu
             coming[everywhere] = coming.get(everywhere, 0) + size
-    ceiling = list(fixed)
-    for mask, size in coming.items():
-        for cpu in problem.judged:
-            if mask >> cpu & 1:
-                ceiling[cpu] += size
+
+    def ceiling(cpu: int) -> int:
+        return fixed[cpu] + sum(size for mask, size in coming.items() if mask >> cpu & 1)
+
     least_fixed = min((fixed[cpu] for cpu in problem.judged), default=0)
     active, no_low = set(problem.judged), set(problem.wet)
     floor: dict[int, int] = {}
@@ -214,7 +237,7 @@ def _range(problem: Problem) -> _Range:  # noqa: C901  one pass over the host, t
         high, low = mean + problem.span - 1, mean - problem.span + 1
         helpless: dict[int, int] = {}
         for cpu in active:
-            giant = largest[cpu]
+            giant = own[cpu][-1][0] if own[cpu] else 0
             fits_somewhere = giant + least_fixed <= high
             # Where it would be just as far out elsewhere, a giant may as well stay.
             if fits_somewhere or fixed[cpu] > least_fixed + problem.span // 2:
@@ -224,7 +247,9 @@ def _range(problem: Problem) -> _Range:  # noqa: C901  one pass over the host, t
         floor.update(helpless)
         if not helpless:
             helpless = {
-                cpu: ceiling[cpu] for cpu in active if ceiling[cpu] < low and cpu not in no_low
+                cpu: most
+                for cpu in active
+                if problem.start[cpu] < low and cpu not in no_low and (most := ceiling(cpu)) < low
             }
             no_low.update(helpless)
         if not helpless:

@@ -189,9 +189,12 @@ def _rest_point(board: Board, policy: Policy) -> Sequence[int]:
 
 def _next_place(board: Board, policy: Policy, *, again: bool) -> Sequence[int]:
     """Give the best places that one look finds."""
-    may = board.may
-    for vcpu in board.lone():
-        may[vcpu] = 0
+    may, own = board.may, board.own
+    if lone := board.lone():
+        may, own = may.copy(), own.copy()
+        for vcpu in lone:
+            may[vcpu] = 0
+            own[board.home[vcpu]] = []
 
     def accept(place: Sequence[int]) -> bool:
         return place == board.home or bool(in_order(board, place))
@@ -207,6 +210,7 @@ def _next_place(board: Board, policy: Policy, *, again: bool) -> Sequence[int]:
             min_gain=policy.min_gain_ppm,
             steps_max=policy.steps_max,
             again=again,
+            own=own,
             accept=accept,
             wet=wet,
             water_ppm=water_ppm,

@@ -41,19 +41,15 @@ def solve(problem: Problem) -> list[int]:
     return _Solver(problem).solve()
 
 
-def is_small(problem: Problem) -> bool:
-    """Tell whether a problem can be searched to the end."""
-    movable = sum(1 for mask in problem.may if mask)
-    return len(problem.judged) <= SMALL_CPUS_MAX and movable <= SMALL_VCPUS_MAX
-
-
 class _Solver:
     """One problem being solved; `_steps` are the steps left."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._frame = Frame(problem)
-        self._is_small = is_small(problem)
+        self._is_small = (
+            len(problem.judged) <= SMALL_CPUS_MAX and self._frame.movable <= SMALL_VCPUS_MAX
+        )
         # What filling a large host takes is taken off the search.
         self._steps = max(0, problem.steps_max - self._frame.movable * 3 // 2)
         if problem.again and not self._is_small:
@@ -208,21 +204,9 @@ class _Solver:
                 return groups.place
         return None
 
-    @cached_property
-    def _own(self) -> list[list[tuple[int, int]]]:
-        """The movable vCPUs of each pCPU as (load, vCPU), rising."""
-        problem = self._problem
-        own: list[list[tuple[int, int]]] = [[] for _ in problem.start]
-        for vcpu, mask in enumerate(problem.may):
-            if mask:
-                own[problem.home[vcpu]].append((problem.loads[vcpu], vcpu))
-        for members in own:
-            members.sort()
-        return own
-
     def _filled(self, begins: Sequence[int]) -> dict[int, list[int]]:
         least = self._least(balanced=False)
-        return {begin: fill(self._frame.task(begin, begin), self._own, least) for begin in begins}
+        return {begin: fill(self._frame.task(begin, begin), self._frame.own, least) for begin in begins}
 
     @cached_property
     def _first_fillings(self) -> dict[int, list[int]]:
