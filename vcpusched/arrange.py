@@ -201,8 +201,8 @@ class _Undoing:
             given, taken = step
             if loads[given] < loads[taken]:
                 given, taken = taken, given
-            source, more = home[given], loads[given] - loads[taken]
-            entries.append((self._levels[source] + more, -step[0], step, source, place[given], more))
+            source, target, more = home[given], place[given], loads[given] - loads[taken]
+            entries.append((self._levels[source] + more, -step[0], step, source, target, more))
         for vcpu in moved(home, place):
             if vcpu not in paired:
                 source, more = home[vcpu], loads[vcpu]

@@ -57,27 +57,30 @@ class Board:
         home, allowed, water = [], [], []
         targets = _Targets(position, unjudged)
         masks: dict[int, int] = {}
+        known = masks.get
         for index, vcpu in enumerate(vcpus):
             bits = vcpu.cpus.bits
-            bound = not bits & (bits - 1)
-            on = bits.bit_length() - 1 if bound else vcpu.on
-            if not bound and (not binding or on is None or not bits >> on & 1):
-                on = None
-                water.append(index)
-            place = NOWHERE if on is None else position.get(on, NOWHERE)
-            home.append(place)
-            if place == NOWHERE:
-                if on is not None and not bound:
+            bound = bits.bit_count() <= 1
+            if bound:
+                place = position.get(bits.bit_length() - 1, NOWHERE)
+            else:
+                # What floats counts where it was seen only to be bound, and only where it may be.
+                on = vcpu.on
+                seen = binding and on is not None and bits >> on & 1
+                place = position.get(on, NOWHERE) if seen and on is not None else NOWHERE
+                if place == NOWHERE:
                     water.append(index)
+            home.append(place)
+            load = loads[index]
+            if place == NOWHERE:
                 allowed.append(0)
                 continue
-            base[place] += loads[index]
-            stays = bound is binding or vcpu.fixed or place in unjudged or not loads[index]
-            if stays:
+            base[place] += load
+            if bound is binding or vcpu.fixed or not load or place in unjudged:
                 allowed.append(0)
                 continue
             bits = vcpu.allowed.bits
-            mask = masks.get(bits)
+            mask = known(bits)
             if mask is None:
                 mask = masks[bits] = targets.of(bits)
             allowed.append(mask)

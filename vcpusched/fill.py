@@ -14,7 +14,7 @@ Properties: every step lowers the sum of the excesses, and never raises a pCPU t
 
 import itertools
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import Final
 

@@ -7,6 +7,7 @@ nothing can bring it into any such band: its fixed load is too much, or a vCPU t
 on it, or too little may come to it. The excess is the load outside the band.
 """
 
+import heapq
 import itertools
 import operator
 from collections.abc import Callable, Sequence
@@ -16,12 +17,18 @@ from typing import Final
 
 from vcpusched.search import UNBOUNDED, Task
 
+SHOWN_BY: Final = 64
 BANDS: Final = 8
 """In how many slices the range is cut in which a band can begin."""
 
 SEARCHED_CPUS_MAX: Final = 64
 SEARCHED_VCPUS_MAX: Final = 512
 """A host above this is large: a search of the whole gets nowhere, and time is short."""
+
+
+def any_will_do(_place: Sequence[int]) -> bool:
+    """Accept every answer."""
+    return True
 
 
 Own = Sequence[Sequence[tuple[int, int]]]
@@ -52,7 +59,7 @@ class Problem:
     water_ppm: int = 0
     again: bool = False
     own: Own | None = None
-    accept: Callable[[Sequence[int]], bool] = lambda _place: True
+    accept: Callable[[Sequence[int]], bool] = any_will_do
 
 
 def excess(load: int, low: int, high: int) -> int:
@@ -103,10 +110,12 @@ class Frame:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.own = problem.own
-        if self.own is None:
-            count = len(problem.start)
-            self.own = own_by_cpu(problem.loads, problem.home, problem.may, count)
+        count = len(problem.start)
+        self.own: Own = (
+            own_by_cpu(problem.loads, problem.home, problem.may, count)
+            if problem.own is None
+            else problem.own
+        )
         self.movable = sum(map(len, self.own))
         self.is_large = len(problem.judged) > SEARCHED_CPUS_MAX or self.movable > SEARCHED_VCPUS_MAX
         self._peak = max((problem.start[cpu] for cpu in problem.judged), default=0)
@@ -200,6 +209,11 @@ class Frame:
         own = (top - self.problem.span + 1, bottom)
         return sorted({*self.middles, *(begin for begin in own if 0 <= begin <= self._range.last)})
 
+    @cached_property
+    def excess_at_home(self) -> int:
+        """The load outside the band that suits the host best as it was found."""
+        return self.best_excess(self.problem.start)
+
     def best_begin(self, levels: Sequence[int]) -> int:
         """Give where the band begins that suits these loads best."""
         return min(self.begins(levels), key=lambda begin: total_excess(levels, *self.bounds(begin)))
@@ -211,23 +225,43 @@ class Frame:
         )
 
 
+class _Ceilings:
+    """How much load each pCPU would have with all vCPUs on it that may be there."""
+
+    def __init__(self, problem: Problem, own: Own, fixed: Sequence[int]) -> None:
+        self._problem, self._own, self._fixed = problem, own, fixed
+        self._largest = heapq.nlargest(SHOWN_BY, (members[-1] for members in own if members))
+
+    def of(self, cpu: int, enough: int) -> int:
+        """Give the ceiling of a pCPU, or `enough` where it is more."""
+        load, may = self._problem.start[cpu], self._problem.may
+        # A few vCPUs nearly always show that it is; to add up all of them takes much longer.
+        for size, vcpu in self._largest:
+            if load >= enough:
+                return enough
+            if may[vcpu] >> cpu & 1:
+                load += size
+        most = sum(size for mask, size in self._coming.items() if mask >> cpu & 1)
+        return min(enough, self._fixed[cpu] + most)
+
+    @cached_property
+    def _coming(self) -> dict[int, int]:
+        """The load of all movable vCPUs, by where they may be."""
+        coming: dict[int, int] = {}
+        for cpu, members in enumerate(self._own):
+            for size, vcpu in members:
+                mask = self._problem.may[vcpu] | 1 << cpu
+                coming[mask] = coming.get(mask, 0) + size
+        return coming
+
+
 def _range(problem: Problem, own: Own) -> _Range:
     """Leave out, one after another, the pCPUs that no move can bring into the bands."""
     fixed = list(problem.start)
-    coming: dict[int, int] = {}
-    for cpu, members in enumerate(own):
-        here: dict[int, int] = {}
-        for size, vcpu in members:
-            mask = problem.may[vcpu]
-            here[mask] = here.get(mask, 0) + size
-        for mask, size in here.items():
+    for size, cpu, mask in zip(problem.loads, problem.home, problem.may, strict=True):
+        if mask:
             fixed[cpu] -= size
-            everywhere = mask | 1 << cpu
-            coming[everywhere] = coming.get(everywhere, 0) + size
-
-    def ceiling(cpu: int) -> int:
-        return fixed[cpu] + sum(size for mask, size in coming.items() if mask >> cpu & 1)
-
+    ceilings = _Ceilings(problem, own, fixed)
     least_fixed = min((fixed[cpu] for cpu in problem.judged), default=0)
     active, no_low = set(problem.judged), set(problem.wet)
     floor: dict[int, int] = {}
@@ -246,11 +280,8 @@ def _range(problem: Problem, own: Own) -> _Range:
                 helpless[cpu] = fixed[cpu] + giant
         floor.update(helpless)
         if not helpless:
-            helpless = {
-                cpu: most
-                for cpu in active
-                if problem.start[cpu] < low and cpu not in no_low and (most := ceiling(cpu)) < low
-            }
+            most = {cpu: ceilings.of(cpu, low) for cpu in active if cpu not in no_low}
+            helpless = {cpu: load for cpu, load in most.items() if load < low}
             no_low.update(helpless)
         if not helpless:
             return _Range(max(0, low), max(0, mean), floor, frozenset(no_low))

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.arrange import Step, after, in_order, keep_apart
+from vcpusched.arrange import Step, after, as_far_as_ordered, in_order, keep_apart
 from vcpusched.board import Board
 from vcpusched.frame import Problem
 from vcpusched.model import PPM, CpuSet, Host, VcpuId
@@ -139,8 +139,7 @@ def _settle(board: Board, policy: Policy) -> Plan:
     levels = board.levels(board.base)
     if board.gap_ppm(levels) < policy.balance_threshold_ppm:
         return _told(board, policy, [])
-    place = _rest_point(board, policy)
-    steps = in_order(board, place)
+    place, steps = _in_order(board, _looks(board, policy))
     kept = _within_limit(steps, policy.moves_max)
     is_cut = len(kept) < len(steps)
     # What is cut short may end between two good places; then a shorter one is better.
@@ -171,20 +170,28 @@ def _within_limit(steps: Sequence[Step], moves_max: int | None) -> list[Step]:
     return kept
 
 
-def _rest_point(board: Board, policy: Policy) -> Sequence[int]:
-    """Give where the vCPUs are when planning again changes nothing more."""
-    now = board
-    while board.gap_ppm(now.levels(now.base)) >= policy.balance_threshold_ppm:
+def _looks(board: Board, policy: Policy) -> list[Board]:
+    """Give where the vCPUs are after each look, until another one would change nothing more."""
+    now, looks = board, []
+    levels = board.levels(board.base)
+    while board.gap_ppm(levels) >= policy.balance_threshold_ppm:
         place = _next_place(now, policy, again=now is not board)
         if place == now.home:
             break
-        then = now.moved(keep_apart(now, place, policy.balance_threshold_ppm))
-        if not _is_better(board, now.levels(now.base), then.levels(then.base)):
+        now = now.moved(keep_apart(now, place, policy.balance_threshold_ppm))
+        before, levels = levels, now.levels(now.base)
+        if not _is_better(board, before, levels):
             break  # what is helpless differs from look to look, so this could go round in circles
-        if now is not board and not in_order(board, then.home):
-            break  # two looks together may not have the order that each has
-        now = then
-    return now.home
+        looks.append(now)
+    return looks
+
+
+def _in_order(board: Board, looks: Sequence[Board]) -> tuple[Sequence[int], list[Step]]:
+    """Give where the vCPUs are after the last look that has an order, and the steps there."""
+    for then in reversed(looks):
+        if steps := in_order(board, then.home):
+            return then.home, steps
+    return as_far_as_ordered(board, looks[-1].home) if looks else (board.home, [])
 
 
 def _next_place(board: Board, policy: Policy, *, again: bool) -> Sequence[int]:
