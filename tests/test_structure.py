@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "groups": {"frame", "search"},
     "solve": {"fill", "frame", "groups", "search"},
     "board": {"frame", "model"},
-    "arrange": {"board", "frame", "solve"},
+    "arrange": {"board", "frame", "model", "solve"},
     "planner": {"arrange", "board", "frame", "model", "solve", "text"},
     "hypervisor": {"model"},
     "snapshot": {"model", "planner"},

@@ -5,11 +5,12 @@ Rule: pure; changes nothing about how well the host is balanced.
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 from vcpusched.board import Board
 from vcpusched.frame import moved
+from vcpusched.model import DomainUuid
 from vcpusched.solve import exchanges
 
 Step = tuple[int, ...]
@@ -22,15 +23,24 @@ def keep_apart(board: Board, place: Sequence[int], span: int) -> Sequence[int]:
     `span` is the threshold: in a balanced answer any loads will do that stay within it.
     """
     movers = moved(board.home, place)
-    guests = {board.vcpus[vcpu].id.uuid for vcpu in movers}
-    relatives = [
-        (vcpu.id.uuid, cpu)
-        for vcpu, cpu in zip(board.vcpus, place, strict=True)
-        if vcpu.id.uuid in guests
-    ]
-    if len(relatives) == len(guests):
-        return place  # each of them has one vCPU
-    return _Separation(board, place, span).run(movers, Counter(relatives))
+    relatives = list(_with_relatives(board, movers))
+    if len(relatives) == len(movers) == len({board.vcpus[vcpu].id.uuid for vcpu in movers}):
+        return place  # each of them is the only one of its guest
+    crowd = Counter((board.vcpus[vcpu].id.uuid, place[vcpu]) for vcpu in relatives)
+    return _Separation(board, place, span).run(movers, crowd)
+
+
+def _with_relatives(board: Board, movers: Iterable[int]) -> Iterator[int]:
+    """Give all vCPUs of the guests of some, which come in order: guests are side by side."""
+    vcpus, done = board.vcpus, 0
+    for mover in movers:
+        if mover >= done:
+            guest, first, done = vcpus[mover].id.uuid, mover, mover + 1
+            while first and vcpus[first - 1].id.uuid == guest:
+                first -= 1
+            while done < len(vcpus) and vcpus[done].id.uuid == guest:
+                done += 1
+            yield from range(first, done)
 
 
 class _Separation:
@@ -48,7 +58,7 @@ class _Separation:
         else:
             self._most = self._least - 1  # nothing will do but the same loads
 
-    def run(self, movers: Sequence[int], relatives: Counter[tuple[str, int]]) -> list[int]:
+    def run(self, movers: Sequence[int], relatives: Counter[tuple[DomainUuid, int]]) -> list[int]:
         for vcpu in movers:
             guest, target = self._board.vcpus[vcpu].id.uuid, self._place[vcpu]
             if relatives[guest, target] > 1:
@@ -67,7 +77,7 @@ class _Separation:
                     relatives[other_guest, target] += 1
         return self._place
 
-    def _another_target(self, vcpu: int, relatives: Counter[tuple[str, int]]) -> int | None:
+    def _another_target(self, vcpu: int, relatives: Counter[tuple[DomainUuid, int]]) -> int | None:
         board, size, target = self._board, self._board.loads[vcpu], self._place[vcpu]
         guest = board.vcpus[vcpu].id.uuid
         for other in board.judged:

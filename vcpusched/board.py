@@ -57,24 +57,25 @@ class Board:
         home, allowed, water = [], [], []
         targets = _Targets(position, unjudged)
         masks: dict[int, int] = {}
-        known = masks.get
+        known, numbered = masks.get, position.get
         for index, vcpu in enumerate(vcpus):
-            bits = vcpu.cpus.bits
+            bits, place = vcpu.cpus.bits, None
             bound = bits.bit_count() <= 1
             if bound:
-                place = position.get(bits.bit_length() - 1, NOWHERE)
+                place = numbered(bits.bit_length() - 1)
             else:
                 # What floats counts where it was seen only to be bound, and only where it may be.
                 on = vcpu.on
-                seen = binding and on is not None and bits >> on & 1
-                place = position.get(on, NOWHERE) if seen and on is not None else NOWHERE
-                if place == NOWHERE:
+                if binding and on is not None and bits >> on & 1:
+                    place = numbered(on)
+                if place is None:
                     water.append(index)
-            home.append(place)
             load = loads[index]
-            if place == NOWHERE:
+            if place is None:
+                home.append(NOWHERE)
                 allowed.append(0)
                 continue
+            home.append(place)
             base[place] += load
             if bound is binding or vcpu.fixed or not load or place in unjudged:
                 allowed.append(0)
@@ -138,8 +139,9 @@ class Board:
         """Give the vCPUs that are alone on the busiest pCPU: elsewhere they would be as busy."""
         levels = self.levels(self.base)
         peak = max((levels[cpu] for cpu in self.judged), default=0)
-        crowd = Counter(self.home)
-        busiest = {cpu for cpu in self.judged if levels[cpu] == peak and crowd[cpu] == 1}
+        busiest = {cpu for cpu in self.judged if levels[cpu] == peak}
+        crowd = Counter(filter(busiest.__contains__, self.home))
+        busiest = {cpu for cpu in busiest if crowd[cpu] == 1}
         return {vcpu for vcpu, cpu in enumerate(self.home) if cpu in busiest} if busiest else set()
 
     def at(self, place: Sequence[int]) -> list[int]:

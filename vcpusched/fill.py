@@ -183,10 +183,15 @@ class _Filling:
     def _relieve(self, source: int, target: int) -> bool:
         """Make the best single move off a pCPU."""
         gain, best = self._gain_min - 1, (-1, -1)
+        left = [vcpu for _, vcpu in self._own[source]]
         for other in self._takers(source, target):
             gain, vcpu = self._best_move(source, other, gain)
             if vcpu >= 0:
                 best = vcpu, other
+            # To go where there is less room is no better.
+            left = [vcpu for vcpu in left if not self._may(vcpu, other)]
+            if not left:
+                break
         if best[0] >= 0:
             self._move(*best)
         return best[0] >= 0
@@ -222,8 +227,9 @@ class _Filling:
         most_moved = min(last + most, self._level[source] - self._level[target] - 1)
         best = -1, -1
         theirs = self._own[target]
+        largest = theirs[-1][0] if theirs else 0
         for size, vcpu in self._own[source]:
-            if most <= beats:
+            if most <= beats or size - largest > most_moved:
                 break
             if not self._may(vcpu, target):
                 continue
@@ -250,12 +256,13 @@ class _Filling:
     def _takers(self, source: int, first: int) -> Iterable[int]:
         """Give the pCPUs to try for one that is stuck: none where none of its vCPUs may go."""
         if len(self._level) <= CLOSE_LOOK_MAX:
-            return self._taking
+            return sorted(self._taking, key=self._level.__getitem__)
         reach = 0
         for _, vcpu in self._own[source]:
             reach |= self._task.may[vcpu]
+        level = self._level
         able = (cpu for _, cpu in self._freest if reach >> cpu & 1)
-        return dict.fromkeys([first, *itertools.islice(able, TAKERS_MAX)])
+        return sorted({first, *itertools.islice(able, TAKERS_MAX)}, key=level.__getitem__)
 
     def _move(self, vcpu: int, target: int) -> None:
         size, source = self._task.loads[vcpu], self._place[vcpu]

@@ -261,6 +261,7 @@ def _range(problem: Problem, own: Own) -> _Range:
     for size, cpu, mask in zip(problem.loads, problem.home, problem.may, strict=True):
         if mask:
             fixed[cpu] -= size
+    largest = [members[-1][0] if members else 0 for members in own]
     ceilings = _Ceilings(problem, own, fixed)
     least_fixed = min((fixed[cpu] for cpu in problem.judged), default=0)
     active, no_low = set(problem.judged), set(problem.wet)
@@ -271,7 +272,9 @@ def _range(problem: Problem, own: Own) -> _Range:
         high, low = mean + problem.span - 1, mean - problem.span + 1
         helpless: dict[int, int] = {}
         for cpu in active:
-            giant = own[cpu][-1][0] if own[cpu] else 0
+            giant = largest[cpu]
+            if fixed[cpu] <= high and giant <= high - least_fixed:
+                continue
             fits_somewhere = giant + least_fixed <= high
             # Where it would be just as far out elsewhere, a giant may as well stay.
             if fits_somewhere or fixed[cpu] > least_fixed + problem.span // 2:
@@ -280,7 +283,8 @@ def _range(problem: Problem, own: Own) -> _Range:
                 helpless[cpu] = fixed[cpu] + giant
         floor.update(helpless)
         if not helpless:
-            most = {cpu: ceilings.of(cpu, low) for cpu in active if cpu not in no_low}
+            lacking = [cpu for cpu in active if problem.start[cpu] < low and cpu not in no_low]
+            most = {cpu: ceilings.of(cpu, low) for cpu in lacking}
             helpless = {cpu: load for cpu, load in most.items() if load < low}
             no_low.update(helpless)
         if not helpless:

@@ -23,7 +23,7 @@ Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; a vCPU 
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -113,14 +113,14 @@ class Plan:
 def plan(host: Host, policy: Policy) -> Plan:
     """Plan the pin changes of one decision."""
     vcpus = sorted(host.vcpus, key=lambda vcpu: (vcpu.id.uuid, vcpu.id.domain_id, vcpu.id.vcpu))
-    floats = any(vcpu.cpus.bits & (vcpu.cpus.bits - 1) for vcpu in vcpus)
-    if policy.floating is Floating.PIN and floats:
+    board = Board.of(host, vcpus, binding=False)
+    if policy.floating is Floating.PIN and board.pools:
         measured = Board.of(host, vcpus, binding=True)
         if any(measured.allowed):
             binding = _settle(measured, policy)
             if _binds_well(measured, binding):
                 return binding
-    return _settle(Board.of(host, vcpus, binding=False), policy)
+    return _settle(board, policy)
 
 
 def _binds_well(board: Board, found: Plan) -> bool:
@@ -270,14 +270,20 @@ def _told(
     moves: list[Move] = []
     base = list(board.base)
     levels = first = board.levels(base)
+    # To pour the water anew for each of hundreds of steps takes seconds.
+    poured = len(steps) <= POURED_STEPS_MAX
+    if not poured:
+        levels = base
     for step in steps:
+        ends = [cpu for vcpu in step for cpu in (board.home[vcpu], place[vcpu])]
+        was = {cpu: levels[cpu] for cpu in ends}
         for vcpu in step:
             base[board.home[vcpu]] -= board.loads[vcpu]
             base[place[vcpu]] += board.loads[vcpu]
-        # To pour the water anew for each of hundreds of steps takes seconds.
-        then = board.levels(base) if len(steps) <= POURED_STEPS_MAX else list(base)
-        moves += [_move(board, place, step, vcpu, levels, then) for vcpu in step]
-        levels = then
+        if poured:
+            levels = board.levels(base)
+        becomes = {cpu: levels[cpu] for cpu in ends}
+        moves += [_move(board, place, step, vcpu, was, becomes) for vcpu in step]
     levels = board.levels(base)
     gap_ppm = board.gap_ppm(levels)
     stop = Stop.BALANCED if gap_ppm < policy.balance_threshold_ppm else Stop.NO_GAIN
@@ -298,30 +304,32 @@ def _move(  # noqa: PLR0913, PLR0917  all that one sentence tells of
     place: Sequence[int],
     step: Step,
     vcpu: int,
-    before: Sequence[int],
-    then: Sequence[int],
+    before: Mapping[int, int],
+    then: Mapping[int, int],
 ) -> Move:
     moved = board.vcpus[vcpu]
     source, target = board.home[vcpu], place[vcpu]
     names = board.cpus[source], board.cpus[target]
-    was = (
-        f"pCPU {names[0]} was at {_percent(before[source])} and pCPU {names[1]} at "
-        f"{_percent(before[target])}"
-    )
-    makes = f"makes them {_percent(then[source])} and {_percent(then[target])}"
-    others = [board.vcpus[other] for other in step if other != vcpu]
-    exchange = "".join(
-        f"in exchange for vCPU {other.id.vcpu} of {printable(other.domain)}, since "
-        for other in others
-    )
+    exchange, together, exchanged_with = "", "this", None
+    for other in step:
+        if other != vcpu:
+            partner = board.vcpus[other]
+            exchanged_with, together = partner.id, "together this"
+            exchange = (
+                f"in exchange for vCPU {partner.id.vcpu} of {printable(partner.domain)}, since "
+            )
     return Move(
         vcpu=moved.id,
         domain=moved.domain,
         from_cpus=moved.cpus,
         to_cpus=CpuSet(1 << names[1]),
         load_ppm=moved.load_ppm,
-        exchanged_with=others[0].id if others else None,
-        reason=f"{exchange}{was}; {'together this' if others else 'this'} {makes}",
+        exchanged_with=exchanged_with,
+        reason=(
+            f"{exchange}pCPU {names[0]} was at {_percent(before[source])} and pCPU {names[1]} at "
+            f"{_percent(before[target])}; {together} makes them {_percent(then[source])} and "
+            f"{_percent(then[target])}"
+        ),
     )
 
 

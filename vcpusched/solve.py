@@ -14,6 +14,7 @@ Properties: where the search of step 1 came to its end, no fewer moves balance t
     has less excess than the host as found, by at least `min_gain` for each of its moves.
 """
 
+import operator
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -333,6 +334,9 @@ class Answer:
         self._levels = frame.levels(place)
         self._bounds = [frame.bounds(begin) for begin in frame.begins(self._levels)]
         self._outside = [total_excess(self._levels, low, high) for low, high in self._bounds]
+        # What is known of a step stays true until one of its pCPUs changes.
+        self._changes = [0] * len(self._levels)
+        self._known: dict[tuple[int, ...], tuple[int, list[int]]] = {}
 
     @property
     def outside(self) -> int:
@@ -358,36 +362,43 @@ class Answer:
         home, place = self.home, self.place
         return [(vcpu,) for vcpu in moved(home, place)] + exchanges(home, place)
 
-    def gain(self, step: Sequence[int]) -> int:
+    def gain(self, step: tuple[int, ...]) -> int:
         """Give by how much the excess would grow without these moves."""
-        return min(self._outside_without(step)) - min(self._outside)
+        then: int = min(map(operator.add, self._outside, self._more_without(step)))
+        return then - self.outside
 
-    def take_back(self, step: Sequence[int]) -> None:
+    def take_back(self, step: tuple[int, ...]) -> None:
         """Send these vCPUs home."""
-        self._outside = self._outside_without(step)
+        self._outside = list(map(operator.add, self._outside, self._more_without(step)))
         source, target, size = self._flow(step)
-        self._levels[source] += size
-        self._levels[target] -= size
+        for cpu, more in ((source, size), (target, -size)):
+            self._levels[cpu] += more
+            self._changes[cpu] += 1
         for vcpu in step:
             self.place[vcpu] = self.home[vcpu]
 
     def _flow(self, step: Sequence[int]) -> tuple[int, int, int]:
         """Give between which pCPUs a step moves how much load: less than 0, the other way."""
-        first, *others = step
+        first = step[0]
         size = self._loads[first]
-        for vcpu in others:
-            size -= self._loads[vcpu]
+        if len(step) > 1:
+            size -= self._loads[step[1]]
         return self.home[first], self.place[first], size
 
-    def _outside_without(self, step: Sequence[int]) -> list[int]:
+    def _more_without(self, step: tuple[int, ...]) -> list[int]:
+        """Give by how much the excess in each band would grow without a step."""
         source, target, size = self._flow(step)
+        changes = self._changes[source] + self._changes[target]
+        known = self._known.get(step)
+        if known is not None and known[0] == changes:
+            return known[1]
         here, there = self._levels[source], self._levels[target]
-        changes = (source, here, here + size), (target, there, there - size)
-        without = []
+        ends = (source, here, here + size), (target, there, there - size)
+        result = []
         # For large hosts most of the time goes here, and calls would take most of that.
-        for outside, (low, high) in zip(self._outside, self._bounds, strict=True):
+        for low, high in self._bounds:
             more = 0
-            for cpu, now, then in changes:
+            for cpu, now, then in ends:
                 least, most = low[cpu], high[cpu]
                 if then > most:
                     more += then - most
@@ -397,5 +408,6 @@ class Answer:
                     more -= now - most
                 elif now < least:
                     more -= least - now
-            without.append(outside + more)
-        return without
+            result.append(more)
+        self._known[step] = changes, result
+        return result
