@@ -25,7 +25,7 @@ CLOSE_LOOK_MAX: Final = 24
 """Up to this many pCPUs all are tried as partners of one that is stuck; else some that promise."""
 
 GIVERS_MAX: Final = 6
-TAKERS_MAX: Final = 24
+TAKERS_MAX: Final = 64
 SWEEPS_MAX: Final = 4
 
 
@@ -82,7 +82,7 @@ class _Filling:
             if above <= 0 and below <= 0:
                 return late
             vcpu = self._best_fit(source, target, max(above, below, 1))
-            if vcpu is not None:
+            if vcpu is not None and (len(level)<=CLOSE_LOOK_MAX or self._gain(source,target,task.loads[vcpu])>=self._gain_min):
                 self._move(vcpu, target)
             elif above > 0:
                 if not (self._relieve(source, target) or self._exchange(source, target)):

@@ -84,7 +84,10 @@ class _Solver:
 
     def _solve_large(self) -> list[int]:
         begin = self._frame.best_begin(self._problem.start)
-        kept = self._kept(self._filled([begin])[begin])
+        filled = self._filled([begin])[begin]
+        if filled == self._problem.home:
+            return filled
+        kept = self._kept(filled)
         return self._kept(self._fewer(kept, self._frame.whole)) if self._steps else kept
 
     def _least(self, *, balanced: bool) -> int:
