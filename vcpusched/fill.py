@@ -7,6 +7,8 @@ Problem: bring every pCPU between its `low` and `high`, or as near as single mov
 Approach: move from the busiest pCPU to the freest the vCPU that mends both, else the largest that
     does no harm; where no move from the busiest or to the freest helps, exchange two vCPUs or leave
     that pCPU aside, and look at it again when all others are done.
+    By the load that is moved, the gain of a move between two pCPUs rises, stays the same and falls:
+    the best vCPU is found by bisection.
 Terms: the excess of a pCPU is how far its load is out of its bounds.
 Properties: every step lowers the sum of the excesses, and never raises a pCPU to the load that the
     source had, so neither the largest load grows nor the smallest shrinks.
@@ -26,25 +28,33 @@ CLOSE_LOOK_MAX: Final = 24
 
 GIVERS_MAX: Final = 6
 TAKERS_MAX: Final = 64
+"""With more takers, gaps out of reach of balance become smaller, and the time longer."""
+
 SWEEPS_MAX: Final = 4
 
 
-def fill(task: Task, own: Own, gain_min: int) -> list[int]:
+def fill(task: Task, own: Own, gain_min: int, gain_min_to_end: int | None = None) -> list[int]:
     """Give where each vCPU goes.
 
-    A vCPU that is moved off a stuck pCPU, or to one, must gain at least `gain_min`.
+    A vCPU that is moved off a stuck pCPU, or to one, must gain at least `gain_min`. With
+    `gain_min_to_end` so must all others; but if moves that gain at least that bring every pCPU
+    within its bounds in the end, they are made too.
     """
-    return _Filling(task, own, gain_min).run()
+    return _Filling(task, own, gain_min, gain_min_to_end).run()
 
 
 class _Filling:
     """The work under way: `_level`, `_place` and `_own` change with each move."""
 
-    def __init__(self, task: Task, own: Own, gain_min: int) -> None:
+    def __init__(self, task: Task, own: Own, gain_min: int, gain_min_to_end: int | None) -> None:
         self._task = task
         self._gain_min = gain_min
+        self._gain_min_to_end = gain_min_to_end
+        self._fit_gain_min = 0 if gain_min_to_end is None else gain_min
         self._level = list(task.start)
         self._place = list(task.home)
+        self._is_close = len(task.start) <= CLOSE_LOOK_MAX
+        self._usual_low = max(task.low, default=0)
         self._own = [list(members) for members in own]
         self._taking = [cpu for cpu, high in enumerate(task.high) if high < UNBOUNDED]
         # The helpless have a higher bound than others, and below it nothing to give.
@@ -57,23 +67,35 @@ class _Filling:
 
     def run(self) -> list[int]:
         for _ in range(SWEEPS_MAX):
-            self._busiest = [(-self._level[cpu], cpu) for cpu in self._taking]
-            self._freest = [(self._level[cpu], cpu) for cpu in self._taking]
-            heapify(self._busiest)
-            heapify(self._freest)
-            self._no_donor.clear()
-            self._no_receiver.clear()
             mended_stuck = self._sweep()
             # Whatever was left aside was looked at on the way; only later moves can help it.
-            if not mended_stuck or not (self._no_donor or self._no_receiver):
+            if not mended_stuck or not self._is_stuck():
                 break
+        if self._is_stuck() and self._gain_min_to_end is not None:
+            place = list(self._place)
+            self._gain_min = self._fit_gain_min = self._gain_min_to_end
+            self._sweep(all_or_nothing=True)
+            if self._is_stuck():
+                return place
         return self._place
 
-    def _sweep(self) -> bool:
-        """Mend until only stuck pCPUs are left; tell whether any was mended after the first one."""
+    def _is_stuck(self) -> bool:
+        return bool(self._no_donor or self._no_receiver)
+
+    def _sweep(self, *, all_or_nothing: bool = False) -> bool:
+        """Mend until only stuck pCPUs are left; tell whether any was mended after the first one.
+
+        `all_or_nothing`: stop at the first that is stuck.
+        """
+        self._busiest = [(-self._level[cpu], cpu) for cpu in self._taking]
+        self._freest = [(self._level[cpu], cpu) for cpu in self._taking]
+        heapify(self._busiest)
+        heapify(self._freest)
+        self._no_donor.clear()
+        self._no_receiver.clear()
         task, level = self._task, self._level
         late = False
-        while True:
+        while not (all_or_nothing and self._is_stuck()):
             source, target = self._ends()
             if source < 0 or target < 0 or source == target:
                 return late
@@ -82,16 +104,20 @@ class _Filling:
             if above <= 0 and below <= 0:
                 return late
             vcpu = self._best_fit(source, target, max(above, below, 1))
-            if vcpu is not None and (len(level)<=CLOSE_LOOK_MAX or self._gain(source,target,task.loads[vcpu])>=self._gain_min):
+            if vcpu is not None and (
+                not self._fit_gain_min
+                or self._gain(source, target, task.loads[vcpu]) >= self._fit_gain_min
+            ):
                 self._move(vcpu, target)
             elif above > 0:
-                if not (self._relieve(source, target) or self._exchange(source, target)):
+                if not self._lower(source, target, above):
                     self._no_donor.add(source)
                     continue
-            elif not self._supply(target):
+            elif below < self._gain_min or not self._supply(target):
                 self._no_receiver.add(target)
                 continue
-            late = late or bool(self._no_donor or self._no_receiver)
+            late = late or self._is_stuck()
+        return late
 
     def _ends(self) -> tuple[int, int]:
         """Give the busiest and the freest pCPU that are not aside; -1 where there is none."""
@@ -180,11 +206,22 @@ class _Filling:
                 break
         return beats, best
 
-    def _relieve(self, source: int, target: int) -> bool:
-        """Make the best single move off a pCPU."""
+    def _lower(self, source: int, target: int, above: int) -> bool:
+        """Make the best single move off a pCPU, else the best exchange, if one gains enough."""
+        level = self._level
+        lowest = min(level) if self._is_close else level[target]
+        most = above + max(0, self._usual_low - lowest)
+        if most < self._gain_min:
+            return False
+        takers = self._takers(source, target)
+        if self._relieve(source, takers):
+            return True
+        return most >= 2 * self._gain_min and self._exchange(source, takers)
+
+    def _relieve(self, source: int, takers: Iterable[int]) -> bool:
         gain, best = self._gain_min - 1, (-1, -1)
         left = [vcpu for _, vcpu in self._own[source]]
-        for other in self._takers(source, target):
+        for other in takers:
             gain, vcpu = self._best_move(source, other, gain)
             if vcpu >= 0:
                 best = vcpu, other
@@ -208,10 +245,9 @@ class _Filling:
             self._move(best, target)
         return best >= 0
 
-    def _exchange(self, source: int, target: int) -> bool:
-        """Make the best exchange of a vCPU with a smaller one elsewhere."""
+    def _exchange(self, source: int, takers: Iterable[int]) -> bool:
         gain, best = 2 * self._gain_min - 1, (-1, -1, -1)
-        for other in self._takers(source, target):
+        for other in takers:
             gain, vcpu, returned = self._best_exchange(source, other, gain)
             if vcpu >= 0:
                 best = vcpu, returned, other
@@ -248,14 +284,14 @@ class _Filling:
 
     def _givers(self, first: int) -> Iterable[int]:
         """Give the pCPUs to try for one that lacks load."""
-        if len(self._level) <= CLOSE_LOOK_MAX:
+        if self._is_close:
             return self._taking
         # The front of a heap is nearly sorted, and that is all that a large host needs.
         return dict.fromkeys([first, *(cpu for _, cpu in self._busiest[:GIVERS_MAX])])
 
     def _takers(self, source: int, first: int) -> Iterable[int]:
-        """Give the pCPUs to try for one that is stuck: none where none of its vCPUs may go."""
-        if len(self._level) <= CLOSE_LOOK_MAX:
+        """Give the pCPUs to try for one that has too much, those with the most room first."""
+        if self._is_close:
             return sorted(self._taking, key=self._level.__getitem__)
         reach = 0
         for _, vcpu in self._own[source]:

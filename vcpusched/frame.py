@@ -18,6 +18,8 @@ from typing import Final
 from vcpusched.search import UNBOUNDED, Task
 
 SHOWN_BY: Final = 64
+"""So many of the largest vCPUs are looked at before all loads that may come are added up."""
+
 BANDS: Final = 8
 """In how many slices the range is cut in which a band can begin."""
 
@@ -272,15 +274,12 @@ def _range(problem: Problem, own: Own) -> _Range:
         high, low = mean + problem.span - 1, mean - problem.span + 1
         helpless: dict[int, int] = {}
         for cpu in active:
-            giant = largest[cpu]
-            if fixed[cpu] <= high and giant <= high - least_fixed:
-                continue
-            fits_somewhere = giant + least_fixed <= high
+            load, giant = fixed[cpu], largest[cpu]
             # Where it would be just as far out elsewhere, a giant may as well stay.
-            if fits_somewhere or fixed[cpu] > least_fixed + problem.span // 2:
-                giant = 0
-            if fixed[cpu] + giant > high:
-                helpless[cpu] = fixed[cpu] + giant
+            if giant > high - least_fixed and load <= least_fixed + problem.span // 2:
+                load += giant
+            if load > high:
+                helpless[cpu] = load
         floor.update(helpless)
         if not helpless:
             lacking = [cpu for cpu in active if problem.start[cpu] < low and cpu not in no_low]

@@ -83,6 +83,7 @@ class _Solver:
         return min([home, *map(self._kept, answers)], key=self._key)
 
     def _solve_large(self) -> list[int]:
+        """Fill to the band by which the host is judged; there is no time to try others."""
         begin = self._frame.best_begin(self._problem.start)
         filled = self._filled([begin])[begin]
         if filled == self._problem.home:
@@ -218,9 +219,10 @@ class _Solver:
         return None
 
     def _filled(self, begins: Sequence[int]) -> dict[int, list[int]]:
-        least = self._least(balanced=False)
-        frame = self._frame
-        return {begin: fill(frame.task(begin, begin), frame.own, least) for begin in begins}
+        frame, least = self._frame, self._least(balanced=False)
+        # Where searches follow, a move that gains little may make room for others.
+        to_end = self._least(balanced=True) if frame.is_large else None
+        return {begin: fill(frame.task(begin, begin), frame.own, least, to_end) for begin in begins}
 
     @cached_property
     def _first_fillings(self) -> dict[int, list[int]]:
