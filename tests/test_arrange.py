@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hosts import host, of_one_guest, random_host
 
-from vcpusched.arrange import Step, after, in_order, keep_apart
+from vcpusched.arrange import Step, after, as_far_as_ordered, in_order, keep_apart
 from vcpusched.board import Board
 from vcpusched.frame import moved
 from vcpusched.model import Host
@@ -107,6 +107,15 @@ def test_no_order_no_steps() -> None:
     """
     board = board_of(host([70, 50], [10, 20, 40, 30]))
     assert in_order(board, [0, 1, 0, 0, 1, 1]) == []
+    assert as_far_as_ordered(board, [0, 1, 0, 0, 1, 1]) == (board.home, [])
+
+
+def test_the_others_go_where_some_have_no_order() -> None:
+    """The same two pCPUs, and [90 10] [20] beside them: there the 10 can go."""
+    board = board_of(host([70, 50], [10, 20, 40, 30], [90, 10], [20]))
+    place = [0, 1, 0, 0, 1, 1, 2, 3, 3]
+    assert in_order(board, place) == []
+    assert as_far_as_ordered(board, place) == ([0, 0, 1, 1, 1, 1, 2, 3, 3], [(7,)])
 
 
 def joining(board: Board, place: Sequence[int]) -> int:

@@ -77,6 +77,19 @@ def test_an_exchange_where_no_move_helps() -> None:
     assert fill(task, own, 16) == task.home
 
 
+def test_moves_that_gain_little_are_made_only_to_reach_the_end() -> None:
+    """[52 3] [40], band 42-53: the 3 brings 55 and 40 within it, and gains 4.
+
+    With [90] beside them, which is stuck, that is no end, and it stays.
+    """
+    task, own = task_of([52, 3], [40], low=42, high=53)
+    assert fill(task, own, 5, 5) == task.home
+    assert fill(task, own, 5, 1) == [0, 1, 1]
+    task, own = task_of([52, 3], [40], [90], low=42, high=53)
+    assert fill(task, own, 5, 1) == task.home
+    assert fill(task, own, 5) == [0, 1, 1, 2]
+
+
 def test_it_never_makes_anything_worse() -> None:
     """Within masks: less is outside the bounds, no higher peak, no lower bottom; 2,000 tasks."""
     met: Counter[str] = Counter()

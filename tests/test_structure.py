@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "sharing": set(),
     "service": {"model", "sharing", "text"},
     "board": {"frame", "model"},
-    "arrange": {"board", "frame", "solve"},
+    "arrange": {"board", "frame", "model", "solve"},
     "units": {"model"},
     "planner": {"arrange", "board", "frame", "model", "service", "solve", "text", "units"},
     "hypervisor": {"model"},

@@ -3,12 +3,14 @@
 Rule: pure; changes nothing about how well the host is balanced.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 from vcpusched.board import Board
 from vcpusched.frame import moved
+from vcpusched.model import DomainUuid
 from vcpusched.solve import exchanges
 
 Step = tuple[int, ...]
@@ -21,15 +23,24 @@ def keep_apart(board: Board, place: Sequence[int], span: int) -> Sequence[int]:
     `span` is the threshold: in a balanced answer any loads will do that stay within it.
     """
     movers = moved(board.home, place)
-    guests = {board.vcpus[vcpu].id.uuid for vcpu in movers}
-    relatives = [
-        (vcpu.id.uuid, cpu)
-        for vcpu, cpu in zip(board.vcpus, place, strict=True)
-        if vcpu.id.uuid in guests
-    ]
-    if len(relatives) == len(guests):
-        return place  # each of them has one vCPU
-    return _Separation(board, place, span).run(movers, Counter(relatives))
+    relatives = list(_with_relatives(board, movers))
+    if len(relatives) == len(movers) == len({board.vcpus[vcpu].id.uuid for vcpu in movers}):
+        return place  # each of them is the only one of its guest
+    crowd = Counter((board.vcpus[vcpu].id.uuid, place[vcpu]) for vcpu in relatives)
+    return _Separation(board, place, span).run(movers, crowd)
+
+
+def _with_relatives(board: Board, movers: Iterable[int]) -> Iterator[int]:
+    """Give all vCPUs of the guests of some, which come in order: guests are side by side."""
+    vcpus, done = board.vcpus, 0
+    for mover in movers:
+        if mover >= done:
+            guest, first, done = vcpus[mover].id.uuid, mover, mover + 1
+            while first and vcpus[first - 1].id.uuid == guest:
+                first -= 1
+            while done < len(vcpus) and vcpus[done].id.uuid == guest:
+                done += 1
+            yield from range(first, done)
 
 
 class _Separation:
@@ -47,7 +58,7 @@ class _Separation:
         else:
             self._most = self._least - 1  # nothing will do but the same loads
 
-    def run(self, movers: Sequence[int], relatives: Counter[tuple[str, int]]) -> list[int]:
+    def run(self, movers: Sequence[int], relatives: Counter[tuple[DomainUuid, int]]) -> list[int]:
         for vcpu in movers:
             guest, target = self._board.vcpus[vcpu].id.uuid, self._place[vcpu]
             if relatives[guest, target] > 1:
@@ -66,7 +77,7 @@ class _Separation:
                     relatives[other_guest, target] += 1
         return self._place
 
-    def _another_target(self, vcpu: int, relatives: Counter[tuple[str, int]]) -> int | None:
+    def _another_target(self, vcpu: int, relatives: Counter[tuple[DomainUuid, int]]) -> int | None:
         board, size, target = self._board, self._board.loads[vcpu], self._place[vcpu]
         guest = board.vcpus[vcpu].id.uuid
         for other in board.judged:
@@ -113,22 +124,38 @@ def in_order(board: Board, place: Sequence[int]) -> list[Step]:
     again, but not above what it was at first; where none like that is found either, there are no
     steps.
     """
-    return _Undoing(board, place).run()
+    undoing = _Undoing(board, place)
+    steps = undoing.run()
+    return [] if undoing.stuck else steps
+
+
+def as_far_as_ordered(board: Board, place: Sequence[int]) -> tuple[Sequence[int], list[Step]]:
+    """Give the places without the steps for which no order is found, and the others in order."""
+    while True:
+        undoing = _Undoing(board, place)
+        steps = undoing.run()
+        if not undoing.stuck:
+            return place, steps
+        place = list(place)
+        for vcpu in undoing.stuck:
+            place[vcpu] = board.home[vcpu]
+
+
+_Entry = tuple[int, int, Step, int, int, int]
+"""A step to undo: the load that this makes of its source, what decides among equals, the step, its
+source and target, and by how much it changes their loads."""
 
 
 class _Undoing:
     """Finds the order from its end: undo, one by one, the step whose source is raised the least.
 
-    Going back, the peak must never fall, and a pCPU may not be raised above the first peak.
+    Going back, the peak must never fall, and a pCPU may not be raised above the first peak. `stuck`
+    are the vCPUs whose steps this leaves no way for.
     """
 
     def __init__(self, board: Board, place: Sequence[int]) -> None:
         self._board, self._place = board, place
-        pairs = exchanges(board.home, place)
-        paired = {vcpu for pair in pairs for vcpu in pair}
-        single = [vcpu for vcpu in moved(board.home, place) if vcpu not in paired]
-        self._steps: list[Step] = [*pairs, *((vcpu,) for vcpu in single)]
-        self._changes = {step: _change(board, place, step) for step in self._steps}
+        self.stuck: list[int] = []
         self._levels = board.at(place)
         first = board.levels(board.base)
         self._first_peak = max((first[cpu] for cpu in board.judged), default=0)
@@ -136,67 +163,75 @@ class _Undoing:
         heapify(self._peaks)
 
     def run(self) -> list[Step]:
+        levels, peaks = self._levels, self._peaks
+        heap = self._entries()
         undone: list[Step] = []
-        # Among equals the last is undone first, so that the first comes first.
-        heap = [(self._key(step), -min(step), step) for step in self._steps]
-        heapify(heap)
-        full: dict[int, list[Step]] = {}  # wait until this pCPU is lowered
-        held: list[Step] = []  # wait until another pCPU holds the peak
+        full: dict[int, list[_Entry]] = {}  # wait until this pCPU is lowered
+        held: dict[int, list[_Entry]] = {}  # wait until this pCPU is raised, or the peak is another
         while heap or held:
-            if not heap:
-                step = held.pop(0)  # no order without a new peak
-            else:
-                key, _, step = heappop(heap)
-                if (now := self._key(step)) != key:
-                    heappush(heap, (now, -min(step), step))
+            forced = not heap
+            entry = heappop(heap) if heap else held[next(iter(held))].pop(0)
+            key, tie, step, source, target, more = entry
+            raised = levels[source] + more
+            while -peaks[0][0] != levels[peaks[0][1]]:
+                heappop(peaks)
+            peak = -peaks[0][0]
+            if not forced:  # else there is no order without a new peak
+                if raised != key:
+                    heappush(heap, (raised, tie, step, source, target, more))
                     continue
-                change = self._changes[step]
-                over = self._overfull(change)
-                if over is not None:
-                    full.setdefault(over, []).append(step)
+                if raised > self._first_peak:
+                    full.setdefault(source, []).append(entry)
                     continue
-                if self._lowers_the_peak(change):
-                    held.append(step)
+                if more and target == peaks[0][1] and raised < peak and self._peak_is_alone():
+                    held.setdefault(source, []).append(entry)
                     continue
-            change = self._changes[step]
-            undone.append(self._first_the_lower(step))
-            for cpu, more in change.items():
-                self._levels[cpu] -= more
-                heappush(self._peaks, (-self._levels[cpu], cpu))
-                if more > 0:
-                    held += full.pop(cpu, [])
-            for waiting in held:
-                heappush(heap, (self._key(waiting), -min(waiting), waiting))
-            held.clear()
-        return undone[::-1] if len(undone) == len(self._steps) else []
+            undone.append(step if len(step) == 1 else self._first_the_lower(step))
+            free = full.pop(target, [])
+            if forced or raised >= peak or levels[target] == peak:
+                free += itertools.chain.from_iterable(held.values())
+                held.clear()
+            elif held:
+                free += held.pop(source, [])
+            levels[source] = raised
+            levels[target] -= more
+            heappush(peaks, (-raised, source))
+            heappush(peaks, (-levels[target], target))
+            for _, tie, step, source, target, more in free:
+                heappush(heap, (levels[source] + more, tie, step, source, target, more))
+        self.stuck = [vcpu for entries in full.values() for entry in entries for vcpu in entry[2]]
+        return undone[::-1]
 
-    def _key(self, step: Step) -> int:
-        change = self._changes[step]
-        return max(
-            (self._levels[cpu] - more for cpu, more in change.items() if more < 0), default=0
-        )
+    def _entries(self) -> list[_Entry]:
+        home, place, loads = self._board.home, self._place, self._board.loads
+        pairs = exchanges(home, place)
+        paired = set(itertools.chain.from_iterable(pairs))
+        entries: list[_Entry] = []
+        for step in pairs:
+            given, taken = step
+            if loads[given] < loads[taken]:
+                given, taken = taken, given
+            source, target, more = home[given], place[given], loads[given] - loads[taken]
+            entries.append((self._levels[source] + more, -step[0], step, source, target, more))
+        for vcpu in moved(home, place):
+            if vcpu not in paired:
+                source, more = home[vcpu], loads[vcpu]
+                # Among equals the last is undone first, so that the first comes first.
+                entries.append(
+                    (self._levels[source] + more, -vcpu, (vcpu,), source, place[vcpu], more)
+                )
+        heapify(entries)
+        return entries
 
-    def _overfull(self, change: Mapping[int, int]) -> int | None:
-        for cpu, more in change.items():
-            if more < 0 and self._levels[cpu] - more > self._first_peak:
-                return cpu
-        return None
-
-    def _lowers_the_peak(self, change: Mapping[int, int]) -> bool:
+    def _peak_is_alone(self) -> bool:
+        """Tell whether the pCPU with the highest load is the only one that has it."""
         peaks, levels = self._peaks, self._levels
-        while -peaks[0][0] != levels[peaks[0][1]]:
-            heappop(peaks)
-        peak, highest = -peaks[0][0], peaks[0][1]
-        if change.get(highest, 0) <= 0:
-            return False
-        if any(levels[cpu] - more >= peak for cpu, more in change.items()):
-            return False
         top = heappop(peaks)
-        while peaks and (-peaks[0][0] != levels[peaks[0][1]] or peaks[0][1] == highest):
+        while peaks and (-peaks[0][0] != levels[peaks[0][1]] or peaks[0][1] == top[1]):
             heappop(peaks)
-        unique = not peaks or -peaks[0][0] < peak
+        alone = not peaks or -peaks[0][0] < -top[0]
         heappush(peaks, top)
-        return unique
+        return alone
 
     def _first_the_lower(self, step: Step) -> Step:
         """Give the vCPUs of a step in the order that leaves the lower peak in between."""
@@ -206,19 +241,10 @@ class _Undoing:
         )
 
 
-def _change(board: Board, place: Sequence[int], step: Step) -> dict[int, int]:
-    change: dict[int, int] = {}
-    for vcpu in step:
-        size = board.loads[vcpu]
-        for cpu, more in ((board.home[vcpu], -size), (place[vcpu], size)):
-            change[cpu] = change.get(cpu, 0) + more
-    return change
-
-
 def after(board: Board, place: Sequence[int], steps: Sequence[Step]) -> list[int]:
     """Give the loads, without the water, once these steps are made."""
     levels = list(board.base)
-    for step in steps:
-        for cpu, more in _change(board, place, step).items():
-            levels[cpu] += more
+    for vcpu in itertools.chain.from_iterable(steps):
+        levels[board.home[vcpu]] -= board.loads[vcpu]
+        levels[place[vcpu]] += board.loads[vcpu]
     return levels

@@ -5,12 +5,14 @@ vCPUs are positions in rising order of their numbers, since lists are quick.
 """
 
 import dataclasses
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Self
 
-from vcpusched.frame import moved
+from vcpusched.frame import moved, own_by_cpu
 from vcpusched.model import Cpu, Host, Vcpu
 
 POURINGS: Final = 12
@@ -21,7 +23,7 @@ NOWHERE: Final = -1
 """The home of a vCPU that is poured, or is on no managed pCPU."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Board:
     """A host on which each vCPU counts on one pCPU, or is poured.
 
@@ -58,27 +60,31 @@ class Board:
         home, allowed, water = [], [], []
         targets = _Targets(position, unjudged)
         masks: dict[int, int] = {}
+        known, numbered = masks.get, position.get
         for index, vcpu in enumerate(vcpus):
-            bits = vcpu.cpus.bits
-            bound = not bits & (bits - 1)
-            on = bits.bit_length() - 1 if bound else vcpu.on
-            if not bound and (not binding or on is None or not bits >> on & 1):
-                on = None
-                water.append(index)
-            place = NOWHERE if on is None else position.get(on, NOWHERE)
-            home.append(place)
-            if place == NOWHERE:
-                if on is not None and not bound:
+            bits, place = vcpu.cpus.bits, None
+            bound = bits.bit_count() <= 1
+            if bound:
+                place = numbered(bits.bit_length() - 1)
+            else:
+                # What floats counts where it was seen only to be bound, and only where it may be.
+                on = vcpu.on
+                if binding and on is not None and bits >> on & 1:
+                    place = numbered(on)
+                if place is None:
                     water.append(index)
+            load = loads[index]
+            if place is None:
+                home.append(NOWHERE)
                 allowed.append(0)
                 continue
-            base[place] += loads[index]
-            stays = bound is binding or vcpu.fixed or place in unjudged or not loads[index]
-            if stays:
+            home.append(place)
+            base[place] += load
+            if bound is binding or vcpu.fixed or not load or place in unjudged:
                 allowed.append(0)
                 continue
             bits = vcpu.allowed.bits
-            mask = masks.get(bits)
+            mask = known(bits)
             if mask is None:
                 mask = masks[bits] = targets.of(bits)
             allowed.append(mask)
@@ -106,22 +112,41 @@ class Board:
 
     def moved(self, place: Sequence[int]) -> "Board":
         """Give the board once the vCPUs are at these places."""
-        return dataclasses.replace(self, home=place, base=self.at(place))
+        then = dataclasses.replace(self, home=place, base=self.at(place))
+        # What is known already and differs little is not worked out anew.
+        may, own = self.may.copy(), [members.copy() for members in self.own]
+        for vcpu in moved(self.home, place):
+            member = self.loads[vcpu], vcpu
+            before = own[self.home[vcpu]]
+            del before[bisect_left(before, member)]
+            may[vcpu] = self.allowed[vcpu] & ~(1 << place[vcpu])
+            if may[vcpu]:
+                insort(own[place[vcpu]], member)
+        then.__dict__.update(may=may, own=own)
+        return then
 
-    @property
+    @cached_property
     def may(self) -> list[int]:
         """A bit for each pCPU that a vCPU may be moved to: not its home."""
+        # One number per pCPU, since in Python to make a number of a thousand bits takes a while.
+        others = [~(1 << cpu) for cpu in range(len(self.base))]
         return [
-            mask & ~(1 << home) if mask else 0
+            mask & others[home] if mask else 0
             for mask, home in zip(self.allowed, self.home, strict=True)
         ]
+
+    @cached_property
+    def own(self) -> list[list[tuple[int, int]]]:
+        """The movable vCPUs of each pCPU as (load, vCPU), rising."""
+        return own_by_cpu(self.loads, self.home, self.may, len(self.base))
 
     def lone(self) -> set[int]:
         """Give the vCPUs that are alone on the busiest pCPU: elsewhere they would be as busy."""
         levels = self.levels(self.base)
         peak = max((levels[cpu] for cpu in self.judged), default=0)
-        crowd = Counter(self.home)
-        busiest = {cpu for cpu in self.judged if levels[cpu] == peak and crowd[cpu] == 1}
+        busiest = {cpu for cpu in self.judged if levels[cpu] == peak}
+        crowd = Counter(filter(busiest.__contains__, self.home))
+        busiest = {cpu for cpu in busiest if crowd[cpu] == 1}
         return {vcpu for vcpu, cpu in enumerate(self.home) if cpu in busiest} if busiest else set()
 
     def at(self, place: Sequence[int]) -> list[int]:

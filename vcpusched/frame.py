@@ -7,6 +7,7 @@ nothing can bring it into any such band: its fixed load is too much, or a vCPU t
 on it, or too little may come to it. The excess is the load outside the band.
 """
 
+import heapq
 import itertools
 import operator
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ from typing import Final
 
 from vcpusched.search import UNBOUNDED, Task
 
+SHOWN_BY: Final = 64
+"""So many of the largest vCPUs are looked at before all loads that may come are added up."""
+
 BANDS: Final = 8
 """In how many slices the range is cut in which a band can begin."""
 
@@ -24,15 +28,25 @@ SEARCHED_VCPUS_MAX: Final = 512
 """A host above this is large: a search of the whole gets nowhere, and time is short."""
 
 
+def any_will_do(_place: Sequence[int]) -> bool:
+    """Accept every answer."""
+    return True
+
+
+Own = Sequence[Sequence[tuple[int, int]]]
+"""The movable vCPUs of each pCPU as (load, vCPU), rising."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A host to balance, by position; loads in ppm of a pCPU.
 
-    `may` has a bit for each pCPU that a vCPU may be moved to (not its home); `start` are the loads
-    with every vCPU at home; only `judged` pCPUs give and take. `water_ppm` of floaters flow into
-    the `wet` pCPUs by themselves, so these lack nothing. `steps_max` limits the search; `again` for
-    a look at the answer of an earlier one, when only small hosts are searched. Answers that are not
-    to the liking of `accept` are passed over.
+    `may` has a bit for each pCPU that a vCPU may be moved to (not its home); `own` are the movable
+    vCPUs at home on each pCPU (None: not known yet); `start` are the loads with every vCPU at home;
+    only `judged` pCPUs give and take. `water_ppm` of floaters flow into the `wet` pCPUs by
+    themselves, so these lack nothing. `steps_max` limits the search; `again` for a look at the
+    answer of an earlier one, when only small hosts are searched. Answers that are not to the liking
+    of `accept` are passed over; of a large host it is not asked.
     """
 
     loads: Sequence[int]
@@ -46,7 +60,8 @@ class Problem:
     wet: frozenset[int] = frozenset()
     water_ppm: int = 0
     again: bool = False
-    accept: Callable[[Sequence[int]], bool] = lambda _place: True
+    own: Own | None = None
+    accept: Callable[[Sequence[int]], bool] = any_will_do
 
 
 def excess(load: int, low: int, high: int) -> int:
@@ -63,6 +78,18 @@ def total_excess(levels: Sequence[int], low: Sequence[int], high: Sequence[int])
         for load, least, most in zip(levels, low, high, strict=True)
         if load > most or load < least
     )
+
+
+def own_by_cpu(
+    loads: Sequence[int], home: Sequence[int], may: Sequence[int], count: int
+) -> list[list[tuple[int, int]]]:
+    """Give the movable vCPUs of each of `count` pCPUs as (load, vCPU), rising."""
+    own: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    # To sort all of them at once, by load alone, is quicker than to sort each of many lists.
+    movable = itertools.compress(range(len(loads)), may)
+    for vcpu in sorted(movable, key=loads.__getitem__):
+        own[home[vcpu]].append((loads[vcpu], vcpu))
+    return own
 
 
 def moved(home: Sequence[int], place: Sequence[int]) -> list[int]:
@@ -85,10 +112,16 @@ class Frame:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.movable = sum(1 for mask in problem.may if mask)
+        count = len(problem.start)
+        self.own: Own = (
+            own_by_cpu(problem.loads, problem.home, problem.may, count)
+            if problem.own is None
+            else problem.own
+        )
+        self.movable = sum(map(len, self.own))
         self.is_large = len(problem.judged) > SEARCHED_CPUS_MAX or self.movable > SEARCHED_VCPUS_MAX
         self._peak = max((problem.start[cpu] for cpu in problem.judged), default=0)
-        self._range = _range(problem)
+        self._range = _range(problem, self.own)
         self._tops = [cpu for cpu in problem.judged if cpu not in self._range.floor]
         self._bottoms = [cpu for cpu in problem.judged if cpu not in self._range.no_low]
         self._known_bounds: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
@@ -178,6 +211,15 @@ class Frame:
         own = (top - self.problem.span + 1, bottom)
         return sorted({*self.middles, *(begin for begin in own if 0 <= begin <= self._range.last)})
 
+    @cached_property
+    def excess_at_home(self) -> int:
+        """The load outside the band that suits the host best as it was found."""
+        return self.best_excess(self.problem.start)
+
+    def best_begin(self, levels: Sequence[int]) -> int:
+        """Give where the band begins that suits these loads best."""
+        return min(self.begins(levels), key=lambda begin: total_excess(levels, *self.bounds(begin)))
+
     def best_excess(self, levels: Sequence[int]) -> int:
         """Give the load outside the band that suits these loads best."""
         return min(
@@ -185,22 +227,44 @@ class Frame:
         )
 
 
-def _range(problem: Problem) -> _Range:  # noqa: C901  one pass over the host, then one loop
+class _Ceilings:
+    """How much load each pCPU would have with all vCPUs on it that may be there."""
+
+    def __init__(self, problem: Problem, own: Own, fixed: Sequence[int]) -> None:
+        self._problem, self._own, self._fixed = problem, own, fixed
+        self._largest = heapq.nlargest(SHOWN_BY, (members[-1] for members in own if members))
+
+    def of(self, cpu: int, enough: int) -> int:
+        """Give the ceiling of a pCPU, or `enough` where it is more."""
+        load, may = self._problem.start[cpu], self._problem.may
+        # A few vCPUs nearly always show that it is; to add up all of them takes much longer.
+        for size, vcpu in self._largest:
+            if load >= enough:
+                return enough
+            if may[vcpu] >> cpu & 1:
+                load += size
+        most = sum(size for mask, size in self._coming.items() if mask >> cpu & 1)
+        return min(enough, self._fixed[cpu] + most)
+
+    @cached_property
+    def _coming(self) -> dict[int, int]:
+        """The load of all movable vCPUs, by where they may be."""
+        coming: dict[int, int] = {}
+        for cpu, members in enumerate(self._own):
+            for size, vcpu in members:
+                mask = self._problem.may[vcpu] | 1 << cpu
+                coming[mask] = coming.get(mask, 0) + size
+        return coming
+
+
+def _range(problem: Problem, own: Own) -> _Range:
     """Leave out, one after another, the pCPUs that no move can bring into the bands."""
     fixed = list(problem.start)
-    largest = [0] * len(fixed)
-    coming: dict[int, int] = {}
     for size, cpu, mask in zip(problem.loads, problem.home, problem.may, strict=True):
         if mask:
             fixed[cpu] -= size
-            largest[cpu] = max(largest[cpu], size)
-            everywhere = mask | 1 << cpu
-            coming[everywhere] = coming.get(everywhere, 0) + size
-    ceiling = list(fixed)
-    for mask, size in coming.items():
-        for cpu in problem.judged:
-            if mask >> cpu & 1:
-                ceiling[cpu] += size
+    largest = [members[-1][0] if members else 0 for members in own]
+    ceilings = _Ceilings(problem, own, fixed)
     least_fixed = min((fixed[cpu] for cpu in problem.judged), default=0)
     active, no_low = set(problem.judged), set(problem.wet)
     floor: dict[int, int] = {}
@@ -210,18 +274,17 @@ def _range(problem: Problem) -> _Range:  # noqa: C901  one pass over the host, t
         high, low = mean + problem.span - 1, mean - problem.span + 1
         helpless: dict[int, int] = {}
         for cpu in active:
-            giant = largest[cpu]
-            fits_somewhere = giant + least_fixed <= high
+            load, giant = fixed[cpu], largest[cpu]
             # Where it would be just as far out elsewhere, a giant may as well stay.
-            if fits_somewhere or fixed[cpu] > least_fixed + problem.span // 2:
-                giant = 0
-            if fixed[cpu] + giant > high:
-                helpless[cpu] = fixed[cpu] + giant
+            if giant > high - least_fixed and load <= least_fixed + problem.span // 2:
+                load += giant
+            if load > high:
+                helpless[cpu] = load
         floor.update(helpless)
         if not helpless:
-            helpless = {
-                cpu: ceiling[cpu] for cpu in active if ceiling[cpu] < low and cpu not in no_low
-            }
+            lacking = [cpu for cpu in active if problem.start[cpu] < low and cpu not in no_low]
+            most = {cpu: ceilings.of(cpu, low) for cpu in lacking}
+            helpless = {cpu: load for cpu, load in most.items() if load < low}
             no_low.update(helpless)
         if not helpless:
             return _Range(max(0, low), max(0, mean), floor, frozenset(no_low))

@@ -27,11 +27,11 @@ Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; a vCPU 
 """
 
 import enum
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from vcpusched.arrange import Step, after, in_order, keep_apart
+from vcpusched.arrange import Step, after, as_far_as_ordered, in_order, keep_apart
 from vcpusched.board import Board
 from vcpusched.frame import Problem
 from vcpusched.model import PPM, CpuSet, Host, VcpuId
@@ -205,14 +205,14 @@ def _each(units: Units, loads_ppm: Iterable[tuple[int, int]]) -> tuple[tuple[int
 def _plan(host: Host, policy: Policy) -> Plan:
     """Plan on pCPUs, or on what is treated as one."""
     vcpus = sorted(host.vcpus, key=lambda vcpu: (vcpu.id.uuid, vcpu.id.domain_id, vcpu.id.vcpu))
-    floats = any(vcpu.cpus.bits & (vcpu.cpus.bits - 1) for vcpu in vcpus)
-    if policy.floating is Floating.PIN and floats:
+    board = Board.of(host, vcpus, binding=False)
+    if policy.floating is Floating.PIN and board.pools:
         measured = Board.of(host, vcpus, binding=True)
         if any(measured.allowed):
             binding = _settle(measured, policy)
             if _binds_well(measured, binding):
                 return binding
-    return _settle(Board.of(host, vcpus, binding=False), policy)
+    return _settle(board, policy)
 
 
 def _binds_well(board: Board, found: Plan) -> bool:
@@ -231,8 +231,7 @@ def _settle(board: Board, policy: Policy) -> Plan:
     levels = board.levels(board.base)
     if board.gap_ppm(levels) < policy.balance_threshold_ppm:
         return _told(board, policy, [])
-    place = _rest_point(board, policy)
-    steps = in_order(board, place)
+    place, steps = _in_order(board, _looks(board, policy))
     kept = _within_limit(steps, policy.moves_max)
     is_cut = len(kept) < len(steps)
     # What is cut short may end between two good places; then a shorter one is better.
@@ -263,27 +262,38 @@ def _within_limit(steps: Sequence[Step], moves_max: int | None) -> list[Step]:
     return kept
 
 
-def _rest_point(board: Board, policy: Policy) -> Sequence[int]:
-    """Give where the vCPUs are when planning again changes nothing more."""
-    now = board
-    while board.gap_ppm(now.levels(now.base)) >= policy.balance_threshold_ppm:
+def _looks(board: Board, policy: Policy) -> list[Board]:
+    """Give where the vCPUs are after each look, until another one would change nothing more."""
+    now, looks = board, []
+    levels = board.levels(board.base)
+    while board.gap_ppm(levels) >= policy.balance_threshold_ppm:
         place = _next_place(now, policy, again=now is not board)
         if place == now.home:
             break
-        then = now.moved(keep_apart(now, place, policy.balance_threshold_ppm))
-        if not _is_better(board, now.levels(now.base), then.levels(then.base)):
+        now = now.moved(keep_apart(now, place, policy.balance_threshold_ppm))
+        before, levels = levels, now.levels(now.base)
+        if not _is_better(board, before, levels):
             break  # what is helpless differs from look to look, so this could go round in circles
-        if now is not board and not in_order(board, then.home):
-            break  # two looks together may not have the order that each has
-        now = then
-    return now.home
+        looks.append(now)
+    return looks
+
+
+def _in_order(board: Board, looks: Sequence[Board]) -> tuple[Sequence[int], list[Step]]:
+    """Give where the vCPUs are after the last look that has an order, and the steps there."""
+    for then in reversed(looks):
+        if steps := in_order(board, then.home):
+            return then.home, steps
+    return as_far_as_ordered(board, looks[-1].home) if looks else (board.home, [])
 
 
 def _next_place(board: Board, policy: Policy, *, again: bool) -> Sequence[int]:
     """Give the best places that one look finds."""
-    may = board.may
-    for vcpu in board.lone():
-        may[vcpu] = 0
+    may, own = board.may, board.own
+    if lone := board.lone():
+        may, own = may.copy(), own.copy()
+        for vcpu in lone:
+            may[vcpu] = 0
+            own[board.home[vcpu]] = []
 
     def accept(place: Sequence[int]) -> bool:
         return place == board.home or bool(in_order(board, place))
@@ -299,6 +309,7 @@ def _next_place(board: Board, policy: Policy, *, again: bool) -> Sequence[int]:
             min_gain=policy.min_gain_ppm,
             steps_max=policy.steps_max,
             again=again,
+            own=own,
             accept=accept,
             wet=wet,
             water_ppm=water_ppm,
@@ -351,14 +362,20 @@ def _told(
     moves: list[Move] = []
     base = list(board.base)
     levels = first = board.levels(base)
+    # To pour the water anew for each of hundreds of steps takes seconds.
+    poured = len(steps) <= POURED_STEPS_MAX
+    if not poured:
+        levels = base
     for step in steps:
+        ends = [cpu for vcpu in step for cpu in (board.home[vcpu], place[vcpu])]
+        was = {cpu: levels[cpu] for cpu in ends}
         for vcpu in step:
             base[board.home[vcpu]] -= board.loads[vcpu]
             base[place[vcpu]] += board.loads[vcpu]
-        # To pour the water anew for each of hundreds of steps takes seconds.
-        then = board.levels(base) if len(steps) <= POURED_STEPS_MAX else list(base)
-        moves += [_move(board, place, step, vcpu, levels, then) for vcpu in step]
-        levels = then
+        if poured:
+            levels = board.levels(base)
+        becomes = {cpu: levels[cpu] for cpu in ends}
+        moves += [_move(board, place, step, vcpu, was, becomes) for vcpu in step]
     levels = board.levels(base)
     gap_ppm = board.gap_ppm(levels)
     stop = Stop.BALANCED if gap_ppm < policy.balance_threshold_ppm else Stop.NO_GAIN
@@ -379,30 +396,32 @@ def _move(  # noqa: PLR0913, PLR0917  all that one sentence tells of
     place: Sequence[int],
     step: Step,
     vcpu: int,
-    before: Sequence[int],
-    then: Sequence[int],
+    before: Mapping[int, int],
+    then: Mapping[int, int],
 ) -> Move:
     moved = board.vcpus[vcpu]
     source, target = board.home[vcpu], place[vcpu]
     names = board.names[source], board.names[target]
-    was = (
-        f"{names[0]} {'were' if names[0].startswith('pCPUs') else 'was'} at "
-        f"{_percent(before[source])} and {names[1]} at {_percent(before[target])}"
-    )
-    makes = f"makes them {_percent(then[source])} and {_percent(then[target])}"
-    others = [board.vcpus[other] for other in step if other != vcpu]
-    exchange = "".join(
-        f"in exchange for vCPU {other.id.vcpu} of {printable(other.domain)}, since "
-        for other in others
-    )
+    exchange, together, exchanged_with = "", "this", None
+    for other in step:
+        if other != vcpu:
+            partner = board.vcpus[other]
+            exchanged_with, together = partner.id, "together this"
+            exchange = (
+                f"in exchange for vCPU {partner.id.vcpu} of {printable(partner.domain)}, since "
+            )
     return Move(
         vcpu=moved.id,
         domain=moved.domain,
         from_cpus=moved.cpus,
         to_cpus=CpuSet(1 << board.cpus[target]),
         load_ppm=moved.load_ppm,
-        exchanged_with=others[0].id if others else None,
-        reason=f"{exchange}{was}; {'together this' if others else 'this'} {makes}",
+        exchanged_with=exchanged_with,
+        reason=(
+            f"{exchange}{names[0]} {'were' if names[0].startswith('pCPUs') else 'was'} at "
+            f"{_percent(before[source])} and {names[1]} at {_percent(before[target])}; {together} "
+            f"makes them {_percent(then[source])} and {_percent(then[target])}"
+        ),
     )
 
 

@@ -14,6 +14,7 @@ Properties: where the search of step 1 came to its end, no fewer moves balance t
     has less excess than the host as found, by at least `min_gain` for each of its moves.
 """
 
+import operator
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from functools import cached_property
 from typing import Final
 
 from vcpusched.fill import fill
-from vcpusched.frame import Frame, Problem, excess, moved, total_excess
+from vcpusched.frame import Frame, Problem, any_will_do, moved, total_excess
 from vcpusched.groups import Groups
 from vcpusched.search import UNBOUNDED, Task, lower_bound, search
 
@@ -41,19 +42,18 @@ def solve(problem: Problem) -> list[int]:
     return _Solver(problem).solve()
 
 
-def is_small(problem: Problem) -> bool:
-    """Tell whether a problem can be searched to the end."""
-    movable = sum(1 for mask in problem.may if mask)
-    return len(problem.judged) <= SMALL_CPUS_MAX and movable <= SMALL_VCPUS_MAX
-
-
 class _Solver:
     """One problem being solved; `_steps` are the steps left."""
 
     def __init__(self, problem: Problem) -> None:
-        self._problem = problem
         self._frame = Frame(problem)
-        self._is_small = is_small(problem)
+        if self._frame.is_large:
+            # To ask takes as long as to fill, so who asks for a plan looks once, at the end.
+            problem = replace(problem, accept=any_will_do)
+        self._problem = problem
+        self._is_small = (
+            len(problem.judged) <= SMALL_CPUS_MAX and self._frame.movable <= SMALL_VCPUS_MAX
+        )
         # What filling a large host takes is taken off the search.
         self._steps = max(0, problem.steps_max - self._frame.movable * 3 // 2)
         if problem.again and not self._is_small:
@@ -63,15 +63,15 @@ class _Solver:
     def solve(self) -> list[int]:
         problem, frame = self._problem, self._frame
         home = list(problem.home)
-        if not frame.movable or frame.best_excess(problem.start) < self._least(balanced=True):
+        if not frame.movable or frame.excess_at_home < self._least(balanced=True):
             return home
+        if frame.is_large:
+            return self._solve_large()
         greedy = min(self._first_fillings.values(), key=self._key)
         # At rest this is all that a look costs: where nothing greedy pays, more seldom does.
         kept = self._kept(greedy)
         if not self._is_small and self._key(kept) >= self._key(home):
             return home
-        if frame.is_large:
-            return self._kept(self._fewer(kept, frame.whole)) if self._steps else kept
         balanced = self._reach()
         if balanced is not None and not problem.min_gain:
             return self._kept(balanced)
@@ -82,14 +82,24 @@ class _Solver:
             answers.append(self._closest())
         return min([home, *map(self._kept, answers)], key=self._key)
 
+    def _solve_large(self) -> list[int]:
+        """Fill to the band by which the host is judged; there is no time to try others."""
+        begin = self._frame.best_begin(self._problem.start)
+        filled = self._filled([begin])[begin]
+        if filled == self._problem.home:
+            return filled
+        kept = self._kept(filled)
+        return self._kept(self._fewer(kept, self._frame.whole)) if self._steps else kept
+
     def _least(self, *, balanced: bool) -> int:
         """Give what a move must gain."""
         return max(self._problem.min_gain, 1 if balanced else UNREACHED_GAIN_PPM)
 
     def _kept(self, place: Sequence[int]) -> list[int]:
         """Give what is worth its moves in an answer."""
-        balanced = not self._frame.best_excess(self._frame.levels(place))
-        kept = pays(self._frame, place, self._least(balanced=balanced))
+        answer = Answer(self._frame, place)
+        balanced = not answer.outside
+        kept = pays(answer, self._least(balanced=balanced))
         if self._problem.accept(kept):
             return kept
         # A move that gains nothing may be what makes room for the others.
@@ -208,21 +218,11 @@ class _Solver:
                 return groups.place
         return None
 
-    @cached_property
-    def _own(self) -> list[list[tuple[int, int]]]:
-        """The movable vCPUs of each pCPU as (load, vCPU), rising."""
-        problem = self._problem
-        own: list[list[tuple[int, int]]] = [[] for _ in problem.start]
-        for vcpu, mask in enumerate(problem.may):
-            if mask:
-                own[problem.home[vcpu]].append((problem.loads[vcpu], vcpu))
-        for members in own:
-            members.sort()
-        return own
-
     def _filled(self, begins: Sequence[int]) -> dict[int, list[int]]:
-        least = self._least(balanced=False)
-        return {begin: fill(self._frame.task(begin, begin), self._own, least) for begin in begins}
+        frame, least = self._frame, self._least(balanced=False)
+        # Where searches follow, a move that gains little may make room for others.
+        to_end = self._least(balanced=True) if frame.is_large else None
+        return {begin: fill(frame.task(begin, begin), frame.own, least, to_end) for begin in begins}
 
     @cached_property
     def _first_fillings(self) -> dict[int, list[int]]:
@@ -254,9 +254,7 @@ class _Solver:
         """Give an answer that is as good with fewer moves, if there is one."""
         frame = self._frame
         levels = frame.levels(place)
-        begin = min(
-            frame.begins(levels), key=lambda begin: total_excess(levels, *frame.bounds(begin))
-        )
+        begin = frame.best_begin(levels)
         # What is outside its bounds may stay so.
         task = frame.task(begin, begin)
         task = replace(
@@ -312,12 +310,11 @@ def exchanges(home: Sequence[int], place: Sequence[int]) -> list[tuple[int, ...]
     return pairs
 
 
-def pays(frame: Frame, place: Sequence[int], gain_min: int) -> list[int]:
+def pays(answer: "Answer", gain_min: int) -> list[int]:
     """Give an answer without the moves and exchanges that gain less than `gain_min` a move.
 
     The least useful are taken back first; all of them where together they do not gain enough.
     """
-    answer = _Answer(frame, place)
     while useless := [
         (gain // len(step), step)
         for step in answer.steps()
@@ -327,65 +324,95 @@ def pays(frame: Frame, place: Sequence[int], gain_min: int) -> list[int]:
             # What was taken back before may have made this one useful.
             if answer.has(step) and answer.gain(step) < gain_min * len(step):
                 answer.take_back(step)
-    home = frame.problem.home
-    gained = frame.best_excess(frame.problem.start) - answer.outside
-    enough = gained >= gain_min * len(moved(home, answer.place))
-    return answer.place if enough else list(home)
+    enough = answer.gained >= gain_min * answer.pins
+    return answer.place if enough else list(answer.home)
 
 
-class _Answer:
-    """An answer from which moves are being taken back, and its excess in each band."""
+class Answer:
+    """An answer from which moves are being taken back: its `place`, and its excess in each band."""
 
     def __init__(self, frame: Frame, place: Sequence[int]) -> None:
-        self._problem = frame.problem
+        self.home = frame.problem.home
         self.place = list(place)
+        self._loads = frame.problem.loads
+        self._excess_at_home = frame.excess_at_home
         self._levels = frame.levels(place)
         self._bounds = [frame.bounds(begin) for begin in frame.begins(self._levels)]
         self._outside = [total_excess(self._levels, low, high) for low, high in self._bounds]
+        # What is known of a step stays true until one of its pCPUs changes.
+        self._changes = [0] * len(self._levels)
+        self._known: dict[tuple[int, ...], tuple[int, list[int]]] = {}
 
     @property
     def outside(self) -> int:
         """The load outside the band that suits best."""
         return min(self._outside, default=0)
 
+    @property
+    def gained(self) -> int:
+        """By how much the excess is less than with every vCPU at home."""
+        return self._excess_at_home - self.outside
+
+    @property
+    def pins(self) -> int:
+        """How many vCPUs are not at home."""
+        return len(moved(self.home, self.place))
+
     def has(self, step: Sequence[int]) -> bool:
         """Tell whether all of these vCPUs are not at home."""
-        return all(self.place[vcpu] != self._problem.home[vcpu] for vcpu in step)
+        return all(self.place[vcpu] != self.home[vcpu] for vcpu in step)
 
     def steps(self) -> list[tuple[int, ...]]:
         """Give every move, and every exchange."""
-        home = self._problem.home
-        return [(vcpu,) for vcpu in moved(home, self.place)] + exchanges(home, self.place)
+        home, place = self.home, self.place
+        return [(vcpu,) for vcpu in moved(home, place)] + exchanges(home, place)
 
-    def gain(self, step: Sequence[int]) -> int:
+    def gain(self, step: tuple[int, ...]) -> int:
         """Give by how much the excess would grow without these moves."""
-        return min(self._outside_without(self._loads_without(step))) - self.outside
+        then: int = min(map(operator.add, self._outside, self._more_without(step)))
+        return then - self.outside
 
-    def take_back(self, step: Sequence[int]) -> None:
+    def take_back(self, step: tuple[int, ...]) -> None:
         """Send these vCPUs home."""
-        then = self._loads_without(step)
-        self._outside = self._outside_without(then)
-        for cpu, load in then.items():
-            self._levels[cpu] = load
+        self._outside = list(map(operator.add, self._outside, self._more_without(step)))
+        source, target, size = self._flow(step)
+        for cpu, more in ((source, size), (target, -size)):
+            self._levels[cpu] += more
+            self._changes[cpu] += 1
         for vcpu in step:
-            self.place[vcpu] = self._problem.home[vcpu]
+            self.place[vcpu] = self.home[vcpu]
 
-    def _loads_without(self, step: Sequence[int]) -> dict[int, int]:
-        then: dict[int, int] = {}
-        for vcpu in step:
-            source, target = self._problem.home[vcpu], self.place[vcpu]
-            size = self._problem.loads[vcpu]
-            then[source] = then.get(source, self._levels[source]) + size
-            then[target] = then.get(target, self._levels[target]) - size
-        return then
+    def _flow(self, step: Sequence[int]) -> tuple[int, int, int]:
+        """Give between which pCPUs a step moves how much load: less than 0, the other way."""
+        first = step[0]
+        size = self._loads[first]
+        if len(step) > 1:
+            size -= self._loads[step[1]]
+        return self.home[first], self.place[first], size
 
-    def _outside_without(self, then: dict[int, int]) -> list[int]:
-        changes = [(cpu, self._levels[cpu], load) for cpu, load in then.items()]
-        return [
-            outside
-            + sum(
-                excess(load, low[cpu], high[cpu]) - excess(now, low[cpu], high[cpu])
-                for cpu, now, load in changes
-            )
-            for outside, (low, high) in zip(self._outside, self._bounds, strict=True)
-        ]
+    def _more_without(self, step: tuple[int, ...]) -> list[int]:
+        """Give by how much the excess in each band would grow without a step."""
+        source, target, size = self._flow(step)
+        changes = self._changes[source] + self._changes[target]
+        known = self._known.get(step)
+        if known is not None and known[0] == changes:
+            return known[1]
+        here, there = self._levels[source], self._levels[target]
+        ends = (source, here, here + size), (target, there, there - size)
+        result = []
+        # For large hosts most of the time goes here, and calls would take most of that.
+        for low, high in self._bounds:
+            more = 0
+            for cpu, now, then in ends:
+                least, most = low[cpu], high[cpu]
+                if then > most:
+                    more += then - most
+                elif then < least:
+                    more += least - then
+                if now > most:
+                    more -= now - most
+                elif now < least:
+                    more -= least - now
+            result.append(more)
+        self._known[step] = changes, result
+        return result
