@@ -28,7 +28,7 @@ class Board:
     `cpus` are the numbers of the pCPUs; all else goes by position in it: `judged` are the pCPUs
     that may give and take, `home` is where each vCPU counts, `allowed` a bit for each pCPU that it
     may be on (0 for one that stays where it is), `base` the loads without the water and `pools` the
-    water for each mask.
+    water for each mask; `cores` has for each pCPU a bit for all those on its core.
     """
 
     vcpus: Sequence[Vcpu]
@@ -39,6 +39,7 @@ class Board:
     allowed: Sequence[int]
     base: Sequence[int]
     pools: tuple[tuple[tuple[int, ...], int], ...]
+    cores: Sequence[int]
 
     @classmethod
     def of(cls, host: Host, vcpus: Sequence[Vcpu], *, binding: bool) -> Self:
@@ -97,6 +98,7 @@ class Board:
                 for mask in sorted(pools, key=lambda mask: (mask.bit_count(), mask))
                 if mask
             ),
+            cores=_cores(host, position),
         )
 
     def moved(self, place: Sequence[int]) -> "Board":
@@ -170,6 +172,19 @@ class _Targets:
     def of(self, bits: int) -> int:
         """Give the positions of the pCPUs in a mask that may take a vCPU."""
         return self.managed(bits) & self._judged
+
+
+def _cores(host: Host, position: dict[int, int]) -> list[int]:
+    """Give the positions on the core of each position; one whose core is unknown is a core."""
+    cores: dict[int, int] = {}
+    for cpu in host.cpus:
+        if cpu.cpu.core is not None:
+            cores[cpu.cpu.core] = cores.get(cpu.cpu.core, 0) | 1 << position[cpu.id]
+    core_of = {cpu.id: cpu.cpu.core for cpu in host.cpus}
+    return [
+        1 << index if (core := core_of[cpu]) is None else cores[core]
+        for cpu, index in position.items()
+    ]
 
 
 def _positions(mask: int) -> list[int]:

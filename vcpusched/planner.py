@@ -20,6 +20,8 @@ Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; a vCPU 
     Planning again on the result of step 2 yields no step 2, unless the plan was cut short (by
     `moves_max`, or on one host in a thousand since no order could be found for the rest); of step 1
     there can be at most as many plans as there are floaters, and each vCPU is bound by at most one.
+    No vCPU of a `spread` guest is moved onto a core that holds another one, at any point of the
+    plan; into a core that one left only the next plan may move another.
 """
 
 import enum
@@ -27,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from vcpusched.apart import Apart, separated
 from vcpusched.arrange import Step, after, in_order, keep_apart
 from vcpusched.board import Board
 from vcpusched.frame import Problem
@@ -136,6 +139,7 @@ def _binds_well(board: Board, found: Plan) -> bool:
 
 def _settle(board: Board, policy: Policy) -> Plan:
     """Plan on one view of the host."""
+    board = separated(board)
     levels = board.levels(board.base)
     if board.gap_ppm(levels) < policy.balance_threshold_ppm:
         return _told(board, policy, [])
@@ -178,7 +182,8 @@ def _rest_point(board: Board, policy: Policy) -> Sequence[int]:
         place = _next_place(now, policy, again=now is not board)
         if place == now.home:
             break
-        then = now.moved(keep_apart(now, place, policy.balance_threshold_ppm))
+        tidied = keep_apart(now, place, policy.balance_threshold_ppm)
+        then = now.moved(tidied if Apart.of(now).holds(tidied) else place)
         if not _is_better(board, now.levels(now.base), then.levels(then.base)):
             break  # what is helpless differs from look to look, so this could go round in circles
         if now is not board and not in_order(board, then.home):
@@ -189,12 +194,25 @@ def _rest_point(board: Board, policy: Policy) -> Sequence[int]:
 
 def _next_place(board: Board, policy: Policy, *, again: bool) -> Sequence[int]:
     """Give the best places that one look finds."""
-    may = board.may
+    apart = Apart.of(board)
+    may = apart.forbid(board.may)
     for vcpu in board.lone():
         may[vcpu] = 0
+    place = _best_place(board, policy, apart, may, again=again)
+    if place == board.home and apart.is_needed:
+        fewer = apart.one_each(may, board.levels(board.base))
+        if fewer != may:
+            place = _best_place(board, policy, apart, fewer, again=again)
+    return place
+
+
+def _best_place(
+    board: Board, policy: Policy, apart: Apart, may: Sequence[int], *, again: bool
+) -> Sequence[int]:
+    """Give the best places to which vCPUs may go by these masks."""
 
     def accept(place: Sequence[int]) -> bool:
-        return place == board.home or bool(in_order(board, place))
+        return place == board.home or (apart.holds(place) and bool(in_order(board, place)))
 
     def problem(start: Sequence[int], wet: frozenset[int], water_ppm: int) -> Problem:
         return Problem(
