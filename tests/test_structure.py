@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "machine": set(),
     "outcome": {"model", "workload"},
     "simulator": {"model", "hypervisor", "machine", "outcome", "scheduler", "workload"},
-    "display": {"model", "outcome", "planner", "report", "text", "workload"},
+    "explain": {"model", "planner", "text"},
+    "display": {"explain", "model", "outcome", "planner", "report", "text", "workload"},
     "worker": {"hypervisor", "planner", "scheduler"},
     "announcer": {"config", "journal", "model", "report", "rundir", "scheduler", "worker"},
 }

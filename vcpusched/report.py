@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet
 from vcpusched.planner import Move, Plan, Stop
-from vcpusched.scheduler import Cycle, Failure
+from vcpusched.scheduler import Cycle, Failure, Unclear
 from vcpusched.snapshot import host_as_json, plan_as_json
 from vcpusched.text import printable
 
@@ -144,6 +144,15 @@ def unread_entry(domain: str, why: str) -> Entry:
         Priority.WARNING,
         f"Could not read domain {printable(domain)}, which is left out: {printable(why, 300)}",
         {"VCPUSCHED_DOMAIN": domain},
+    )
+
+
+def unclear_entry(unclear: Unclear) -> Entry:
+    """Tell of a domain whose wish is not understood."""
+    return Entry(
+        Priority.WARNING,
+        f"Domain {printable(unclear.name)} is held, since {unclear.why}",
+        {"VCPUSCHED_DOMAIN": unclear.name, "VCPUSCHED_DOMAIN_UUID": unclear.uuid},
     )
 
 
