@@ -170,6 +170,8 @@ def status_line(service: Service) -> str:
             what = "No guests"
     elif cycle.domains == 0:
         what = "No guests"
+    elif cycle.host is not None and not cycle.host.cpus:
+        what = "No pCPU is managed: none of those that cpus and exclude_cpus leave is online"
     else:
         what = f"{_verdict(cycle, cycle.plan)}, gap {points(_gap_now(cycle, cycle.plan))}"
         what += f" (threshold {service.threshold_ppm / PPM_PER_POINT:g})"
