@@ -7,9 +7,10 @@ import pytest
 from hosts import host
 
 from vcpusched import report, snapshot
+from vcpusched.model import DomainUuid
 from vcpusched.planner import Policy, plan
 from vcpusched.report import Priority, Service
-from vcpusched.scheduler import Cycle, Failure
+from vcpusched.scheduler import Cycle, Failure, Unclear
 
 SERVICE = Service(
     pid=1, started_at_s=0.0, uri="qemu:///system", period_s=3, threshold_ppm=100_000, connected=True
@@ -74,6 +75,14 @@ def test_an_executed_plan_is_one_entry() -> None:
     assert "1 of 2 pins planned" in half.message
 
 
+def test_a_wish_that_is_not_understood_is_a_warning() -> None:
+    """It names the domain, and what is wrong; a name cannot forge a line."""
+    entry = report.unclear_entry(Unclear(DomainUuid("u"), "a\nb", "its metadata says no policy"))
+    assert entry.priority is Priority.WARNING
+    assert entry.message == "Domain a?b is held, since its metadata says no policy"
+    assert entry.fields == {"VCPUSCHED_DOMAIN": "a\nb", "VCPUSCHED_DOMAIN_UUID": "u"}
+
+
 def test_a_dry_run_is_no_pin() -> None:
     """Its entries carry no pin's message ID, so that no history counts them."""
     entries = report.dry_run_entries(FOUND)
@@ -88,6 +97,14 @@ def test_a_dry_run_is_no_pin() -> None:
         ({"connected": False}, "Waiting for libvirt at qemu:///system; "),
         ({"connected": False, "trouble": "no socket"}, "Waiting for libvirt at qemu:///system: no"),
         ({}, "Measuring the first period; 0 pins so far; 0 domains"),
+        (
+            {"cycle": dataclasses.replace(ACTED, host=dataclasses.replace(CROWDED, cpus=()))},
+            "No pCPU is managed: none of those that cpus and exclude_cpus leave is online; 0 pins",
+        ),
+        (
+            {"cycle": dataclasses.replace(ACTED, executed=False, calm=True, pinned=())},
+            "Unbalanced, but no vCPU has to wait, gap 100 points (threshold 10); 0 pins",
+        ),
         ({"cycle": Cycle(1, 0)}, "No guests; 0 pins so far; 0 domains"),
         ({"cycle": Cycle(1, 1)}, "Measuring the first period; 0 pins so far; 1 domain"),
         (

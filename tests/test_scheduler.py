@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 from hosts import SECOND_NS, MemoryHost
 
+from vcpusched.house import HouseRules
 from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.load import Smoothing
-from vcpusched.model import NO_CPUS, CpuSet, Definition, Host
+from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, Definition, Host
 from vcpusched.planner import Move, Plan, Policy, plan
 from vcpusched.scheduler import Cycle, Rules, Scheduler
 
@@ -277,12 +278,20 @@ def test_nothing_is_moved_beside_a_guest_just_started() -> None:
     assert all(name != "new" for name, _ in host.pins)
 
 
-def test_an_edited_definition_is_obeyed_before_the_move() -> None:
-    """The definition forbids pCPU 1 between the sample and the plan's first move."""
+@pytest.mark.parametrize(
+    ("edited", "why"),
+    [
+        (Definition({0: CpuSet.of([0])}), "the domain's definition does not allow this pCPU"),
+        (Definition({0: ALL_CPUS}, wish="hold"), "held by its metadata"),
+        (Definition({0: ALL_CPUS}, realtime=frozenset({0})), "a realtime vCPU"),
+    ],
+)
+def test_an_edited_definition_is_obeyed_before_the_move(edited: Definition, why: str) -> None:
+    """It forbids pCPU 1, or any move, between the sample and the plan's first move."""
     host, scheduler = crowded(), Scheduler()
     run(scheduler, host, 2)
     sample = host.sample(NO_CPUS)
-    host.definitions = dict.fromkeys(host.wants, Definition({0: CpuSet.of([0])}))
+    host.definitions = dict.fromkeys(host.wants, edited)
 
     class Edited:
         """The host with a sample from before the edit."""
@@ -296,7 +305,29 @@ def test_an_edited_definition_is_obeyed_before_the_move() -> None:
     cycle = scheduler.cycle(Edited(), Rules())  # type: ignore[arg-type]
     assert cycle.executed
     assert host.pins == []
-    assert all("definition" in failure.why for failure in cycle.failures)
+    assert [failure.why.startswith(why) for failure in cycle.failures] == [True]
+
+
+def test_whoever_may_not_be_moved_says_why() -> None:
+    """By the rules of the house, after a move, and after a pin that was refused."""
+
+    def refuse_one(name: str) -> None:
+        if name == "g0":
+            raise BusyError("being migrated")
+
+    host, scheduler = crowded(refuse_one), Scheduler()
+    host.wants["g0"] = 0.5  # the best one to move
+    host.definitions["g1"] = Definition({0: ALL_CPUS}, wish="holdd")
+    rules = Rules(cooldown_s=60, house=HouseRules(exclude_domains=("g2",)))
+    cycle = run(scheduler, host, 8, rules)
+    assert cycle.host is not None
+    assert {vcpu.domain: (vcpu.fixed, vcpu.why) for vcpu in cycle.host.vcpus} == {
+        "g0": (True, "its guest refused a pin lately"),
+        "g1": (True, 'its metadata says policy="holdd", which is none of balance, hold, spread'),
+        "g2": (True, 'excluded by "g2" in exclude_domains'),
+        "g3": (True, "moved less than 60 s ago"),
+    }
+    assert [unclear.name for unclear in cycle.unclear] == ["g1"]
 
 
 def test_a_restarted_guest_is_unknown_for_a_period() -> None:

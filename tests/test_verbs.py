@@ -1,5 +1,6 @@
 """The verbs that need no libvirt: plan and its formats, status, usage."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -50,6 +51,10 @@ def test_plan_from_standard_input_as_json() -> None:
                 "reason": found["moves"][0]["reason"],
             }
         ],
+        "treatment": [
+            {"domain": name, "uuid": name, "vcpus": "0", "movable": True, "why": ""}
+            for name in ("web1", "web2")
+        ],
     }
     assert "pCPU 0 was at 106 %" in found["moves"][0]["reason"]
 
@@ -67,6 +72,39 @@ def test_plan_for_a_person(tmp_path: Path) -> None:
         in done.stdout
     )
     assert "\x1b" not in done.stdout  # plain when piped
+
+
+HELD = json.loads(json.dumps(CROWDED))
+HELD["vcpus"][0] |= {"fixed": True, "why": "held by its metadata", "uuid": "u1"}
+
+
+def test_plan_tells_who_may_be_moved() -> None:
+    """In words and as JSON, with the reason of each that may not."""
+    done = vcpusched("plan", "--from", "-", stdin=json.dumps(HELD))
+    assert "\nweb1 stays: held by its metadata\nMay be moved: web2\n" in done.stdout
+    done = vcpusched("plan", "--from", "-", "--json", stdin=json.dumps(HELD))
+    assert json.loads(done.stdout)["treatment"][0] == {
+        "domain": "web1",
+        "uuid": "u1",
+        "vcpus": "0",
+        "movable": False,
+        "why": "held by its metadata",
+    }
+
+
+def test_plan_explains_a_domain() -> None:
+    """Given by name or UUID; one that is not there is a mistake on the command line."""
+    for name in ("web1", "u1"):
+        done = vcpusched("plan", "--from", "-", "--explain", name, stdin=json.dumps(HELD))
+        assert done.returncode == 0
+        why = "vCPU 0 (53 %) stays on pCPU 0 and may not be moved: held by its metadata"
+        assert f"  {why}\n" in done.stdout
+    done = vcpusched("plan", "--from", "-", "--json", "--explain", "u1", stdin=json.dumps(HELD))
+    (explanation,) = json.loads(done.stdout)["explanation"]
+    assert explanation == {"vcpu": 0, "movable": False, "moved": False, "text": why}
+    done = vcpusched("plan", "--from", "-", "--explain", "web3\n", stdin=json.dumps(HELD))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith('vcpusched: --explain: "web3\\n": no vCPU of such a domain')
 
 
 def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:
@@ -151,14 +189,20 @@ def test_any_json_is_read_or_refused(value: object) -> None:
 
 def test_a_snapshot_says_all_that_the_planner_needs() -> None:
     """Written and read back, a host gets the same plan."""
+    particular = host([60, 10], [5])
+    said = {"why": "why", "memory_node": 1, "shares": 512, "quota_ppm": 250_000, "spread": True}
+    vcpus = tuple(dataclasses.replace(vcpu, **said) for vcpu in particular.vcpus)  # type: ignore[arg-type]
     for drawn in (
         host([25, 25, 25, 25], []),
         host([30, 20], [10], [], floating=True),
         host([60, 10], [5], allowed="0"),
+        dataclasses.replace(particular, vcpus=vcpus),
     ):
         again = snapshot.parse(json.dumps(snapshot.host_as_json(drawn)))
         assert snapshot.host_as_json(again) == snapshot.host_as_json(drawn)
         assert plan(again, Policy()) == plan(drawn, Policy())
+    again = snapshot.parse(json.dumps(snapshot.host_as_json(drawn)))
+    assert [getattr(again.vcpus[0], key) for key in said] == list(said.values())
 
 
 def test_a_snapshot_says_where_pcpus_sit_and_what_they_can_do() -> None:

@@ -94,6 +94,9 @@ class Announcer:
         for unread in cycle.unread:
             if now_s - self._unread_since_s[unread.name] >= UNREAD_PATIENCE_S:
                 self.once(("unread", unread.name), report.unread_entry(unread.name, unread.why))
+        for unclear in cycle.unclear:
+            cause = ("wish", unclear.uuid, unclear.why)
+            self.once(cause, report.unclear_entry(unclear))
         for failure in cycle.failures:
             cause = ("pin", failure.move.vcpu.uuid, failure.kind)
             self.once(cause, report.failure_entry(failure))

@@ -30,7 +30,8 @@ class Board:
     `cpus` are the numbers of the pCPUs; all else goes by position in it: `judged` are the pCPUs
     that may give and take, `home` is where each vCPU counts, `allowed` a bit for each pCPU that it
     may be on (0 for one that stays where it is), `base` the loads without the water, `pools` the
-    water for each mask, `sites` where pCPUs are in the machine and `names` what people call them.
+    water for each mask, `spread` the vCPUs of guests that keep theirs apart, `sites` where pCPUs
+    are in the machine and `names` what people call them.
     """
 
     vcpus: Sequence[Vcpu]
@@ -41,6 +42,7 @@ class Board:
     allowed: Sequence[int]
     base: Sequence[int]
     pools: tuple[tuple[tuple[int, ...], int], ...]
+    spread: Sequence[int] = ()
     sites: tuple[Cpu, ...] = ()
     names: tuple[str, ...] = ()
 
@@ -106,6 +108,7 @@ class Board:
                 for mask in sorted(pools, key=lambda mask: (mask.bit_count(), mask))
                 if mask
             ),
+            spread=[index for index, vcpu in enumerate(vcpus) if vcpu.spread],
             sites=tuple(cpu.cpu for cpu in cpus),
             names=tuple(cpu.name for cpu in cpus),
         )
@@ -139,6 +142,18 @@ class Board:
     def own(self) -> list[list[tuple[int, int]]]:
         """The movable vCPUs of each pCPU as (load, vCPU), rising."""
         return own_by_cpu(self.loads, self.home, self.may, len(self.base))
+
+    @cached_property
+    def cores(self) -> list[int]:
+        """A bit for all pCPUs on the core of each; one whose core is unknown is a core."""
+        members: dict[int, int] = {}
+        for index, site in enumerate(self.sites):
+            if site.core is not None:
+                members[site.core] = members.get(site.core, 0) | 1 << index
+        return [
+            1 << index if site.core is None else members[site.core]
+            for index, site in enumerate(self.sites)
+        ]
 
     def lone(self) -> set[int]:
         """Give the vCPUs that are alone on the busiest pCPU: elsewhere they would be as busy."""

@@ -103,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--from", dest="snapshot", metavar="SNAPSHOT", help="plan for a saved snapshot (-: stdin)"
     )
+    plan.add_argument(
+        "--explain", metavar="DOMAIN", help="say why each of its vCPUs is moved, or is not"
+    )
     plan.add_argument("--json", action="store_true", help="give the plan as JSON")
     snapshot = verb("snapshot", _snapshot, "Save the host as the planner sees it, as JSON.")
     snapshot.add_argument("-o", dest="output", metavar="FILE", help="write here, not to stdout")
@@ -214,7 +217,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import planner, snapshot
+    from vcpusched import explain, planner, snapshot
 
     if options.snapshot is not None:
         host, source = _saved(options.snapshot)
@@ -222,12 +225,22 @@ def _plan(options: argparse.Namespace) -> int:
         host, source = _present(settings)
     policy = settings.policy()
     plan = planner.plan(host, policy)
+    explanations = explain.explained(host, plan, options.explain or "")
+    if options.explain is not None and not explanations:
+        text = f"--explain: {json.dumps(options.explain)}: no vCPU of such a domain has a load here"
+        raise _Refusal(exits.USAGE, text)
     if options.json:
+        answer = snapshot.plan_as_json(plan) | {"treatment": explain.treatments_as_json(host)}
+        if explanations:
+            answer["explanation"] = explain.explanations_as_json(explanations)
         print(f"vcpusched: {source}", file=sys.stderr)
-        print(json.dumps(snapshot.plan_as_json(plan), indent=2, ensure_ascii=False))
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
         return exits.OK
     from vcpusched import display
 
+    if explanations:
+        display.show(display.draw_explanations(options.explain, explanations, source))
+        return exits.OK
     display.show(display.draw_plan(host, plan, policy.balance_threshold_ppm, source))
     return exits.OK
 
@@ -252,7 +265,7 @@ def _snapshot(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from vcpusched import display, rundir, snapshot
+    from vcpusched import display, explain, rundir, snapshot
     from vcpusched.model import PPM
 
     try:
@@ -270,7 +283,9 @@ def _status(options: argparse.Namespace) -> int:
     healthy = state.is_healthy(time.time() - state.at)
     health = "healthy" if healthy else "degraded"
     if options.json:
-        print(json.dumps({"health": health, **json.loads(text)}, indent=2, ensure_ascii=False))
+        treatment = explain.treatments_as_json(host) if host is not None else []
+        answer = {"health": health, **json.loads(text), "treatment": treatment}
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
         loads_ppm = {int(cpu): round(load * PPM) for cpu, load in state.loads.items()}
         headline = f"vcpusched is {health}: {state.status}"

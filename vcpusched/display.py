@@ -13,6 +13,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from vcpusched import explain
+from vcpusched.explain import Explanation
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu
 from vcpusched.outcome import Result, VcpuResult
 from vcpusched.planner import Plan, Stop
@@ -82,6 +84,7 @@ def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
         Text(),
         draw_host(host, dict(plan.loads_before_ppm), {}),
         Text(),
+        *_treatments(host),
     ]
     if plan.balanced:
         parts.append(f"Balanced: the gap is {points(plan.gap_before_ppm)} ({threshold}).")
@@ -126,8 +129,20 @@ def draw_status(
     """Draw the state of the service."""
     parts: list[RenderableType] = [Text(headline, "bold"), *(Text(line) for line in lines)]
     if host is not None:
-        parts += [Text(), draw_host(host, loads_ppm, {})]
+        parts += [Text(), draw_host(host, loads_ppm, {}), Text(), *_treatments(host)]
     return Group(*parts)
+
+
+def draw_explanations(domain: str, explanations: Sequence[Explanation], source: str) -> Group:
+    """Draw why the vCPUs of a domain are moved, or are not."""
+    lines = [Text(f"  {one.text}", "bold" if one.moved else "") for one in explanations]
+    return Group(Text(source), Text(), Text(f"{printable(domain)}:", "bold"), *lines)
+
+
+def _treatments(host: Host) -> list[RenderableType]:
+    """Draw who may be moved and who may not, and a blank line, if there is anybody."""
+    lines = explain.told(host)
+    return [*(Text(line) for line in lines), Text()] if lines else []
 
 
 def draw_settings(rows: Sequence[tuple[str, str, str]]) -> Table:

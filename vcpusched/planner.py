@@ -22,6 +22,8 @@ Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; a vCPU 
     Planning again on the result of step 2 yields no step 2, unless the plan was cut short (by
     `moves_max`, or on one host in a thousand since no order could be found for the rest); of step 1
     there can be at most as many plans as there are floaters, and each vCPU is bound by at most one.
+    No vCPU of a `spread` guest is moved onto a core that holds another one, at any point of the
+    plan; into a core that one left only the next plan may move another.
     With the check of service on, whom a plan held is free again on its result, so there may be more
     to do; every plan makes the loads smaller, so that ends.
 """
@@ -31,9 +33,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from vcpusched.apart import Apart, separated
 from vcpusched.arrange import Step, after, as_far_as_ordered, in_order, keep_apart
 from vcpusched.board import Board
-from vcpusched.frame import Problem
+from vcpusched.frame import Problem, own_by_cpu
 from vcpusched.model import PPM, CpuSet, Host, VcpuId
 from vcpusched.service import Judge
 from vcpusched.solve import solve
@@ -228,6 +231,7 @@ def _binds_well(board: Board, found: Plan) -> bool:
 
 def _settle(board: Board, policy: Policy) -> Plan:
     """Plan on one view of the host."""
+    board = separated(board)
     levels = board.levels(board.base)
     if board.gap_ppm(levels) < policy.balance_threshold_ppm:
         return _told(board, policy, [])
@@ -270,7 +274,8 @@ def _looks(board: Board, policy: Policy) -> list[Board]:
         place = _next_place(now, policy, again=now is not board)
         if place == now.home:
             break
-        now = now.moved(keep_apart(now, place, policy.balance_threshold_ppm))
+        tidied = keep_apart(now, place, policy.balance_threshold_ppm)
+        now = now.moved(tidied if Apart.of(now).holds(tidied) else place)
         before, levels = levels, now.levels(now.base)
         if not _is_better(board, before, levels):
             break  # what is helpless differs from look to look, so this could go round in circles
@@ -294,9 +299,35 @@ def _next_place(board: Board, policy: Policy, *, again: bool) -> Sequence[int]:
         for vcpu in lone:
             may[vcpu] = 0
             own[board.home[vcpu]] = []
+    apart = Apart.of(board)
+    if not apart.is_needed:
+        return _best_place(board, policy, apart, may, own, again=again)
+    may = apart.forbid(may)
+    place = _best_place(board, policy, apart, may, _own(board, may), again=again)
+    if place == board.home:
+        fewer = apart.one_each(may, board.levels(board.base))
+        if fewer != may:
+            place = _best_place(board, policy, apart, fewer, _own(board, fewer), again=again)
+    return place
+
+
+def _own(board: Board, may: Sequence[int]) -> list[list[tuple[int, int]]]:
+    return own_by_cpu(board.loads, board.home, may, len(board.base))
+
+
+def _best_place(  # noqa: PLR0913  all that a search goes by
+    board: Board,
+    policy: Policy,
+    apart: Apart,
+    may: Sequence[int],
+    own: Sequence[Sequence[tuple[int, int]]],
+    *,
+    again: bool,
+) -> Sequence[int]:
+    """Give the best places to which vCPUs may go by these masks."""
 
     def accept(place: Sequence[int]) -> bool:
-        return place == board.home or bool(in_order(board, place))
+        return place == board.home or (apart.holds(place) and bool(in_order(board, place)))
 
     def problem(start: Sequence[int], wet: frozenset[int], water_ppm: int) -> Problem:
         return Problem(

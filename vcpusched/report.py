@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet
 from vcpusched.planner import Move, Plan, Stop
-from vcpusched.scheduler import Cycle, Failure
+from vcpusched.scheduler import Cycle, Failure, Unclear
 from vcpusched.snapshot import host_as_json, plan_as_json
 from vcpusched.text import printable
 
@@ -149,6 +149,15 @@ def unread_entry(domain: str, why: str) -> Entry:
     )
 
 
+def unclear_entry(unclear: Unclear) -> Entry:
+    """Tell of a domain whose wish is not understood."""
+    return Entry(
+        Priority.WARNING,
+        f"Domain {printable(unclear.name)} is held, since {unclear.why}",
+        {"VCPUSCHED_DOMAIN": unclear.name, "VCPUSCHED_DOMAIN_UUID": unclear.uuid},
+    )
+
+
 def status_line(service: Service) -> str:
     """Give the one line that `systemctl status` shows."""
     cycle, prefix = service.cycle, "Dry run. " if service.dry_run else ""
@@ -163,6 +172,8 @@ def status_line(service: Service) -> str:
             what = "No guests"
     elif cycle.domains == 0:
         what = "No guests"
+    elif cycle.host is not None and not cycle.host.cpus:
+        what = "No pCPU is managed: none of those that cpus and exclude_cpus leave is online"
     else:
         what = f"{_verdict(cycle, cycle.plan)}, gap {points(_gap_now(cycle, cycle.plan))}"
         what += f" (threshold {service.threshold_ppm / PPM_PER_POINT:g})"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vcpusched.house import HouseRules
+from vcpusched.house import HouseRules, why_unclear
 from vcpusched.hypervisor import (
     ConnectionLostError,
     Hypervisor,
@@ -87,6 +87,15 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Unclear:
+    """A domain that asks for something that nobody understands, and so is held."""
+
+    uuid: DomainUuid
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cycle:
     """What one cycle saw and did.
 
@@ -108,6 +117,7 @@ class Cycle:
     pinned: tuple[Move, ...] = ()
     failures: tuple[Failure, ...] = ()
     unread: tuple[Unread, ...] = ()
+    unclear: tuple[Unclear, ...] = ()
     lost: str | None = None
 
     @property
@@ -166,6 +176,11 @@ class Scheduler:
             confirm=rules.confirm,
             dry_run=rules.dry_run,
             unread=tuple(sample.unread[uuid] for uuid in sorted(sample.unread)),
+            unclear=tuple(
+                Unclear(domain.uuid, domain.name, why)
+                for domain in sample.domains
+                if (why := why_unclear(domain.definition))
+            ),
         )
         self._observed = observe(before, sample, self._observed, rules.smoothing, rules.house)
         if before is None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vcpusched.model import (
     CPU_ID_MAX,
     PPM,
+    SHARES,
     Cpu,
     CpuSet,
     DomainUuid,
@@ -63,8 +64,13 @@ class _VcpuEntry(_Entry):
     allowed: str | None = None
     on: _CpuId | None = None
     fixed: bool = False
+    why: str = ""
     uuid: str | None = None
     id: int = 0
+    memory_node: int | None = None
+    shares: int = Field(SHARES, ge=1, le=1 << 20)
+    quota: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    spread: bool = False
 
 
 class _Snapshot(_Entry):
@@ -190,6 +196,11 @@ def _vcpu(entry: _VcpuEntry, where: str, online: CpuSet) -> Vcpu:
         allowed=allowed,
         on=entry.on,
         fixed=entry.fixed,
+        why=entry.why,
+        memory_node=entry.memory_node,
+        shares=entry.shares,
+        quota_ppm=_ppm(entry.quota),
+        spread=entry.spread,
     )
 
 
@@ -222,6 +233,11 @@ def host_as_json(host: Host) -> dict[str, Any]:
                 "allowed": str(vcpu.allowed),
                 **({} if vcpu.is_bound or vcpu.on is None else {"on": vcpu.on}),
                 **({"fixed": True} if vcpu.fixed else {}),
+                **({"why": vcpu.why} if vcpu.why else {}),
+                **({} if vcpu.memory_node is None else {"memory_node": vcpu.memory_node}),
+                **({} if vcpu.shares == SHARES else {"shares": vcpu.shares}),
+                **({} if vcpu.quota_ppm == PPM else {"quota": vcpu.quota_ppm / PPM}),
+                **({"spread": True} if vcpu.spread else {}),
             }
             for vcpu in host.vcpus
         ],

@@ -98,7 +98,8 @@ def grouped(host: Host, granularity: Granularity) -> Units:
     }
     largest = max(capacities.values(), default=PPM)
     own = {unit: sum(by_id[cpu].host_load_ppm for cpu in cpus) for unit, cpus in members.items()}
-    vcpus = tuple(_shown(vcpu, members, of_cpu, largest) for vcpu in host.vcpus)
+    apart = granularity in {Granularity.CPU, Granularity.CORE}
+    vcpus = tuple(_shown(vcpu, members, of_cpu, largest, apart=apart) for vcpu in host.vcpus)
     used = sum(own.values()) + sum(
         vcpu.load_ppm for vcpu in host.vcpus if any(cpu in of_cpu for cpu in vcpu.cpus)
     )
@@ -118,13 +119,17 @@ def grouped(host: Host, granularity: Granularity) -> Units:
     return Units(Host(tuple(cpus), vcpus, unsettled), of_cpu, members)
 
 
-def _shown(vcpu: Vcpu, members: dict[int, CpuSet], of_cpu: dict[int, int], largest: int) -> Vcpu:
+def _shown(
+    vcpu: Vcpu, members: dict[int, CpuSet], of_cpu: dict[int, int], largest: int, *, apart: bool
+) -> Vcpu:
     return replace(
         vcpu,
         load_ppm=vcpu.load_ppm * PPM // largest,
         cpus=CpuSet.of({of_cpu[cpu] for cpu in vcpu.cpus if cpu in of_cpu}) or vcpu.cpus,
         allowed=CpuSet.of(unit for unit, cpus in members.items() if cpus.is_within(vcpu.allowed)),
         on=of_cpu.get(vcpu.on) if vcpu.on is not None else None,
+        # In a set of several cores the kernel keeps them apart.
+        spread=vcpu.spread and apart,
     )
 
 

@@ -1,0 +1,91 @@
+"""Who may be moved, on real libvirt and guests: metadata, lists, definitions, managed pCPUs."""
+
+import json
+
+import libvirt
+from lab import Guest, Lab
+from program import vcpusched
+from service import running
+
+URI = "urn:vcpusched:domain:1"
+LIVE, CONFIG = libvirt.VIR_DOMAIN_AFFECT_LIVE, libvirt.VIR_DOMAIN_AFFECT_CONFIG
+
+
+def ask_for(guest: Guest, policy: str, flags: int) -> None:
+    """Write a guest's metadata as an administrator does."""
+    element = f"<domain policy='{policy}'/>"
+    kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
+    guest.domain().setMetadata(kind, element, "vcpusched", URI, flags)
+
+
+def test_who_is_held_stays(lab: Lab) -> None:
+    """Eight guests on pCPU 0 of 2, of which three may go; the others have five reasons to stay.
+
+    What a running guest says outranks what its definition does; a pinned emulator pins no vCPU.
+    pCPU 0 is then dedicated to those whose definition names nothing else: nobody may come back.
+    """
+    for name in ("held", "typo", "excluded", "free", "outranked", "emulator"):
+        lab.add_guest(name, [0.12], pin=0)
+    lab.add_guest("fenced", [0.12], pin=0, cpuset="0")
+    lab.add_guest("transient", [0.12], pin=0, persistent=False)
+    ask_for(lab.guests["held"], "hold", LIVE)
+    ask_for(lab.guests["typo"], "holdd", CONFIG)
+    ask_for(lab.guests["outranked"], "hold", CONFIG)
+    ask_for(lab.guests["outranked"], "balance", LIVE)
+    lab.guests["emulator"].domain().pinEmulator((True, False), LIVE | CONFIG)
+    held = {
+        "held": "held by its metadata",
+        "typo": 'its metadata says policy="holdd", which is none of balance, hold, spread',
+        "excluded": 'excluded by "ex*ed" in exclude_domains',
+        "fenced": "its definition allows no other pCPU",
+        "transient": "its definition allows no other pCPU",
+    }
+    with running(
+        lab,
+        "1",
+        VCPUSCHED_HALF_LIFE="3",
+        VCPUSCHED_EXCLUDE_DOMAINS="ex*ed, outranked",
+    ) as service:
+        service.wait("three pins", lambda: service.state.get("pins", 0) >= 3)
+        service.wait_cycles(5)
+        places = {name: guest.affinity(0) for name, guest in lab.guests.items()}
+        assert {name for name, cpus in places.items() if cpus == {1}} == {
+            "free",
+            "outranked",
+            "emulator",
+        }
+        assert all(places[name] == {0} for name in held)
+        assert len(service.lines("Domain typo is held, since its metadata says policy=")) == 1
+        told = service.ask("status").stdout
+        for name, why in held.items():
+            assert f"\n{name} stays: {why}\n" in told
+        treatment = json.loads(service.ask("plan", "--json", "--uri", lab.uri).stdout)["treatment"]
+        assert {entry["domain"]: entry["why"] for entry in treatment if not entry["movable"]} == {
+            **held,
+            **dict.fromkeys(("free", "outranked", "emulator"), "all other pCPUs are reserved"),
+        }
+        explained = service.ask("plan", "--explain", "held", "--uri", lab.uri)
+        assert "stays on pCPU 0 and may not be moved: held by its metadata" in explained.stdout
+        assert service.ask("plan", "--explain", "nobody", "--uri", lab.uri).returncode == 2
+
+
+def test_pcpus_that_are_not_managed_are_left_alone(lab: Lab) -> None:
+    """Three guests on pCPU 0 of 2; with one pCPU of ours there is nothing to balance."""
+    for name in ("a", "b", "c"):
+        lab.add_guest(name, [0.3], pin=0)
+    lab.add_guest("there", [0.1], pin=1)
+    expected = {
+        ("VCPUSCHED_CPUS", "0-1"): ([0, 1], True, ""),
+        ("VCPUSCHED_CPUS", "0"): ([0], False, "it is on pCPU 1, which is not managed"),
+        ("VCPUSCHED_EXCLUDE_CPUS", "0"): ([1], False, ""),
+    }
+    for (variable, value), (cpus, moves, why) in expected.items():
+        asked = {variable: value, "VCPUSCHED_PERIOD": "2", "VCPUSCHED_URI": lab.uri}
+        asked["RUNTIME_DIRECTORY"] = str(lab.directory / "none")
+        seen = vcpusched("snapshot", **asked)
+        host = json.loads(seen.stdout)
+        assert [cpu["id"] for cpu in host["cpus"]] == cpus
+        (there,) = (vcpu for vcpu in host["vcpus"] if vcpu["domain"] == "there")
+        assert there.get("why", "") == why or (cpus == [1] and there["fixed"])
+        plan = json.loads(vcpusched("plan", "--from", "-", "--json", stdin=seen.stdout).stdout)
+        assert bool(plan["moves"]) == moves
