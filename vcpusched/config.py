@@ -117,6 +117,13 @@ class Settings(BaseSettings):
         description="Percentage points of one pCPU: how much of the load outside the balanced band"
         " each pin change must bring inside",
     )
+    node_gain: float = Field(
+        20.0,
+        ge=0,
+        le=100,
+        description="The same for a pin change that leaves the NUMA node of a guest's memory"
+        " or, where that is not known, its own; half-way between both for one to another cache",
+    )
     moves_max: int = Field(
         0, ge=0, le=100_000, description="The most pin changes in one plan; 0: as many as it takes"
     )
@@ -214,6 +221,7 @@ class Settings(BaseSettings):
         return Policy(
             balance_threshold_ppm=max(1, round(self.balance_threshold * PPM_PER_POINT)),
             min_gain_ppm=round(self.min_gain * PPM_PER_POINT),
+            node_gain_ppm=round(self.node_gain * PPM_PER_POINT),
             moves_max=self.moves_max or None,
             floating=Floating(self.floating),
             service_check=self.service_check,

@@ -29,19 +29,22 @@ Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; a vCPU 
 """
 
 import enum
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from vcpusched.answer import Move, Plan, Stop, told
 from vcpusched.apart import Apart, separated
 from vcpusched.arrange import Step, after, as_far_as_ordered, in_order, keep_apart
 from vcpusched.board import Board
 from vcpusched.frame import Problem, own_by_cpu
-from vcpusched.model import PPM, CpuSet, Host, VcpuId
+from vcpusched.model import Host, VcpuId
+from vcpusched.near import Gains, core_loads, is_flat, nearer, part_siblings, worth_going
 from vcpusched.service import Judge
 from vcpusched.solve import solve
-from vcpusched.text import printable
 from vcpusched.units import Granularity, Units, grouped, narrow
+
+__all__ = ["Floating", "Move", "Plan", "Policy", "Stop", "plan"]
 
 SATURATION_PPM: Final = 900_000
 """Load from which on a pCPU counts as saturated for binding floaters: above it bursts of the vCPUs
@@ -52,23 +55,11 @@ TRIES_MAX: Final = 3
 """How often to plan again without the moves that the check of service refused."""
 
 
-POURED_STEPS_MAX: Final = 64
-"""Up to this many steps the reasons tell loads with the floaters in them; else without."""
-
-
 class Floating(enum.StrEnum):
     """What to do with vCPUs that may use several pCPUs."""
 
     PIN = "pin"
     KERNEL = "kernel"
-
-
-class Stop(enum.StrEnum):
-    """Why planning ended."""
-
-    BALANCED = "balanced"
-    NO_GAIN = "no_gain"
-    MOVE_LIMIT = "move_limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +68,7 @@ class Policy:
 
     `balance_threshold_ppm`: the gap from which on a host is unbalanced, above 0.
     `min_gain_ppm`: how much of the load outside the balanced band a move must bring inside.
+    `node_gain_ppm`: the same for a move to another NUMA node; half-way to another cache.
     `moves_max`: the most pin changes in one plan; None: no limit.
     `steps_max`: how long to search for fewer pin changes; a step takes some microseconds.
     `granularity`: what a vCPU is pinned to; with sets, loads are means over a set's pCPUs.
@@ -90,43 +82,7 @@ class Policy:
     steps_max: int = 12_000
     granularity: Granularity = Granularity.CPU
     service_check: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One pin to change; `reason` is a sentence for the administrator.
-
-    `exchanged_with` is the vCPU that goes the other way, in the move before or after.
-    """
-
-    vcpu: VcpuId
-    domain: str
-    from_cpus: CpuSet
-    to_cpus: CpuSet
-    load_ppm: int
-    reason: str
-    exchanged_with: VcpuId | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to do, in the order to do it, and what comes of it.
-
-    `balanced` describes the host as found, `stop` why planning ended; `gap` is the load of the
-    busiest less that of the freest pCPU, `loads` the load of each pCPU; `binds_floaters` tells
-    which of the two views the plan was made on. `refused` is why the check of service would not
-    have more, or anything, the end of a sentence about the plan that it saw first.
-    """
-
-    balanced: bool
-    stop: Stop
-    gap_before_ppm: int
-    gap_after_ppm: int
-    loads_before_ppm: tuple[tuple[int, int], ...]
-    loads_after_ppm: tuple[tuple[int, int], ...]
-    moves: tuple[Move, ...]
-    binds_floaters: bool = False
-    refused: str = ""
+    node_gain_ppm: int = 200_000
 
 
 def plan(host: Host, policy: Policy) -> Plan:
@@ -234,12 +190,13 @@ def _settle(board: Board, policy: Policy) -> Plan:
     board = separated(board)
     levels = board.levels(board.base)
     if board.gap_ppm(levels) < policy.balance_threshold_ppm:
-        return _told(board, policy, [])
+        return told(board, policy.balance_threshold_ppm, [])
     place, steps = _in_order(board, _looks(board, policy))
+    place, steps = _mended(board, policy, place, steps)
     kept = _within_limit(steps, policy.moves_max)
     is_cut = len(kept) < len(steps)
     # What is cut short may end between two good places; then a shorter one is better.
-    while kept and not _is_better(board, levels, board.levels(after(board, place, kept))):
+    while kept and not _improves(board, levels, board.levels(after(board, place, kept))):
         kept.pop()
     if is_cut and not kept:
         # Where the limit allows no exchange, some other step may do good by itself.
@@ -248,11 +205,41 @@ def _settle(board: Board, policy: Policy) -> Plan:
                 [step]
                 for step in steps
                 if len(step) <= (policy.moves_max or 0)
-                and _is_better(board, levels, board.levels(after(board, place, [step])))
+                and _improves(board, levels, board.levels(after(board, place, [step])))
             ),
             [],
         )
-    return _told(board, policy, kept, place, is_cut=is_cut)
+    return told(board, policy.balance_threshold_ppm, kept, place, is_cut=is_cut)
+
+
+def _mended(
+    board: Board, policy: Policy, place: Sequence[int], steps: list[Step]
+) -> tuple[Sequence[int], list[Step]]:
+    """Bring an answer nearer to where the vCPUs are, as far as it stays one."""
+    if is_flat(board):
+        return place, steps
+    span, levels, apart = policy.balance_threshold_ppm, board.levels(board.base), Apart.of(board)
+    gains = Gains(policy.min_gain_ppm, policy.node_gain_ppm)
+
+    def without_far_moves(place: Sequence[int]) -> Sequence[int]:
+        return worth_going(board, place, _band(board, board.levels(board.at(place)), span), gains)
+
+    for mend in (
+        lambda place: nearer(board, place, span),
+        without_far_moves,
+        lambda place: part_siblings(board, place, span, policy.min_gain_ppm),
+    ):
+        candidate = mend(place)
+        if list(candidate) == list(place) or not apart.holds(candidate):
+            continue
+        if list(candidate) == list(board.home):
+            place, steps = candidate, []
+            continue
+        if not _improves(board, levels, board.levels(board.at(candidate))):
+            continue
+        if ordered := in_order(board, candidate):
+            place, steps = candidate, ordered
+    return place, steps
 
 
 def _within_limit(steps: Sequence[Step], moves_max: int | None) -> list[Step]:
@@ -363,13 +350,21 @@ def _best_place(  # noqa: PLR0913  all that a search goes by
 
 
 def _outside(board: Board, levels: Sequence[int], policy: Policy) -> int:
-    """Give the load outside the band of the threshold's width that holds most of the loads."""
+    """Give the load outside the band that suits these loads best."""
+    low, high = _band(board, levels, policy.balance_threshold_ppm)
+    loads = (levels[cpu] for cpu in board.judged)
+    return sum(max(0, load - high) + max(0, low - load) for load in loads)
+
+
+def _band(board: Board, levels: Sequence[int], threshold_ppm: int) -> tuple[int, int]:
+    """Give the band of the threshold's width that holds most of the loads, lowest and highest."""
     loads = sorted(levels[cpu] for cpu in board.judged)
-    span = policy.balance_threshold_ppm - 1
-    return min(
-        sum(max(0, load - begin - span) + max(0, begin - load) for load in loads)
-        for begin in {*loads, *(max(0, load - span) for load in loads)}
+    span = threshold_ppm - 1
+    begin = min(
+        sorted({*loads, *(max(0, load - span) for load in loads)}),
+        key=lambda begin: sum(max(0, load - begin - span) + max(0, begin - load) for load in loads),
     )
+    return begin, begin + span
 
 
 def _is_better(board: Board, before: Sequence[int], after: Sequence[int]) -> bool:
@@ -381,80 +376,11 @@ def _is_better(board: Board, before: Sequence[int], after: Sequence[int]) -> boo
     )
 
 
-def _told(
-    board: Board,
-    policy: Policy,
-    steps: Sequence[Step],
-    place: Sequence[int] = (),
-    *,
-    is_cut: bool = False,
-) -> Plan:
-    """Turn steps into a plan."""
-    moves: list[Move] = []
-    base = list(board.base)
-    levels = first = board.levels(base)
-    # To pour the water anew for each of hundreds of steps takes seconds.
-    poured = len(steps) <= POURED_STEPS_MAX
-    if not poured:
-        levels = base
-    for step in steps:
-        ends = [cpu for vcpu in step for cpu in (board.home[vcpu], place[vcpu])]
-        was = {cpu: levels[cpu] for cpu in ends}
-        for vcpu in step:
-            base[board.home[vcpu]] -= board.loads[vcpu]
-            base[place[vcpu]] += board.loads[vcpu]
-        if poured:
-            levels = board.levels(base)
-        becomes = {cpu: levels[cpu] for cpu in ends}
-        moves += [_move(board, place, step, vcpu, was, becomes) for vcpu in step]
-    levels = board.levels(base)
-    gap_ppm = board.gap_ppm(levels)
-    stop = Stop.BALANCED if gap_ppm < policy.balance_threshold_ppm else Stop.NO_GAIN
-    return Plan(
-        balanced=board.gap_ppm(first) < policy.balance_threshold_ppm,
-        stop=Stop.MOVE_LIMIT if is_cut and stop is Stop.NO_GAIN else stop,
-        gap_before_ppm=board.gap_ppm(first),
-        gap_after_ppm=gap_ppm,
-        loads_before_ppm=tuple(zip(board.cpus, first, strict=True)),
-        loads_after_ppm=tuple(zip(board.cpus, levels, strict=True)),
-        moves=tuple(moves),
-        binds_floaters=any(len(move.from_cpus) > 1 for move in moves),
-    )
-
-
-def _move(  # noqa: PLR0913, PLR0917  all that one sentence tells of
-    board: Board,
-    place: Sequence[int],
-    step: Step,
-    vcpu: int,
-    before: Mapping[int, int],
-    then: Mapping[int, int],
-) -> Move:
-    moved = board.vcpus[vcpu]
-    source, target = board.home[vcpu], place[vcpu]
-    names = board.names[source], board.names[target]
-    exchange, together, exchanged_with = "", "this", None
-    for other in step:
-        if other != vcpu:
-            partner = board.vcpus[other]
-            exchanged_with, together = partner.id, "together this"
-            exchange = (
-                f"in exchange for vCPU {partner.id.vcpu} of {printable(partner.domain)}, since "
-            )
-    return Move(
-        vcpu=moved.id,
-        domain=moved.domain,
-        from_cpus=moved.cpus,
-        to_cpus=CpuSet(1 << board.cpus[target]),
-        load_ppm=moved.load_ppm,
-        exchanged_with=exchanged_with,
-        reason=(
-            f"{exchange}{names[0]} {'were' if names[0].startswith('pCPUs') else 'was'} at "
-            f"{_percent(before[source])} and {names[1]} at {_percent(before[target])}; {together} "
-            f"makes them {_percent(then[source])} and {_percent(then[target])}"
-        ),
-    )
-
-
-def _percent(load_ppm: int) -> str:
-    return f"{load_ppm * 100 / PPM:.0f} %"
+def _improves(board: Board, before: Sequence[int], after: Sequence[int]) -> bool:
+    """Tell whether it is better, or as good with the loads of whole cores closer together."""
+    if _is_better(board, before, after):
+        return True
+    if is_flat(board) or board.gap_ppm(after) > board.gap_ppm(before):
+        return False
+    same = sorted(after[cpu] for cpu in board.judged) == sorted(before[cpu] for cpu in board.judged)
+    return same and core_loads(board, after) < core_loads(board, before)
