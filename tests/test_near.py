@@ -1,0 +1,151 @@
+"""Answers brought nearer: the nearest pCPUs that will do, far moves that pay, whole cores."""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import pytest
+from hosts import after, host, random_host
+
+from vcpusched.model import Cpu, Host, HostCpu
+from vcpusched.near import ACROSS, CACHE, CORE, NODE, SAME, Gains, distance
+from vcpusched.planner import Plan, Policy, plan
+
+POLICY = Policy(balance_threshold_ppm=100_000, min_gain_ppm=20_000, node_gain_ppm=200_000)
+
+
+def machine(cpus: int, per_core: int = 1, per_cache: int = 2, per_node: int = 4) -> list[Cpu]:
+    """Give a machine whose pCPUs are numbered core by core, cache by cache, node by node."""
+    return [Cpu(cpu, cpu // per_node, cpu // per_core, cpu // per_cache) for cpu in range(cpus)]
+
+
+def on(cpus: Sequence[Cpu], drawn: Host) -> Host:
+    """Give a drawn host on a machine."""
+    return dataclasses.replace(drawn, cpus=tuple(HostCpu(cpu) for cpu in cpus))
+
+
+def told(found: Plan) -> list[str]:
+    """Give the moves of a plan."""
+    return [f"{move.domain}: {move.from_cpus} to {move.to_cpus}" for move in found.moves]
+
+
+def test_distance() -> None:
+    """Two threads to a core, four to a cache, eight to a node; then one that tells nothing."""
+    cpus = machine(16, 2, 4, 8)
+    assert [distance(cpus[0], cpus[other]) for other in (0, 1, 2, 4, 8)] == [
+        SAME,
+        CORE,
+        CACHE,
+        NODE,
+        ACROSS,
+    ]
+    assert distance(Cpu(0), Cpu(1)) == CACHE
+
+
+def test_each_step_out_needs_more() -> None:
+    """5 points within a cache, 20 across nodes, so 12.5 to another cache; never less than near."""
+    gains = Gains(50_000, 200_000)
+    assert [gains.at(far) for far in (CORE, CACHE, NODE, ACROSS)] == [
+        50_000,
+        50_000,
+        125_000,
+        200_000,
+    ]
+    assert Gains(50_000, 0).at(ACROSS) == 50_000
+
+
+@pytest.mark.parametrize(
+    ("empty", "target"), [((1, 2, 4), "1"), ((2, 4), "2"), ((3, 6), "3"), ((5, 7), None)]
+)
+def test_the_nearest_that_will_do(empty: tuple[int, ...], target: str | None) -> None:
+    """{40 40} on pCPU 0; some others are empty, the rest at 40: one 40 goes to the nearest empty.
+
+    pCPU 1 is in the same cache, 2 and 3 in the same node, 4 to 7 in another one. All bring 40
+    inside the band, which is enough for any distance.
+    """
+    drawn = host(*([40, 40] if cpu == 0 else [] if cpu in empty else [40] for cpu in range(8)))
+    found = plan(on(machine(8), drawn), POLICY)
+    assert len(found.moves) == 1
+    if target is not None:
+        assert str(found.moves[0].to_cpus) == target
+    else:
+        assert str(found.moves[0].to_cpus) in {"5", "7"}
+
+
+def test_two_that_cross_change_targets() -> None:
+    """{40 40} {40} | {40 40} {}, and one empty pCPU beside each: nobody crosses the nodes."""
+    drawn = host([40, 40], [40], [], [40], [40, 40], [40], [], [40])
+    found = plan(on(machine(8), drawn), POLICY)
+    assert sorted(move[4:] for move in told(found)) == ["0 to 2", "4 to 6"]
+
+
+def test_a_move_to_another_node_must_gain_more() -> None:
+    """{30 15} {30} {30} {30} | {30} {30} {30} {15}: 15 to the last pCPU makes 30 everywhere.
+
+    The band of 10 is at best 25 to 35: 45 and 15 leave 20 outside, all of which it brings inside;
+    less than 25 is not enough to leave the node, and 15 is.
+    """
+    drawn = on(machine(8), host([30, 15], [30], [30], [30], [30], [30], [30], [15]))
+    near = dataclasses.replace(POLICY, node_gain_ppm=150_000)
+    far = dataclasses.replace(POLICY, node_gain_ppm=250_000)
+    assert told(plan(drawn, near)) == ["g1: 0 to 7"]
+    assert told(plan(drawn, far)) == []
+
+
+def test_memory_draws_a_guest_home() -> None:
+    """The 40 whose memory is on node 1 goes there, though a pCPU beside it would do, too."""
+    drawn = on(machine(8), host([40, 40], [], [40], [40], [40], [], [40], [40]))
+    home = dataclasses.replace(drawn.vcpus[0], memory_node=1)
+    other = dataclasses.replace(drawn.vcpus[1], fixed=True)
+    found = plan(dataclasses.replace(drawn, vcpus=(home, other, *drawn.vcpus[2:])), POLICY)
+    assert told(found) == ["g0: 0 to 5"]
+
+
+def test_two_busy_siblings_are_parted() -> None:
+    """{90 | 90} {0 | 0}: both threads of one core, none of the other; one must go, and only one."""
+    drawn = on(machine(4, per_core=2, per_cache=4), host([90], [90], [], []))
+    found = plan(drawn, POLICY)
+    assert len(found.moves) == 1
+    assert str(found.moves[0].to_cpus) in {"2", "3"}
+    assert plan(after(drawn, found), POLICY).moves == ()
+
+
+def test_siblings_stay_where_no_core_idles() -> None:
+    """{90 | 90} {90 | 0}: three for two cores; whoever moved, two would share a core."""
+    assert plan(on(machine(4, 2, 4), host([90], [90], [90], [])), POLICY).moves == ()
+    assert plan(on(machine(4, 1, 4), host([90], [90], [], [])), POLICY).moves == ()
+
+
+def test_on_random_machines() -> None:
+    """Masks and fixed vCPUs hold, the gap never grows, and it ends.
+
+    However the machine is built; compared with the same host whose pCPUs are all alike, at most a
+    pin more for each core.
+    """
+    for seed in range(300):
+        chance = random.Random(seed)
+        drawn = random_host(seed)
+        per_core, per_cache, per_node = chance.choice([1, 2]), chance.choice([2, 4]), 4
+        cpus = [
+            dataclasses.replace(
+                cpu,
+                cpu=Cpu(cpu.id, cpu.id // per_node, cpu.id // per_core, cpu.id // per_cache),
+            )
+            for cpu in drawn.cpus
+        ]
+        built = dataclasses.replace(drawn, cpus=tuple(cpus))
+        found, flat = plan(built, POLICY), plan(drawn, POLICY)
+        vcpus = {vcpu.id: vcpu for vcpu in built.vcpus}
+        assert found.gap_after_ppm <= found.gap_before_ppm
+        assert len({move.vcpu for move in found.moves}) == len(found.moves)
+        for move in found.moves:
+            assert move.to_cpus.is_within(vcpus[move.vcpu].allowed), seed
+            assert not vcpus[move.vcpu].fixed
+        assert len(found.moves) <= len(flat.moves) + len(built.cpus)
+        now = built
+        for _ in range(20):
+            again = plan(now, POLICY)
+            if not again.moves:
+                break
+            now = after(now, again)
+        assert not again.moves, seed
