@@ -5,9 +5,7 @@ Rule: arguments, files and order live here; what is measured lives in the part t
 
 import argparse
 import dataclasses
-import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,14 +14,13 @@ from typing import Final
 
 import pictures
 import replay
+import results
 import scaling
 import static
 from progress import say
 from replay_tables import replay_tables
 from static_tables import scaling_tables, static_tables
 from tables import Table, show
-
-from vcpusched import __version__
 
 PARTS: Final = ("static", "scaling", "replay")
 
@@ -51,12 +48,13 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     began_s = time.monotonic()
-    results: dict[str, Result] = {}
+    found: dict[str, Result] = {}
     for part in PARTS:
         if chosen.only in {None, part}:
-            results[part] = _run_part(part, chosen, sets)
-            show(results[part].tables)
-    _write(out, chosen, results)
+            found[part] = _run_part(part, chosen, sets)
+            show(found[part].tables)
+    for part, result in found.items():
+        results.write(out, part, result.figures, result.tables, quick=chosen.quick)
     files = sorted(path.name for path in out.iterdir())
     say(f"Done in {(time.monotonic() - began_s) / 60:.1f} minutes. In {out}: {', '.join(files)}")
     return 0
@@ -116,29 +114,6 @@ def _run_part(part: str, chosen: argparse.Namespace, sets: Sequence[replay.LoadS
 def _without_places(row: static.Row) -> Mapping[str, object]:
     optimum = dataclasses.replace(row.optimum, places={})
     return dataclasses.asdict(dataclasses.replace(row, optimum=optimum))
-
-
-def _write(out: Path, chosen: argparse.Namespace, results: Mapping[str, Result]) -> None:
-    """Write all figures as JSON, and the tables as Markdown."""
-    made_with = {
-        "vcpusched": __version__,
-        "python": platform.python_version(),
-        "machine": _cpu_model(),
-        "pcpus": len(os.sched_getaffinity(0)),
-        "quick": chosen.quick,
-    }
-    for part, result in results.items():
-        figures = {"version": 1, "made_with": made_with, part: result.figures}
-        (out / f"{part}.json").write_text(json.dumps(figures, indent=1) + "\n")
-        text = "\n".join(table.markdown() for table in result.tables)
-        (out / f"{part}.md").write_text(text)
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

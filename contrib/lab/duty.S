@@ -25,7 +25,8 @@
 
 .set VECTOR, 0x20               # the only interrupt there is
 .set START_PAGE, 0x8            # where a woken vCPU begins: 0x8000
-.set STACKS, 0x9000             # 64 bytes a vCPU
+.set STACKS, 0x9000             # of each vCPU by APIC id; in its last word, at the lowest address, it counts its work
+.set STACK_BYTES, 64            # a cache line, so that no vCPU waits for another one's count
 .set PERIOD_NS, 20000000
 .set SPINS, 5000                # between two readings of the counter: some microseconds
 .set CLEAN_READ_TICKS, 1 << 18  # a slower reading of both clocks was interrupted (0.1 ms or so)
@@ -74,8 +75,8 @@ protected:
   mov APIC_ID(%ebx), %edi
   shr $24, %edi
   mov %edi, %eax
-  shl $6, %eax
-  lea STACKS + 64(%eax), %esp
+  shl $6, %eax                  # times STACK_BYTES
+  lea STACKS + STACK_BYTES(%eax), %esp
   cmpl $0, period_ticks
   jne begin
 
@@ -154,6 +155,7 @@ burn:
 1:                              # one that lost its CPU there would keep the others busy waiting
   dec %eax
   jnz 1b
+  incl -STACK_BYTES(%esp)       # work done, whoever ran meanwhile; nothing lies on the stack here
   rdtsc
   mov %eax, %edx
   sub %esi, %eax

@@ -37,7 +37,7 @@ EMULATORS = ("qemu-system-x86_64", "qemu-kvm")
 UNPRIVILEGED = "nobody"
 FLOPPY_BYTES = 1_474_560  # what makes the BIOS take the image for a 1.44 MB floppy
 # libvirt would otherwise start a logging daemon, and label files nobody else uses.
-QEMU_CONF = 'stdio_handler = "file"\nsecurity_driver = "none"\n'
+QEMU_CONF = 'stdio_handler = "file"\nsecurity_driver = "none"\nmemory_backing_dir = "{memory}"\n'
 
 
 class Lab:
@@ -273,10 +273,11 @@ class Lab:
     def _furnish(self) -> None:
         """Make what the daemon and its guests expect, owned by the lab's user."""
         directory = self.directory
-        names = ("home", "temporary", "run", "config/libvirt", "cache", "data", "images")
+        names = ("home", "temporary", "run", "config/libvirt", "cache", "data", "images", "memory")
         for name in names:
             (directory / name).mkdir(parents=True)
-        (directory / "config/libvirt/qemu.conf").write_text(QEMU_CONF)
+        conf = QEMU_CONF.format(memory=directory / "memory")
+        (directory / "config/libvirt/qemu.conf").write_text(conf)
         if self._privileged:
             for path in (directory, *directory.rglob("*")):
                 os.chown(path, self._account.pw_uid, self._account.pw_gid)

@@ -20,6 +20,7 @@ import lab as lab_module
 import libvirt
 import pytest
 from lab import Guest, Lab, LabError, boot_image
+from lab_guest import WORK_COUNTS
 from lab_processes import lab_processes
 
 if TYPE_CHECKING:
@@ -122,6 +123,29 @@ def test_each_vcpu_has_its_own_load(lab: Lab) -> None:
     """Two vCPUs of one guest demand different shares."""
     guest = lab.add_guest("uneven", [0.2, 0.6])
     assert demands(guest, [0.2, 0.6])
+
+
+def test_work_is_counted(lab: Lab) -> None:
+    """The guest's own count of its work grows with the time that the kernel gave each vCPU."""
+    guest = lab.add_guest("counting", [0.0, 0.2, 0.6])
+    time.sleep(SETTLE_S)
+    before = [(guest.work(vcpu), guest.schedstat(vcpu).run_ns) for vcpu in range(3)]
+    time.sleep(WINDOW_S)
+    after = [(guest.work(vcpu), guest.schedstat(vcpu).run_ns) for vcpu in range(3)]
+    idle, light, heavy = (
+        ((now - then) % WORK_COUNTS, ran - had)
+        for (then, had), (now, ran) in zip(before, after, strict=True)
+    )
+    assert idle[0] == 0
+    # How fast a CPU is depends on what its neighbours run.
+    assert light[0] / light[1] == pytest.approx(heavy[0] / heavy[1], rel=0.3)
+
+
+def test_confined_guests(lab: Lab, cpus: list[int]) -> None:
+    """A guest is let run on several CPUs after it was pinned to one."""
+    guest = lab.add_guest("pooled", [0.1, 0.1], pin=cpus[0])
+    guest.confine(cpus)
+    assert [guest.affinity(vcpu) for vcpu in (0, 1)] == [set(cpus)] * 2
 
 
 def test_load_steps(lab: Lab) -> None:

@@ -1,0 +1,94 @@
+"""Ratios of paired measurements, and how far they can be trusted.
+
+Rule: pure functions of numbers; nothing here knows what was measured.
+
+A ratio of work is as far from 1 at 2 as at 1/2, so means are taken of logarithms. The interval is
+that of a mean of few normal values (NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.5.2,
+"Confidence Limits for the Mean"): m +- t * s / sqrt(n), where t is Student's with n - 1 degrees of
+freedom.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+CONFIDENCE: Final = 0.95
+
+PAIRS_MIN: Final = 2
+"""From one pair nothing can be said of the noise."""
+
+_HALVINGS: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A ratio (above 0) and the limits between which it lies with a confidence of `CONFIDENCE`."""
+
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def is_above_one(self) -> bool:
+        """Whether it is more than 1 beyond the noise."""
+        return self.low > 1
+
+    @property
+    def is_below_one(self) -> bool:
+        """Whether it is less than 1 beyond the noise."""
+        return self.high < 1
+
+
+def ratio_of_pairs(before: Sequence[float], after: Sequence[float]) -> Interval:
+    """Give the ratio of `after` to `before`, whose values belong together pair by pair.
+
+    Raises ValueError for fewer than `PAIRS_MIN` pairs, for values without partner, and for values
+    that are not above 0.
+    """
+    if len(before) != len(after) or len(before) < PAIRS_MIN:
+        raise ValueError(f"{len(before)} and {len(after)} values are not {PAIRS_MIN} or more pairs")
+    if min(*before, *after) <= 0:
+        raise ValueError("a ratio needs values above 0")
+    logs = [math.log(new / old) for old, new in zip(before, after, strict=True)]
+    mean = statistics.fmean(logs)
+    error = statistics.stdev(logs) / math.sqrt(len(logs))
+    reach = student_t(CONFIDENCE, len(logs) - 1) * error
+    return Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
+
+
+def student_t(confidence: float, degrees: int) -> float:
+    """Give the t that a value of Student's distribution does not exceed, with this confidence.
+
+    Either way: |T| <= t. `confidence` above 0 and below 1, `degrees` of freedom from 1 on. Raises
+    ValueError for others.
+    """
+    if not 0 < confidence < 1 or degrees < 1:
+        raise ValueError(f"no such distribution: {confidence}, {degrees} degrees of freedom")
+    low, high = 0.0, 1.0
+    while _within(high, degrees) < confidence:
+        high *= 2
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if _within(middle, degrees) < confidence:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _within(t: float, degrees: int) -> float:
+    """Give the probability that |T| <= t.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 (odd degrees) and 26.7.4
+    (even ones): finite series in the cosine of atan(t / sqrt(degrees)).
+    """
+    angle = math.atan(t / math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for step in range(1 + odd, degrees, 2):
+        total += term
+        term *= step / (step + 1) * cosine * cosine
+    return (angle + sine * total) * 2 / math.pi if odd else sine * total

@@ -1,0 +1,199 @@
+"""The command behind contrib/benchmark/run live: real guests, without and with the daemon.
+
+Rule: arguments, signals, files and order live here.
+"""
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import results
+from intervals import PAIRS_MIN
+from lab import Lab, LabError
+from live_blocks import Block, Timing, furnish, measure
+from live_scenarios import Scenario, scenarios
+from live_service import LiveError
+from live_tables import guests_table, live_tables
+from live_verdict import Answer, Verdict, judge
+from progress import follow, say
+from tables import show
+
+from vcpusched.model import CpuSet
+
+FULL: Final = Timing(pairs=12, rest_s=7.0, measure_s=6.0)
+QUICK: Final = Timing(pairs=4, rest_s=6.0, measure_s=3.0)
+
+TOP: Final = Path(__file__).resolve().parents[2]
+
+NAMES: Final = ("bad", "floating", "half", "pool")
+
+_SERVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the live part; gives the exit status: 1 where a claim does not hold, else 0."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    online = CpuSet.of(os.sched_getaffinity(0))
+    try:
+        timing = _timing(chosen)
+        taken = _taken(chosen, online)
+        chosen.out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    for number in _SERVED:
+        signal.signal(number, _interrupted)
+    blocks: dict[str, list[Block]] = {}
+    verdicts: dict[str, Verdict] = {}
+    began_s = time.monotonic()
+    try:
+        for name, scenario in taken.items():
+            blocks[name] = _measure(scenario, timing, online)
+            verdicts[name] = judge(scenario, blocks[name])
+            show([guests_table(scenario, verdicts[name])])
+    except (LabError, LiveError, ValueError) as error:
+        say(f"live: {error}")
+        return 1
+    tables = live_tables(taken, verdicts, timing)
+    show(tables[-1:])
+    figures = _figures(taken, timing, blocks, verdicts)
+    results.write(chosen.out, "live", figures, tables, quick=chosen.quick)
+    took_min = (time.monotonic() - began_s) / 60
+    say(f"Done in {took_min:.1f} minutes. In {chosen.out}: live.json, live.md")
+    return int(any(verdict.answer is Answer.FAILS for verdict in verdicts.values()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run live",
+        description="Measures real guests that count their own work, in interleaved blocks without"
+        " and with the daemon. It takes about 25 minutes, --quick 6.",
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks")
+    parser.add_argument(
+        "--scenario", choices=NAMES, action="append", help="only this one (may be given again)"
+    )
+    parser.add_argument("--pairs", type=_count, help=f"pairs of blocks (default: {FULL.pairs})")
+    parser.add_argument(
+        "--rest",
+        type=_seconds,
+        metavar="S",
+        help=f"seconds before each measurement (default: {FULL.rest_s:g})",
+    )
+    parser.add_argument(
+        "--measure",
+        type=_seconds,
+        metavar="S",
+        help=f"seconds of each measurement (default: {FULL.measure_s:g})",
+    )
+    parser.add_argument("--cpus", type=_count, help="use only so many pCPUs (default: all)")
+    parser.add_argument(
+        "--groups",
+        type=_count,
+        help="groups of guests, each with work for two pCPUs (default: as many as fit)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=TOP / "build" / "benchmark", help="where results are written"
+    )
+    return parser
+
+
+def _timing(chosen: argparse.Namespace) -> Timing:
+    usual = QUICK if chosen.quick else FULL
+    timing = Timing(
+        pairs=chosen.pairs or usual.pairs,
+        rest_s=chosen.rest or usual.rest_s,
+        measure_s=chosen.measure or usual.measure_s,
+    )
+    if timing.pairs < PAIRS_MIN:
+        raise ValueError(f"from less than {PAIRS_MIN} pairs nothing can be said of the noise")
+    return timing
+
+
+def _taken(chosen: argparse.Namespace, online: CpuSet) -> dict[str, Scenario]:
+    """Give the scenarios that were asked for, on the pCPUs that were asked for."""
+    count = chosen.cpus or len(online)
+    if count > len(online):
+        raise ValueError(f"there are {len(online)} pCPUs, not {count}")
+    known = scenarios(CpuSet.of(list(online)[:count]), chosen.groups)
+    return {name: known[name] for name in chosen.scenario or NAMES}
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value <= 3600:  # noqa: PLR2004  from one of the daemon's periods to an hour
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 1 to 3600")
+    return value
+
+
+def _measure(scenario: Scenario, timing: Timing, online: CpuSet) -> list[Block]:
+    with Lab() as lab:
+        furnish(lab, scenario, online)
+        return list(follow(measure(lab, scenario, timing), 2 * timing.pairs, scenario.title))
+
+
+def _figures(
+    taken: Mapping[str, Scenario],
+    timing: Timing,
+    blocks: Mapping[str, Sequence[Block]],
+    verdicts: Mapping[str, Verdict],
+) -> object:
+    """Give everything that was measured and concluded as JSON values."""
+    return {
+        "timing": dataclasses.asdict(timing),
+        "scenarios": {
+            name: {
+                "title": scenario.title,
+                "claim": scenario.claim,
+                "cpus": str(scenario.cpus),
+                "settings": dict(scenario.settings),
+                "verdict": _verdict(verdicts[name]),
+                "blocks": [dataclasses.asdict(block) for block in blocks[name]],
+            }
+            for name, scenario in taken.items()
+        },
+    }
+
+
+def _verdict(verdict: Verdict) -> object:
+    guests = {
+        guest.shape.name: {
+            "shares": guest.shape.shares,
+            "start": str(guest.shape.start),
+            "pool": None if guest.shape.pool is None else str(guest.shape.pool),
+            "work_per_s": [guest.work_without, guest.work_with],
+            "run": [guest.run_without, guest.run_with],
+            "wait": [guest.wait_without, guest.wait_with],
+            "time_ratio": dataclasses.asdict(guest.time),
+            "work_ratio": dataclasses.asdict(guest.work),
+        }
+        for guest in verdict.guests
+    }
+    return {**dataclasses.asdict(dataclasses.replace(verdict, guests=())), "guests": guests}
+
+
+def _interrupted(number: int, _frame: FrameType | None) -> None:
+    # Once is enough: another signal must not cut the cleaning up short.
+    for served in _SERVED:
+        signal.signal(served, lambda _number, _frame: None)
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

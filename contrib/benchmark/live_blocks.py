@@ -1,0 +1,240 @@
+"""Measures a scenario in interleaved blocks: without the daemon and with it, in turn.
+
+Rule: readings only; what they mean is `live_verdict`'s business.
+
+Block: every guest is put back to where it starts; the daemon is started, or not; both get the same
+    time to come to rest; whoever keeps a pool rewrites it; then all guests' work, run and wait are
+    read, once at the beginning and once at the end.
+Pair: two blocks that follow each other, one of each kind, so that what else the machine runs hits
+    both alike; who is first changes from pair to pair.
+Work: the guests' own count (`Guest.work`), in rounds of their loop. Run and wait: the kernel's
+    account of the vCPU threads.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lab import Guest, Lab
+from lab_guest import NS_PER_S, WORK_COUNTS
+from live_scenarios import Scenario, Shape
+from live_service import Service, running
+
+from vcpusched.model import CpuSet
+
+BOOT_S: Final = 2.0
+CYCLES_TO_OBEY_MAX: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How many pairs of blocks, from 1 on, and how long each block rests and is measured."""
+
+    pairs: int
+    rest_s: float
+    measure_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """What a guest got: rounds of its loop a second; run and wait of all its vCPUs, in pCPUs.
+
+    `cpus` is its real affinity at the end, of each vCPU.
+    """
+
+    work_per_s: float
+    run: float
+    wait: float
+    cpus: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Obedience:
+    """How a rewritten pool was taken.
+
+    `cycles` is the number of cycles after the rewriting until the daemon saw all of it, None if
+    it did not in `CYCLES_TO_OBEY_MAX`; `kept` whether every pooled vCPU had just that affinity at
+    the end; `stuck` the vCPUs that the daemon said must not move.
+    """
+
+    cycles: int | None
+    kept: bool
+    stuck: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block. `pins` is what the daemon did in all, `late_pins` those after the rest.
+
+    `beside` is what else took the scenario's pCPUs, in pCPUs: other processes, the daemon, libvirt,
+    what QEMU does beside its vCPUs, and what a hypervisor below took away. Pins and `pins_failing`
+    are 0 without the daemon; `obedience` is None without it or without a pool.
+    """
+
+    pair: int
+    daemon: bool
+    guests: Mapping[str, Got]
+    beside: float = 0.0
+    pins: int = 0
+    late_pins: int = 0
+    pins_failing: int = 0
+    obedience: Obedience | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    work: tuple[int, ...]
+    run_ns: int
+    wait_ns: int
+    at_ns: int
+
+
+def furnish(lab: Lab, scenario: Scenario, online: CpuSet) -> None:
+    """Start the scenario's guests in an open lab. `online` are the machine's pCPUs."""
+    cpuset = None if scenario.cpus == online else str(scenario.cpus)
+    for shape in scenario.guests:
+        lab.add_guest(shape.name, shape.shares, cpuset=cpuset)
+    time.sleep(BOOT_S)
+
+
+def measure(lab: Lab, scenario: Scenario, timing: Timing) -> Iterator[Block]:
+    """Measure the scenario's guests in a lab, block by block; in the end all are where they start.
+
+    Raises LabError and LiveError.
+    """
+    try:
+        for pair in range(timing.pairs):
+            for daemon in (False, True) if pair % 2 == 0 else (True, False):
+                restore(lab, scenario)
+                yield _block(lab, scenario, timing, pair, daemon=daemon)
+    finally:
+        restore(lab, scenario)
+
+
+def restore(lab: Lab, scenario: Scenario) -> None:
+    """Put every guest back to where it starts."""
+    for shape in scenario.guests:
+        lab.guests[shape.name].confine(list(shape.start))
+
+
+def _block(lab: Lab, scenario: Scenario, timing: Timing, pair: int, *, daemon: bool) -> Block:
+    with ExitStack() as stack:
+        service = stack.enter_context(running(lab.uri, scenario.settings)) if daemon else None
+        if service is not None:
+            service.wait_past(0)
+        time.sleep(timing.rest_s)
+        rested = service.state() if service is not None else {}
+        pooled = [shape for shape in scenario.guests if shape.pool is not None]
+        cycles = _rewrite(lab, pooled, service)
+        busy_s, began_s = _busy_s(scenario.cpus), time.monotonic()
+        before = {shape.name: _read(lab.guests[shape.name]) for shape in scenario.guests}
+        time.sleep(timing.measure_s)
+        after = {shape.name: _read(lab.guests[shape.name]) for shape in scenario.guests}
+        busy = (_busy_s(scenario.cpus) - busy_s) / (time.monotonic() - began_s)
+        state = service.state() if service is not None else {}
+        guests = {
+            name: _got(lab.guests[name], reading, after[name]) for name, reading in before.items()
+        }
+        beside = max(0.0, busy - sum(got.run for got in guests.values()))
+        if service is None:
+            return Block(pair, daemon, guests, beside)
+        # One a second; on a crowded machine now and then one is late.
+        if int(state["cycle"]) < (timing.rest_s + timing.measure_s) / 2:
+            raise service.failure("all but stood still")
+        return Block(
+            pair=pair,
+            daemon=daemon,
+            guests=guests,
+            beside=beside,
+            pins=int(state["pins"]),
+            late_pins=int(state["pins"]) - int(rested["pins"]),
+            pins_failing=len(state["pins_failing"]),
+            obedience=_obedience(lab, pooled, state, cycles) if pooled else None,
+        )
+
+
+def _rewrite(lab: Lab, pooled: list[Shape], service: Service | None) -> int | None:
+    """Give pooled guests their other pool; gives after how many cycles the daemon saw all of it.
+
+    None without a daemon, and where it did not see it in time.
+    """
+    if pooled and service is not None:
+        service.wait_past(service.cycle())  # so that none is on its way
+    for shape in pooled:
+        lab.guests[shape.name].confine(list(shape.pool or shape.start))
+    if not pooled or service is None:
+        return None
+    cycle = service.cycle()
+    for count in range(1, CYCLES_TO_OBEY_MAX + 1):
+        state = service.wait_past(cycle)
+        cycle = int(state["cycle"])
+        if all(vcpu["cpus"] == pool for vcpu, pool in _seen(pooled, state)):
+            return count
+    return None
+
+
+def _seen(pooled: list[Shape], state: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]:
+    """Give what the daemon saw of each pooled vCPU, and its pool."""
+    pools = {shape.name: str(shape.pool) for shape in pooled}
+    seen = [vcpu for vcpu in state["snapshot"]["vcpus"] if vcpu["domain"] in pools]
+    return [(vcpu, pools[vcpu["domain"]]) for vcpu in seen]
+
+
+def _obedience(
+    lab: Lab, pooled: list[Shape], state: Mapping[str, Any], cycles: int | None
+) -> Obedience:
+    kept = all(
+        lab.guests[shape.name].affinity(vcpu) == set(shape.pool or ())
+        for shape in pooled
+        for vcpu in range(len(shape.shares))
+    )
+    stuck = tuple(
+        f"{vcpu['domain']}/{vcpu['vcpu']}"
+        for vcpu in state["snapshot"]["vcpus"]
+        if vcpu.get("fixed", False)
+    )
+    return Obedience(cycles, kept, stuck)
+
+
+def _busy_s(cpus: CpuSet) -> float:
+    """Give how long these pCPUs together have not been idle since the machine started.
+
+    Fields of /proc/stat as in proc(5), in clock ticks: all but idle and iowait, up to steal (guest
+    time is in user time).
+    """
+    ticks = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        number = name.removeprefix("cpu")
+        if number.isdecimal() and int(number) in cpus:
+            ticks += sum(map(int, (*fields[:3], *fields[5:8])))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _read(guest: Guest) -> _Reading:
+    vcpus = range(guest.plan.vcpus)
+    work = tuple(guest.work(vcpu) for vcpu in vcpus)
+    accounts = [guest.schedstat(vcpu) for vcpu in vcpus]
+    return _Reading(
+        work=work,
+        run_ns=sum(account.run_ns for account in accounts),
+        wait_ns=sum(account.wait_ns for account in accounts),
+        at_ns=accounts[0].at_ns,
+    )
+
+
+def _got(guest: Guest, before: _Reading, after: _Reading) -> Got:
+    passed_ns = after.at_ns - before.at_ns
+    rounds = sum(
+        (now - then) % WORK_COUNTS for then, now in zip(before.work, after.work, strict=True)
+    )
+    return Got(
+        work_per_s=rounds * NS_PER_S / passed_ns,
+        run=(after.run_ns - before.run_ns) / passed_ns,
+        wait=(after.wait_ns - before.wait_ns) / passed_ns,
+        cpus=tuple(str(CpuSet.of(guest.affinity(vcpu))) for vcpu in range(guest.plan.vcpus)),
+    )

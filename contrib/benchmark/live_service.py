@@ -1,0 +1,109 @@
+"""The daemon under test: the real `vcpusched run` as a process, read through its state file."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+PATIENCE_S: Final = 30.0
+POLL_S: Final = 0.02
+LOG_LINES: Final = 5
+
+
+class LiveError(Exception):
+    """A measurement cannot be made; the text says why in one sentence."""
+
+
+class Service:
+    """A running daemon; made by `running`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], directory: Path) -> None:
+        self._process = process
+        self._state = directory / "run" / "state.json"
+        self._log = directory / "log"
+
+    def state(self) -> Mapping[str, Any]:
+        """Read its state file; empty before there is one. Raises LiveError when it has ended."""
+        if self._process.poll() is not None:
+            raise self.failure(f"ended with status {self._process.returncode}")
+        try:
+            state: dict[str, Any] = json.loads(self._state.read_text())
+        except FileNotFoundError:
+            return {}
+        return state
+
+    def cycle(self) -> int:
+        """Give the number of its last cycle, 0 before the first."""
+        return int(self.state().get("cycle", 0))
+
+    def wait_past(self, cycle: int) -> Mapping[str, Any]:
+        """Wait for a later cycle than that; gives the state. Raises LiveError."""
+        self._wait(lambda: self.cycle() > cycle, f"made no cycle after {cycle}")
+        return self.state()
+
+    def failure(self, what: str) -> LiveError:
+        """Make an error of what the daemon did, with the last that it said."""
+        said = " / ".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        return LiveError(f"vcpusched {what}; it said last: {said!r}")
+
+    def _wait(self, condition: Callable[[], bool], otherwise: str) -> None:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not condition():
+            if time.monotonic() > deadline_s:
+                raise self.failure(f"{otherwise} in {PATIENCE_S:g} s")
+            time.sleep(POLL_S)
+
+
+@contextlib.contextmanager
+def running(uri: str, settings: Mapping[str, str]) -> Iterator[Service]:
+    """Run the daemon with these settings (TOML values by key) and no others, then end it.
+
+    Neither the machine's configuration nor our environment is heard. Raises LiveError when the
+    daemon does not end, or not well.
+    """
+    with tempfile.TemporaryDirectory(prefix="vcpusched-live-") as name:
+        directory = Path(name)
+        configuration = directory / "vcpusched.toml"
+        configuration.write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
+        foreign = ("VCPUSCHED_", "NOTIFY_SOCKET", "WATCHDOG_")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+        program = [sys.executable, "-m", "vcpusched.cli", "run"]
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(
+                # It ends with us, however we end.
+                ["setpriv", "--pdeathsig", "TERM", "--", *program, "--config", str(configuration)],
+                env={
+                    **kept,
+                    "RUNTIME_DIRECTORY": str(directory / "run"),
+                    "VCPUSCHED_URI": uri,
+                    "LIBVIRT_AUTOSTART": "0",
+                },
+                cwd="/",  # or Python would prefer a package of that name in the present folder
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        service = Service(process, directory)
+        try:
+            yield service
+        finally:
+            ended = _end(process)
+        if not ended:
+            raise service.failure("did not end in peace")
+
+
+def _end(process: subprocess.Popen[bytes]) -> bool:
+    """Tell it to end, and see to it; gives whether it did so by itself and with status 0."""
+    process.terminate()
+    try:
+        return process.wait(PATIENCE_S) == 0
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False

@@ -1,0 +1,127 @@
+"""The tables of the live part.
+
+Rule: every figure comes from a `Verdict`; what a column means is said in the notes.
+"""
+
+from collections.abc import Mapping
+
+from intervals import CONFIDENCE, Interval
+from live_blocks import Timing
+from live_scenarios import Scenario
+from live_verdict import Verdict
+from tables import Table
+
+
+def live_tables(
+    chosen: Mapping[str, Scenario], verdicts: Mapping[str, Verdict], timing: Timing
+) -> list[Table]:
+    """Give one table for each scenario that was judged, and one for all."""
+    details = [guests_table(chosen[name], verdict) for name, verdict in verdicts.items()]
+    return [*details, _summary(chosen, verdicts, timing)]
+
+
+def guests_table(scenario: Scenario, verdict: Verdict) -> Table:
+    """Give what each guest got."""
+    lines = [
+        (
+            guest.shape.name,
+            " + ".join(f"{share * 100:.0f}" for share in guest.shape.shares),
+            _place(str(guest.shape.start), guest.shape.pool),
+            f"{guest.run_without * 100:.1f}",
+            f"{guest.run_with * 100:.1f}",
+            f"{guest.wait_without * 100:.1f}",
+            f"{guest.wait_with * 100:.1f}",
+            f"{guest.time.ratio:.3f}",
+            *_cells(guest.work),
+        )
+        for guest in verdict.guests
+    ]
+    blank = ("",) * 7
+    lines.append(("worst off", *blank, *_cells(verdict.worst_off)))
+    lines.append(("all", *blank, *_cells(verdict.total)))
+    notes = [f"Claimed: {scenario.claim}. Verdict: {verdict.answer}{_why(verdict)}."]
+    return Table(
+        f"{scenario.title}, on {len(scenario.cpus)} pCPUs",
+        (
+            "guest",
+            "wants %",
+            "starts on",
+            "run %",
+            "run % with",
+            "wait %",
+            "wait % with",
+            "time",
+            "work",
+            "from",
+            "to",
+        ),
+        tuple(lines),
+        tuple(notes),
+    )
+
+
+def _summary(
+    chosen: Mapping[str, Scenario], verdicts: Mapping[str, Verdict], timing: Timing
+) -> Table:
+    lines = [
+        (
+            chosen[name].title,
+            _range(verdict.worst_off),
+            _range(min((guest.work for guest in verdict.guests), key=lambda work: work.ratio)),
+            _range(verdict.total),
+            f"{verdict.wait_without * 100:.1f} %",
+            f"{verdict.wait_with * 100:.1f} %",
+            f"{verdict.beside_without:.2f} / {verdict.beside_with:.2f}",
+            " ".join(map(str, verdict.pins)),
+            str(verdict.answer),
+        )
+        for name, verdict in verdicts.items()
+    ]
+    return Table(
+        "Real guests, without and with vcpusched",
+        (
+            "scenario",
+            "worst off",
+            "lowest ratio",
+            "all work",
+            "wait",
+            "wait with",
+            "beside",
+            "pins",
+            "claim",
+        ),
+        tuple(lines),
+        (
+            (
+                f"{timing.pairs} pairs of blocks of {timing.measure_s:g} s, without and with the"
+                f" daemon in turn, after {timing.rest_s:g} s each to come to rest. Work: what the"
+                " guests counted themselves, as the ratio of with to without, and the limits of"
+                f" its {CONFIDENCE:.0%} confidence interval (Student's t, logarithms of the pairs)."
+            ),
+            (
+                "Worst off: the guest that, in each block, got least of what it wants. Lowest"
+                " ratio: the guest with the least gain. Run and wait: the kernel's account of the"
+                " vCPU threads, in percent of a pCPU, for all vCPUs of a guest together; in this"
+                " table the mean wait of a vCPU. Time: the ratio of what a guest ran; work falls"
+                " behind it where pCPUs are slower, as SMT siblings are that are both busy."
+                " Beside: what else took the pCPUs without / with the daemon, which is in it, in"
+                " pCPUs; all of it is noise to the guests. Pins: in each block with the daemon."
+            ),
+        ),
+    )
+
+
+def _place(start: str, pool: object) -> str:
+    return start if pool is None else f"{start}, then {pool}"
+
+
+def _cells(interval: Interval) -> tuple[str, str, str]:
+    return f"{interval.ratio:.3f}", f"{interval.low:.3f}", f"{interval.high:.3f}"
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.ratio:.2f} ({interval.low:.2f}-{interval.high:.2f})"
+
+
+def _why(verdict: Verdict) -> str:
+    return f": {'; '.join(verdict.reasons)}" if verdict.reasons else ""

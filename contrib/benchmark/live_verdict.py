@@ -1,0 +1,193 @@
+"""What the blocks of a scenario say: ratios with their intervals, and whether the claim holds.
+
+Rule: a pure function of the blocks. The noise is what the pairs of blocks show of it: a difference
+counts when the interval of its ratio leaves 1 out.
+"""
+
+import enum
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from intervals import Interval, ratio_of_pairs
+from live_blocks import Block
+from live_scenarios import Claim, Scenario, Shape
+
+LOSS_MAX: Final = 0.9
+"""Where an interval reaches below this, a loss worth minding is not ruled out: too much noise."""
+
+DIFFERENCE_MAX: Final = 1 / LOSS_MAX
+
+
+class Answer(enum.StrEnum):
+    """Whether a claim holds."""
+
+    HOLDS = "holds"
+    FAILS = "does not hold"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestVerdict:
+    """One guest: means over the blocks of each kind, and ratios of with to without.
+
+    Work in rounds a second, run and wait in pCPUs. `time` is the ratio of what it ran, `work` of
+    what it got done in that time: less than `time` says where its pCPU was slower, as one is whose
+    SMT sibling is busy.
+    """
+
+    shape: Shape
+    work_without: float
+    work_with: float
+    run_without: float
+    run_with: float
+    wait_without: float
+    wait_with: float
+    time: Interval
+    work: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A scenario: `worst_off` compares the guest that, in each block, got least of what it wants.
+
+    `total` is the ratio of all guests' work; waits are means over all vCPUs of the share of time
+    that they wanted to run and did not; `beside` is what else took the pCPUs, as means over the
+    blocks of each kind, in pCPUs: what makes the noise. `pins` are those of each block with the
+    daemon. `reasons` say what keeps the claim from holding.
+    """
+
+    guests: tuple[GuestVerdict, ...]
+    worst_off: Interval
+    total: Interval
+    wait_without: float
+    wait_with: float
+    beside_without: float
+    beside_with: float
+    pins: tuple[int, ...]
+    late_pins: int
+    answer: Answer
+    reasons: tuple[str, ...]
+
+
+def judge(scenario: Scenario, blocks: Sequence[Block]) -> Verdict:
+    """Judge a scenario by all its blocks. Raises ValueError for less than two pairs."""
+    without = sorted((one for one in blocks if not one.daemon), key=lambda one: one.pair)
+    having = sorted((one for one in blocks if one.daemon), key=lambda one: one.pair)
+
+    def compare(value: Callable[[Block], float]) -> Interval:
+        return ratio_of_pairs([value(one) for one in without], [value(one) for one in having])
+
+    vcpus = sum(len(shape.shares) for shape in scenario.guests)
+    guests = tuple(_guest(shape, without, having) for shape in scenario.guests)
+    wants = {shape.name: shape.wants for shape in scenario.guests}
+    worst_off = compare(lambda one: _least(one, wants))
+    answer, reasons = _answer(scenario.claim, guests, worst_off, having)
+    return Verdict(
+        guests=guests,
+        worst_off=worst_off,
+        total=compare(lambda one: sum(got.work_per_s for got in one.guests.values())),
+        wait_without=sum(guest.wait_without for guest in guests) / vcpus,
+        wait_with=sum(guest.wait_with for guest in guests) / vcpus,
+        beside_without=statistics.fmean(one.beside for one in without),
+        beside_with=statistics.fmean(one.beside for one in having),
+        pins=tuple(one.pins for one in having),
+        late_pins=sum(one.late_pins for one in having),
+        answer=answer,
+        reasons=reasons,
+    )
+
+
+def _least(block: Block, wants: Mapping[str, float]) -> float:
+    """Give the work of the guest that got least of what it wants, by what it wants."""
+    return min(got.work_per_s / wants[name] for name, got in block.guests.items())
+
+
+def _guest(shape: Shape, without: Sequence[Block], having: Sequence[Block]) -> GuestVerdict:
+    before = [one.guests[shape.name] for one in without]
+    after = [one.guests[shape.name] for one in having]
+    return GuestVerdict(
+        shape=shape,
+        work_without=statistics.fmean(got.work_per_s for got in before),
+        work_with=statistics.fmean(got.work_per_s for got in after),
+        run_without=statistics.fmean(got.run for got in before),
+        run_with=statistics.fmean(got.run for got in after),
+        wait_without=statistics.fmean(got.wait for got in before),
+        wait_with=statistics.fmean(got.wait for got in after),
+        time=ratio_of_pairs([got.run for got in before], [got.run for got in after]),
+        work=ratio_of_pairs([got.work_per_s for got in before], [got.work_per_s for got in after]),
+    )
+
+
+def _answer(
+    claim: Claim, guests: Sequence[GuestVerdict], worst_off: Interval, having: Sequence[Block]
+) -> tuple[Answer, tuple[str, ...]]:
+    """Weigh what speaks against the claim: one failure fails it, one doubt leaves it open."""
+    failures = [f"{one.pins_failing} pins failed" for one in having if one.pins_failing]
+    doubts: list[str] = []
+    match claim:
+        case Claim.GAINS:
+            if worst_off.is_below_one:
+                failures.append("the worst-off guest loses")
+            elif not worst_off.is_above_one:
+                doubts.append("whether the worst-off guest gains is lost in the noise")
+            failures += _losses(guests)
+            doubts += _hidden(guests, gains=False)
+        case Claim.ALIKE:
+            if pins := sum(one.pins for one in having):
+                failures.append(f"{pins} pins")
+            failures += _losses(guests) + _gains(guests)
+            doubts += _hidden(guests, gains=True)
+        case Claim.OBEYED:
+            failures += _disobedience(having)
+    if failures:
+        return Answer.FAILS, (*failures, *doubts)
+    return (Answer.UNDECIDED if doubts else Answer.HOLDS), tuple(doubts)
+
+
+def _losses(guests: Sequence[GuestVerdict]) -> list[str]:
+    return [
+        f"{guest.shape.name} loses {1 - guest.work.ratio:.1%} of its work"
+        f" ({1 - guest.time.ratio:.1%} of its time)"
+        for guest in guests
+        if guest.work.is_below_one
+    ]
+
+
+def _gains(guests: Sequence[GuestVerdict]) -> list[str]:
+    return [
+        f"{guest.shape.name} gains {guest.work.ratio - 1:.1%} of its work"
+        f" ({guest.time.ratio - 1:.1%} of its time)"
+        for guest in guests
+        if guest.work.is_above_one
+    ]
+
+
+def _hidden(guests: Sequence[GuestVerdict], *, gains: bool) -> list[str]:
+    """Tell for whom the noise could hide a loss worth minding, or a gain if that counts too."""
+    names = [
+        guest.shape.name
+        for guest in guests
+        if guest.work.low < LOSS_MAX <= guest.work.high
+        or (gains and guest.work.high > DIFFERENCE_MAX >= guest.work.low)
+    ]
+    worth = f"{1 - LOSS_MAX:.0%}"
+    return [f"the noise could hide {worth} and more for {', '.join(names)}"] if names else []
+
+
+def _disobedience(having: Sequence[Block]) -> list[str]:
+    found = []
+    for one in having:
+        took = one.obedience
+        where = f"in pair {one.pair + 1}"
+        if took is None or took.cycles is None:
+            found.append(f"the new pool was not seen {where}")
+            continue
+        if took.cycles != 1:
+            found.append(f"the new pool was seen only after {took.cycles} cycles {where}")
+        if not took.kept:
+            found.append(f"the new pool did not stay as it was set {where}")
+        if took.stuck:
+            found.append(f"{', '.join(took.stuck)} must stay {where}")
+    return found

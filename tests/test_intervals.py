@@ -1,0 +1,72 @@
+"""The statistics of the benchmark, against values that are known."""
+
+import math
+
+import pytest
+from intervals import Interval, ratio_of_pairs, student_t
+
+
+@pytest.mark.parametrize(
+    ("confidence", "degrees", "known"),
+    [
+        (0.95, 1, 12.706),
+        (0.95, 2, 4.303),
+        (0.95, 3, 3.182),
+        (0.95, 4, 2.776),
+        (0.95, 5, 2.571),
+        (0.95, 10, 2.228),
+        (0.95, 30, 2.042),
+        (0.99, 7, 3.499),
+        (0.5, 1, 1.0),
+    ],
+)
+def test_student_t(confidence: float, degrees: int, known: float) -> None:
+    """As printed in any table of the distribution."""
+    assert student_t(confidence, degrees) == pytest.approx(known, abs=0.0005)
+
+
+def test_the_interval_of_known_pairs() -> None:
+    """Logarithms of 1, 2 and 3: mean 2, deviation 1, so 2 +- 4.303 / sqrt(3)."""
+    found = ratio_of_pairs([1.0, 1.0, 2.0], [math.e, math.e**2, 2 * math.e**3])
+    assert math.log(found.ratio) == pytest.approx(2)
+    assert math.log(found.low) == pytest.approx(2 - 4.3027 / math.sqrt(3), abs=0.0005)
+    assert math.log(found.high) == pytest.approx(2 + 4.3027 / math.sqrt(3), abs=0.0005)
+
+
+def test_the_interval_turns_with_its_pairs() -> None:
+    """What is halved one way is doubled the other way, limits and all."""
+    values = [3.0, 4.0, 5.0], [7.0, 7.5, 9.0]
+    there, back = ratio_of_pairs(*values), ratio_of_pairs(*reversed(values))
+    assert there.ratio == pytest.approx(1 / back.ratio)
+    assert there.low == pytest.approx(1 / back.high)
+
+
+def test_noise_that_hits_both_of_a_pair_is_none() -> None:
+    """Pairs that differ tenfold from each other, but not within: the ratio is known exactly."""
+    found = ratio_of_pairs([1.0, 10.0, 100.0], [2.0, 20.0, 200.0])
+    assert (found.low, found.ratio, found.high) == pytest.approx((2, 2, 2))
+    assert found.is_above_one
+    assert not found.is_below_one
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([1.0, 0.0], [1.0, 1.0])]
+)
+def test_what_is_no_pairs_is_refused(before: list[float], after: list[float]) -> None:
+    """One pair, a value without partner, a guest that did nothing."""
+    with pytest.raises(ValueError, match=r"pairs|above 0"):
+        ratio_of_pairs(before, after)
+
+
+@pytest.mark.parametrize(("confidence", "degrees"), [(0.0, 3), (1.0, 3), (0.95, 0)])
+def test_what_is_no_distribution_is_refused(confidence: float, degrees: int) -> None:
+    """No confidence at all, certainty, no degree of freedom."""
+    with pytest.raises(ValueError, match="no such distribution"):
+        student_t(confidence, degrees)
+
+
+def test_limits_of_an_interval_count() -> None:
+    """What leaves 1 out by a hair is beyond the noise; what holds it is not."""
+    assert Interval(1.1, 1.001, 1.2).is_above_one
+    assert not Interval(1.1, 0.999, 1.2).is_above_one
+    assert Interval(0.9, 0.8, 0.999).is_below_one
