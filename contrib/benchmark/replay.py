@@ -29,11 +29,12 @@ from progress import follow
 from vcpusched.config import Settings
 from vcpusched.generator import generate
 from vcpusched.load import Measure
-from vcpusched.model import PPM
+from vcpusched.model import PPM, Cpu, Topology
 from vcpusched.outcome import Result
 from vcpusched.planner import plan
 from vcpusched.scheduler import Rules, Scheduler
 from vcpusched.simulator import Place, simulate
+from vcpusched.units import Granularity
 from vcpusched.workload import Workload, scaled
 from vcpusched.workload_files import read_trace
 
@@ -60,10 +61,15 @@ class Competitor:
     place: Place = Place.RANDOM
     colour: str = "black"
     service_check: bool = False
+    granularity: Granularity = Granularity.CPU
 
     def rules(self) -> Rules:
         """Give the settings for the scheduler."""
-        chosen = {"measure": self.measure, "service_check": self.service_check}
+        chosen = {
+            "measure": self.measure,
+            "service_check": self.service_check,
+            "granularity": self.granularity,
+        }
         rules = Settings.model_validate(chosen).rules()
         if self.half_life is not None:
             smoothing = replace(rules.smoothing, half_life_s=self.half_life * PERIOD_S)
@@ -91,6 +97,10 @@ def _competitors() -> dict[str, Competitor]:
             plan, place=Place.FLOATING, colour="#56b4e9"
         ),
     }
+    for granularity in (Granularity.CORE, Granularity.CACHE, Granularity.NODE):
+        found[f"{OURS}, pinned to a {granularity}"] = Competitor(
+            plan, granularity=granularity, colour="#009e73"
+        )
     for periods in HALF_LIVES:
         found[f"{OURS}, half-life {periods}"] = Competitor(plan, periods, colour="#56b4e9")
     return {
@@ -228,9 +238,19 @@ def _run_one(chosen: LoadSet, seed: int, name: str) -> Run:
     competitor, workload = COMPETITORS[name], _workload(chosen, seed)
     scheduler = None if competitor.rule is None else Scheduler(decide=competitor.rule)
     result = simulate(
-        workload, scheduler, competitor.rules() if scheduler else None, place=competitor.place
+        workload,
+        scheduler,
+        competitor.rules() if scheduler else None,
+        place=competitor.place,
+        # Only who pins to sets is told of them: the simulated pCPUs are all alike.
+        topology=machine(chosen.cpus) if competitor.granularity is not Granularity.CPU else None,
     )
     return _figures(chosen, seed, name, result)
+
+
+def machine(cpus: int) -> Topology:
+    """Give pCPUs in cores of 2, caches of 8 and nodes of 16."""
+    return Topology(tuple(Cpu(cpu, cpu // 16, cpu // 2, cpu // 8) for cpu in range(cpus)))
 
 
 def _figures(chosen: LoadSet, seed: int, name: str, result: Result) -> Run:
