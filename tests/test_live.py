@@ -81,7 +81,7 @@ def blocks(crowded: float, lone: float = 1.0, **did: object) -> list[Block]:
                 )
                 for name, factor in factors.items()
             }
-            block = Block(pair, daemon, guests)
+            block = Block(pair, daemon, guests, beside=0.5 if daemon else 0.25)
             found.append(dataclasses.replace(block, **did) if daemon else block)  # type: ignore[arg-type]
     return found
 
@@ -93,6 +93,7 @@ def test_a_gain_is_seen_through_the_noise() -> None:
     assert found.worst_off.ratio == pytest.approx(1.5, rel=0.01)
     assert found.total.ratio == pytest.approx(3.5 / 3, rel=0.01)
     assert (found.wait_without, found.wait_with) == pytest.approx((0.4, 0.1))
+    assert (found.beside_without, found.beside_with) == (0.25, 0.5)
     assert found.pins == (1, 1, 1, 1)
 
 

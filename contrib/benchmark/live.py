@@ -27,8 +27,8 @@ from tables import show
 
 from vcpusched.model import CpuSet
 
-FULL: Final = Timing(pairs=6, rest_s=12.0, measure_s=10.0)
-QUICK: Final = Timing(pairs=3, rest_s=8.0, measure_s=4.0)
+FULL: Final = Timing(pairs=12, rest_s=7.0, measure_s=6.0)
+QUICK: Final = Timing(pairs=4, rest_s=6.0, measure_s=3.0)
 
 TOP: Final = Path(__file__).resolve().parents[2]
 
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run live",
         description="Measures real guests that count their own work, in interleaved blocks without"
-        " and with the daemon. It takes about 20 minutes, --quick 6.",
+        " and with the daemon. It takes about 25 minutes, --quick 6.",
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks")
     parser.add_argument(

@@ -11,10 +11,12 @@ Work: the guests' own count (`Guest.work`), in rounds of their loop. Run and wai
     account of the vCPU threads.
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from lab import Guest, Lab
@@ -68,13 +70,15 @@ class Obedience:
 class Block:
     """One block. `pins` is what the daemon did in all, `late_pins` those after the rest.
 
-    Both, and `pins_failing`, are 0 without the daemon; `obedience` is None without it or without
-    a pool.
+    `beside` is what else took the scenario's pCPUs, in pCPUs: other processes, the daemon, libvirt,
+    what QEMU does beside its vCPUs, and what a hypervisor below took away. Pins and `pins_failing`
+    are 0 without the daemon; `obedience` is None without it or without a pool.
     """
 
     pair: int
     daemon: bool
     guests: Mapping[str, Got]
+    beside: float = 0.0
     pins: int = 0
     late_pins: int = 0
     pins_failing: int = 0
@@ -126,21 +130,26 @@ def _block(lab: Lab, scenario: Scenario, timing: Timing, pair: int, *, daemon: b
         rested = service.state() if service is not None else {}
         pooled = [shape for shape in scenario.guests if shape.pool is not None]
         cycles = _rewrite(lab, pooled, service)
+        busy_s, began_s = _busy_s(scenario.cpus), time.monotonic()
         before = {shape.name: _read(lab.guests[shape.name]) for shape in scenario.guests}
         time.sleep(timing.measure_s)
         after = {shape.name: _read(lab.guests[shape.name]) for shape in scenario.guests}
+        busy = (_busy_s(scenario.cpus) - busy_s) / (time.monotonic() - began_s)
         state = service.state() if service is not None else {}
         guests = {
             name: _got(lab.guests[name], reading, after[name]) for name, reading in before.items()
         }
+        beside = max(0.0, busy - sum(got.run for got in guests.values()))
         if service is None:
-            return Block(pair, daemon, guests)
-        if int(state["cycle"]) - int(rested["cycle"]) < timing.measure_s / 2:  # a second each
+            return Block(pair, daemon, guests, beside)
+        # One a second; on a crowded machine now and then one is late.
+        if int(state["cycle"]) < (timing.rest_s + timing.measure_s) / 2:
             raise service.failure("all but stood still")
         return Block(
             pair=pair,
             daemon=daemon,
             guests=guests,
+            beside=beside,
             pins=int(state["pins"]),
             late_pins=int(state["pins"]) - int(rested["pins"]),
             pins_failing=len(state["pins_failing"]),
@@ -189,6 +198,21 @@ def _obedience(
         if vcpu.get("fixed", False)
     )
     return Obedience(cycles, kept, stuck)
+
+
+def _busy_s(cpus: CpuSet) -> float:
+    """Give how long these pCPUs together have not been idle since the machine started.
+
+    Fields of /proc/stat as in proc(5), in clock ticks: all but idle and iowait, up to steal (guest
+    time is in user time).
+    """
+    ticks = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        number = name.removeprefix("cpu")
+        if number.isdecimal() and int(number) in cpus:
+            ticks += sum(map(int, (*fields[:3], *fields[5:8])))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _read(guest: Guest) -> _Reading:

@@ -71,6 +71,7 @@ def _summary(
             _range(verdict.total),
             f"{verdict.wait_without * 100:.1f} %",
             f"{verdict.wait_with * 100:.1f} %",
+            f"{verdict.beside_without:.2f} / {verdict.beside_with:.2f}",
             " ".join(map(str, verdict.pins)),
             str(verdict.answer),
         )
@@ -85,6 +86,7 @@ def _summary(
             "all work",
             "wait",
             "wait with",
+            "beside",
             "pins",
             "claim",
         ),
@@ -101,8 +103,9 @@ def _summary(
                 " ratio: the guest with the least gain. Run and wait: the kernel's account of the"
                 " vCPU threads, in percent of a pCPU, for all vCPUs of a guest together; in this"
                 " table the mean wait of a vCPU. Time: the ratio of what a guest ran; work falls"
-                " behind it where pCPUs are slower, as SMT siblings are that are both busy. Pins:"
-                " in each block with the daemon."
+                " behind it where pCPUs are slower, as SMT siblings are that are both busy."
+                " Beside: what else took the pCPUs without / with the daemon, which is in it, in"
+                " pCPUs; all of it is noise to the guests. Pins: in each block with the daemon."
             ),
         ),
     )

@@ -53,8 +53,9 @@ class Verdict:
     """A scenario: `worst_off` compares the guest that, in each block, got least of what it wants.
 
     `total` is the ratio of all guests' work; waits are means over all vCPUs of the share of time
-    that they wanted to run and did not; `pins` are those of each block with the daemon. `reasons`
-    say what keeps the claim from holding.
+    that they wanted to run and did not; `beside` is what else took the pCPUs, as means over the
+    blocks of each kind, in pCPUs: what makes the noise. `pins` are those of each block with the
+    daemon. `reasons` say what keeps the claim from holding.
     """
 
     guests: tuple[GuestVerdict, ...]
@@ -62,6 +63,8 @@ class Verdict:
     total: Interval
     wait_without: float
     wait_with: float
+    beside_without: float
+    beside_with: float
     pins: tuple[int, ...]
     late_pins: int
     answer: Answer
@@ -87,6 +90,8 @@ def judge(scenario: Scenario, blocks: Sequence[Block]) -> Verdict:
         total=compare(lambda one: sum(got.work_per_s for got in one.guests.values())),
         wait_without=sum(guest.wait_without for guest in guests) / vcpus,
         wait_with=sum(guest.wait_with for guest in guests) / vcpus,
+        beside_without=statistics.fmean(one.beside for one in without),
+        beside_with=statistics.fmean(one.beside for one in having),
         pins=tuple(one.pins for one in having),
         late_pins=sum(one.late_pins for one in having),
         answer=answer,
