@@ -103,11 +103,14 @@ def test_siblings_one_of_them_crowded() -> None:
 
 
 def test_host_load_and_capacity() -> None:
-    """A pCPU that can do 80 and does 20 for the host has 60: 30 for each of two hogs."""
+    """A pCPU that can do 80 and does 20 for the host has 60: 30 for each of two hogs.
+
+    One that the host fills still gives half: the host's threads share it like any others.
+    """
     weak = HostCpu(Cpu(0, capacity_ppm=800_000), host_load_ppm=200_000)
     assert served(with_cpus(host([100, 100]), weak)) == [30, 30]
     full = HostCpu(Cpu(0), host_load_ppm=1_200_000)
-    assert served(with_cpus(host([100]), full)) == [0]
+    assert served(with_cpus(host([100]), full)) == [50]
 
 
 def test_a_floater_goes_where_there_is_most() -> None:
@@ -244,7 +247,7 @@ def test_bound_vcpus_share_fairly(drawn: Host) -> None:
     got = served_ppm(drawn, {})
     for cpu in drawn.cpus:
         here = [vcpu for vcpu in drawn.vcpus if cpu.id in vcpu.cpus and vcpu.load_ppm]
-        room_ppm = max(0, PPM - cpu.host_load_ppm)
+        room_ppm = max(PPM - cpu.host_load_ppm, PPM // 2)
         assert sum(got[vcpu.id] for vcpu in here) <= room_ppm
         for vcpu in here:
             demand_ppm = min(vcpu.load_ppm, vcpu.quota_ppm)

@@ -9,8 +9,9 @@ Approach: work out what the kernel would give each vCPU where it is, and where t
 Terms: a vCPU's *demand* is its load, at most its quota. Its *weight* is its guest's shares, split
     over those of the guest's vCPUs that have a load, as the kernel splits a group's. What it *gets*
     is what weighted max-min fairness under the affinities gives it (see `sharing`). A pCPU can
-    give its capacity less the host's own load; the threads of a core together at most 1.25 times
-    the capacity of the strongest of them, since a second thread is worth a quarter of a core. Its
+    give its capacity less the host's own load, but half at least; the threads of a core together at
+    most 1.25 times the capacity of the strongest of them, since a second thread is worth a quarter
+    of a core. Its
     *fair share* is what it would get if all vCPUs could use every managed pCPU that their `allowed`
     names (those it is on, where that names none), `fixed` or not: no pins in anybody's way.
 Algorithm: 1. Add up the demand on each pCPU; only where it is too much is there anything to share.
@@ -301,13 +302,17 @@ def _cores(host: Host) -> list[Core]:
         cores.setdefault((False, cpu.id) if known is None else (True, known), []).append(cpu)
     found = []
     for cpus in cores.values():
-        threads = {cpu.id: max(0, cpu.cpu.capacity_ppm - cpu.host_load_ppm) for cpu in cpus}
+        # The host's own threads are shared with like any others: they leave half, if need be.
+        threads = {
+            cpu.id: max(cpu.cpu.capacity_ppm - cpu.host_load_ppm, cpu.cpu.capacity_ppm // 2)
+            for cpu in cpus
+        }
         most_ppm = sum(threads.values())
         if len(cpus) > 1:
             alone_ppm = max(cpu.cpu.capacity_ppm for cpu in cpus)
             used_ppm = sum(cpu.host_load_ppm for cpu in cpus)
-            together_ppm = alone_ppm * THREADS_GIVE_PERCENT // 100 - used_ppm
-            most_ppm = max(0, min(most_ppm, together_ppm))
+            together_ppm = alone_ppm * THREADS_GIVE_PERCENT // 100
+            most_ppm = min(most_ppm, max(together_ppm - used_ppm, together_ppm // 2))
         found.append(Core(threads, most_ppm))
     return found
 
