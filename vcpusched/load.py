@@ -101,10 +101,13 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class HostTrack:
-    """What is remembered of the host's own load on one pCPU; `told_ppm` is what was told last."""
+    """What is remembered of the host's own load on one pCPU; `told_ppm` is what was told last.
 
-    load_ppm: int | None = None
-    weight_ppm: int = 0
+    It begins as nothing and not as the first value: that of the seconds in which we start.
+    """
+
+    load_ppm: int = 0
+    weight_ppm: int = PPM
     told_ppm: int = 0
 
 
