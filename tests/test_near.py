@@ -149,3 +149,11 @@ def test_on_random_machines() -> None:
                 break
             now = after(now, again)
         assert not again.moves, seed
+
+
+@pytest.mark.parametrize(("empty", "target"), [((0, 7), "7"), ((1, 3, 4), "4")])
+def test_the_nearest_is_not_the_first(empty: tuple[int, ...], target: str) -> None:
+    """The same with the two 40 on pCPU 6: what is near has the higher number."""
+    drawn = host(*([40, 40] if cpu == 6 else [] if cpu in empty else [40] for cpu in range(8)))
+    found = plan(on(machine(8), drawn), POLICY)
+    assert [str(move.to_cpus) for move in found.moves] == [target]
