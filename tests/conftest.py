@@ -1,5 +1,6 @@
 """What all tests share: a loud word on skips, and the figures that tests measured."""
 
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -8,9 +9,31 @@ from lab import Lab
 FIGURES: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the release of tests/system be chosen."""
+    parser.addoption(
+        "--release",
+        choices=["bookworm", "trixie"],
+        default="bookworm",
+        help="the Debian that tests/system boots (default: bookworm)",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare the place for figures."""
+    """Prepare the place for figures, the fixtures of tests/system, and signals."""
     config.stash[FIGURES] = []
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in the background of a shell: programs that tests start and interrupt inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.pluginmanager.import_plugin("booted")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a test on real guests that ends with DisturbedError be tried anew, at most twice."""
+    for item in items:
+        if item.path.parent.name == "integration":
+            again = pytest.mark.flaky(reruns=2, reruns_delay=10, only_rerun=["DisturbedError"])
+            item.add_marker(again)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from vcpusched.hypervisor import HypervisorError, VanishedError
 from vcpusched.model import (
     ALL_CPUS,
+    NO_CPUS,
     PPM_PER_POINT,
     Busy,
     Cpu,
@@ -147,8 +148,8 @@ class MemoryHost:
     """A hypervisor in memory: guests of one vCPU that use what they want; time is told to it.
 
     `wants` gives the usage of each guest, `cpus` its affinity, `definitions` its definition, and
-    `host_wants` what each pCPU runs besides, with guests that are bound. `on_pin` is called before
-    a pin and may raise what libvirt would.
+    `host_wants` what each pCPU runs besides, with guests that are bound, and `set_aside` the pCPUs
+    that the kernel keeps free. `on_pin` is called before a pin and may raise what libvirt would.
     """
 
     def __init__(
@@ -165,6 +166,7 @@ class MemoryHost:
         self.domain_ids = {name: number for number, name in enumerate(wants, 1)}
         self.run_ns = dict.fromkeys(wants, 0)
         self.host_wants: dict[int, float] = {}
+        self.set_aside = NO_CPUS
         self.busy_ns = dict.fromkeys(range(cpu_count), 0)
         self.now_ns = SECOND_NS
         self.pins: list[tuple[str, str]] = []
@@ -173,6 +175,7 @@ class MemoryHost:
         self.took_ns = 1000
         self.definitions_read = 0
         self._on_pin = on_pin
+        self.on_mark: Callable[[str], None] = lambda _name: None
 
     def pass_time(self, seconds: float = 1.0) -> None:
         """Let every guest run for a while."""
@@ -193,6 +196,8 @@ class MemoryHost:
         """Start a guest anew under its old name and UUID; its counter begins at 0."""
         self.domain_ids[name] = max(self.domain_ids.values()) + 1
         self.run_ns[name] = 0
+        known = self.definitions[name]  # live metadata and live pins end with the run
+        self.definitions[name] = dataclasses.replace(known, origin={}, booked={})
 
     def sample(self, _crowded: CpuSet) -> Sample:
         """Read the host."""
@@ -203,6 +208,7 @@ class MemoryHost:
             domains=tuple(self._read(name) for name in self.wants if name not in self.unread),
             unread={DomainUuid(name): Unread(name, "does not answer") for name in self.unread},
             busy=Busy(self.now_ns, dict(self.busy_ns)) if self.host_wants else None,
+            set_aside=self.set_aside,
         )
 
     def definition(self, uuid: DomainUuid) -> Definition:
@@ -217,6 +223,13 @@ class MemoryHost:
         self._on_pin(vcpu.uuid)
         self.pins.append((vcpu.uuid, str(cpus)))
         self.cpus[vcpu.uuid] = cpus
+        known = self.definitions[vcpu.uuid]
+        self.definitions[vcpu.uuid] = dataclasses.replace(known, booked={vcpu.vcpu: cpus})
+
+    def mark(self, uuid: DomainUuid, _domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+        """Mark a guest."""
+        self.on_mark(uuid)
+        self.definitions[uuid] = dataclasses.replace(self.definitions[uuid], origin=dict(origin))
 
     def _read(self, name: str) -> DomainReading:
         return DomainReading(

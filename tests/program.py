@@ -3,7 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from vcpusched import rundir
 
 PROGRAM = (sys.executable, "-m", "vcpusched.cli")
 
@@ -27,3 +32,25 @@ def vcpusched(
         timeout=60,
         check=False,
     )
+
+
+def without_the_lock(directory: Path, finds: Callable[[], bool]) -> bool:
+    """Tell what somebody finds who may not open the lock of a service."""
+    if os.geteuid() != 0:
+        (directory / rundir.LOCK).chmod(0)
+        return finds()
+    child = os.fork()
+    if child == 0:
+        status = 2
+        try:
+            os.setgroups([])
+            os.setgid(65_534)
+            os.setuid(65_534)
+            with pytest.raises(rundir.RunDirectoryError):
+                rundir.is_locked(directory)
+            status = 1 if finds() else 0
+        finally:
+            os._exit(status)
+    found = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert found in {0, 1}
+    return found == 1

@@ -10,8 +10,8 @@ from hosts import host, of_one_guest, random_host
 from vcpusched.arrange import Step, after, as_far_as_ordered, in_order, keep_apart
 from vcpusched.board import Board
 from vcpusched.frame import moved
+from vcpusched.gains import exchanges
 from vcpusched.model import Host
-from vcpusched.solve import exchanges
 
 SPAN = 100_000
 

@@ -9,6 +9,7 @@ import pictures
 import pytest
 import replay
 import scaling
+import soak
 import static
 from baselines import Rule, descent, one_move, repack, sticky_repack
 from grid import Bonds, Case, Spread, carried_out, cases, gap_ppm, loads_of, make_host, outside_ppm
@@ -19,7 +20,7 @@ from replay_tables import replay_tables
 from static_tables import scaling_tables, static_tables
 
 from vcpusched.model import PPM_PER_POINT, CpuSet, Host, HostCpu, Vcpu
-from vcpusched.planner import Plan
+from vcpusched.planner import Plan, Policy, plan
 
 RULES = [one_move, descent, repack, sticky_repack]
 SMALL = [
@@ -206,6 +207,24 @@ def test_the_optimum_counts_exactly_at_the_threshold() -> None:
     assert solve(closer, POLICY, limit_s=10).pins == 0
 
 
+def test_small_hosts_are_planned_with_the_proven_fewest_moves() -> None:
+    """The hardest of 424 small ones of the grid (proven: 10), and one of each kind."""
+    small = [Case(16, 4, spread, bonds, 0.6, 3) for spread in Spread for bonds in Bonds]
+    hardest = Case(16, 4, Spread.MIXED, Bonds.MASKS, 0.892, 19)
+    proven = 0
+    for case in (hardest, *small):
+        drawn = make_host(case)
+        best = solve(drawn, Policy(min_gain_ppm=0), limit_s=20.0)
+        if best.verdict is Verdict.PROVEN:
+            proven += 1
+            found = plan(drawn, Policy(min_gain_ppm=0))
+            assert (gap_ppm(carried_out(drawn, found)) < 100_000, len(found.moves)) == (
+                True,
+                best.pins,
+            ), case
+    assert proven > len(small) // 2
+
+
 def test_no_time_is_no_verdict() -> None:
     """Without time to search the host counts as unknown, not as anything else."""
     hard = make_host(Case(64, 16, Spread.UNIFORM, Bonds.FREE, 0.7, 0))
@@ -298,3 +317,8 @@ def test_a_folder_without_traces_is_refused(tmp_path: Path) -> None:
     """Rather than quietly replaying made-up loads only."""
     with pytest.raises(ValueError, match="holds no file"):
         replay.load_sets(tmp_path, replay.QUICK)
+
+
+def test_a_short_soak(tmp_path: Path) -> None:
+    """A hundredth of the long one: nothing of what must be true is broken."""
+    assert soak.soak(1000, 2, tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vcpusched.definition import combined, parse
+from vcpusched.definition import ORIGIN, combined, origin_xml, parse
 from vcpusched.model import ALL_CPUS, PPM, SHARES, CpuSet, Definition
 
 ONLINE = CpuSet.parse("0-7")
@@ -87,19 +87,68 @@ def test_realtime_vcpus() -> None:
     [
         ("", set(), False, None),
         ("<memory mode='strict' nodeset='1'/>", {1}, True, 1),
+        ("<memory nodeset='0,2'/>", {0, 2}, True, None),
+        ("<memory mode='restrictive' nodeset='1'/>", {1}, True, 1),
         ("<memory mode='preferred' nodeset='0'/>", {0}, False, 0),
         ("<memory mode='interleave' nodeset='0-1'/>", {0, 1}, False, None),
-        ("<memory mode='strict' placement='auto'/>", set(), False, None),
+        ("<memory mode='strict' placement='auto'/>", set(), True, None),
+        ("<memory mode='strict' placement='auto' nodeset='1'/>", set(), True, None),
+        ("<memory mode='preferred' placement='auto'/>", set(), False, None),
         ("<memnode cellid='0' mode='strict' nodeset='2'/>", {2}, True, 2),
     ],
 )
 def test_where_the_memory_is(
     inner: str, nodes: set[int], *, strict: bool, node: int | None
 ) -> None:
-    """The nodes that the definition names; a node of the guest only where that is one."""
+    """The nodes that the definition names; a node of the guest only where that is one.
+
+    What numad chose is not in the definition.
+    """
     found = defined(f"<numatune>{inner}</numatune>")
-    assert found.memory_nodes == frozenset(nodes)
-    assert (found.memory_strict, found.memory_node) == (strict, node)
+    assert found.memory_nodes.get(0, set()) == nodes
+    assert (found.memory_strict == {0}, found.memory_node(0)) == (strict, node)
+
+
+CELLS = "<cpu><numa><cell id='0' cpus='0-1'/><cell cpus='2,3'/></numa></cpu>"
+
+
+@pytest.mark.parametrize(
+    ("inner", "nodes", "strict"),
+    [
+        ("<memory mode='strict' nodeset='0-1'/>", [{0, 1}] * 5, {0, 1, 2, 3, 4}),
+        (
+            "<memnode cellid='0' nodeset='0'/><memnode cellid='1' mode='strict' nodeset='1'/>",
+            [{0}, {0}, {1}, {1}, {0, 1}],
+            {0, 1, 2, 3, 4},
+        ),
+        (
+            "<memory mode='preferred' nodeset='0'/><memnode cellid='1' nodeset='1'/>",
+            [{0}, {0}, {1}, {1}, {0, 1}],
+            {2, 3, 4},
+        ),
+        (
+            "<memory mode='strict' nodeset='0'/><memnode cellid='1' mode='preferred' nodeset='1'/>",
+            [{0}, {0}, {0}, {0}, {0, 1}],
+            {0, 1, 2, 3, 4},
+        ),
+        (
+            "<memory placement='auto'/><memnode cellid='1' nodeset='1'/>",
+            [set(), set(), {1}, {1}, set()],
+            {0, 1, 2, 3, 4},
+        ),
+    ],
+)
+def test_where_the_memory_of_a_guests_own_cells_is(
+    inner: str, nodes: list[set[int]], strict: set[int]
+) -> None:
+    """Two cells of two vCPUs, the second numbered by its place, and a vCPU that is in none.
+
+    Each is beside the memory of its cell, and that of the whole guest where its cell says nothing
+    or the guest is stricter; who is in no cell beside all of it.
+    """
+    found = defined(f"<vcpu>5</vcpu><numatune>{inner}</numatune>{CELLS}")
+    assert [found.memory_nodes.get(vcpu, set()) for vcpu in range(5)] == nodes
+    assert found.memory_strict == strict
 
 
 @pytest.mark.parametrize(
@@ -143,6 +192,51 @@ def test_live_and_stated() -> None:
     live = Definition({0: CpuSet.of([3])}, frozenset({0}), shares=512, wish="hold")
     stated = Definition({0: ONLINE}, frozenset({1}), shares=2048, wish="balance")
     found = combined(live, stated)
-    assert found == Definition({0: ONLINE}, frozenset({0, 1}), shares=512, wish="hold")
+    booked = {0: CpuSet.of([3])}
+    assert found == Definition(
+        {0: ONLINE}, frozenset({0, 1}), shares=512, wish="hold", booked=booked
+    )
     assert combined(Definition(), stated).wish == "balance"
     assert combined(live, Definition()).wish == "hold"
+
+
+def test_the_mark_says_where_vcpus_were() -> None:
+    """What is written is read back, beside what the administrator asks for."""
+    origin = {0: CpuSet.parse("0-2,7"), 3: ALL_CPUS}
+    # With only the element itself in the namespace, as others might write it.
+    element = origin_xml(origin).replace("<origin>", f'<o:origin xmlns:o="{ORIGIN}">')
+    element = element.replace("</origin>", "</o:origin>")
+    wish = '<p:domain xmlns:p="urn:vcpusched:domain:1" policy="hold"/>'
+    xml = f"<domain><vcpu>4</vcpu><metadata>{element}{wish}</metadata></domain>"
+    found = parse(xml)
+    assert found.origin == origin
+    assert found.wish == "hold"
+
+
+@pytest.mark.parametrize(
+    "vcpus",
+    [
+        '<vcpu id="0" cpus=""/>',
+        '<vcpu id="x" cpus="1"/>',
+        '<vcpu id="-1" cpus="1"/>',
+        '<vcpu cpus="1"/>',
+        '<vcpu id="0" cpus="9-1"/>',
+        '<vcpu id="0"/>',
+        '<vcpu id="1" cpus="all"/><vcpu id="0" cpus="none"/>',
+    ],
+)
+def test_a_mark_that_nobody_of_us_wrote_is_none(vcpus: str) -> None:
+    """It neither moves a guest nor has it left out."""
+    mark = f'<origin xmlns="{ORIGIN}">{vcpus}</origin>'
+    assert parse(f"<domain><vcpu>2</vcpu><metadata>{mark}</metadata></domain>").origin == {}
+
+
+def test_a_definition_made_of_a_running_guest() -> None:
+    """Some managers take our pins into it; the mark in it says where the guest belongs."""
+    live = parse("<domain><vcpu>2</vcpu></domain>")
+    stated = parse(
+        "<domain><vcpu>2</vcpu>"
+        f'<metadata><origin xmlns="{ORIGIN}"><vcpu id="0" cpus="all"/></origin></metadata>'
+        '<cputune><vcpupin vcpu="0" cpuset="3"/><vcpupin vcpu="1" cpuset="2"/></cputune></domain>'
+    )
+    assert combined(live, stated).allowed == {0: ALL_CPUS, 1: CpuSet.of([2])}

@@ -5,7 +5,7 @@ import dataclasses
 from hosts import host, of_one_guest
 
 from vcpusched.explain import explained, told, treatments_as_json
-from vcpusched.model import CpuSet, Host
+from vcpusched.model import Cpu, CpuSet, Host, HostCpu
 from vcpusched.planner import Policy, plan
 
 
@@ -77,6 +77,14 @@ def test_why_a_vcpu_is_moved_or_is_not() -> None:
     )
     narrow = host([30, 30], [], allowed="0")
     assert why(narrow, "g0").endswith("though it may use pCPU 0: that is where it is")
+
+
+def test_why_a_vcpu_stays_on_a_weak_pcpu() -> None:
+    """A strong pCPU idles beside one that does 60 %: 50 are 83 % of that, and enough; 80 go."""
+    for load, end in ((50, ": it is alone on its pCPU, which is enough for it"), (80, "80 %")):
+        drawn = host([], [load])
+        cpus = (HostCpu(Cpu(0)), HostCpu(Cpu(1, capacity_ppm=600_000)))
+        assert why(dataclasses.replace(drawn, cpus=cpus), "g0").endswith(end)
 
 
 def test_nobody_of_that_name() -> None:

@@ -18,6 +18,7 @@ from vcpusched.model import (
     Unread,
     VcpuReading,
 )
+from vcpusched.units import Granularity
 
 
 def cpus(text: str) -> CpuSet:
@@ -33,17 +34,17 @@ def guest(name: str, *affinities: str, **said: object) -> DomainReading:
     return DomainReading(DomainUuid(name), 1, name, 0, 0, readings, definition)
 
 
-def sample(*domains: DomainReading, set_aside: str = "") -> Sample:
-    """Give a host with eight pCPUs."""
-    topology = Topology(tuple(Cpu(cpu) for cpu in range(8)))
+def sample(*domains: DomainReading, set_aside: str = "", nodes: int = 0) -> Sample:
+    """Give a host with eight pCPUs, alternately on so many nodes; 0: on none that is known."""
+    topology = Topology(tuple(Cpu(cpu, cpu % nodes if nodes else None) for cpu in range(8)))
     return Sample(topology, domains, set_aside=cpus(set_aside))
 
 
 def standings(
-    *domains: DomainReading, rules: HouseRules | None = None, set_aside: str = ""
+    *domains: DomainReading, rules: HouseRules | None = None, set_aside: str = "", nodes: int = 0
 ) -> list[Standing]:
     """Judge all vCPUs, guest by guest."""
-    seen = sample(*domains, set_aside=set_aside)
+    seen = sample(*domains, set_aside=set_aside, nodes=nodes)
     house = House.of(rules or HouseRules(), seen)
     return [house.standing(domain, reading) for domain in domains for reading in domain.vcpus]
 
@@ -142,6 +143,81 @@ def test_the_definition_is_never_left() -> None:
     assert (found.fixed, found.why) == (True, "its definition could not be read")
 
 
+def strict(affinity: str, *nodes: int, allowed: str | None = None) -> DomainReading:
+    """Give a guest of one vCPU whose memory is strictly on these nodes; none: on unknown ones."""
+    said: dict[str, object] = {"memory_strict": frozenset({0})}
+    if nodes:
+        said["memory_nodes"] = {0: frozenset(nodes)}
+    if allowed is not None:
+        said["allowed"] = {0: cpus(allowed)}
+    return guest("web", affinity, **said)
+
+
+def test_strict_memory_is_never_left() -> None:
+    """Of two nodes, 1 has the odd pCPUs: nowhere else, bound or floating, and whoever says so."""
+    why = "its memory must be on node 1"
+    for affinity in ("3", "0-7"):
+        assert standing(strict(affinity, 1), nodes=2) == Standing(cpus("1,3,5,7"), why=why)
+    rules = HouseRules(cpus=cpus("0-3"))
+    assert str(standing(strict("3", 1), rules=rules, nodes=2).allowed) == "1,3"
+    assert str(standing(strict("3", 1, allowed="2-6"), nodes=2).allowed) == "3,5"
+    # Where all that is managed is near, it narrows nothing.
+    rules = HouseRules(cpus=cpus("1,3"))
+    assert standing(strict("3", 1), rules=rules, nodes=2) == Standing(cpus("1,3"))
+    assert standing(strict("3", 0, 1), nodes=2) == Standing(cpus("0-7"))
+    assert standing(strict("3", 0, 1), nodes=4).why == "its memory must be on nodes 0-1"
+    wished = dataclasses.replace(strict("3", 1).definition, wish="balance")
+    told = standing(dataclasses.replace(strict("3", 1), definition=wished), nodes=2).why
+    assert told == f"its metadata asks for balance, {why}"
+    # Asked for, but not strictly: that is for node_gain.
+    preferred = guest("web", "3", memory_nodes={0: frozenset({1})})
+    assert standing(preferred, nodes=2) == Standing(cpus("0-7"))
+
+
+def test_whose_memory_is_strictly_elsewhere_may_come_home() -> None:
+    """Bound to pCPU 2 of node 0 it may go to node 1, and only there; if it can, or it stays."""
+    found = standing(strict("2", 1), nodes=2)
+    assert (str(found.allowed), found.fixed) == ("1,3,5,7", False)
+    found = standing(strict("2", 1, allowed="0,2,4"), nodes=2)
+    assert (found.allowed, found.fixed, found.why) == (
+        NO_CPUS,
+        True,
+        "its definition allows no managed pCPU of node 1, where its memory must be",
+    )
+
+
+def test_whose_memory_is_strictly_here_and_has_no_other_pcpu() -> None:
+    """Its definition allows one of that node, or the others are dedicated to somebody."""
+    found = standing(strict("3", 1, allowed="2-4"), nodes=2)
+    assert (found.fixed, found.why) == (
+        True,
+        "its definition allows no other pCPU of node 1, where its memory must be",
+    )
+    pinned = guest("pinned", "1", "5", "7", allowed=dict(enumerate(map(cpus, "157"))))
+    assert standing(strict("3", 1), pinned, nodes=2).why == "all other pCPUs are reserved"
+
+
+def test_strict_memory_on_nodes_that_nobody_tells() -> None:
+    """It stays, unless there is only one node to be on."""
+    for found, why in (
+        (standing(strict("3"), nodes=2), "the nodes that numad chose for its memory"),
+        (standing(strict("3")), "the nodes that numad chose for its memory"),
+        (standing(strict("3", 2), nodes=2), "node 2"),
+        (standing(strict("3", 0)), "node 0"),
+    ):
+        assert (found.fixed, found.why) == (True, f"which pCPUs are on {why} is not known")
+    assert standing(strict("3"), nodes=1) == Standing(cpus("0-7"))
+    assert standing(strict("3", 0), nodes=1) == Standing(cpus("0-7"))
+
+
+def test_each_cell_of_a_guest_has_memory_of_its_own() -> None:
+    """The first vCPU is beside the memory of node 0, the second of node 1, the third anywhere."""
+    nodes = {0: frozenset({0}), 1: frozenset({1})}
+    celled = guest("web", "3", "3", "3", memory_nodes=nodes, memory_strict=frozenset({0, 1}))
+    found = standings(celled, nodes=2)
+    assert [str(one.allowed) for one in found] == ["0,2,4,6", "1,3,5,7", "0-7"]
+
+
 def test_pools() -> None:
     """Several pCPUs that are not the definition's are a wish of somebody's, such as numad's."""
     found = standing(guest("web", "0-3"))
@@ -232,5 +308,30 @@ def test_objections_to_a_move() -> None:
     assert house.objection("web", held, 0, there) == "held by its metadata"
     realtime = dataclasses.replace(free, realtime=frozenset({0}))
     assert house.objection("web", realtime, 0, there) == "a realtime vCPU"
+    strictly = dataclasses.replace(free, memory_strict=frozenset({0}))
+    assert "is not known" in house.objection("web", strictly, 0, there)
     narrow = Definition({0: cpus("2-3")})
     assert "does not allow this pCPU" in house.objection("web", narrow, 0, there)
+
+
+@pytest.mark.parametrize(
+    ("ours", "why"),
+    [(True, ""), (False, "another hand keeps it on pCPUs 0-3"), (None, "")],
+)
+def test_own_sets_and_pools_are_told_apart(*, ours: bool | None, why: str) -> None:
+    """A set that could be a pin of ours is one if the ledger says so, or if nobody keeps one."""
+    topology = Topology(tuple(Cpu(cpu, cache=cpu // 4) for cpu in range(8)))
+    domain = guest("a", "0-3")
+    readings = (dataclasses.replace(domain.vcpus[0], ours=ours),)
+    seen = Sample(topology, (dataclasses.replace(domain, vcpus=readings),))
+    house = House.of(HouseRules(granularity=Granularity.CACHE), seen)
+    found = house.standing(seen.domains[0], readings[0])
+    assert (found.fixed, found.why) == (bool(why), why)
+
+
+def test_who_is_held_is_fixed() -> None:
+    """Whatever its definition and metadata say."""
+    domain = guest("a", "0", wish="balance")
+    readings = (dataclasses.replace(domain.vcpus[0], held="another hand pinned it"),)
+    found = standing(dataclasses.replace(domain, vcpus=readings))
+    assert (found.fixed, found.why) == (True, "another hand pinned it")

@@ -1,19 +1,11 @@
-"""What libvirt says, translated: maps of pCPUs, errors.
+"""What libvirt says, translated: maps of pCPUs, topologies.
 
 The answers are in the shape of libvirt-python 9 to 12: tuples of numbers and of booleans.
 """
 
 import libvirt
-import pytest
 
-from vcpusched.hypervisor import (
-    BusyError,
-    ConnectionLostError,
-    HypervisorError,
-    PermissionDeniedError,
-    VanishedError,
-)
-from vcpusched.libvirt_host import LibvirtHost, parse_vcpus, translate
+from vcpusched.libvirt_host import LibvirtHost, parse_vcpus
 from vcpusched.model import NO_CPUS, CpuSet
 
 
@@ -35,36 +27,6 @@ def test_maps_of_a_machine_with_offline_pcpus() -> None:
     (reading,) = parse_vcpus([(0, 1, 0, 63)], [flags])
     assert str(reading.affinity) == "0-63"
     assert CpuSet.of([63]).flags(128).index(True) == 63
-
-
-def libvirt_error(code: int, domain: int) -> libvirt.libvirtError:
-    """Make an error as the binding raises it, with its fields in the order of virError."""
-    error = libvirt.libvirtError("")
-    error.err = (code, domain, "what libvirt said", 2, "", "", "", -1, -1)
-    return error
-
-
-@pytest.mark.parametrize(
-    ("code", "domain", "alive", "meaning"),
-    [
-        ("VIR_ERR_NO_DOMAIN", "VIR_FROM_QEMU", True, VanishedError),
-        ("VIR_ERR_OPERATION_INVALID", "VIR_FROM_QEMU", True, VanishedError),
-        ("VIR_ERR_INVALID_ARG", "VIR_FROM_QEMU", True, VanishedError),
-        ("VIR_ERR_OPERATION_TIMEOUT", "VIR_FROM_QEMU", True, BusyError),
-        ("VIR_ERR_ACCESS_DENIED", "VIR_FROM_ACCESS", True, PermissionDeniedError),
-        ("VIR_ERR_OPERATION_DENIED", "VIR_FROM_NONE", True, PermissionDeniedError),
-        ("VIR_ERR_SYSTEM_ERROR", "VIR_FROM_NONE", True, HypervisorError),
-        ("VIR_ERR_INTERNAL_ERROR", "VIR_FROM_QEMU", True, HypervisorError),
-        ("VIR_ERR_INTERNAL_ERROR", "VIR_FROM_RPC", True, ConnectionLostError),
-        ("VIR_ERR_SYSTEM_ERROR", "VIR_FROM_REMOTE", True, ConnectionLostError),
-        ("VIR_ERR_NO_DOMAIN", "VIR_FROM_QEMU", False, ConnectionLostError),
-    ],
-)
-def test_errors(code: str, domain: str, *, alive: bool, meaning: type[HypervisorError]) -> None:
-    """Each code means just one thing to us, in libvirt's own words."""
-    found = translate(libvirt_error(getattr(libvirt, code), getattr(libvirt, domain)), alive=alive)
-    assert type(found) is meaning
-    assert str(found) == "what libvirt said"
 
 
 def test_against_the_test_driver() -> None:

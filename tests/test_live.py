@@ -7,9 +7,13 @@ import pytest
 from live_blocks import Block, Got, Obedience, Timing
 from live_scenarios import Claim, Scenario, Shape, pools, scenarios
 from live_tables import live_tables
-from live_verdict import Answer, judge
+from live_verdict import Answer, Measure, judge
+from soak_live import BY_HAND, PINNED
 
-from vcpusched.model import CpuSet
+from vcpusched.ledger import Change, Changed
+from vcpusched.model import CpuSet, DomainUuid, VcpuId
+from vcpusched.planner import Move
+from vcpusched.report import changed_entry, pin_entry
 
 TWO = CpuSet.parse("0-1")
 EIGHT = CpuSet.parse("0-7")
@@ -97,6 +101,25 @@ def test_a_gain_is_seen_through_the_noise() -> None:
     assert found.pins == (1, 1, 1, 1)
 
 
+def test_time_counts_where_it_is_asked_for() -> None:
+    """Emulated pCPUs: half the work in twice the time is no loss, and by work it is one."""
+    found = [
+        dataclasses.replace(
+            one,
+            guests={
+                name: dataclasses.replace(got, run=got.run * (2 if one.daemon else 1))
+                for name, got in one.guests.items()
+            },
+        )
+        for one in blocks(0.5, 0.5)
+    ]
+    kind = scenario(Claim.GAINS)
+    assert judge(kind, found).answer is Answer.FAILS
+    by_time = judge(kind, found, Measure.TIME)
+    assert by_time.answer is Answer.HOLDS
+    assert by_time.worst_off.ratio == by_time.total.ratio == pytest.approx(2.0)
+
+
 def test_a_loss_beyond_the_noise_is_told() -> None:
     """However much another gains."""
     found = judge(scenario(Claim.GAINS), blocks(1.5, 0.9))
@@ -173,3 +196,20 @@ def test_tables_of_all_scenarios() -> None:
         len(row) == len(table.columns)
         for table, row in itertools.product(tables[:1], tables[0].rows)
     )
+
+
+def test_the_soak_understands_the_log() -> None:
+    """What it looks for is what the service says of pins, its own and another hand's."""
+    vcpu = VcpuId(DomainUuid("u"), 3, 2)
+    for to in (CpuSet.parse("1"), CpuSet.parse("0-1,4")):
+        move = Move(vcpu, "guest12", CpuSet.parse("0"), to, 530_000, "is on the way to pCPU 9: so")
+        found = PINNED.search(f"12:00:00 {pin_entry(7, move).message}")
+        assert found is not None
+        assert found.groups() == ("2", "guest12", str(to))
+    for change in (Change.PINNED, Change.POOLED):
+        changed = Changed(
+            change, vcpu, "guest12", CpuSet.parse("0"), CpuSet.parse("1"), was_ours=True
+        )
+        found = BY_HAND.search(changed_entry(changed).message)
+        assert found is not None
+        assert found.groups() == ("2", "guest12")

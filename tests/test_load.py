@@ -12,15 +12,14 @@ from vcpusched.demand import INTERVAL_MIN_NS
 from vcpusched.load import (
     Observed,
     Smoothing,
-    Track,
     baseline,
     observe,
-    smoothed,
     usage_ppm,
 )
 from vcpusched.model import (
     PPM,
     PPM_PER_POINT,
+    Busy,
     Cpu,
     CpuSet,
     Definition,
@@ -31,6 +30,7 @@ from vcpusched.model import (
     Unread,
     VcpuReading,
 )
+from vcpusched.track import Track, smoothed
 
 SECOND_NS = 1_000_000_000
 ALL = CpuSet.parse("0-3")
@@ -180,6 +180,62 @@ def test_more_than_64_pcpus() -> None:
     assert (str(vcpu.cpus), str(vcpu.allowed)) == ("300", "0-63,128-511")
 
 
+@pytest.mark.parametrize(
+    ("affinity", "ran_s", "load"),
+    [("0", 0.5, 50), ("2", 0.5, 30), ("0-3", 0.5, 40), ("2", 0.998, 100), ("0", 0.998, 99.8)],
+)
+def test_time_on_a_weak_pcpu_is_worth_less(affinity: str, ran_s: float, load: float) -> None:
+    """PCPUs 2 and 3 do 60 %: half of the time there is 30 points of work, wherever it is done next.
+
+    Who floats over all four may have run on any: 80 % on average. Who never sleeps on a weak one
+    may want more than the 60 it gets, and is taken to want 100.
+    """
+    cpus = tuple(Cpu(cpu, capacity_ppm=PPM if cpu < 2 else 600_000) for cpu in range(4))
+    pair = [
+        Sample(Topology(cpus), (reading(at, run_s, affinity=CpuSet.parse(affinity)),))
+        for at, run_s in ((10, 1.0), (11, 1 + ran_s))
+    ]
+    (vcpu,) = observe(pair[0], pair[1]).host.vcpus
+    assert vcpu.load_ppm == round(load * PPM_PER_POINT)
+
+
+@pytest.mark.parametrize(
+    ("sibling_s", "weak_ppm", "load"), [(0.0, 600_000, 50), (1.0, 600_000, 31.25), (1.0, PPM, 50)]
+)
+def test_time_beside_a_busy_thread_is_worth_less_where_pcpus_differ(
+    sibling_s: float, weak_ppm: int, load: float
+) -> None:
+    """Core {0 1} and a weak one: beside a busy thread half of the time is half of 62.5 points.
+
+    So it can be compared with time on the weak one. Where all pCPUs can do the same it is told as
+    the guest sees it, too.
+    """
+    cpus = (Cpu(0, core=0), Cpu(1, core=0), Cpu(2, core=1, capacity_ppm=weak_ppm))
+    pair = [
+        Sample(
+            Topology(cpus),
+            (reading(at, run_s, affinity=CpuSet.of([0])),),
+            busy=Busy(at * SECOND_NS, {0: 0, 1: round((at - 10) * sibling_s * SECOND_NS), 2: 0}),
+        )
+        for at, run_s in ((10, 1.0), (11, 1.5))
+    ]
+    (vcpu,) = observe(pair[0], pair[1]).host.vcpus
+    assert vcpu.load_ppm == round(load * PPM_PER_POINT)
+
+
+def test_what_the_host_runs_on_a_weak_pcpu_is_worth_less() -> None:
+    """Busy for half of the time with nothing of ours: 30 points of one that does 60 %."""
+    cpus = (Cpu(0), Cpu(1, capacity_ppm=600_000))
+    seen: Observed | None = None
+    earlier: Sample | None = None
+    for at in range(1, 5):
+        at_ns = at * SECOND_NS
+        now = Sample(Topology(cpus), (), busy=Busy(at_ns, dict.fromkeys((0, 1), at_ns // 2)))
+        seen, earlier = observe(earlier, now, seen), now
+    assert seen is not None
+    assert [cpu.host_load_ppm for cpu in seen.host.cpus] == [500_000, 300_000]
+
+
 def follow(usages: Sequence[float], half_life_s: float, interval_s: float = 3.0) -> list[float]:
     """Give the load, in percent, after each usage in percent."""
     track, seen = Track(), []
@@ -281,6 +337,44 @@ def test_a_guest_that_is_not_judged_yet_and_cannot_be_read_is_no_room() -> None:
     seen = observe(sample(), new, observe(None, sample()), Smoothing(settle_s=10.0))
     unread = dataclasses.replace(sample(), unread={DomainUuid("u"): Unread("web", "why")})
     assert observe(new, unread, seen).host.unsettled == CpuSet.of([2])
+
+
+def test_a_pcpu_on_which_guests_always_start() -> None:
+    """Each other second a guest starts on pCPU 2, runs at 60 %, and ends before it is judged.
+
+    Settling takes 4 s, so after three times that, 12 s, the pCPU may give vCPUs, and the 60 %, or
+    120 while two of them are there, are load of it. A single guest that starts lets it be
+    unsettled for 4 s and the second after. When no more start it is a pCPU like any other.
+    """
+    smoothing = Smoothing(half_life_s=30.0, settle_s=4.0)
+    cpu = CpuSet.of([2])
+
+    def seconds(every: int, last: int) -> list[tuple[bool, bool, int]]:
+        seen: Observed | None = None
+        earlier: Sample | None = None
+        told = []
+        for at in range(1, 40):
+            running = [start for start in range(4, last, every) if start <= at < start + 3]
+            guests = [
+                dataclasses.replace(
+                    reading(at, 0.6 * (at - start), affinity=cpu), uuid=DomainUuid(f"{start}")
+                )
+                for start in running
+            ]
+            now = sample(reading(at, 0.1 * at), *guests)
+            seen, earlier = observe(earlier, now, seen, smoothing), now
+            (its,) = [one.host_load_ppm for one in seen.host.cpus if one.id == 2]
+            assert not (seen.host.unsettled & seen.host.starting)
+            told.append((2 in seen.host.unsettled, 2 in seen.host.starting, its))
+        return told
+
+    always = seconds(2, 30)
+    assert [unsettled for unsettled, _, _ in always] == [4 <= at < 16 for at in range(1, 40)]
+    assert [starting for _, starting, _ in always] == [16 <= at < 31 for at in range(1, 40)]
+    loads_told = {load for _, starting, load in always if starting}
+    assert all(load == pytest.approx(600_000, abs=150_000) for load in loads_told)
+    assert {load for _, starting, load in always if not starting} == {0}
+    assert not any(starting for _, starting, _ in seconds(10, 30))
 
 
 def test_a_long_half_life_pulls_no_load_down() -> None:

@@ -183,3 +183,177 @@ def test_cpus_without_common_threads_do_not_touch_each_other() -> None:
     mixed = sorted([*bursts, *noise])
     Machine(2).run(SECOND, [(at, work, beside[index]) for at, work, index in mixed])
     assert [(t.run_ns, t.wait_ns) for t in alone] == [(t.run_ns, t.wait_ns) for t in beside[:2]]
+
+
+def test_busy_siblings_do_a_quarter_more_than_one() -> None:
+    """Two that always want on one core do 62.5 % each, and neither waits: both are busy all along.
+
+    Each further thread of a core adds another quarter: 1.5 / 3 and 1.75 / 4 each.
+    """
+    for count, each_ns in ((2, 625 * MS), (3, 500 * MS), (4, 437_500_000)):
+        wanting = threads(*(1 << cpu for cpu in range(count)))
+        machine = Machine(count, cores=[range(count)])
+        machine.run(SECOND, [(0, SECOND, thread) for thread in wanting])
+        for thread in wanting:
+            assert (thread.run_ns, thread.wait_ns) == (SECOND, 0)
+            assert SECOND - thread.left_ns == each_ns
+        assert machine.used_ns() == [SECOND] * count
+        # In the next span of time only one wants anything.
+        first, left_ns = wanting[0], wanting[0].left_ns
+        first.left_ns = 0
+        machine.run(2 * SECOND, [(SECOND, left_ns, first)])
+        assert (first.run_ns, first.left_ns) == (SECOND + left_ns, 0)
+
+
+def test_a_thread_has_its_core_to_itself_when_its_sibling_is_done() -> None:
+    """250 ms of work take 400 ms beside the other, which has 250 of its 800 done by then.
+
+    The other 550 take 550 ms: done at 950. A third, on the next core, notices nothing.
+    """
+    short, long, third = threads(0b001, 0b010, 0b100)
+    machine = Machine(3, cores=[(0, 1), (2,)])
+    machine.run(SECOND, [(0, 250 * MS, short), (0, 800 * MS, long), (0, 700 * MS, third)])
+    assert (short.run_ns, long.run_ns, third.run_ns) == (400 * MS, 950 * MS, 700 * MS)
+    assert not short.left_ns + long.left_ns + third.left_ns
+
+
+def test_two_on_one_thread_beside_a_busy_sibling() -> None:
+    """Shares 2:1 of 62.5 %: 416 2/3 and 208 1/3 ms of work in a second."""
+    heavy, light, beside = threads(0b01, 0b01, 0b10, weights=(2048, 1024, 1024))
+    machine = Machine(2, cores=[(0, 1)])
+    machine.run(SECOND, [(0, SECOND, thread) for thread in (heavy, light, beside)])
+    done_ns = [SECOND - thread.left_ns for thread in (heavy, light, beside)]
+    assert done_ns == pytest.approx([SECOND * 5 / 12, SECOND * 5 / 24, SECOND * 5 / 8], abs=1000)
+    assert heavy.run_ns + light.run_ns == pytest.approx(SECOND, abs=1000)
+
+
+def test_a_weak_cpu_takes_longer() -> None:
+    """300 ms of work on a pCPU that does 60 %: 500 ms."""
+    (only,) = threads(0b1)
+    machine = Machine(1, capacities_ppm=[600_000])
+    machine.run(SECOND, [(0, 300 * MS, only)])
+    assert (only.run_ns, only.left_ns, machine.used_ns()) == (500 * MS, 0, [500 * MS])
+
+
+def test_a_waking_floater_goes_where_it_does_most() -> None:
+    """Cores {0 1} {2 3} and weak pCPUs 4 and 5: beside the bound one only the second core is free.
+
+    The next floater finds a weak one, 60 %, worth more than a quarter; and so does the third; the
+    fourth goes beside a busy sibling, before it would wait.
+    """
+    bound, *floaters = threads(0b000001, *[0b111111] * 4)
+    machine = Machine(6, cores=[(0, 1), (2, 3)], capacities_ppm=[1_000_000] * 4 + [600_000] * 2)
+    arriving = [(number * MS, 500 * MS, thread) for number, thread in enumerate(floaters, 1)]
+    machine.run(100 * MS, [(0, 500 * MS, bound), *arriving])
+    assert [thread.on for thread in floaters] in ([2, 4, 5, 1], [2, 4, 5, 3])
+    assert not any(thread.wait_ns for thread in floaters)
+
+
+def test_a_floater_leaves_a_core_that_somebody_else_wakes_on() -> None:
+    """It ran alone on the core of pCPUs 0 and 1; the bound one wakes there; pCPU 2 is free."""
+    floating, bound = threads(0b1111, 0b0010)
+    machine = Machine(4, cores=[(0, 1), (2, 3)])
+    machine.run(SECOND, [(0, SECOND, floating), (500 * MS, 500 * MS, bound)])
+    assert machine.used_ns() == [500 * MS, 500 * MS, 500 * MS, 0]
+    assert not floating.left_ns + bound.left_ns
+
+
+def test_a_floater_goes_to_a_better_cpu_that_falls_idle() -> None:
+    """From beside a busy sibling to a core of its own, at 300 ms; and from a weak one, too.
+
+    On pCPU 1 it does 62.5 %: 187.5 ms of its 600 by then; the other 412.5 take as long. From a weak
+    pCPU of 50 %: 150 and 450.
+    """
+    for cores, capacities, ends_ns in (
+        ([(0, 1), (2,)], [1_000_000] * 3, 712_500_000),
+        ([], [1_000_000, 500_000, 1_000_000], 750 * MS),
+    ):
+        hog, floating, short = threads(0b001, 0b110, 0b100)
+        machine = Machine(3, cores=cores, capacities_ppm=capacities)
+        bursts = [(0, SECOND, hog), (0, 300 * MS, short), (0, 600 * MS, floating)]
+        machine.run(SECOND, bursts)
+        assert (floating.run_ns, floating.left_ns) == (ends_ns, 0)
+        assert machine.used_ns()[1] == 300 * MS
+
+
+def test_whoever_is_on_a_worse_cpu_follows() -> None:
+    """Of pCPUs of 100, 50 and 20 % the first falls idle at 300 ms: both others go one up.
+
+    By then they did 150 and 60 ms of their 400 each. The one does its other 250 by 550; the other,
+    which may not use the first, its 340 at 50 %: by 980.
+    """
+    short, middle, last = threads(0b001, 0b011, 0b110)
+    machine = Machine(3, capacities_ppm=[1_000_000, 500_000, 200_000])
+    bursts = [(0, 300 * MS, short), (0, 400 * MS, middle), (0, 400 * MS, last)]
+    machine.run(SECOND, bursts)
+    assert (middle.run_ns, last.run_ns) == (550 * MS, 980 * MS)
+    assert machine.used_ns() == [550 * MS, 980 * MS, 300 * MS]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_work_is_lost_or_made_up_on_a_machine_of_all_sorts(seed: int) -> None:
+    """Random bursts, masks and weights: a core does what it can and no more, and nobody idles.
+
+    What a thread did is at most what its time was good for, on the best of its pCPUs alone, and at
+    least what it was on the worst of them with a busy core.
+    """
+    chance = random.Random(seed)
+    sizes = [chance.choice([1, 2, 2, 4]) for _ in range(chance.randrange(1, 4))]
+    count = sum(sizes)
+    firsts = itertools.accumulate(sizes, initial=0)
+    cores = [range(first, first + size) for first, size in zip(firsts, sizes, strict=False)]
+    capacities = [0] * count
+    for core in cores:
+        capacity = chance.choice([1_000_000, 1_000_000, 600_000, 10_000])
+        for cpu in core:
+            capacities[cpu] = capacity
+    some = threads(
+        *[
+            chance.choice([1 << chance.randrange(count), chance.randrange(1, 1 << count)])
+            for _ in range(chance.randrange(1, 12))
+        ],
+        weights=tuple(chance.choice([2, 100, 1024, 3000]) for _ in range(12)),
+    )
+    machine, came = Machine(count, cores=cores, capacities_ppm=capacities), [0] * len(some)
+    for period in range(1, 4):
+        start_ns = machine.now_ns
+        bursts = sorted(
+            (start_ns + chance.randrange(200 * MS), chance.randrange(1, 90 * MS), index)
+            for index in range(len(some))
+            for _ in range(chance.randrange(4))
+        )
+        for _, work_ns, index in bursts:
+            came[index] += work_ns
+        before = [thread.left_ns for thread in some]
+        used_before = machine.used_ns()
+        machine.run(period * 200 * MS, [(at, work, some[index]) for at, work, index in bursts])
+        used = [now - then for now, then in zip(machine.used_ns(), used_before, strict=True)]
+        assert all(0 <= cpu <= 200 * MS for cpu in used)
+        arrived = [
+            sum(work for _, work, index in bursts if index == one) for one in range(len(some))
+        ]
+        done = [
+            left + work - thread.left_ns
+            for left, work, thread in zip(before, arrived, some, strict=True)
+        ]
+        for core in cores:
+            here = sum(1 << cpu for cpu in core)
+            inside = sum(
+                work for work, thread in zip(done, some, strict=True) if not thread.affinity & ~here
+            )
+            can_ppm = capacities[core[0]] * (75 + 25 * len(core)) // 100
+            assert inside <= 200 * MS * can_ppm // 1_000_000
+    for thread, work_ns in zip(some, came, strict=True):
+        speeds = [
+            (
+                capacities[cpu],
+                capacities[cpu] * (3 + len(core)) // (4 * len(core)),
+            )
+            for core in cores
+            for cpu in core
+            if thread.affinity >> cpu & 1
+        ]
+        done_ns = work_ns - thread.left_ns
+        assert thread.left_ns >= 0
+        assert done_ns <= thread.run_ns * max(best for best, _ in speeds) // 1_000_000 + 1000
+        assert done_ns >= thread.run_ns * min(worst for _, worst in speeds) // 1_000_000 - 1000

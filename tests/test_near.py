@@ -92,6 +92,34 @@ def test_a_move_to_another_node_must_gain_more() -> None:
     assert told(plan(drawn, far)) == []
 
 
+@pytest.mark.parametrize("per_core", [1, 2])
+def test_a_far_move_that_does_not_pay_goes_near(per_core: int) -> None:
+    """{15 15 15 15} {} {} {} | {} {} {}, and up to 3 points of the host's own on each: three pins.
+
+    Each brings 15 points or less inside the band: too little for the other node (20), enough for
+    this one (12.5 and 5); that the host's own loads differ by a hair is no matter. With threads the
+    nearest pCPU shares its core with another busy one, and two of four cores are in the other node:
+    to part siblings is worth going there.
+    """
+    for seed in range(60):
+        chance = random.Random(seed)
+        drawn = on(machine(7, per_core, 4), host([15, 15, 15, 15], *([] for _ in range(6))))
+        cpus = tuple(
+            dataclasses.replace(cpu, host_load_ppm=chance.randrange(30_000)) for cpu in drawn.cpus
+        )
+        vcpus = tuple(
+            dataclasses.replace(vcpu, load_ppm=vcpu.load_ppm + chance.randrange(-2000, 2000))
+            for vcpu in drawn.vcpus
+        )
+        drawn = dataclasses.replace(drawn, cpus=cpus, vcpus=vcpus)
+        found = plan(drawn, Policy())
+        assert len(found.moves) == 3, seed
+        then = after(drawn, found)
+        cores = {cpu.cpu.id: cpu.cpu.core for cpu in then.cpus}
+        assert len({cores[next(iter(vcpu.cpus))] for vcpu in then.vcpus}) == 4, seed
+        assert plan(then, Policy()).moves == (), seed
+
+
 def test_memory_draws_a_guest_home() -> None:
     """The 40 whose memory is on node 1 goes there, though a pCPU beside it would do, too."""
     drawn = on(machine(8), host([40, 40], [], [40], [40], [40], [], [40], [40]))

@@ -1,5 +1,6 @@
 """What is packaged agrees with the code and with the tools that will read it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,13 +9,37 @@ from pathlib import Path
 import pytest
 from program import vcpusched
 
-from vcpusched import __version__, exits
+from vcpusched import __version__, daemon, exits, report
 from vcpusched.config import Settings
-from vcpusched.report import MESSAGE_ID_PIN, MESSAGE_ID_PLAN
 
 TOP = Path(__file__).parent.parent
 PACKAGING = TOP / "packaging"
-VERBS = ("run", "plan", "snapshot", "status", "check-config", "simulate")
+SCRIPTS = (
+    "contrib/quickstart",
+    "contrib/benchmark/run",
+    "contrib/pictures/run",
+    "tests/run",
+    ".ci/run",
+)
+PACKAGING_SCRIPTS = ("packaging/install", "packaging/release")
+COMPLETION = PACKAGING / "vcpusched.bash"
+VERBS = (
+    "run",
+    "plan",
+    "snapshot",
+    "status",
+    "top",
+    "history",
+    "restore",
+    "release",
+    "pause",
+    "resume",
+    "check-config",
+    "simulate",
+)
+
+
+MESSAGE_IDS = [value for name, value in vars(report).items() if name.startswith("MESSAGE_ID")]
 
 
 def plain(value: object) -> str:
@@ -59,18 +84,24 @@ def test_the_unit_and_the_code_agree() -> None:
     assert f"RestartPreventExitStatus={exits.USAGE} {exits.BAD_CONFIGURATION}\n" in unit
     for name in ("libvirtd.socket", "virtqemud.socket", "libvirtd.service", "virtqemud.service"):
         assert re.search(rf"^After=.*\b{name}\b", unit, re.MULTILINE)
+    # Stopped before guests are saved and libvirt ends; its files outlive it, and so do pins.
+    assert re.search(r"^After=.*\blibvirt-guests\.service\b", unit, re.MULTILINE)
+    assert "RuntimeDirectoryPreserve=yes\n" in unit
+    limit_s = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert limit_s is not None
+    assert int(limit_s[1]) > daemon.RESTORE_PATIENCE_S
     assert not re.search(r"^(Requires|BindsTo|PartOf|Wants)=", unit, re.MULTILINE)
 
 
 def test_the_catalog_explains_every_message(tmp_path: Path) -> None:
-    """The journal takes the catalog in, and finds both messages in it by their IDs."""
+    """The journal takes the catalog in, and finds all messages in it by their IDs."""
     catalog = tmp_path / "usr/lib/systemd/catalog"
     catalog.mkdir(parents=True)
     text = (PACKAGING / "vcpusched.catalog").read_text()
     (catalog / "vcpusched.catalog").write_text(text)
     (tmp_path / "var/lib/systemd/catalog").mkdir(parents=True)
     run("journalctl", f"--root={tmp_path}", "--update-catalog")
-    for message_id in (MESSAGE_ID_PIN, MESSAGE_ID_PLAN):
+    for message_id in MESSAGE_IDS:
         shown = run("journalctl", f"--root={tmp_path}", "--dump-catalog", message_id)
         assert "Subject: " in shown
         assert "Defined-By: vcpusched" in shown
@@ -98,8 +129,7 @@ def test_the_man_pages_tell_of_everything() -> None:
             assert option == "--help" or option in manual, (verb, option)
     statuses = {value for name, value in vars(exits).items() if name.isupper()}
     assert set(map(int, re.findall(r"^\.B (\d+)$", manual, re.MULTILINE))) == statuses
-    assert MESSAGE_ID_PIN in manual
-    assert MESSAGE_ID_PLAN in manual
+    assert all(message_id in manual for message_id in MESSAGE_IDS)
     settings = (PACKAGING / "vcpusched.toml.5").read_text()
     described = re.findall(r'^\.BR (\w+) " \(default (.*)\)"$', settings, re.MULTILINE)
     assert {key: plain(default.replace("\\(dq", "")) for key, default in described} == DEFAULTS
@@ -118,8 +148,88 @@ def test_the_readme_tells_of_everything() -> None:
     assert {key: plain(value) for key, value in rows.items()} == DEFAULTS
 
 
+def completed(*words: str) -> set[str]:
+    """Give what bash offers for the last word of a command line."""
+    script = """. "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _vcpusched
+        printf '%s\n' "${COMPREPLY[@]}" """
+    return set(run("bash", "-c", script, "-", str(COMPLETION), "vcpusched", *words).split())
+
+
+def test_completion_knows_every_verb_option_and_choice() -> None:
+    """What bash offers is what the parser takes."""
+    verbs = re.findall(r"^    ([a-z-]+)(?:  .*)?$", vcpusched("--help").stdout, re.MULTILINE)
+    assert set(VERBS) == set(verbs)
+    assert completed("") == {*VERBS, "--version", "--help"}
+    assert completed("re") == {"restore", "release", "resume"}
+    for verb in VERBS:
+        told = vcpusched(verb, "--help").stdout
+        options = re.findall(r"^  (?:-h, )?(-[a-z-]+)", told, re.MULTILINE)
+        assert completed(verb, "-") == set(options), verb
+        for option, choices in re.findall(r"^  (--[a-z-]+) \{(.*)\}", told, re.MULTILINE):
+            assert completed(verb, option, "") == set(choices.split(",")), option
+
+
+def test_completion_offers_files_and_guests(tmp_path: Path) -> None:
+    """A file where one is meant; guests as libvirt names them, where there is one."""
+    (tmp_path / "shop.toml").touch()
+    assert completed("simulate", f"{tmp_path}/s") == {f"{tmp_path}/shop.toml"}
+    assert completed("plan", "--from", f"{tmp_path}/s") == {f"{tmp_path}/shop.toml"}
+    virsh = tmp_path / "virsh"
+    virsh.write_text("#!/bin/sh\nprintf 'shop\\nshelf\\nmail\\n'\n")
+    virsh.chmod(0o755)
+    script = """. "$1"; COMP_WORDS=(vcpusched restore sh); COMP_CWORD=2; _vcpusched
+        printf '%s\n' "${COMPREPLY[@]}" """
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    said = run("bash", "-c", script, "-", str(COMPLETION), env={**os.environ, "PATH": path})
+    assert said.split() == ["shop", "shelf"]
+
+
+def test_completion_runs_no_name(tmp_path: Path) -> None:
+    """Whoever names a guest must not have a command run for that by whoever presses Tab."""
+    virsh = tmp_path / "virsh"
+    ran = tmp_path / "ran"
+    virsh.write_text(f"#!/bin/sh\necho 'x$(touch${{IFS}}{ran})'\necho 'x`touch${{IFS}}{ran}` y'\n")
+    virsh.chmod(0o755)
+    for words in ("restore x", "release x", "plan --explain x", "history --domain x"):
+        script = f""". "$1"; COMP_WORDS=(vcpusched {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            _vcpusched; printf '%s\\n' "${{COMPREPLY[@]}}" """
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        said = run("bash", "-c", script, "-", str(COMPLETION), env={**os.environ, "PATH": path})
+        assert len(said.splitlines()) == 2, words
+        assert said.startswith("x\\$\\(touch"), words
+        assert not ran.exists(), words
+
+
+def test_the_version_has_one_place() -> None:
+    """What repeats it says the same, and NEWS.md begins with it."""
+    news = re.findall(r"^## (.*)$", (PACKAGING / "NEWS.md").read_text(), re.MULTILINE)
+    assert re.fullmatch(rf"{re.escape(__version__)} \(\d{{4}}-\d\d-\d\d\)", news[0])
+    spec = (PACKAGING / "vcpusched.spec").read_text()
+    assert re.findall(r"^Version: +(.*)$", spec, re.MULTILINE) == [__version__]
+    (entry, *_) = re.findall(r"^\* .* - (.*)-1$", spec, re.MULTILINE)
+    assert entry == __version__
+    # The package's own changelog is made from NEWS.md.
+    assert not (PACKAGING / "debian" / "changelog").exists()
+
+
+def test_the_deb_brings_what_it_runs_on() -> None:
+    """A compiled extension for each Python that it may be installed beside, and no others."""
+    (built,) = re.findall(r"^PYTHONS=\((.*)\)$", (PACKAGING / "release").read_text(), re.MULTILINE)
+    pythons = [int(version.removeprefix("3.")) for version in built.split()]
+    control = (PACKAGING / "debian" / "control").read_text()
+    assert f"python3 (>= 3.{pythons[0]}~)" in control
+    assert f"python3 (<< 3.{pythons[-1] + 1}~)" in control
+    assert pythons == list(range(pythons[0], pythons[-1] + 1))
+    vendored = (PACKAGING / "debian" / "vendor.txt").read_text()
+    (core,) = re.findall(r"^pydantic-core==.*(?:\n  .*)*", vendored, re.MULTILINE)
+    assert core.count("--hash=sha256:") == len(pythons)
+
+
 def test_scripts_are_sound() -> None:
     """Each shell script parses, and stops at the first error."""
-    for script in ("contrib/quickstart", "tests/run", ".ci/run", "packaging/install"):
+    for script in (*SCRIPTS, *PACKAGING_SCRIPTS):
         run("bash", "-n", str(TOP / script))
         assert "set -euo pipefail" in (TOP / script).read_text()
+    for name in ("rtupdate", "vcpusched.postinst", "vcpusched.prerm", "vcpusched.postrm"):
+        run("sh", "-n", str(PACKAGING / "debian" / name))
+        assert "\nset -e\n" in (PACKAGING / "debian" / name).read_text()

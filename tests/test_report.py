@@ -1,16 +1,23 @@
 """What is said in the journal, the status line and the state file."""
 
 import dataclasses
+import io
 import json
+from pathlib import Path
 
 import pytest
 from hosts import host
 
 from vcpusched import report, snapshot
+from vcpusched.announcer import UNTOLD_PATIENCE, Announcer
+from vcpusched.config import Settings
+from vcpusched.journal import StreamLog
 from vcpusched.model import DomainUuid
 from vcpusched.planner import Policy, plan
+from vcpusched.proof import Proof, Verdict
 from vcpusched.report import Priority, Service
 from vcpusched.scheduler import Cycle, Failure, Unclear
+from vcpusched.units import Granularity
 
 SERVICE = Service(
     pid=1, started_at_s=0.0, uri="qemu:///system", period_s=3, threshold_ppm=100_000, connected=True
@@ -73,6 +80,36 @@ def test_an_executed_plan_is_one_entry() -> None:
     half = report.plan_entry(dataclasses.replace(ACTED, pinned=FOUND.moves[:1]))
     assert half is not None
     assert "1 of 2 pins planned" in half.message
+
+
+def test_a_level_that_the_host_does_not_tell() -> None:
+    """It is in the state for as long as it lasts, and a warning in the journal."""
+    said = dataclasses.replace(SERVICE, granularity=Granularity.CACHE, cycle=ACTED)
+    line = said.untold
+    assert line.startswith('granularity = "cache": this host does not tell which share a cache')
+    assert report.state_as_json(said, 5.0)["untold"] == line
+    assert report.untold_entry(line) == report.Entry(Priority.WARNING, line)
+    assert dataclasses.replace(SERVICE, cycle=ACTED).untold == ""
+    assert dataclasses.replace(said, cycle=Cycle(1, 4)).untold == ""
+
+
+def test_that_is_told_once(tmp_path: Path) -> None:
+    """In the journal, when libvirt had time to tell more, and again when settings changed."""
+    written = io.StringIO()
+    settings = Settings.model_validate({"log_level": "warning"})
+    announcer = Announcer(StreamLog(written), tmp_path, SERVICE, settings)
+    announcer.use(Settings.model_validate({"granularity": "node"}))
+    resting = dataclasses.replace(ACTED, executed=False, pinned=())
+    for cycles, lines in ((UNTOLD_PATIENCE, 0), (1, 1), (5, 1)):
+        for _ in range(cycles):
+            announcer.cycled(resting)
+        assert written.getvalue().count('granularity = "node": this host does not tell') == lines
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert state["untold"] == announcer.service.untold
+    announcer.use(Settings.model_validate({}))
+    announcer.cycled(resting)
+    assert len(written.getvalue().splitlines()) == 1
+    assert json.loads((tmp_path / "state.json").read_text())["untold"] == ""
 
 
 def test_a_wish_that_is_not_understood_is_a_warning() -> None:
@@ -175,3 +212,26 @@ def test_the_state_file_can_be_read_back() -> None:
     read = snapshot.saved_host(state)
     assert read is not None
     assert plan(read, Policy()) == FOUND
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_what_came_of_a_plan(verdict: Verdict) -> None:
+    """One entry, whose text tells what its fields do."""
+    proof = Proof(7, verdict, 950_000, 20_000, 30_000, 3, 480_000, 10_000, 240_000)
+    entry = report.outcome_entry(proof)
+    assert "plan of cycle 7" in entry.message
+    assert "the gap is 3 points (before 95 points, as planned 2 points)" in entry.message
+    waits = "3 vCPUs that waited for 48 % of the time, now for 24 %"
+    assert (waits in entry.message) == (verdict in {Verdict.HELPED, Verdict.NO_HELP})
+    assert dict(entry.fields) == {
+        "MESSAGE_ID": report.MESSAGE_ID_OUTCOME,
+        "VCPUSCHED_VERDICT": verdict.value,
+        "VCPUSCHED_GAP_BEFORE": "0.95",
+        "VCPUSCHED_GAP_AFTER": "0.02",
+        "VCPUSCHED_GAP_MEASURED": "0.03",
+        "VCPUSCHED_WAITING": "3",
+        "VCPUSCHED_WAIT_BEFORE": "0.48",
+        "VCPUSCHED_WAIT_AFTER": "0.01",
+        "VCPUSCHED_WAIT_MEASURED": "0.24",
+        "VCPUSCHED_CYCLE": "7",
+    }

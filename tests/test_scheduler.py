@@ -1,5 +1,6 @@
 """One cycle after another on a host in memory: when it acts, and what it does when acting fails."""
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from hosts import SECOND_NS, MemoryHost
 
 from vcpusched.house import HouseRules
 from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
-from vcpusched.load import Smoothing
-from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, Definition, Host
+from vcpusched.load import Measure, Smoothing
+from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, Definition, Host, Sample, Waited
 from vcpusched.planner import Move, Plan, Policy, plan
-from vcpusched.scheduler import Cycle, Rules, Scheduler
+from vcpusched.proof import Verdict
+from vcpusched.scheduler import ActOn, Cycle, Rules, Scheduler
 
 
 def crowded(on_pin: Callable[[str], None] = lambda _name: None) -> MemoryHost:
@@ -94,6 +96,52 @@ def test_a_guest_that_starts_or_ends_is_not_taken_for_the_host() -> None:
     cycle = scheduler.cycle(host, rules)
     assert cycle.host is not None
     assert [cpu.host_load_ppm for cpu in cycle.host.cpus] == [0, 0]
+
+
+class Stubborn(MemoryHost):
+    """A host whose vCPUs wait for half of the time, wherever they are."""
+
+    def sample(self, crowded: CpuSet) -> Sample:
+        """Read the host, with the wait of all."""
+        sample = super().sample(crowded)
+        waited = Waited(self.now_ns, self.now_ns // 2)
+        return dataclasses.replace(
+            sample,
+            domains=tuple(
+                dataclasses.replace(
+                    domain,
+                    vcpus=tuple(
+                        dataclasses.replace(reading, waited=waited) for reading in domain.vcpus
+                    ),
+                )
+                for domain in sample.domains
+            ),
+        )
+
+
+def test_who_was_moved_in_vain_is_left_alone() -> None:
+    """{50 50 50 50} {}: two leave, and all wait as before. After 20 s that is told, and they stay.
+
+    By usage, so that their loads are 50; the pCPUs are busy all the time. Nobody else is held.
+    """
+    names = ["a", "b", "c", "d"]
+    host = Stubborn(2, dict.fromkeys(names, 0.5), dict.fromkeys(names, "0"))
+    host.host_wants = {0: 0.0, 1: 0.0}
+    scheduler = Scheduler()
+    rules = Rules(smoothing=Smoothing(measure=Measure.USAGE), act_on=ActOn.CONTENTION)
+    seen = [run(scheduler, host, 1, rules) for _ in range(30)]
+    acted = [cycle.number for cycle in seen if cycle.pinned]
+    proofs = [(cycle.number, proof) for cycle in seen for proof in cycle.proofs]
+    assert len(acted) == len(proofs) == 1
+    number, proof = proofs[0]
+    assert (proof.number, proof.verdict) == (acted[0], Verdict.NO_HELP)
+    assert number - acted[0] == 20
+    assert (proof.waiting, proof.wait_before_ppm, proof.wait_ppm) == (4, 500_000, 500_000)
+    last = seen[-1].host
+    assert last is not None
+    held = {vcpu.domain: vcpu.why for vcpu in last.vcpus if vcpu.fixed}
+    assert held.keys() == {name for name, _ in host.pins}
+    assert set(held.values()) == {"moved in vain, so left alone for 5 min more"}
 
 
 def test_one_odd_sample_moves_nothing() -> None:

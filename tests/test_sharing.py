@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from vcpusched.curves import SHIFT, Claim, Curve
 from vcpusched.model import PPM, CpuSet
-from vcpusched.sharing import POOLS_MAX, ROUNDING_PPM, Claim, Core, fill, taken_ppm
+from vcpusched.sharing import POOLS_MAX, ROUNDING_PPM, Core, fill
 
 Placed = tuple[int, Claim]
 """The pCPUs that a claim may use, as bits, and the claim."""
@@ -46,14 +47,18 @@ def filled(cores: Sequence[Core], placed: Sequence[Placed]) -> list[int]:
             pools.setdefault(mask, []).append(claim)
         else:
             bound.setdefault(mask.bit_length() - 1, []).append(claim)
-    levels = fill(cores, bound, pools)
-    return [
-        taken_ppm(
-            claim,
-            levels.pools.get(mask) if mask & (mask - 1) else levels.cpus.get(mask.bit_length() - 1),
-        )
-        for mask, claim in placed
-    ]
+    levels = fill(
+        cores,
+        {cpu: Curve(claims) for cpu, claims in bound.items()},
+        {mask: Curve(claims) for mask, claims in pools.items()},
+    )
+    got = []
+    for mask, (demand_ppm, weight) in placed:
+        several = mask & (mask - 1)
+        level = levels.pools.get(mask) if several else levels.cpus.get(mask.bit_length() - 1)
+        taken_ppm = demand_ppm if level is None else weight * level >> SHIFT
+        got.append(min(demand_ppm, taken_ppm))
+    return got
 
 
 def limits(cores: Sequence[Core], placed: Sequence[Placed]) -> Mapping[tuple[int, ...], int]:

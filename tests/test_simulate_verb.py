@@ -56,6 +56,15 @@ def test_a_table_for_a_person(workload: str) -> None:
     }
 
 
+def test_a_level_that_the_workload_does_not_tell(workload: str) -> None:
+    """It is said on stderr, where settings ask for sets of pCPUs."""
+    done = vcpusched("simulate", workload, VCPUSCHED_GRANULARITY="core")
+    assert done.stderr == (
+        'vcpusched: granularity = "core": this host does not tell which are threads of one core;'
+        " each is taken for a core\n"
+    )
+
+
 def test_json_for_a_program(workload: str) -> None:
     """One document with both runs; the same each time, and another with another seed."""
     done = vcpusched("simulate", workload, "--json")

@@ -3,10 +3,11 @@
 import dataclasses
 
 import pytest
-from hosts import host, random_host
+from hosts import after, host, random_host
 
 from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, Host, HostCpu
-from vcpusched.units import Granularity, capacity_ppm, grouped, narrow, sets
+from vcpusched.planner import Policy, plan
+from vcpusched.units import Granularity, capacity_ppm, grouped, narrow, sets, untold
 
 
 def machine(cpus: int, per_core: int = 1, per_cache: int = 4, per_node: int = 8) -> list[Cpu]:
@@ -44,6 +45,35 @@ def test_what_a_machine_does_not_tell() -> None:
     assert [str(unit) for unit in sets(nothing, Granularity.NODE)] == ["0-3"]
 
 
+ALL_OF_IT = "all these are taken for one set, within which the kernel alone places vCPUs"
+
+
+@pytest.mark.parametrize(
+    ("granularity", "known", "said"),
+    [
+        (Granularity.CPU, {}, ""),
+        (Granularity.CORE, {}, " which are threads of one core; each is taken for a core"),
+        (Granularity.CACHE, {"node": 0}, " which share a cache; NUMA nodes stand in for caches"),
+        (
+            Granularity.CACHE,
+            {"core": 0},
+            f" which share a cache, nor which are on one NUMA node; {ALL_OF_IT}",
+        ),
+        (Granularity.NODE, {"cache": 0}, f" which are on one NUMA node; {ALL_OF_IT}"),
+    ],
+)
+def test_what_is_not_told_is_said(
+    granularity: Granularity, known: dict[str, int], said: str
+) -> None:
+    """Of all pCPUs or of some; nothing where the level that is asked for is told."""
+    told = Cpu(0, node=0, core=0, cache=0)
+    some = [told, *(Cpu(cpu, **known) for cpu in (1, 2))]
+    start = f'granularity = "{granularity}": this host does not tell'
+    assert untold(some[1:], granularity) == (f"{start}{said}" if said else "")
+    assert untold(some, granularity) == (f"{start} of pCPUs 1-2{said}" if said else "")
+    assert untold([told], granularity) == ""
+
+
 def test_a_second_thread_is_worth_a_quarter() -> None:
     """Two cores of two threads: 2 * 1.25; an efficient core of 0.6 beside a full one: 1.6."""
     assert capacity_ppm(machine(4, 2)) == 2_500_000
@@ -70,7 +100,7 @@ def test_less_capacity_counts_as_used_already() -> None:
     cpus = [Cpu(cpu, 0, cpu, cpu // 4) for cpu in range(6)]
     even = on(cpus, host([50], [50], [50], [50], [50], [50]))
     units = grouped(even, Granularity.CACHE)
-    levels = {cpu.id: cpu.host_load_ppm for cpu in units.host.cpus}
+    levels = {cpu.id: cpu.host_load_ppm + cpu.lacks_ppm for cpu in units.host.cpus}
     for vcpu in units.host.vcpus:
         levels[next(iter(vcpu.cpus))] += vcpu.load_ppm
     assert levels == {0: 500_000, 4: 500_000}
@@ -95,6 +125,63 @@ def test_narrow_vcpus_are_let_out_where_it_helps() -> None:
     assert len(narrow(crowded, units, 5 * PPM_PER_POINT)) == 2
     lone = on(machine(2, per_cache=2), host([90], []))
     assert narrow(lone, grouped(lone, Granularity.CACHE), 5 * PPM_PER_POINT) == ()
+
+
+@pytest.mark.parametrize(
+    ("drawn", "let_out"),
+    [
+        # Core 0-1 gives 125 and two want 180, 55 too much; core 2-3 idles. One is let out.
+        (host([90], [90], [], []), {"g1"}),
+        # The same, though one of them does not contend alone: 160 wanted. The larger one goes.
+        (host([70], [90], [10], []), {"g1"}),
+        # 120 of 125: nobody lacks anything. 128: less than the least gain is lacking.
+        (host([60], [60], [], []), set()),
+        (host([64], [64], [], []), set()),
+        # No core has room for what is too much: 180 and 180 of 125.
+        (host([90], [90], [90], [90]), set()),
+    ],
+)
+def test_narrow_vcpus_are_let_off_a_core_where_they_contend(drawn: Host, let_out: set[str]) -> None:
+    """One unit of two cores of two threads, each vCPU bound to a thread of its own.
+
+    0 ████████▌ 90   1 ████████▌ 90  |  2   3      the pCPUs are level in pairs, so none is
+                                                   the busiest by itself; their core is.
+    """
+    here = on(machine(4, 2), drawn)
+    for cpus in (None, "0-1"):
+        if cpus is not None:  # and as it is where they were bound to the core before
+            two = [
+                dataclasses.replace(vcpu, cpus=CpuSet.parse(cpus)) if vcpu.on in {0, 1} else vcpu
+                for vcpu in here.vcpus
+            ]
+            here = dataclasses.replace(here, vcpus=tuple(two))
+        units = grouped(here, Granularity.CACHE)
+        found = narrow(here, units, 20 * PPM_PER_POINT, 5 * PPM_PER_POINT)
+        assert {vcpu.domain for vcpu, _ in found} == let_out
+        assert all(str(core) == "0-1" for _, core in found)
+    policy = Policy(granularity=Granularity.CACHE, service_check=True)
+    plans = plan(here, policy)
+    assert [str(move.to_cpus) for move in plans.moves] == ["0-3"] * len(let_out)
+    assert all("pCPUs 0-1 were the busiest of 0-3" in move.reason for move in plans.moves)
+    assert plan(after(here, plans), policy).moves == ()
+
+
+def test_who_is_left_alone_by_a_plan_stays_where_it_is() -> None:
+    """{90 90 | } { | }, sets are cores: one goes, and the other is alone then: one pin, not two."""
+    here = on(machine(4, 2), host([90, 90], [], [], []))
+    policy = Policy(granularity=Granularity.CORE, service_check=True)
+    found = plan(here, policy)
+    assert [str(move.to_cpus) for move in found.moves] == ["2-3"]
+    assert plan(after(here, found), policy).moves == ()
+
+
+@pytest.mark.parametrize("changes", [{"fixed": True}, {"allowed": CpuSet.parse("0-2")}])
+def test_who_may_not_is_not_let_off_its_core(changes: dict[str, object]) -> None:
+    """Held, or without all of the unit in its definition: {90 | 90} { | } stays."""
+    here = on(machine(4, 2), host([90], [90], [], []))
+    vcpus = tuple(dataclasses.replace(vcpu, **changes) for vcpu in here.vcpus)  # type: ignore[arg-type]
+    here = dataclasses.replace(here, vcpus=vcpus)
+    assert narrow(here, grouped(here, Granularity.CACHE), 10 * PPM_PER_POINT) == ()
 
 
 @pytest.mark.parametrize("granularity", Granularity)

@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from hosts import host
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from program import environment, vcpusched
+from program import environment, vcpusched, without_the_lock
 
 import vcpusched as package
 from vcpusched import rundir, snapshot
@@ -90,6 +92,25 @@ def test_plan_tells_who_may_be_moved() -> None:
         "movable": False,
         "why": "held by its metadata",
     }
+
+
+def test_plan_tells_which_level_the_host_does_not_tell() -> None:
+    """The line is there with sets of pCPUs that are not told, and only then."""
+    line = (
+        'granularity = "node": this host does not tell of pCPUs 1 which are on one NUMA node; all'
+    )
+    for options in ((), ("--explain", "web1")):
+        done = vcpusched(
+            "plan", "--from", "-", *options, stdin=json.dumps(CROWDED), VCPUSCHED_GRANULARITY="node"
+        )
+        assert line in done.stdout.replace("\n", " ")
+    done = vcpusched(
+        "plan", "--from", "-", "--json", stdin=json.dumps(CROWDED), VCPUSCHED_GRANULARITY="node"
+    )
+    assert json.loads(done.stdout)["untold"].startswith(line)
+    assert (
+        "untold" not in vcpusched("plan", "--from", "-", "--json", stdin=json.dumps(CROWDED)).stdout
+    )
 
 
 def test_plan_explains_a_domain() -> None:
@@ -269,6 +290,39 @@ def test_the_lock_is_for_one(tmp_path: Path) -> None:
     assert not rundir.is_locked(tmp_path)
 
 
+def test_the_lock_is_nobody_elses(tmp_path: Path) -> None:
+    """Whoever else could open it could lock it for ever; that of an older version is closed."""
+    lock = tmp_path / rundir.LOCK
+    lock.touch()
+    lock.chmod(0o644)
+    with rundir.locked(tmp_path):
+        assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+
+
+def lives(directory: Path) -> bool:
+    """Tell whether somebody sees a service live who may not open its lock."""
+    return without_the_lock(directory, lambda: rundir.lives(directory))
+
+
+def test_who_lives_is_seen_without_the_lock() -> None:
+    """By the process that wrote the state, not by its number alone, which another may have."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        with rundir.locked(directory):
+            assert not lives(directory)
+            rundir.write_state(directory, {"version": 1})
+            assert lives(directory)
+            told = json.loads((directory / rundir.STATE).read_text())
+            others = ({"process_start": told["process_start"] + 1}, {"pid": ended.pid})
+            odd = ({"pid": 0}, {"pid": -1}, {"pid": "1"}, {"pid": 1 << 70}, {"process_start": None})
+            for changed in (*others, *odd):
+                rundir.replace_file(directory / rundir.STATE, json.dumps({**told, **changed}))
+                assert not lives(directory), changed
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     """Where it cannot be written, the old one stays and nothing is left beside it."""
     target = tmp_path / "state"
@@ -294,6 +348,15 @@ def test_libvirt_that_is_not_there(tmp_path: Path) -> None:
         done = vcpusched(verb, "--uri", uri, RUNTIME_DIRECTORY=str(tmp_path))
         assert done.returncode == 69, done
         assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_restore_without_a_ledger_looks_for_marks(tmp_path: Path) -> None:
+    """So it must have a libvirt; who is held only the ledger knows."""
+    uri = f"qemu:///system?socket={tmp_path}/none"
+    done = vcpusched("restore", "--uri", uri, RUNTIME_DIRECTORY=str(tmp_path))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (69, "", 1)
+    done = vcpusched("release", "--uri", uri, RUNTIME_DIRECTORY=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "No vCPU is held.\n")
 
 
 def test_a_run_directory_that_cannot_be_made() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vcpusched import generator
-from vcpusched.model import PPM, CpuSet
+from vcpusched.model import PPM, Cpu, CpuSet, Topology
 from vcpusched.workload import Guest, Refusal, Workload, WorkloadError, scaled, split
 from vcpusched.workload_files import read_toml, read_trace
 
@@ -43,7 +43,8 @@ def test_all_keys_of_a_guest(tmp_path: Path) -> None:
     (guest,) = guests(
         tmp_path,
         '[[guest]]\nname = "a"\nload = [[0, 10], [4, 80]]\nvcpus = 2\nallowed = "0-2"\npin = "1"\n'
-        'shares = 2048\nstart = 2\nend = 6\nrestarts = [3]\nrefuses_pins = "busy"\n',
+        'shares = 2048\nstart = 2\nend = 6\nrestarts = [3]\nrefuses_pins = "busy"\n'
+        'policy = "spread"\n',
     )
     loads = (100_000, 100_000, 800_000, 800_000)
     assert guest == Guest(
@@ -55,6 +56,7 @@ def test_all_keys_of_a_guest(tmp_path: Path) -> None:
         pin=CpuSet.parse("1"),
         restarts=(3,),
         refuses=Refusal.BUSY,
+        policy="spread",
     )
 
 
@@ -83,6 +85,27 @@ def test_the_command_line_outranks_the_file(tmp_path: Path) -> None:
     longer = read_toml(path, periods=20, seed=4)
     assert (longer.periods, longer.seed, longer.guests[0].end) == (20, 4, 20)
     assert longer.guests[0].loads_ppm[0][:10] != read_toml(path).guests[0].loads_ppm[0]
+
+
+def test_a_topology(tmp_path: Path) -> None:
+    """What is told, by pCPU; what is not, is not known, and a pCPU that is not named does 100 %."""
+    text = (
+        'cpus = 4\nperiods = 10\nnodes = ["0-1", "2-3"]\ncaches = ["0-1"]\ncores = ["0,1", "3"]\n'
+        'capacities = [["2", 62.5], ["3", 100]]\n'
+        '[[guest]]\nname = "a"\nload = 5\nmemory_nodes = "1"\n'
+    )
+    workload = read_toml(written(tmp_path, text))
+    assert workload.topology == Topology(
+        (
+            Cpu(0, 0, 0, 0),
+            Cpu(1, 0, 0, 0),
+            Cpu(2, 1, None, None, 625_000),
+            Cpu(3, 1, 3, None),
+        )
+    )
+    assert workload.guests[0].memory_nodes == {1}
+    plain = read_toml(written(tmp_path, HEAD + GUEST))
+    assert (plain.topology, plain.guests[0].memory_nodes) == (None, frozenset())
 
 
 GUEST = '[[guest]]\nname = "web"\nload = 5\n'
@@ -120,7 +143,33 @@ GUEST = '[[guest]]\nname = "web"\nload = 5\n'
         (HEAD + GUEST + "end = 11\n", "guest 1 (web): end: 11 is not allowed"),
         (HEAD + GUEST + "restarts = [0]\n", "guest 1 (web): restarts: [0] is not allowed"),
         (HEAD + GUEST + "shares = 1\n", "guest 1 (web): shares: 1 is not allowed: must be a whole"),
+        (HEAD + GUEST + 'policy = "no"\n', 'policy: "no" is not allowed: must be one of "balance"'),
         (HEAD + GUEST + 'refuses_pins = "no"\n', 'must be one of "busy", "error"'),
+        (HEAD + 'nodes = "0-3"\n' + GUEST, 'nodes: "0-3" is not allowed: must be a list of nodes'),
+        (HEAD + 'nodes = ["0-4"]\n' + GUEST, 'nodes: ["0-4"] is not allowed: must be a list of no'),
+        (HEAD + 'nodes = ["x"]\n' + GUEST, 'nodes: ["x"] is not allowed: must be a list of nodes'),
+        (HEAD + 'caches = ["0", "0-1"]\n' + GUEST, "none in two of them, each within a node"),
+        (
+            HEAD + 'nodes = ["0-1"]\ncaches = ["1-2"]\n' + GUEST,
+            'caches: ["1-2"] is not allowed: must be a list of caches such as',
+        ),
+        (
+            HEAD + 'caches = ["0-1"]\ncores = ["0", "1-2"]\n' + GUEST,
+            'cores: ["0", "1-2"] is not allowed: must be a list of cores such as',
+        ),
+        (HEAD + "capacities = [60]\n" + GUEST, "capacities: [60] is not allowed: must be a list"),
+        (HEAD + 'capacities = [["0", 0]]\n' + GUEST, 'capacities: [["0", 0.0]] is not allowed'),
+        (HEAD + 'capacities = [["0", 101]]\n' + GUEST, 'capacities: [["0", 101]] is not allowed'),
+        (HEAD + 'capacities = [["5", 50]]\n' + GUEST, 'capacities: [["5", 50.0]] is not allowed'),
+        (HEAD + 'capacities = [["0-3", 50]]\n' + GUEST, "no pCPU twice, and one of 100 at least"),
+        (
+            HEAD + 'capacities = [["0", 50], ["0", 60]]\n' + GUEST,
+            'capacities: [["0", 50.0], ["0", 60.0]] is not allowed: must be a list such as',
+        ),
+        (
+            HEAD + GUEST + 'memory_nodes = "0"\n',
+            'guest 1 (web): memory_nodes: "0" is not allowed: must be a list of `nodes`',
+        ),
         (HEAD + GUEST + GUEST, 'guest 2 (web): name: "web" is not allowed: must be another name'),
         (HEAD + GUEST + "count = 999999\n", "guest 1 (web): count: 999999 is not allowed"),
         (HEAD + GUEST + "vcpus = 9\ncount = 9999\n", "89991 vCPUs are not allowed: must be at"),

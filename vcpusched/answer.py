@@ -46,9 +46,11 @@ class Plan:
     """What to do, in the order to do it, and what comes of it.
 
     `balanced` describes the host as found, `stop` why planning ended; `gap` is the load of the
-    busiest less that of the freest pCPU, `loads` the load of each pCPU; `binds_floaters` tells
-    which of the two views the plan was made on. `refused` is why the check of service would not
-    have more, or anything, the end of a sentence about the plan that it saw first.
+    busiest less that of the freest pCPU, where each that can do less than the best counts as much
+    more as it lacks at the mean; `loads` the load of each pCPU, in ppm of what it can do;
+    `binds_floaters` tells which of the two views the plan was made on. `refused` is why the check
+    of service would not have more, or anything, the end of a sentence about the plan that it saw
+    first.
     """
 
     balanced: bool
@@ -80,15 +82,16 @@ def told(
         levels = base
     for step in steps:
         ends = [cpu for vcpu in step for cpu in (board.home[vcpu], place[vcpu])]
-        was = {cpu: levels[cpu] for cpu in ends}
+        was = board.told(levels, ends)
         for vcpu in step:
             base[board.home[vcpu]] -= board.loads[vcpu]
             base[place[vcpu]] += board.loads[vcpu]
         if poured:
             levels = board.levels(base)
-        becomes = {cpu: levels[cpu] for cpu in ends}
+        becomes = board.told(levels, ends)
         moves += [_move(board, place, step, vcpu, was, becomes) for vcpu in step]
     levels = board.levels(base)
+    every = range(len(board.cpus))
     gap_ppm = board.gap_ppm(levels)
     stop = Stop.BALANCED if gap_ppm < threshold_ppm else Stop.NO_GAIN
     return Plan(
@@ -96,8 +99,8 @@ def told(
         stop=Stop.MOVE_LIMIT if is_cut and stop is Stop.NO_GAIN else stop,
         gap_before_ppm=board.gap_ppm(first),
         gap_after_ppm=gap_ppm,
-        loads_before_ppm=tuple(zip(board.cpus, first, strict=True)),
-        loads_after_ppm=tuple(zip(board.cpus, levels, strict=True)),
+        loads_before_ppm=tuple(zip(board.cpus, board.told(first, every).values(), strict=True)),
+        loads_after_ppm=tuple(zip(board.cpus, board.told(levels, every).values(), strict=True)),
         moves=tuple(moves),
         binds_floaters=any(len(move.from_cpus) > 1 for move in moves),
     )

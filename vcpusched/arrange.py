@@ -10,8 +10,8 @@ from heapq import heapify, heappop, heappush
 
 from vcpusched.board import Board
 from vcpusched.frame import moved
+from vcpusched.gains import exchanges
 from vcpusched.model import DomainUuid
-from vcpusched.solve import exchanges
 
 Step = tuple[int, ...]
 """One vCPU to move, or two that change places, by position on the board."""

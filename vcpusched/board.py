@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Final, Self
 
 from vcpusched.frame import moved, own_by_cpu
-from vcpusched.model import Cpu, Host, Vcpu
+from vcpusched.model import PPM, Cpu, Host, Vcpu
 
 POURINGS: Final = 12
 """How often water in overlapping masks is poured anew: none of 20,000 random hosts needed more
@@ -31,7 +31,8 @@ class Board:
     that may give and take, `home` is where each vCPU counts, `allowed` a bit for each pCPU that it
     may be on (0 for one that stays where it is), `base` the loads without the water, `pools` the
     water for each mask, `spread` the vCPUs of guests that keep theirs apart, `sites` where pCPUs
-    are in the machine and `names` what people call them.
+    are in the machine and `names` what people call them. `lacks` is the load that each counts too
+    much since it can do less than the best, and `gives` what it can do.
     """
 
     vcpus: Sequence[Vcpu]
@@ -45,6 +46,8 @@ class Board:
     spread: Sequence[int] = ()
     sites: tuple[Cpu, ...] = ()
     names: tuple[str, ...] = ()
+    lacks: tuple[int, ...] = ()
+    gives: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, host: Host, vcpus: Sequence[Vcpu], *, binding: bool) -> Self:
@@ -54,13 +57,14 @@ class Board:
         floaters are water, and bound vCPUs may be moved.
         """
         cpus = sorted(host.cpus, key=lambda cpu: cpu.id)
-        base_of = {cpu.id: cpu.host_load_ppm for cpu in cpus}
+        base_of = {cpu.id: cpu.host_load_ppm + cpu.lacks_ppm for cpu in cpus}
         position = {cpu: index for index, cpu in enumerate(base_of)}
         base = list(base_of.values())
         unjudged = {position[cpu] for cpu in host.unsettled if cpu in position}
         loads = [vcpu.load_ppm for vcpu in vcpus]
         home, allowed, water = [], [], []
-        targets = _Targets(position, unjudged)
+        starting = {position[cpu] for cpu in host.starting if cpu in position}
+        targets = _Targets(position, unjudged | starting)
         masks: dict[int, int] = {}
         known, numbered = masks.get, position.get
         for index, vcpu in enumerate(vcpus):
@@ -111,6 +115,8 @@ class Board:
             spread=[index for index, vcpu in enumerate(vcpus) if vcpu.spread],
             sites=tuple(cpu.cpu for cpu in cpus),
             names=tuple(cpu.name for cpu in cpus),
+            lacks=tuple(cpu.lacks_ppm for cpu in cpus),
+            gives=tuple(cpu.gives_ppm for cpu in cpus),
         )
 
     def moved(self, place: Sequence[int]) -> "Board":
@@ -186,6 +192,17 @@ class Board:
                     levels[cpu] += amount_ppm
         return levels
 
+    def told(self, levels: Sequence[int], cpus: Iterable[int]) -> dict[int, int]:
+        """Give loads of pCPUs as people are told them: as shares of what each can do."""
+        if self._is_even:
+            return {cpu: levels[cpu] for cpu in cpus}
+        return {cpu: (levels[cpu] - self.lacks[cpu]) * PPM // self.gives[cpu] for cpu in cpus}
+
+    @cached_property
+    def _is_even(self) -> bool:
+        """Whether every pCPU can do all that the best can."""
+        return not any(self.lacks) and all(gives == PPM for gives in self.gives)
+
     def gap_ppm(self, levels: Sequence[int]) -> int:
         """Give the load of the busiest less that of the freest pCPU that is judged."""
         judged = [levels[cpu] for cpu in self.judged]
@@ -195,11 +212,11 @@ class Board:
 class _Targets:
     """Translates masks of pCPU numbers into bits of positions; there are few different ones."""
 
-    def __init__(self, position: dict[int, int], unjudged: Iterable[int]) -> None:
+    def __init__(self, position: dict[int, int], closed: Iterable[int]) -> None:
         self._position = position
         self._all = sum(1 << cpu for cpu in position)
         self._contiguous = all(cpu == index for cpu, index in position.items())
-        self._judged = ~sum(1 << index for index in unjudged)
+        self._open = ~sum(1 << index for index in closed)
         self._known: dict[int, int] = {}
 
     def managed(self, bits: int) -> int:
@@ -214,7 +231,7 @@ class _Targets:
 
     def of(self, bits: int) -> int:
         """Give the positions of the pCPUs in a mask that may take a vCPU."""
-        return self.managed(bits) & self._judged
+        return self.managed(bits) & self._open
 
 
 def _positions(mask: int) -> list[int]:

@@ -14,6 +14,7 @@ support in libvirt all is in cells numbered 0, with siblings guessed from how ma
 from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
+from vcpusched import markup
 from vcpusched.model import CPU_ID_MAX, Cpu, CpuSet, Topology
 
 
@@ -33,8 +34,8 @@ def parse(xml: str, online: CpuSet) -> Topology:
     others to add.
     """
     try:
-        root = ET.fromstring(xml)  # noqa: S314  libvirtd made it, and libvirtd is trusted
-    except (ET.ParseError, ValueError):
+        root = markup.parse(xml)
+    except ValueError:
         return flat(online)
     nodes: dict[int, int] = {}
     siblings: dict[int, CpuSet] = {}

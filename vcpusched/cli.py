@@ -13,27 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from vcpusched import __version__, exits
+from vcpusched.text import as_json
 
 if TYPE_CHECKING:
-    from vcpusched.config import Effective, Settings
-    from vcpusched.model import Host
-    from vcpusched.snapshot import SavedState
+    from vcpusched.config import Effective
     from vcpusched.workload import Workload
-
-ONE_SHOT_PATIENCE_S: Final = 10.0
-"""How long a one-shot verb waits for libvirt beyond the period that it samples."""
-
-
-class _Refusal(Exception):  # noqa: N818  it is an answer, not a fault
-    """Ends the program with a line on stderr and an exit status."""
-
-    def __init__(self, status: int, *lines: str) -> None:
-        super().__init__(*lines)
-        self.status = status
-        self.lines = lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.verb(options)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except _Refusal as refusal:
+    except exits.Refusal as refusal:
         for line in refusal.lines:
             print(f"vcpusched: {line}", file=sys.stderr)
         return refusal.status
@@ -111,14 +98,28 @@ def _parser() -> argparse.ArgumentParser:
     snapshot.add_argument("-o", dest="output", metavar="FILE", help="write here, not to stdout")
     status = verb("status", _status, "Show how the running service is doing.")
     status.add_argument("--json", action="store_true", help="give the state as JSON")
+    verb("top", _top, "Show the host live, as the running service sees it.")
+    history = verb("history", _history, "Show what was moved, why, and whether it helped.")
+    history.add_argument(
+        "--since", dest="time", default="1d", metavar="TIME", help="such as 90s, 30m, 2h, 1d (1d)"
+    )
+    history.add_argument("--domain", default="", metavar="DOMAIN", help="only this one")
+    history.add_argument("--json", action="store_true", help="give it as JSON")
+    restore = verb("restore", _restore, "Give vCPUs their original affinity back.")
+    release = verb("release", _release, "End holds: let vCPUs be moved again.")
+    pause = verb("pause", _pause, "Have nothing moved for a while, also after a restart.")
+    pause.add_argument("--for", dest="time", metavar="TIME", help="such as 90s, 30m, 2h, 1d")
+    verb("resume", _resume, "End a pause.")
+    for reader in (restore, release):
+        reader.add_argument("domains", nargs="*", metavar="DOMAIN", help="default: all of them")
     check = verb("check-config", _check_config, "Show the settings in force and their sources.")
-    for reader in (run, plan, snapshot, check):
+    for reader in (run, plan, snapshot, restore, release, check):
         reader.add_argument("--uri", help="the libvirt of this host")
     simulate = verb(
         "simulate", _simulate, "Try the settings on a simulated host. Needs no libvirt."
     )
     _add_simulate_options(simulate)
-    for reader in (run, plan, snapshot, check, simulate):
+    for reader in (run, plan, snapshot, restore, release, check, simulate):
         reader.add_argument("--config", type=Path, metavar="FILE", help="read only this file")
     return parser
 
@@ -186,7 +187,7 @@ def _settings(options: argparse.Namespace) -> "Effective":
         return config.load(options.config, _flags(options))
     except config.ConfigError as error:
         status = exits.USAGE if error.on_command_line else exits.BAD_CONFIGURATION
-        raise _Refusal(status, *error.lines) from None
+        raise exits.Refusal(status, *error.lines) from None
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -209,48 +210,52 @@ def _run(options: argparse.Namespace) -> int:
     try:
         return daemon.serve(orders, journal.choose_log())
     except rundir.AlreadyRunningError as error:
-        raise _Refusal(exits.FAILURE, str(error)) from None
+        raise exits.Refusal(exits.FAILURE, str(error)) from None
     except rundir.RunDirectoryError as error:
         hint = "run it as root, or name a directory of your own in RUNTIME_DIRECTORY"
-        raise _Refusal(exits.NOT_PERMITTED, f"{error}; {hint}") from None
+        raise exits.Refusal(exits.NOT_PERMITTED, f"{error}; {hint}") from None
 
 
 def _plan(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import explain, planner, snapshot
+    from vcpusched import explain, planner, snapshot, source, units
 
     if options.snapshot is not None:
-        host, source = _saved(options.snapshot)
+        host, where = source.saved(options.snapshot)
     else:
-        host, source = _present(settings)
+        host, where = source.present(settings)
     policy = settings.policy()
     plan = planner.plan(host, policy)
+    untold = units.untold((cpu.cpu for cpu in host.cpus), policy.granularity)
     explanations = explain.explained(host, plan, options.explain or "")
     if options.explain is not None and not explanations:
         text = f"--explain: {json.dumps(options.explain)}: no vCPU of such a domain has a load here"
-        raise _Refusal(exits.USAGE, text)
+        raise exits.Refusal(exits.USAGE, text)
     if options.json:
         answer = snapshot.plan_as_json(plan) | {"treatment": explain.treatments_as_json(host)}
+        if untold:
+            answer["untold"] = untold
         if explanations:
             answer["explanation"] = explain.explanations_as_json(explanations)
-        print(f"vcpusched: {source}", file=sys.stderr)
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        print(f"vcpusched: {where}", file=sys.stderr)
+        print(as_json(answer, indent=2))
         return exits.OK
     from vcpusched import display
 
+    where = f"{where}\n{untold}" if untold else where
     if explanations:
-        display.show(display.draw_explanations(options.explain, explanations, source))
+        display.show(display.draw_explanations(options.explain, explanations, where))
         return exits.OK
-    display.show(display.draw_plan(host, plan, policy.balance_threshold_ppm, source))
+    display.show(display.draw_plan(host, plan, policy.balance_threshold_ppm, where))
     return exits.OK
 
 
 def _snapshot(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import snapshot
+    from vcpusched import snapshot, source
 
-    host, source = _present(settings)
-    text = json.dumps(snapshot.host_as_json(host), indent=1, ensure_ascii=False)
+    host, where = source.present(settings)
+    text = as_json(snapshot.host_as_json(host), indent=1)
     if options.output is None:
         print(text)
     else:
@@ -259,21 +264,21 @@ def _snapshot(options: argparse.Namespace) -> int:
             Path(options.output).write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             message = f"{options.output}: cannot be written: {error.strerror}"
-            raise _Refusal(exits.FAILURE, message) from None
-    print(f"vcpusched: {source}", file=sys.stderr)
+            raise exits.Refusal(exits.FAILURE, message) from None
+    print(f"vcpusched: {where}", file=sys.stderr)
     return exits.OK
 
 
 def _status(options: argparse.Namespace) -> int:
-    from vcpusched import display, explain, rundir, snapshot
-    from vcpusched.model import PPM
+    from vcpusched import display, explain, rundir, snapshot, source
+    from vcpusched.text import printable
 
     try:
-        text = _live_state()
+        text = source.live_state()
         state = snapshot.parse_state(text) if text is not None else None
         host = snapshot.saved_host(state) if state is not None else None
     except (rundir.RunDirectoryError, snapshot.SnapshotError) as error:
-        raise _Refusal(exits.DEGRADED, f"the daemon's state cannot be read: {error}") from None
+        raise exits.Refusal(exits.DEGRADED, f"the daemon's state cannot be read: {error}") from None
     if state is None or text is None:
         if options.json:
             print(json.dumps({"version": 1, "health": "not running"}))
@@ -285,34 +290,74 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         treatment = explain.treatments_as_json(host) if host is not None else []
         answer = {"health": health, **json.loads(text), "treatment": treatment}
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        print(as_json(answer, indent=2))
     else:
-        loads_ppm = {int(cpu): round(load * PPM) for cpu, load in state.loads.items()}
-        headline = f"vcpusched is {health}: {state.status}"
-        display.show(display.draw_status(headline, _status_lines(state), host, loads_ppm))
+        headline = f"vcpusched is {health}: {printable(state.status, 1000)}"
+        display.show(display.draw_status(headline, state, host, time.time()))
     return exits.OK if healthy else exits.DEGRADED
 
 
-def _status_lines(state: "SavedState") -> list[str]:
-    from vcpusched.text import printable
+def _top(_options: argparse.Namespace) -> int:
+    from vcpusched import rundir, top
 
-    age_s = max(0.0, time.time() - state.at)
-    process = f"process {state.pid} since {_clock(state.started_at, '%Y-%m-%d %H:%M:%S')}"
-    where = f"every {state.period:g} s at {printable(state.uri, 200)}"
-    lines = [f"{process}; this is from {age_s:.0f} s ago; {where}"]
-    if age_s > state.age_max_s:
-        lines.append("the process lives but has said nothing since then: it hangs, or was stopped")
-    lines += [f"failing: {printable(failing, 300)}" for failing in state.pins_failing]
-    lines += [
-        f"{_clock(pin.at, '%H:%M:%S')} pinned vCPU {pin.vcpu} of {printable(pin.domain)}:"
-        f" {printable(pin.from_cpus)} → {printable(pin.to_cpus)}"
-        for pin in state.last_pins
-    ]
-    return lines
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise exits.Refusal(exits.USAGE, 'top: needs a terminal; "vcpusched status" does not')
+    look = top.look_at(rundir.locate())
+    seen = look(top.Seen())
+    if seen.state is None:
+        print(seen.problem)
+        return exits.NOT_RUNNING
+    top.run(seen, look, sys.stdin.fileno())
+    return exits.OK
 
 
-def _clock(at_s: float, form: str) -> str:
-    return time.strftime(form, time.localtime(at_s))
+def _history(options: argparse.Namespace) -> int:
+    from vcpusched import display, history, journal, pause
+
+    now_s = time.time()
+    try:
+        since_s = now_s - pause.parse_duration(options.time)
+    except ValueError as error:
+        raise exits.Refusal(exits.USAGE, f"--since: {error}") from None
+    try:
+        entries = journal.past(history.MESSAGE_IDS, since_s - history.MARGIN_S)
+        past = history.history(entries, since_s, now_s, domain=options.domain, own_uid=os.geteuid())
+    except journal.UnreadableError as error:
+        raise exits.Refusal(exits.NOT_PERMITTED, str(error)) from None
+    except OSError as error:
+        line = f"the journal cannot be read: {error.strerror}"
+        raise exits.Refusal(exits.FAILURE, line) from None
+    if options.json:
+        print(as_json(history.as_json(past), indent=2))
+    else:
+        display.show(display.draw_history(past))
+    return exits.OK
+
+
+def _restore(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched import undo
+
+    return undo.restore(settings, options.domains)
+
+
+def _release(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched import undo
+
+    return undo.release(settings, options.domains)
+
+
+def _pause(options: argparse.Namespace) -> int:
+    from vcpusched import undo
+
+    return undo.pause(options.time)
+
+
+def _resume(_options: argparse.Namespace) -> int:
+    from vcpusched import undo
+
+    return undo.resume()
 
 
 def _check_config(options: argparse.Namespace) -> int:
@@ -327,7 +372,7 @@ def _check_config(options: argparse.Namespace) -> int:
 
 def _simulate(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import display, outcome
+    from vcpusched import display, outcome, units
     from vcpusched.scheduler import Scheduler
     from vcpusched.simulator import Place, simulate
 
@@ -335,6 +380,8 @@ def _simulate(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         workload = _workload(options, settings.period)
+        if untold := units.untold(workload.machine().cpus, settings.policy().granularity):
+            print(f"vcpusched: {untold}", file=sys.stderr)
         period_ns, place = round(settings.period * 1e9), Place(options.place)
         with display.progress("Simulating", 2 * workload.periods) as advance:
             runs = [
@@ -354,7 +401,7 @@ def _simulate(options: argparse.Namespace) -> int:
     if options.json:
         about = outcome.about_as_json(workload, place.value, period_ns)
         results = {"with": outcome.as_json(runs[0]), "without": outcome.as_json(runs[1])}
-        print(json.dumps(about | results, ensure_ascii=False))
+        print(as_json(about | results))
     else:
         display.show(display.draw_simulation(workload, *runs))
     return exits.OK
@@ -369,7 +416,7 @@ def _workload(options: argparse.Namespace, period_s: float) -> "Workload":
             for name in ("cpus", "vcpus", "mean"):
                 if getattr(options, name) is not None:
                     line = f"--{name} goes with --trace and --generate; a workload file has its own"
-                    raise _Refusal(exits.USAGE, line)
+                    raise exits.Refusal(exits.USAGE, line)
             return workload_files.read_toml(
                 options.workload, periods=options.periods, seed=options.seed
             )
@@ -392,88 +439,7 @@ def _workload(options: argparse.Namespace, period_s: float) -> "Workload":
             )
         return made if options.mean is None else workload.scaled(made, options.mean * PPM // 100)
     except workload.WorkloadError as error:
-        raise _Refusal(exits.BAD_INPUT, str(error)) from None
-
-
-def _saved(name: str) -> tuple["Host", str]:
-    from vcpusched import snapshot
-
-    where = "standard input" if name == "-" else name
-    try:
-        if name == "-" and sys.stdin is None:
-            raise _Refusal(exits.BAD_INPUT, "standard input: is closed")
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        return snapshot.parse(text), f"As saved in {where}"
-    except OSError as error:
-        raise _Refusal(exits.BAD_INPUT, f"{where}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise _Refusal(exits.BAD_INPUT, f"{where}: not a snapshot: not UTF-8 text") from None
-    except snapshot.SnapshotError as error:
-        raise _Refusal(exits.BAD_INPUT, f"{where}: {error}") from None
-
-
-def _present(settings: "Settings") -> tuple["Host", str]:
-    """Give the host as the running daemon sees it, or sample one period."""
-    from vcpusched import rundir, snapshot
-    from vcpusched.text import printable
-
-    try:
-        text = _live_state()
-        state = snapshot.parse_state(text) if text is not None else None
-        host = snapshot.saved_host(state) if state is not None else None
-    except (rundir.RunDirectoryError, snapshot.SnapshotError):
-        state = host = None  # `status` tells what is wrong with it; here it is only a shortcut
-    if state is not None and host is not None and state.uri == settings.uri:
-        age_s = max(0.0, time.time() - state.at)
-        if age_s <= state.age_max_s:
-            return host, f"As the running service (process {state.pid}) saw it {age_s:.0f} s ago"
-    host = _sampled(settings)
-    uri = printable(settings.uri, 200)
-    return host, f"Sampled {uri} for {settings.period:g} s, as no service runs whose state to use"
-
-
-def _sampled(settings: "Settings") -> "Host":
-    from vcpusched.hypervisor import HypervisorError, PermissionDeniedError
-    from vcpusched.libvirt_host import LibvirtHost
-    from vcpusched.load import Smoothing, observe
-    from vcpusched.model import ALL_CPUS, NO_CPUS
-    from vcpusched.worker import call_within
-
-    def sample_twice() -> "Host":
-        session = LibvirtHost.open(settings.uri, read_only=True)
-        # Which pCPUs are crowded is not known before the first sample.
-        asked = ALL_CPUS if settings.measure == "demand" else NO_CPUS
-        before = session.sample(asked)
-        time.sleep(settings.period)
-        smoothing = Smoothing(measure=settings.rules().smoothing.measure)
-        after = session.sample(asked)
-        return observe(before, after, smoothing=smoothing, rules=settings.house()).host
-
-    if sys.stderr.isatty():
-        print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)
-    try:
-        host: Host = call_within(settings.period + ONE_SHOT_PATIENCE_S, sample_twice)
-    except TimeoutError:
-        _end_at_once(exits.UNAVAILABLE, f"libvirt at {settings.uri} does not answer")
-    except PermissionDeniedError as error:
-        raise _Refusal(exits.NOT_PERMITTED, f"libvirt at {settings.uri}: {error}") from None
-    except HypervisorError as error:
-        raise _Refusal(exits.UNAVAILABLE, f"libvirt at {settings.uri}: {error}") from None
-    return host
-
-
-def _end_at_once(status: int, line: str) -> NoReturn:
-    """End without waiting for a thread that is stuck in a call."""
-    print(f"vcpusched: {line}", file=sys.stderr, flush=True)
-    os._exit(status)
-
-
-def _live_state() -> str | None:
-    """Give what the running daemon last wrote; None where none runs. Raises RunDirectoryError."""
-    from vcpusched import rundir
-
-    directory = rundir.locate()
-    return rundir.read_state(directory) if rundir.is_locked(directory) else None
+        raise exits.Refusal(exits.BAD_INPUT, str(error)) from None
 
 
 if __name__ == "__main__":

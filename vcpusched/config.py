@@ -48,6 +48,7 @@ _WORDS: Final = {
     "cpus": f'"{ALL}" or a list of pCPUs such as "0-3,8"',
     "exclude_cpus": f'"{ISOLATED}" or a list of pCPUs such as "0-3,8"',
     "include_domains": 'a list of names or globs of domains such as ["web*", "db"]',
+    "metrics_file": "empty, or the whole path of a file whose name ends in .prom",
     "exclude_domains": 'a list of names or globs of domains such as ["web*", "db"]',
 }
 """What a setting that is a text or a list may be."""
@@ -73,6 +74,13 @@ def _local_uri(uri: str) -> str:
     if not rest.startswith("/") or transport not in {"", "unix"}:
         raise ValueError("must be local: vcpusched runs on the host whose vCPUs it places")
     return uri
+
+
+def _metrics_file(path: str) -> str:
+    """Take what node_exporter reads: names without this ending it passes over."""
+    if path and not (path.startswith("/") and path.endswith(".prom") and path.isprintable()):
+        raise ValueError(f"must be {_WORDS['metrics_file']}")
+    return path
 
 
 def _cpus(key: str, word: str, *, least: int) -> AfterValidator:
@@ -192,6 +200,11 @@ class Settings(BaseSettings):
     exclude_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = Field(
         [], description="Names or globs of domains whose vCPUs are not moved all the same"
     )
+    on_stop: Literal["restore", "leave"] = Field(
+        "restore",
+        description="What a stop of the service does with its pins: give back the affinity that"
+        " each vCPU had before, or leave them; a restart always leaves them",
+    )
     uri: Annotated[str, AfterValidator(_local_uri)] = Field(
         "qemu:///system", description="The libvirt of this host"
     )
@@ -200,6 +213,14 @@ class Settings(BaseSettings):
     )
     exit_when_idle: bool = Field(
         default=False, description="End, with status 0, at the first look that finds no guest"
+    )
+    metrics_file: Annotated[str, AfterValidator(_metrics_file)] = Field(
+        "",
+        description="Where to write metrics for node_exporter's textfile collector each period;"
+        " empty: nowhere",
+    )
+    metrics_per_vcpu: bool = Field(
+        default=False, description="Whether the metrics tell of each vCPU, too, not only of guests"
     )
     log_level: LogLevel = Field("info", description="The least severe messages to report")
 

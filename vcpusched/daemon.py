@@ -19,15 +19,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from vcpusched import __version__, exits, journal, report, rivals, rundir
-from vcpusched.announcer import Announcer, with_settings
+from vcpusched import __version__, exits, journal, pause, report, rivals, rundir, unit
+from vcpusched.announcer import Announcer
 from vcpusched.config import ConfigError, Settings
+from vcpusched.desk import Desk
+from vcpusched.keeper import GivenBack
+from vcpusched.ledger import Changed
+from vcpusched.ledger_file import Book, LedgerFile
 from vcpusched.report import Entry, Priority, Service
-from vcpusched.scheduler import Cycle
+from vcpusched.request import Answer, Request, Verb
 from vcpusched.text import printable
 from vcpusched.worker import (
     CYCLE_MAX_S,
     Alive,
+    Answered,
     Connected,
     Crashed,
     Cycled,
@@ -51,7 +56,17 @@ CONNECT_PATIENCE_S: Final = 8.0
 """How long opening a connection may take before the status says that libvirt does not answer."""
 
 STOP_PATIENCE_S: Final = 0.5
-"""How long a stop waits for the pin under way, so that it is told; the process ends within 1 s."""
+"""How long a stop waits for the pin under way, so that it is told; the process ends within 1 s,
+unless it has pins to give back."""
+
+RESTORE_PATIENCE_S: Final = 40.0
+"""How long a stop goes on without a pin given back: longer than libvirt waits for a busy domain (30
+s), shorter than the unit's TimeoutStopSec=60, which it extends for as long as it gets on."""
+
+STOP_CONNECT_PATIENCE_S: Final = 10.0
+"""How long a stop waits for a libvirt that does not answer."""
+
+REQUESTS_S: Final = 0.5
 
 ABANDONED_MAX: Final = 4
 RIVALS_S: Final = 600.0
@@ -66,6 +81,7 @@ class _State(enum.Enum):
     IDLE = enum.auto()
     CHECKING = enum.auto()
     CYCLING = enum.auto()
+    SERVING = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +89,8 @@ class Orders:
     """How to run: what the command line says beside the settings.
 
     `reload` reads the settings anew (raises ConfigError); `open_session` connects to a URI, read
-    only where told (raises HypervisorError).
+    only where told (raises HypervisorError). A stop that gives pins back goes on for
+    `restore_patience_s` seconds without getting on.
     """
 
     settings: Settings
@@ -81,6 +98,7 @@ class Orders:
     open_session: Callable[[str, bool], Session]
     directory: Path
     once: bool = False
+    restore_patience_s: float = RESTORE_PATIENCE_S
 
 
 def serve(orders: Orders, log: journal.Log) -> int:
@@ -110,7 +128,6 @@ class _Daemon:
         self._settings = orders.settings
         self._main_thread = threading.get_ident()
         self._abandoned: list[Worker] = []
-        self._worker = self._new_worker(0)
         self._state = _State.WAITING
         self._exit_status: int | None = None
         self._number = 0
@@ -121,15 +138,15 @@ class _Daemon:
         self._next_rivals_s = now_s
         self._next_ping_s = now_s
         self._disconnected_since_s: float | None = None
+        self._restoring_since_s: float | None = None
+        self._gives_all_back = False
+        self._progress_s = now_s
         service = Service(
             pid=os.getpid(), started_at_s=time.time(), uri="", period_s=0, threshold_ppm=0
         )
-        self._say = Announcer(
-            log,
-            orders.directory,
-            with_settings(service, orders.settings),
-            orders.settings.log_level,
-        )
+        self._say = Announcer(log, orders.directory, service, orders.settings)
+        self._desk = Desk(orders.directory, self._say)
+        self._worker = self._new_worker(0)
 
     def run(self) -> int:
         """Serve until there is an exit status."""
@@ -146,8 +163,9 @@ class _Daemon:
             now_s = time.monotonic()
             self._take_outcomes(now_s)
             self._check_limits(now_s)
-            if self._exit_status is not None:
+            if self._exit_status is not None and not self._is_restoring(now_s):
                 return self._exit_status
+            self._say.paused(pause.read(self._orders.directory))
             self._begin_due(now_s)
             self._ping(now_s)
             received = signal.sigtimedwait(_SERVED, max(0.0, self._next_due_s() - time.monotonic()))
@@ -161,7 +179,44 @@ class _Daemon:
         journal.notify("STOPPING=1", "STATUS=Stopping")
         ended = self._worker.join(STOP_PATIENCE_S)
         self._take_pins()
+        self._say.end_metrics()
         return ended and all(worker.has_ended for worker in self._abandoned)
+
+    # The end: pins are given back, unless the service is about to be started again.
+
+    def _begin_stop(self) -> None:
+        """End the work; a second signal ends the giving back, too."""
+        self._worker.end_plans()
+        self._exit_status = exits.OK
+        if self._restoring_since_s is not None:
+            self._give_up("told to stop at once")
+            return
+        if self._settings.on_stop == "leave" or not self._worker.has_pins():
+            return
+        if self._settings.dry_run:
+            self._say.write(Entry(Priority.INFO, "Dry run: pins of an earlier run are left"))
+        elif unit.is_restarting():
+            self._say.write(Entry(Priority.INFO, "The service is being restarted: pins are left"))
+        else:
+            journal.notify("STOPPING=1", "STATUS=Giving original affinities back")
+            self._restoring_since_s = self._progress_s = time.monotonic()
+
+    def _is_restoring(self, now_s: float) -> bool:
+        if self._restoring_since_s is None:
+            return False
+        is_at_work = self._state in {_State.CYCLING, _State.SERVING}
+        patience_s = self._orders.restore_patience_s if is_at_work else STOP_CONNECT_PATIENCE_S
+        if now_s - self._progress_s > patience_s:
+            self._give_up("libvirt does not answer")
+            return False
+        # More time from systemd, as long as it gets on.
+        journal.notify(f"EXTEND_TIMEOUT_USEC={round((patience_s + 10) * 1e6)}")
+        return True
+
+    def _give_up(self, why: str) -> None:
+        self._restoring_since_s = None
+        text = f'Pins are left, since {why}; "vcpusched restore" gives them back'
+        self._say.write(Entry(Priority.WARNING, text))
 
     # What is due.
 
@@ -170,6 +225,13 @@ class _Daemon:
             self._next_rivals_s = now_s + RIVALS_S
             for warning in rivals.find():
                 self._say.once(warning, Entry(Priority.WARNING, warning))
+        if self._state is _State.IDLE and self._restoring_since_s is not None:
+            self._state = _State.SERVING
+            if not self._gives_all_back:
+                self._gives_all_back, self._progress_s = True, now_s
+            self._worker.carry_out(Request(Verb.RESTORE), beside_service=False)
+        elif self._state is not _State.SERVING and self._restoring_since_s is None:
+            self._serve_requests()
         if self._state is _State.WAITING and now_s >= self._next_connect_s:
             self._state = _State.CONNECTING
             self._worker.connect()
@@ -179,14 +241,15 @@ class _Daemon:
             self._next_cycle_s += self._settings.period
             if self._next_cycle_s <= now_s:
                 self._next_cycle_s = now_s + self._settings.period
-            self._worker.cycle(self._settings.rules())
+            rules = self._settings.rules()
+            self._worker.cycle(replace(rules, paused=self._say.service.paused is not None))
         elif self._state is _State.IDLE and now_s >= self._next_check_s:
             self._next_check_s = now_s + CHECK_S
             self._state = _State.CHECKING
             self._worker.check()
 
     def _next_due_s(self) -> float:
-        due = [self._next_rivals_s]
+        due = [self._next_rivals_s, time.monotonic() + REQUESTS_S]
         if journal.watchdog_interval_s() is not None:
             due.append(self._next_ping_s)
         busy_since_s = self._worker.busy_since_s
@@ -219,7 +282,8 @@ class _Daemon:
 
     def _replace_worker(self) -> None:
         """Let another worker open another connection; of the old one only pins count."""
-        self._worker.cancel()
+        self._desk.fail(exits.UNAVAILABLE, "libvirt does not answer")
+        self._worker.abandon()
         self._abandoned = [worker for worker in self._abandoned if not worker.has_ended]
         self._abandoned.append(self._worker)
         if len(self._abandoned) >= ABANDONED_MAX:
@@ -241,29 +305,57 @@ class _Daemon:
     def _take_outcomes(self, now_s: float) -> None:
         for worker in self._abandoned:
             for outcome in worker.take():
-                if isinstance(outcome, Pinned):
-                    self._say.pinned(outcome)
+                self._on_change(outcome)
         for outcome in self._worker.take():
             self._on_outcome(outcome, now_s)
+
+    def _serve_requests(self) -> None:
+        """Begin with a request, if there is one; it waits for work at hand, not for libvirt."""
+        trouble = self._say.service.trouble
+        if self._state is not _State.IDLE and trouble is None:
+            return
+        asked = self._desk.take()
+        if asked is None:
+            return
+        if self._state is not _State.IDLE:
+            self._desk.fail(exits.UNAVAILABLE, f"libvirt: {printable(trouble or '', 300)}")
+        elif self._settings.dry_run and asked.verb is Verb.RESTORE:
+            why = "the service runs with dry_run and changes no pin: stop it, then restore"
+            self._desk.fail(exits.FAILURE, why)
+        else:
+            self._state = _State.SERVING
+            self._worker.carry_out(asked, beside_service=True)
 
     def _take_pins(self) -> None:
         for worker in (*self._abandoned, self._worker):
             for outcome in worker.take():
-                if isinstance(outcome, Pinned):
-                    self._say.pinned(outcome)
-                elif isinstance(outcome, Cycled):
+                self._on_change(outcome)
+                if isinstance(outcome, Cycled):
                     self._say.plan_done(outcome.cycle)
+
+    def _on_change(self, outcome: Outcome) -> None:
+        """Tell of an affinity that was changed, by us or by another hand."""
+        if isinstance(outcome, Pinned):
+            self._say.pinned(outcome)
+        elif isinstance(outcome, Changed):
+            self._say.changed(outcome)
+        elif isinstance(outcome, GivenBack):
+            self._progress_s = time.monotonic()
+            self._say.given_back(outcome)
 
     def _on_outcome(self, outcome: Outcome, now_s: float) -> None:
         match outcome:
-            case Pinned():
-                self._say.pinned(outcome)
+            case Pinned() | Changed() | GivenBack():
+                self._on_change(outcome)
+            case Answered(answer):
+                self._state = _State.IDLE
+                self._on_answered(answer)
             case Connected():
                 self._on_connected(now_s)
             case Alive():
                 self._state = _State.IDLE
-            case Cycled(cycle):
-                self._on_cycle(cycle, now_s)
+            case Cycled():
+                self._on_cycle(outcome, now_s)
             case Lost(why, denied):
                 self._on_lost(why, now_s, denied=denied)
             case Unreadable(why, denied):
@@ -276,7 +368,16 @@ class _Daemon:
                     self._exit_status = exits.NOT_PERMITTED if denied else exits.FAILURE
             case Crashed(text):
                 self._say.write(Entry(Priority.ERROR, f"A mistake in vcpusched; ending.\n{text}"))
+                self._restoring_since_s = None
                 self._exit_status = exits.FAILURE
+
+    def _on_answered(self, answer: Answer) -> None:
+        if not self._gives_all_back:
+            self._desk.answer(answer)
+            return
+        self._restoring_since_s = None  # that is all there was to do before the end
+        for problem in answer.problems:
+            self._say.write(Entry(Priority.WARNING, f"Not given back: {problem}"))
 
     def _on_connected(self, now_s: float) -> None:
         self._state = _State.IDLE
@@ -285,6 +386,7 @@ class _Daemon:
 
     def _on_lost(self, why: str, now_s: float, *, denied: bool = False) -> None:
         self._state = _State.WAITING
+        self._desk.fail(exits.UNAVAILABLE, f"libvirt: {printable(why, 300)}")
         delay_s = RETRY_DENIED_S if denied else min(RETRY_S, self._settings.period)
         # A connection that has proven itself is opened again at once; one that falls to the first
         # question is not, or it would be opened a thousand times a second.
@@ -320,11 +422,12 @@ class _Daemon:
         self._say.service = replace(self._say.service, connected=False, trouble=why, cycle=None)
         self._say.publish()
 
-    def _on_cycle(self, cycle: Cycle, now_s: float) -> None:
+    def _on_cycle(self, cycled: Cycled, now_s: float) -> None:
+        cycle = cycled.cycle
         self._state = _State.IDLE
         self._number = cycle.number
         self._found(now_s)
-        self._say.cycled(cycle)
+        self._say.cycled(cycle, cycled.took_s, cycled.planned_s)
         if cycle.lost is not None:
             self._on_lost(cycle.lost, now_s)
             return
@@ -338,7 +441,7 @@ class _Daemon:
 
     def _handle(self, number: int) -> None:
         if number in {signal.SIGTERM, signal.SIGINT}:
-            self._exit_status = exits.OK
+            self._begin_stop()
         elif number == signal.SIGHUP:
             self._reload()
 
@@ -378,7 +481,13 @@ class _Daemon:
 
     def _new_worker(self, number: int) -> Worker:
         main_thread, settings = self._main_thread, self._settings
+        book = Book(LedgerFile(self._orders.directory), settings.uri)
+        if book.problem:
+            self._say.write(Entry(Priority.WARNING, book.problem))
+        if elsewhere := book.elsewhere():
+            self._say.once(elsewhere, Entry(Priority.WARNING, elsewhere))
         return Worker(
+            book=book,
             open_session=lambda: self._orders.open_session(settings.uri, settings.dry_run),
             wake=lambda: signal.pthread_kill(main_thread, signal.SIGUSR1),
             number=number,

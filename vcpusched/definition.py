@@ -2,22 +2,43 @@
 
 Rule: pure; takes libvirt's XML as text and gives a `Definition`.
 
-Sources: libvirt's formatdomain for `<vcpu>`, `<cputune>`, `<numatune>` and `<metadata>`; the order
-in which they hold is that of `virDomainDefGetVcpuPinInfoHelper`. An administrator writes the wish
-with `virsh metadata DOMAIN --uri urn:vcpusched:domain:1 --key vcpusched --set '<domain
+Sources: libvirt's formatdomain for `<vcpu>`, `<cputune>`, `<numatune>`, the cells of `<cpu>` and
+`<metadata>`; the order in which masks hold is that of `virDomainDefGetVcpuPinInfoHelper`. Of a
+strict or restrictive `<numatune>` libvirt makes memory policies and `cpuset.mems`; it keeps no vCPU
+near that memory (only QEMU while it starts), so that is for us to do. An administrator writes the
+wish with `virsh metadata DOMAIN --uri urn:vcpusched:domain:1 --key vcpusched --set '<domain
 policy="hold"/>'`, and with `--live`, `--config` or both.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 from xml.etree import ElementTree as ET
 
+from vcpusched import markup
 from vcpusched.model import ALL_CPUS, NO_CPUS, PPM, SHARES, CpuSet, Definition
 
 NAMESPACE: Final = "urn:vcpusched:domain:1"
 """The namespace of the metadata element in which a domain asks us for something."""
 
+ORIGIN: Final = "urn:vcpusched:origin:1"
+"""The namespace of the element that we write into a running domain before we pin it: where its
+vCPUs were before, so that it goes with the guest wherever that goes, as our pins do.
+
+Live pins are part of what is migrated and saved, and some managers make a persistent definition of
+it: without this our pins would be the administrator's there.
+"""
+
+ANYWHERE: Final = "all"
+"""What the element says of a vCPU that may be on any pCPU, since other hosts have others."""
+
 _REALTIME: Final = frozenset({"fifo", "rr"})
+
+_BINDING: Final = frozenset({"strict", "restrictive"})
+"""Modes of `<numatune>` in which memory comes from the nodes named or from nowhere."""
+
+VCPUS_MAX: Final = 65_536
+"""More than any hypervisor takes: bounds what XML can make us allocate."""
 
 QUOTA_PERIOD_US: Final = 100_000
 """What a quota is given for where the definition names no period, as libvirt and the kernel do."""
@@ -29,13 +50,11 @@ def parse(xml: str) -> Definition:
     A `<vcpupin>` outranks `<vcpu cpuset>`, which outranks all pCPUs; with `placement='auto'`
     libvirt ignores the cpuset. Pins of emulator and I/O threads say nothing about vCPUs.
     """
-    try:
-        root = ET.fromstring(xml)  # noqa: S314  libvirtd made it, and libvirtd is trusted
-    except ET.ParseError as error:
-        raise ValueError(str(error)) from None
-    nodes, strict = _memory(root)
+    root = markup.parse(xml)
+    allowed = _allowed(root)
+    nodes, strict = _memory(root, allowed)
     return Definition(
-        allowed=_allowed(root),
+        allowed=allowed,
         realtime=frozenset(
             vcpu
             for scheduler in root.iterfind("cputune/vcpusched")
@@ -47,18 +66,21 @@ def parse(xml: str) -> Definition:
         shares=int(root.findtext("cputune/shares") or SHARES),
         quota_ppm=_quota_ppm(root),
         wish=_wish(root),
+        origin=_origin(root),
     )
 
 
 def combined(live: Definition, stated: Definition) -> Definition:
     """Combine what a domain runs with and what its definition states for good.
 
-    Where vCPUs may be is for the stated one to say: in the live one are pins of ours. A vCPU that
+    Where vCPUs may be is for the stated one to say: in the live one are pins of ours. Where these
+    have got into the stated one, our mark has, too, and says where they were before. A vCPU that
     either calls a realtime one is one. The live wish outranks the stated one.
     """
     return replace(
         live,
-        allowed=stated.allowed,
+        allowed={vcpu: stated.origin.get(vcpu, cpus) for vcpu, cpus in stated.allowed.items()},
+        booked=live.allowed,
         realtime=live.realtime | stated.realtime,
         wish=stated.wish if live.wish is None else live.wish,
     )
@@ -68,6 +90,8 @@ def _allowed(root: ET.Element) -> dict[int, CpuSet]:
     count, default = 1, ALL_CPUS
     for vcpu in root.iterfind("vcpu"):
         count = int(vcpu.text or "1")
+        if count > VCPUS_MAX:
+            raise ValueError(f"it has {count} vCPUs")
         cpuset = vcpu.get("cpuset")
         if cpuset and vcpu.get("placement") != "auto":
             default = CpuSet.parse(cpuset)
@@ -77,15 +101,52 @@ def _allowed(root: ET.Element) -> dict[int, CpuSet]:
     return allowed
 
 
-def _memory(root: ET.Element) -> tuple[frozenset[int], bool]:
-    """Give the NUMA nodes of the memory; those of a guest's own nodes where these are bound."""
-    nodes, strict = NO_CPUS, False
-    for name in ("memory", "memnode"):
-        for memory in root.iterfind(f"numatune/{name}"):
-            # A list of nodes has the syntax of a list of pCPUs.
-            nodes |= CpuSet.parse(memory.get("nodeset", ""))
-            strict = strict or memory.get("mode", "strict") == "strict"
-    return frozenset(nodes), strict and bool(nodes)
+def _memory(
+    root: ET.Element, vcpus: Iterable[int]
+) -> tuple[dict[int, frozenset[int]], frozenset[int]]:
+    """Give the NUMA nodes of the memory beside each vCPU, and the vCPUs for which it must be there.
+
+    A vCPU of a guest with NUMA cells of its own is beside the memory of its cell; one in no cell
+    beside all of it.
+    """
+    general = [_bound(memory) for memory in root.iterfind("numatune/memory")]
+    by_cell = {
+        int(memory.get("cellid", "")): _bound(memory)
+        for memory in root.iterfind("numatune/memnode")
+    }
+    cell_of = {
+        vcpu: int(cell.get("id", number))
+        for number, cell in enumerate(root.iterfind("cpu/numa/cell"))
+        for vcpu in CpuSet.parse(cell.get("cpus", ""))
+    }
+    nodes: dict[int, frozenset[int]] = {}
+    strict: set[int] = set()
+    for vcpu in vcpus:
+        cell = cell_of.get(vcpu)
+        bounds = [by_cell[cell]] if cell in by_cell else general
+        if cell is None:
+            bounds = [*general, *by_cell.values()]
+        elif not any(is_strict for _, is_strict in bounds):
+            # The strict nodes of the whole guest are no less strict for a cell.
+            bounds = [bound for bound in general if bound[1]] or bounds
+        there = CpuSet.of(node for near, _ in bounds for node in near)
+        if there and not any(is_strict and not near for near, is_strict in bounds):
+            nodes[vcpu] = frozenset(there)
+        if any(is_strict for _, is_strict in bounds):
+            strict.add(vcpu)
+    return nodes, frozenset(strict)
+
+
+def _bound(memory: ET.Element) -> tuple[CpuSet, bool]:
+    """Give the nodes that an element of `<numatune>` names, and whether memory must be there.
+
+    With `placement='auto'` they are those that numad advised when the guest was started, which only
+    libvirtd knows, and a nodeset is passed over.
+    """
+    auto = memory.get("placement") == "auto"
+    # A list of nodes has the syntax of a list of pCPUs.
+    nodes = NO_CPUS if auto else CpuSet.parse(memory.get("nodeset", ""))
+    return nodes, memory.get("mode", "strict") in _BINDING
 
 
 def _quota_ppm(root: ET.Element) -> int:
@@ -93,6 +154,34 @@ def _quota_ppm(root: ET.Element) -> int:
     quota_us = int(root.findtext("cputune/quota") or -1)
     period_us = int(root.findtext("cputune/period") or 0) or QUOTA_PERIOD_US
     return min(PPM, quota_us * PPM // period_us) if quota_us > 0 else PPM
+
+
+def origin_xml(origin: Mapping[int, CpuSet]) -> str:
+    """Give the element that says where vCPUs were; `ALL_CPUS` is told as such.
+
+    libvirt puts it into the namespace when it is set.
+    """
+    element = ET.Element("origin")
+    for vcpu, cpus in sorted(origin.items()):
+        told = ANYWHERE if cpus == ALL_CPUS else str(cpus)
+        ET.SubElement(element, "vcpu", id=str(vcpu), cpus=told)
+    return ET.tostring(element, encoding="unicode")
+
+
+def _origin(root: ET.Element) -> dict[int, CpuSet]:
+    """Give what the element says; nothing where it says what nobody of us would write."""
+    found = {}
+    try:
+        for vcpu in root.iterfind(f"metadata/{{{ORIGIN}}}origin/{{*}}vcpu"):
+            told = vcpu.get("cpus", "")
+            cpus = ALL_CPUS if told == ANYWHERE else CpuSet.parse(told)
+            number = int(vcpu.get("id", ""))
+            if not cpus or number < 0:
+                return {}
+            found[number] = cpus
+    except ValueError:
+        return {}
+    return found
 
 
 def _wish(root: ET.Element) -> str | None:

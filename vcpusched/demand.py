@@ -32,6 +32,10 @@ WAITS_PPM: Final = 50_000
 """A vCPU that waited for so much of the time really waits: below it is the usual jostling of
 threads that share a pCPU."""
 
+UNDISTURBED_WAIT_PPM: Final = 20_000
+"""A vCPU that waited for no more of the time was served with all that it wanted: alone on its pCPU
+it waits for a few parts in a thousand, for the kernel's own threads."""
+
 INTERVAL_MIN_NS: Final = 200_000_000
 """Two readings closer than this say nothing: CPU time is counted in steps of 10 ms, so an error of
 5 % of a pCPU would be usual."""
@@ -65,6 +69,16 @@ def wait_ppm(before: Waited | None, after: Waited | None) -> int:
     interval_ns = after.at_ns - before.at_ns
     waited_ns = after.wait_ns - before.wait_ns - (after.throttled_ns - before.throttled_ns)
     return max(0, waited_ns) * PPM // interval_ns if interval_ns >= INTERVAL_MIN_NS else 0
+
+
+def is_undisturbed(before: Waited | None, after: Waited | None, busy: int) -> bool:
+    """Tell whether a vCPU got what it wanted, from its wait and how busy its freest pCPU was.
+
+    Where it was not asked, its pCPU was free for a fifth of the time.
+    """
+    if before is None or after is None:
+        return busy < CROWDED_PPM
+    return busy < CROWDED_PPM or wait_ppm(before, after) < UNDISTURBED_WAIT_PPM
 
 
 def demand_ppm(usage_ppm: int, before: Waited | None, after: Waited | None, busy: int) -> int:

@@ -1,88 +1,58 @@
 """Draws a host, a plan and the service's state for a person at a terminal.
 
-Rule: the only import of `rich`; draws values, asks nobody. Where the output is no terminal, rich
-leaves colours out and the same text stays.
+Rule: draws values, asks nobody. Where the output is no terminal, rich leaves colours out and the
+same text stays.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from vcpusched import explain
+from vcpusched import drawing, explain, history
 from vcpusched.explain import Explanation
-from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu
+from vcpusched.history import Event, History
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, VcpuId
 from vcpusched.outcome import Result, VcpuResult
 from vcpusched.planner import Plan, Stop
 from vcpusched.report import cpus_text, points
+from vcpusched.snapshot import SavedState
 from vcpusched.text import printable
 from vcpusched.workload import Workload
 
-BAR_LENGTH: Final = 20
-_EIGHTHS: Final = " ▏▎▍▌▋▊▉"
-_HOT_PPM: Final = 900_000
-_WARM_PPM: Final = 600_000
 _LINE_LENGTH: Final = 40
-_LEVELS: Final = "▁▂▃▄▅▆▇█"
-ROWS_MAX: Final = 64
-"""Above this many pCPUs, those without any vCPU are summed up in one row."""
+
+LINES_MAX: Final = 40
+"""Of the guests that stay and of those that may be moved no more are told to a person."""
 
 
 def show(*parts: RenderableType) -> None:
     """Print to standard output, as wide as the terminal; plain and unwrapped when piped."""
-    console = Console(highlight=False)
-    if console.is_terminal:
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, emoji=False, width=200)
+    with console.capture() as capture:
         console.print(*parts, sep="\n")
-        return
-    wide = Console(highlight=False, width=200)
-    with wide.capture() as capture:
-        wide.print(*parts, sep="\n")
-    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
-
-
-def draw_host(host: Host, loads_ppm: Mapping[int, int], moved: Mapping[Any, CpuSet]) -> Table:
-    """Draw every pCPU with its load and the vCPUs on it; `moved` are affinities to come."""
-    on_cpu: dict[int, list[Text]] = {cpu.id: [] for cpu in host.cpus}
-    floating: list[Text] = []
-    managed = host.online
-    for vcpu in sorted(host.vcpus, key=lambda vcpu: (-vcpu.load_ppm, vcpu.id)):
-        cpus = moved.get(vcpu.id, vcpu.cpus)
-        label = _label(vcpu, new=vcpu.id in moved)
-        if len(cpus) == 1:
-            on_cpu.setdefault(next(iter(cpus)), []).append(label)
-        else:
-            floating.append(label.append(f" on {cpus}"))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("pCPU", justify="right")
-    table.add_column("load", min_width=BAR_LENGTH, no_wrap=True)
-    table.add_column("", justify="right", no_wrap=True)
-    table.add_column("vCPUs pinned here, with their load in percent", overflow="fold")
-    empty = 0
-    for cpu, labels in on_cpu.items():
-        load_ppm = loads_ppm.get(cpu, 0)
-        if len(on_cpu) > ROWS_MAX and not labels and load_ppm < PPM_PER_POINT:
-            empty += 1
-            continue
-        percent = f"{load_ppm / PPM_PER_POINT:.0f} %" if cpu in managed else "not managed"
-        table.add_row(str(cpu), _bar(load_ppm), percent, Text(", ").join(labels))
-    if empty:
-        table.add_row("", "", "", f"{empty} more pCPUs are idle")
-    if floating:
-        table.add_row("float", "", "", Text(", ").join(floating))
-    return table
+    text = drawing.fitting(capture.get(), console.encoding)
+    print("\n".join(line.rstrip() for line in text.splitlines()))
 
 
 def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
-    """Draw the host before, each move with its reason, and the host after."""
+    """Draw the host before and after, and each move with its reason."""
     threshold = f"threshold {threshold_ppm / PPM_PER_POINT:g}"
+    before_ppm = dict(plan.loads_before_ppm)
+    then: tuple[Mapping[int, int], Mapping[VcpuId, CpuSet]] | tuple[()] = ()
+    if plan.moves:
+        then = dict(plan.loads_after_ppm), {move.vcpu: move.to_cpus for move in plan.moves}
     parts: list[RenderableType] = [
         Text(source),
         Text(),
-        draw_host(host, dict(plan.loads_before_ppm), {}),
+        drawing.draw_host(host, before_ppm, *then),
         Text(),
         *_treatments(host),
     ]
@@ -108,29 +78,72 @@ def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
     if plan.refused:
         end = f"more was planned, but that {plan.refused}"
     parts.append(f"{count}, and the gap goes from {before} to {after} ({threshold}); {end}:")
+    digits = len(str(len(plan.moves)))
     for number, move in enumerate(plan.moves, 1):
-        line = Text(f"  {number}. vCPU {move.vcpu.vcpu} of {printable(move.domain)} ", "bold")
-        line.append(f"from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}", "bold")
+        whose = f"vCPU {move.vcpu.vcpu} of {printable(move.domain)}"
+        line = Text(
+            f"{whose} from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}", "bold"
+        )
         line.append(f": {move.reason}", "not bold")
-        parts.append(line)
-    moved = {move.vcpu: move.to_cpus for move in plan.moves}
-    parts += [
-        Text(),
-        Text("Then:"),
-        Text(),
-        draw_host(host, dict(plan.loads_after_ppm), moved),
-    ]
+        parts.append(_hanging(f"  {number:{digits}}. ", line))
     return Group(*parts)
 
 
-def draw_status(
-    headline: str, lines: Sequence[str], host: Host | None, loads_ppm: Mapping[int, int]
-) -> Group:
+def draw_status(headline: str, state: SavedState, host: Host | None, now_s: float) -> Group:
     """Draw the state of the service."""
-    parts: list[RenderableType] = [Text(headline, "bold"), *(Text(line) for line in lines)]
+    parts: list[RenderableType] = [Text(headline, "bold"), Text(), _facts(state, now_s)]
     if host is not None:
-        parts += [Text(), draw_host(host, loads_ppm, {}), Text(), *_treatments(host)]
+        loads_ppm = {int(cpu): round(load * PPM) for cpu, load in state.loads.items()}
+        parts += [Text(), drawing.draw_host(host, loads_ppm)]
+    alone = [
+        f"pCPUs {printable(left.cpus)} are left alone: {left.why}" for left in state.left_alone
+    ]
+    parts += [Text()] if host is not None or alone else []
+    parts += [Text(printable(line, 300)) for line in alone]
+    parts += _treatments(host)[:-1] if host is not None else []
+    if state.last_pins:
+        pins = drawing.table("last pins", "vCPU", "_places", "why", fold="why")
+        for pin in state.last_pins:
+            whose = f"{printable(pin.domain)}/{pin.vcpu}"
+            places = f"{printable(pin.from_cpus)} → {printable(pin.to_cpus)}"
+            when = drawing.clock(pin.at, "%m-%d %H:%M:%S")
+            pins.add_row(when, whose, places, Text(printable(pin.reason, 400)))
+        parts += [Text(), pins]
     return Group(*parts)
+
+
+def _facts(state: SavedState, now_s: float) -> Table:
+    """Draw what is known of the service, a line for each."""
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    age_s = max(0.0, now_s - state.at)
+
+    def fact(name: str, what: str | Text) -> None:
+        facts.add_row(name, what if isinstance(what, Text) else Text(what))
+
+    started = drawing.clock(state.started_at)
+    fact("process", f"{state.pid}, since {started}, at {printable(state.uri, 200)}")
+    fact("last cycle", f"number {state.cycle}, {age_s:.0f} s ago; one every {state.period:g} s")
+    if age_s > state.age_max_s:
+        fact("", "the process lives but has said nothing since then: it hangs, or was stopped")
+    if state.dry_run:
+        fact("dry run", "nothing is changed")
+    if state.gap is not None:
+        gap_ppm, threshold_ppm = (
+            round(state.gap * PPM),
+            round(state.balance_threshold * PPM_PER_POINT),
+        )
+        gauge = drawing.gauge(gap_ppm, threshold_ppm)
+        threshold = f" {points(gap_ppm)}, threshold {state.balance_threshold:g}"
+        fact("gap", gauge + Text(threshold))
+    counts = f"{state.pins_last_hour} in the last hour, {state.pins_last_day} in the last day"
+    fact("pins", f"{counts}, {state.pins} since it started")
+    if state.untold:
+        fact("untold", printable(state.untold, 300))
+    for failing in state.pins_failing:
+        fact("failing", Text(printable(failing, 300), drawing.HOT))
+    return facts
 
 
 def draw_explanations(domain: str, explanations: Sequence[Explanation], source: str) -> Group:
@@ -142,6 +155,9 @@ def draw_explanations(domain: str, explanations: Sequence[Explanation], source: 
 def _treatments(host: Host) -> list[RenderableType]:
     """Draw who may be moved and who may not, and a blank line, if there is anybody."""
     lines = explain.told(host)
+    if len(lines) > LINES_MAX:
+        more = f"… and {len(lines) - LINES_MAX} more (--json tells all)"
+        lines = [*lines[: LINES_MAX - 1], more, lines[-1]]
     return [*(Text(line) for line in lines), Text()] if lines else []
 
 
@@ -153,6 +169,41 @@ def draw_settings(rows: Sequence[tuple[str, str, str]]) -> Table:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def draw_history(past: History) -> Group:
+    """Draw what was moved, why, and whether it helped, the oldest first."""
+    parts: list[RenderableType] = []
+    for event in past.events:
+        parts += [*_event(event, past.until_s), Text()]
+    since = drawing.clock(past.since_s)
+    return Group(*parts, Text(f"{history.summary(past)}, since {since}.", "bold"))
+
+
+def _event(event: Event, now_s: float) -> Iterator[RenderableType]:
+    yield Text(f"{drawing.clock(event.at_s)}  {history.headline(event)}", "bold")
+    rows = history.figures(event)
+    if rows:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("", min_width=4)
+        for heading in ("before", "planned", "measured"):
+            table.add_column(heading, justify="right")
+        for row in rows:
+            table.add_row(*row)
+        yield Padding(table, (0, 0, 0, 4))
+    if came := history.came_of_it(event, now_s):
+        yield _hanging("  → ", came)
+    for moved in event.moves:
+        yield _hanging("  · ", history.sentence(moved))
+
+
+def _hanging(mark: str, text: str | Text) -> Table:
+    """Draw a text beside a mark, so that its further lines are as far in as its first."""
+    grid = Table.grid()
+    grid.add_column(no_wrap=True, min_width=len(mark))
+    grid.add_column(overflow="fold")
+    grid.add_row(mark, text if isinstance(text, Text) else Text(text))
+    return grid
 
 
 @contextlib.contextmanager
@@ -198,7 +249,7 @@ def _line(run: Result, highest_ppm: int) -> str:
     for column in range(length):
         first, last = (len(gaps_ppm) * end // length for end in (column, column + 1))
         mean_ppm = sum(gaps_ppm[first:last]) // (last - first)
-        line += _LEVELS[mean_ppm * (len(_LEVELS) - 1) // max(1, highest_ppm)]
+        line += drawing.LEVELS[mean_ppm * (len(drawing.LEVELS) - 1) // max(1, highest_ppm)]
     return line
 
 
@@ -221,15 +272,3 @@ def _pins(run: Result) -> str:
     text = f"{len(run.pins)} in {run.plans} plan{'' if run.plans == 1 else 's'}"
     text += f", {run.moved_back} of them back" if run.moved_back else ""
     return text + (f"; {run.refused} refused" if run.refused else "")
-
-
-def _label(vcpu: Vcpu, *, new: bool) -> Text:
-    name = f"{printable(vcpu.domain)}/{vcpu.id.vcpu} {vcpu.load_ppm / PPM_PER_POINT:.0f}"
-    return Text(name + (" ←" if new else ""), "bold" if new else "")
-
-
-def _bar(load_ppm: int) -> Text:
-    eighths = min(load_ppm, PPM) * BAR_LENGTH * 8 // PPM
-    bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
-    style = "red" if load_ppm >= _HOT_PPM else "yellow" if load_ppm >= _WARM_PPM else "cyan"
-    return Text(bar, style)

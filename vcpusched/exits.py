@@ -1,4 +1,7 @@
-"""The exit statuses that scripts and systemd rely on; above 64 they are those of sysexits(3)."""
+"""The exit statuses that scripts and systemd rely on; above 64 they are those of sysexits(3).
+
+Rule: numbers, and the exception that carries one.
+"""
 
 from typing import Final
 
@@ -11,3 +14,12 @@ BAD_INPUT: Final = 65
 UNAVAILABLE: Final = 69
 NOT_PERMITTED: Final = 77
 BAD_CONFIGURATION: Final = 78
+
+
+class Refusal(Exception):  # noqa: N818  it is an answer, not a fault
+    """Ends the program with a line on stderr and an exit status."""
+
+    def __init__(self, status: int, *lines: str) -> None:
+        super().__init__(*lines)
+        self.status = status
+        self.lines = lines

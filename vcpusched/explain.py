@@ -7,9 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vcpusched.model import PPM_PER_POINT, CpuSet, Host, Vcpu
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu
 from vcpusched.planner import Plan, Stop
 from vcpusched.text import printable
+
+NAMES_MAX: Final = 24
+"""Of those that may be moved, so many are named to a person."""
 
 _ENDS: Final = {
     Stop.BALANCED: "the plan balances the host with other vCPUs",
@@ -22,7 +25,7 @@ _ENDS: Final = {
 class Treatment:
     """vCPUs of one domain that are treated alike; `all_of_it` when it has no others.
 
-    `why` says why they are held, or what asks for them to be moved.
+    `why` says why they are held, or what asks for them to be moved or narrows where to.
     """
 
     domain: str
@@ -74,7 +77,8 @@ def told(host: Host) -> list[str]:
         else:
             movable.append(treated.whose + (f" ({treated.why})" if treated.why else ""))
     if movable:
-        lines.append(f"May be moved: {', '.join(movable)}")
+        more = f" and {len(movable) - NAMES_MAX} more" if len(movable) > NAMES_MAX else ""
+        lines.append(f"May be moved: {', '.join(movable[:NAMES_MAX])}{more}")
     return lines
 
 
@@ -150,6 +154,9 @@ def _why_not(host: Host, plan: Plan, vcpu: Vcpu, loads_ppm: Mapping[int, int]) -
         yield "this plan only pins vCPUs that float"
     beside = [other for other in host.vcpus if other.is_bound and other.cpus == vcpu.cpus]
     load_ppm = loads_ppm.get(next(iter(vcpu.cpus)), 0)
+    differ = len({cpu.cpu.capacity_ppm for cpu in host.cpus}) > 1
+    if differ and len(beside) == 1 and load_ppm <= PPM:
+        yield "it is alone on its pCPU, which is enough for it"
     if len(beside) == 1 and load_ppm == max(loads_ppm.values(), default=0):
         yield "it is alone on the busiest pCPU, and elsewhere it would be as busy"
     yield _ENDS[plan.stop]

@@ -227,7 +227,7 @@ class _Filling:
                 best = vcpu, other
             # To go where there is less room is no better.
             left = [vcpu for vcpu in left if not self._may(vcpu, other)]
-            if not left:
+            if not left and not self._is_close:
                 break
         if best[0] >= 0:
             self._move(*best)
@@ -290,9 +290,9 @@ class _Filling:
         return dict.fromkeys([first, *(cpu for _, cpu in self._busiest[:GIVERS_MAX])])
 
     def _takers(self, source: int, first: int) -> Iterable[int]:
-        """Give the pCPUs to try for one that has too much, those with the most room first."""
+        """Give the pCPUs to try for one that has too much; if not all, the most room first."""
         if self._is_close:
-            return sorted(self._taking, key=self._level.__getitem__)
+            return self._taking
         reach = 0
         for _, vcpu in self._own[source]:
             reach |= self._task.may[vcpu]

@@ -12,9 +12,12 @@ Terms: managed pCPUs are those that are balanced at all. Set aside are those tha
     guests, and those that a definition dedicates to a single vCPU. A pool is a live affinity of
     several pCPUs that differs from what the definition says: somebody keeps it, so it is obeyed.
     Where vCPUs are pinned to sets of pCPUs, such a set is no pool but a place like a single one.
+    Near a vCPU whose memory is strictly on some NUMA nodes are the pCPUs of these nodes; near every
+    other all pCPUs are.
 Order: the guest's metadata outranks the administrator's lists of domains, since it is the finer
     word; a wish that is not understood holds the guest, since the next likely meaning of a typo in
-    "hold" is "hold". A definition's mask is never left, whoever asks.
+    "hold" is "hold". A definition's mask is never left, whoever asks, nor what is near; who is
+    outside of either may come in.
 Properties: a guest that cannot be read keeps what is reserved for it. No answer depends on the
     order of domains or vCPUs.
 """
@@ -76,6 +79,18 @@ class HouseRules:
             return named - self.exclude_cpus
         return named - set_aside if self.cpus is None else named
 
+    def why_left_alone(self, cpu: int, set_aside: CpuSet) -> str:
+        """Say why a pCPU that is online is not managed; nothing when it is."""
+        if cpu in self.managed(CpuSet.of([cpu]), set_aside):
+            return ""
+        if self.cpus is not None and cpu not in self.cpus:
+            return "not in cpus"
+        return (
+            "excluded by exclude_cpus"
+            if self.exclude_cpus is not None
+            else "set aside by the kernel"
+        )
+
     def why_held(self, name: str, definition: Definition) -> str:
         """Say why no vCPU of a domain may be moved; nothing when some may be."""
         if not definition.allowed:
@@ -111,7 +126,8 @@ def why_unclear(definition: Definition) -> str:
 class Standing:
     """Whether a vCPU may be moved, and where to.
 
-    `why` says why it is `fixed`; of one that is not, what asks for it to be moved, if anything.
+    `why` says why it is `fixed`; of one that is not, what asks for it to be moved or narrows where
+    to, if anything.
     """
 
     allowed: CpuSet
@@ -124,7 +140,8 @@ class Standing:
 class House:
     """The rules as they apply to one sample; `reserved_by` is what each domain reserves.
 
-    `units` are the sets of several pCPUs that vCPUs are pinned to.
+    `units` are the sets of several pCPUs that vCPUs are pinned to, `nodes` the pCPUs of each NUMA
+    node that is known, `left_alone` those that are online and not managed, by the reason.
     """
 
     rules: HouseRules
@@ -133,6 +150,8 @@ class House:
     reserved_by: Mapping[DomainUuid, CpuSet] = field(default_factory=dict)
     reserved: CpuSet = NO_CPUS
     units: frozenset[CpuSet] = frozenset()
+    nodes: Mapping[int, CpuSet] = field(default_factory=dict)
+    left_alone: Mapping[str, CpuSet] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rules: HouseRules, sample: Sample, before: "House | None" = None) -> Self:
@@ -149,15 +168,26 @@ class House:
             everywhere |= reserved & managed
         cpus = [cpu for cpu in sample.topology.cpus if cpu.id in managed]
         units = frozenset(unit for unit in sets(cpus, rules.granularity) if len(unit) > 1)
-        return cls(rules, managed, sample.set_aside, reserved_by, everywhere, units)
+        nodes: dict[int, CpuSet] = {}
+        for cpu in sample.topology.cpus:
+            if cpu.node is not None:
+                nodes[cpu.node] = nodes.get(cpu.node, NO_CPUS) | CpuSet.of([cpu.id])
+        left_alone: dict[str, CpuSet] = {}
+        for number in sample.topology.online - managed:
+            why = rules.why_left_alone(number, sample.set_aside)
+            left_alone[why] = left_alone.get(why, NO_CPUS) | CpuSet.of([number])
+        return cls(
+            rules, managed, sample.set_aside, reserved_by, everywhere, units, nodes, left_alone
+        )
 
     def standing(self, domain: DomainReading, reading: VcpuReading) -> Standing:
         """Judge one vCPU."""
         definition, affinity = domain.definition, reading.affinity
         targets = self._targets(definition, reading.vcpu)
         spread = definition.wish == Wish.SPREAD
-        why = self._why_held(domain.name, definition, reading.vcpu)
-        if not why and (len(affinity) == 1 or affinity in self.units):
+        why = reading.held or self._why_held(domain.name, definition, reading.vcpu)
+        ours = affinity in self.units if reading.ours is None else reading.ours
+        if not why and (len(affinity) == 1 or ours):
             why = self._why_bound(definition, reading, targets)
         elif not why:
             reach = definition.allowed[reading.vcpu] & self.managed
@@ -168,8 +198,11 @@ class House:
             why = "" if targets else "all pCPUs that it may use are reserved"
         if why:
             return Standing(targets, fixed=True, why=why, spread=spread)
-        asked = f"its metadata asks for {definition.wish}" if definition.wish is not None else ""
-        return Standing(targets, why=asked, spread=spread)
+        asked = [f"its metadata asks for {definition.wish}"] if definition.wish is not None else []
+        strict = reading.vcpu in definition.memory_strict
+        if strict and not self.managed.is_within(self._near(definition, reading.vcpu)):
+            asked.append(f"its memory must be on {_nodes_of(definition, reading.vcpu)}")
+        return Standing(targets, why=", ".join(asked), spread=spread)
 
     def _why_held(self, name: str, definition: Definition, vcpu: int) -> str:
         """Say why a vCPU may not be moved, wherever it is; nothing when it may."""
@@ -180,8 +213,19 @@ class House:
             return "a realtime vCPU"
         if vcpu not in definition.allowed:
             return "its definition does not name it"
-        if not definition.allowed[vcpu] & self.managed:
+        return self._why_nowhere(definition, vcpu)
+
+    def _why_nowhere(self, definition: Definition, vcpu: int) -> str:
+        """Say why its definition leaves a vCPU no managed pCPU; nothing when it does."""
+        mask = definition.allowed[vcpu] & self.managed
+        if not mask:
             return "its definition allows no managed pCPU"
+        near = self._near(definition, vcpu)
+        if not near:
+            return f"which pCPUs are on {_nodes_of(definition, vcpu)} is not known"
+        if not mask & near:
+            there = _nodes_of(definition, vcpu)
+            return f"its definition allows no managed pCPU of {there}, where its memory must be"
         return ""
 
     def _why_bound(self, definition: Definition, reading: VcpuReading, targets: CpuSet) -> str:
@@ -191,8 +235,12 @@ class House:
             return f"it is on pCPU {affinity}, which is not managed"
         if not targets.is_within(affinity):
             return ""
-        if (definition.allowed[reading.vcpu] & self.managed).is_within(affinity):
+        mask = definition.allowed[reading.vcpu] & self.managed
+        if mask.is_within(affinity):
             return "its definition allows no other pCPU"
+        if (mask & self._near(definition, reading.vcpu)).is_within(affinity):
+            there = _nodes_of(definition, reading.vcpu)
+            return f"its definition allows no other pCPU of {there}, where its memory must be"
         return "all other pCPUs are reserved"
 
     def objection(self, name: str, definition: Definition, vcpu: int, to_cpus: CpuSet) -> str:
@@ -206,8 +254,31 @@ class House:
 
     def _targets(self, definition: Definition, vcpu: int) -> CpuSet:
         stated = definition.allowed.get(vcpu, NO_CPUS)
+        near = self._near(definition, vcpu) & self.managed
         # Only who names a reserved pCPU may go there, not who may go anywhere.
-        return self.managed - self.reserved if stated == ALL_CPUS else stated & self.managed
+        return near - self.reserved if stated == ALL_CPUS else near & stated
+
+    def _near(self, definition: Definition, vcpu: int) -> CpuSet:
+        """Give the pCPUs near a vCPU; none where they are not known."""
+        if vcpu not in definition.memory_strict:
+            return ALL_CPUS
+        nodes = definition.memory_nodes.get(vcpu)
+        if nodes is None:
+            # On one node it does not matter which ones were chosen.
+            return ALL_CPUS if len(self.nodes) == 1 else NO_CPUS
+        near = NO_CPUS
+        for node in nodes:
+            near |= self.nodes.get(node, NO_CPUS)
+        return near
+
+
+def _nodes_of(definition: Definition, vcpu: int) -> str:
+    """Name the NUMA nodes that the memory beside a vCPU must be on."""
+    nodes = definition.memory_nodes.get(vcpu)
+    if nodes is None:
+        return "the nodes that numad chose for its memory"
+    # A list of nodes reads like a list of pCPUs.
+    return f"node{'s' if len(nodes) > 1 else ''} {CpuSet.of(nodes)}"
 
 
 def _reserved(domain: DomainReading, managed: CpuSet) -> CpuSet:

@@ -4,6 +4,7 @@ Rule: a protocol and its errors, nothing else. It exists because two implementat
 and a host in memory.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from vcpusched.model import CpuSet, Definition, DomainUuid, Sample, VcpuId
@@ -29,6 +30,10 @@ class BusyError(HypervisorError):
     """The domain is in the middle of something (a migration, a save) that excludes pinning."""
 
 
+class NotRecordedError(HypervisorError):
+    """What undoing a pin takes could not be kept, so it was not made; no domain is to blame."""
+
+
 class Hypervisor(Protocol):
     """One host's hypervisor. Every method may block, and raises a `HypervisorError`."""
 
@@ -43,3 +48,13 @@ class Hypervisor(Protocol):
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set the live affinity of one vCPU; its domain's definition stays as it is."""
+
+
+class MarkingHypervisor(Hypervisor, Protocol):
+    """A hypervisor whose domains can carry a mark of ours wherever they go."""
+
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+        """Write where a domain's vCPUs were into the running domain; nothing: take that away.
+
+        Raises a `HypervisorError`.
+        """

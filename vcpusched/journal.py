@@ -1,5 +1,7 @@
 """Where messages go: to journald with their fields, or to stderr; and what systemd is told.
 
+And where they are read again: journald is the only store there is.
+
 Rule: the only import of `systemd`.
 """
 
@@ -7,10 +9,13 @@ import contextlib
 import os
 import sys
 import time
-from typing import Final, Protocol, TextIO
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol, TextIO
 
 from systemd import daemon, journal
 
+from vcpusched.history import Told
 from vcpusched.report import Entry, Priority
 
 IDENTIFIER: Final = "vcpusched"
@@ -80,3 +85,47 @@ def watchdog_interval_s() -> float | None:
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     return int(limit_us) / 2_000_000 if limit_us.isdigit() and int(limit_us) else None
+
+
+class UnreadableError(Exception):
+    """Whoever asks may not read the system's journal, or there is none; the text says so."""
+
+
+def past(
+    message_ids: Iterable[str], since_s: float, directory: Path | None = None
+) -> Iterator[Told]:
+    """Give the entries with these message IDs since then (seconds since the epoch), in their order.
+
+    From the journal of this host, or from the files in `directory`. Raises UnreadableError, and
+    OSError for a journal that is damaged.
+    """
+    found = False
+    with journal.Reader(
+        path=None if directory is None else str(directory),
+        converters={"__REALTIME_TIMESTAMP": int, "MESSAGE_ID": bytes.decode, "_PID": bytes.decode},
+    ) as reader:
+        for message_id in message_ids:
+            reader.add_match(MESSAGE_ID=message_id)
+        reader.seek_realtime(since_s)
+        for entry in reader:
+            at_s = entry["__REALTIME_TIMESTAMP"] / 1e6
+            if at_s >= since_s:  # the search ends near it, which may be before
+                found = True
+                yield Told(at_s, {key: _text(value) for key, value in entry.items()})
+    # Files that may not be read are left out without a word.
+    if not found and directory is None and not _is_system_readable():
+        raise UnreadableError(
+            "no journal can be read: there is none, or it takes root or the group systemd-journal"
+        )
+
+
+def _is_system_readable() -> bool:
+    with journal.Reader(flags=journal.SYSTEM) as reader:
+        return bool(reader.get_usage())
+
+
+def _text(value: Any) -> str:  # noqa: ANN401  whatever the library takes it for
+    """Give a field as text: the first, where an entry has it twice."""
+    if isinstance(value, list):
+        value = value[0]
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

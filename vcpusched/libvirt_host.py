@@ -1,7 +1,7 @@
 """The `Hypervisor` over libvirt: all XML, pCPU maps and error codes stop here.
 
-Rule: the only import of `libvirt`; nothing that libvirt made leaves this module. Every call may
-block, so all of it belongs into a worker thread.
+Rule: the only import of `libvirt`, with `faults`; nothing that libvirt made leaves this module.
+Every call may block, so all of it belongs into a worker thread.
 
 What a cycle costs, for D running domains: 2 + 3 D calls to libvirtd. One for the pCPUs that are
 online, one for the list of domains, and three in `virDomain.vcpus()` (the binding asks for the
@@ -12,6 +12,7 @@ affinity nor the pCPU last used. How long vCPUs waited it takes from /proc, as t
 (`kernel`): that costs libvirtd nothing, and is done for crowded pCPUs only. A definition costs 3
 more calls when a domain is first seen and every 60 s; a plan costs 3 for each domain it touches,
 and 5 for each pin (find the domain, ask twice whether it is busy, and two in `pinVcpuFlags`). The
+mark in a domain's metadata, before its first pin, costs 4. The
 topology costs one, on a connection of its own, whenever other pCPUs are online than before, since
 there is no event for that.
 """
@@ -20,18 +21,17 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import libvirt
 
-from vcpusched import capabilities, definition, kernel
+from vcpusched import capabilities, definition, faults, kernel
 from vcpusched.hypervisor import (
     BusyError,
     ConnectionLostError,
     HypervisorError,
-    PermissionDeniedError,
     VanishedError,
 )
 from vcpusched.model import (
@@ -56,6 +56,9 @@ KEEPALIVE_COUNT: Final = 3
 
 EVENT_LOOP_PAUSE_S: Final = 1
 
+ORIGIN_PREFIX: Final = "vcpusched-origin"
+"""How the namespace of our mark is called in domain XML; it says nothing."""
+
 BRIEF_JOB_MS: Final = 1000
 """An operation on a domain younger than this is somebody's statistics, and over in a moment."""
 
@@ -69,28 +72,6 @@ commonly that is enough, and since it takes another before there are loads to pl
 
 TOPOLOGY_PAUSE_NS: Final = 60 * 1_000_000_000
 """How long to wait before libvirt is asked again for a topology that it did not tell."""
-
-# The domain or vCPU ended between the list and the question, or is not running any more.
-_VANISHED: Final = frozenset(
-    {
-        libvirt.VIR_ERR_NO_DOMAIN,
-        libvirt.VIR_ERR_OPERATION_INVALID,
-        libvirt.VIR_ERR_INVALID_ARG,
-    }
-)
-_DENIED: Final = frozenset(
-    {libvirt.VIR_ERR_ACCESS_DENIED, libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_OPERATION_DENIED}
-)
-# What a dead connection raises depends on where in the call it died.
-_CONNECTION_CODES: Final = frozenset(
-    {
-        libvirt.VIR_ERR_SYSTEM_ERROR,
-        libvirt.VIR_ERR_INTERNAL_ERROR,
-        libvirt.VIR_ERR_NO_CONNECT,
-        libvirt.VIR_ERR_INVALID_CONN,
-    }
-)
-_CONNECTION_DOMAINS: Final = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE})
 
 _event_loop_lock: Final = threading.Lock()
 _event_loop_started: Final = threading.Event()
@@ -120,9 +101,20 @@ def _serve_events() -> None:
             time.sleep(EVENT_LOOP_PAUSE_S)
 
 
+# Where libvirt asks for a name and a password (SASL, as under oVirt) its client takes them from a
+# file (authfile= in the URI, or /etc/libvirt/auth.conf), but only for those who say that they could
+# ask somebody for them, too (remoteAuthSASL). Here is nobody to ask: -1.
+_CREDENTIALS: Final = (
+    [libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_PASSPHRASE],
+    lambda _asked, _data: -1,
+    None,
+)
+
+
 def _connect(uri: str, *, read_only: bool) -> Any:  # noqa: ANN401
     """Open a connection on which a call fails when libvirtd stops answering."""
-    connection = libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)
+    flags = libvirt.VIR_CONNECT_RO if read_only else 0
+    connection = libvirt.openAuth(uri, [*_CREDENTIALS], flags)
     # Drivers inside the process (test:///) have no connection to keep alive.
     with contextlib.suppress(libvirt.libvirtError):
         connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
@@ -199,9 +191,7 @@ class LibvirtHost:
         try:
             connection = _connect(uri, read_only=read_only)
         except libvirt.libvirtError as error:
-            if error.get_error_code() in _DENIED or "Permission denied" in str(error):
-                raise PermissionDeniedError(_text(error)) from None
-            raise ConnectionLostError(_text(error)) from None
+            raise faults.on_connecting(error) from None
         return cls(uri, connection, first_seen if first_seen is not None else {})
 
     def is_alive(self) -> bool:
@@ -283,17 +273,42 @@ class LibvirtHost:
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set the live affinity of one vCPU."""
+        cpu_map = cpus.flags(self._map_length)
+        self._change(
+            vcpu.uuid,
+            vcpu.domain_id,
+            lambda domain: domain.pinVcpuFlags(vcpu.vcpu, cpu_map, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+        )
+
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+        """Write where a domain's vCPUs were into its live metadata, or take that away.
+
+        Like a pin this takes the domain's job, and is refused to whoever may not pin.
+        """
+        xml = definition.origin_xml(origin) if origin else None
+        self._change(
+            uuid,
+            domain_id,
+            lambda domain: domain.setMetadata(
+                libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+                xml,
+                ORIGIN_PREFIX,
+                definition.ORIGIN,
+                libvirt.VIR_DOMAIN_AFFECT_LIVE,
+            ),
+        )
+
+    def _change(self, uuid: DomainUuid, domain_id: int, change: Callable[[Any], object]) -> None:
+        """Change a running domain, unless that would block."""
         try:
-            domain = self._connection.lookupByUUIDString(vcpu.uuid)
+            domain = self._connection.lookupByUUIDString(uuid)
         except libvirt.libvirtError as error:
             raise self._translated(error) from None
-        if domain.ID() != vcpu.domain_id:
+        if domain.ID() != domain_id:
             raise VanishedError("the domain was started anew")
         try:
             _refuse_busy(domain)
-            domain.pinVcpuFlags(
-                vcpu.vcpu, cpus.flags(self._map_length), libvirt.VIR_DOMAIN_AFFECT_LIVE
-            )
+            change(domain)
         except libvirt.libvirtError as error:
             found = self._translated(error)
             refused = error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID
@@ -402,7 +417,7 @@ class LibvirtHost:
         return found
 
     def _translated(self, error: Exception) -> HypervisorError:
-        return translate(error, alive=self.is_alive())
+        return faults.translate(error, alive=self.is_alive())
 
 
 def _with_capacities(topology: Topology) -> Topology:
@@ -411,20 +426,6 @@ def _with_capacities(topology: Topology) -> Topology:
     return Topology(
         tuple(replace(cpu, capacity_ppm=told.get(cpu.id, PPM)) for cpu in topology.cpus)
     )
-
-
-def translate(error: Any, *, alive: bool) -> HypervisorError:  # noqa: ANN401
-    """Say in our words what a libvirt error means for us."""
-    code, domain, text = error.get_error_code(), error.get_error_domain(), _text(error)
-    if not alive or (code in _CONNECTION_CODES and domain in _CONNECTION_DOMAINS):
-        return ConnectionLostError(text)
-    if code in _DENIED:
-        return PermissionDeniedError(text)
-    if code in _VANISHED:
-        return VanishedError(text)
-    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT:
-        return BusyError(text)
-    return HypervisorError(text)
 
 
 def parse_vcpus(
@@ -470,8 +471,3 @@ def _parsed(xml: str) -> Definition:
         return definition.parse(xml)
     except ValueError as error:
         raise HypervisorError(f"its definition cannot be understood: {error}") from None
-
-
-def _text(error: Any) -> str:  # noqa: ANN401
-    """Give libvirt's own words, as one sentence without a full stop."""
-    return str(error.get_error_message() or error).strip().rstrip(".")

@@ -9,11 +9,17 @@ Approach: the difference of two readings of the same vCPU over the time that rea
     them, not over the nominal period; then a mean that forgets.
 Terms: usage is run time over wall time, at most one pCPU; demand what a vCPU would use if it never
     waited (`demand`). Load is smoothed demand. The half-life is the time after which a demand
-    counts half as much as a new one.
+    counts half as much as a new one. Run time on a pCPU that can do less than the strongest is
+    worth as much less, so that a load stays the same wherever the vCPU goes, and so it is beside
+    busy threads of the core; who never sleeps there may want any more than it gets, and is taken
+    to want all of the strongest pCPU. Where all pCPUs can do the same, time is told as it is.
 Algorithm: 1. Match readings by `VcpuId`; drop those that cannot be trusted. 2. Mix each demand into
     the load, with the weight that the half-life gives to the time between the readings. 3. Do the
     same for what the host itself runs, more slowly, and where it is known what the vCPUs ran.
     4. Have the rules of the house decide who may move (`house`).
+    5. Where guests start on one and the same pCPU time and again, so that it is never without one
+    that is not judged yet, all of these together count as if the host itself ran them: otherwise
+    the others on that pCPU could never leave it.
 Properties: a vCPU seen for the first time, restarted, or whose counter went backwards has no load,
     nor has one that began less than the settling time ago; one that was read badly keeps its last
     one. A load lies between the smallest and the largest demand. A host load that stays within
@@ -23,7 +29,8 @@ Properties: a vCPU seen for the first time, restarted, or whose counter went bac
 
 import dataclasses
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -34,6 +41,7 @@ from vcpusched.demand import (
     crowded,
     demand_ppm,
     host_loads_ppm,
+    is_undisturbed,
     wait_ppm,
 )
 from vcpusched.house import DEFAULT_RULES, House, HouseRules
@@ -46,10 +54,12 @@ from vcpusched.model import (
     Host,
     HostCpu,
     Sample,
+    Topology,
     Vcpu,
     VcpuId,
     VcpuReading,
 )
+from vcpusched.track import RESTLESS_PPM, HostTrack, Starts, Track, explained, smoothed
 
 UNCERTAIN_MAX: Final = 10
 """A reading that took more than one part in this many of the interval is not used: when within
@@ -63,6 +73,12 @@ are, and goes elsewhere by itself."""
 HOST_STEP_PPM: Final = 50_000
 """The host's own load is told anew when it differs by as much from what was told before: noise of
 a few points must not move guests, and the readings that it is made of are no better."""
+
+
+STARTS_SETTLES: Final = 3
+STARTS_SAMPLES: Final = 5
+"""A pCPU that was not without a vCPU of unknown load for so many times the settling time, and in so
+many samples in a row, is one on which guests always start: one guest is done after one of each."""
 
 
 class Measure(enum.StrEnum):
@@ -86,45 +102,28 @@ class Smoothing:
 
 
 @dataclass(frozen=True, slots=True)
-class Track:
-    """What is remembered of one vCPU: its load, the weight behind it, and its affinity.
-
-    `weight_ppm` goes to a million as usages come in; `load_ppm` is None before the first of them.
-    A vCPU that began while we looked is not judged before `judged_from_ns`.
-    """
-
-    judged_from_ns: int = 0
-    load_ppm: int | None = None
-    weight_ppm: int = 0
-    affinity: CpuSet = field(default_factory=CpuSet)
-
-
-@dataclass(frozen=True, slots=True)
-class HostTrack:
-    """What is remembered of the host's own load on one pCPU; `told_ppm` is what was told last.
-
-    It begins as nothing and not as the first value: that of the seconds in which we start.
-    """
-
-    load_ppm: int = 0
-    weight_ppm: int = PPM
-    told_ppm: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Observed:
     """The host as it is now, and what to remember for the next time.
 
-    `crowded` are the pCPUs whose vCPUs should be asked how long they waited; `contended` tells
-    whether one really had to wait since the sample before; `house` is what the rules come to.
+    `crowded` are the pCPUs whose vCPUs should be asked how long they waited; `waits` tells of those
+    that were, and may use no others, for which share of the time since the sample before they did;
+    `busy` how busy each pCPU was; `house` is what the rules come to. `starts` tells of the pCPUs to
+    which vCPUs are bound that are not judged yet.
     """
 
     host: Host
     tracks: Mapping[VcpuId, Track]
     host_tracks: Mapping[int, HostTrack] = field(default_factory=dict)
     crowded: CpuSet = NO_CPUS
-    contended: bool = False
+    waits: Mapping[VcpuId, int] = field(default_factory=dict)
+    busy: Mapping[int, int] = field(default_factory=dict)
     house: House | None = None
+    starts: Mapping[int, Starts] = field(default_factory=dict)
+
+    @property
+    def contended(self) -> bool:
+        """Whether a vCPU really had to wait."""
+        return any(wait_ppm >= WAITS_PPM for wait_ppm in self.waits.values())
 
 
 def observe(
@@ -139,8 +138,8 @@ def observe(
     Every vCPU of `after` that `before` knows too has a load. One that could not be read well this
     time keeps the load that it had, and stays where it is while its domain cannot be read at all:
     taken for 0, it would look like room for others. The rest is absent; `Host.unsettled` are the
-    pCPUs that any of them are bound to. By the `rules` some pCPUs are not managed, and no part of
-    the host, and some vCPUs must stay.
+    pCPUs that any of them are bound to, but `Host.starting` where that never ends. By the `rules`
+    some pCPUs are not managed, and no part of the host, and some vCPUs must stay.
     """
     house = House.of(rules, after, earlier.house if earlier is not None else None)
     busy = busy_ppm(before.busy, after.busy) if before else {}
@@ -152,15 +151,16 @@ def observe(
         if vcpu.id.uuid in after.unread
     ]
     tracks = {identity: track for identity, track in known.items() if identity.uuid in after.unread}
-    unsettled = CpuSet()
+    unsettled, newcomers = CpuSet(), Counter[int]()
     for unread in tracks.values():
         if unread.load_ppm is None and len(unread.affinity) == 1:
             unsettled |= unread.affinity
-    intervals = list(_intervals(before, after))
+    intervals = list(_intervals(before, after, busy))
+    host_tracks = earlier.host_tracks if earlier is not None else {}
+    enough = explained(busy, host_tracks, _known(intervals, known))
     for interval in intervals:
-        domain, reading = interval.domain, interval.after
-        identity = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
-        track = _follow(interval, known.get(identity, stranger), smoothing, busy)
+        domain, reading, identity = interval.domain, interval.after, interval.identity
+        track = _follow(interval, known.get(identity, stranger), smoothing, busy, enough)
         if track is None:
             # Whoever was there when we began to look may have run for a year.
             wait_ns = round(smoothing.settle_s * 1e9) if before is not None else 0
@@ -169,20 +169,24 @@ def observe(
         if track.load_ppm is not None:
             vcpus.append(_vcpu(identity, domain, reading, track.load_ppm, house))
         elif len(reading.affinity) == 1:
-            unsettled |= reading.affinity
-    host_tracks = earlier.host_tracks if earlier is not None else {}
+            newcomers[next(iter(reading.affinity))] += interval.newcomer_ppm(before)
+    starts = _follow_starts(earlier.starts if earlier else {}, newcomers, after, smoothing)
+    starting = CpuSet.of(cpu for cpu, start in starts.items() if start.always) - unsettled
+    unsettled |= CpuSet.of(starts) - starting
     if before is not None and busy:
         unclear = _unclear(before, after, intervals)
         host_tracks = _follow_host(host_tracks, before, after, busy, intervals, unclear, smoothing)
-    told_ppm = {cpu: track.told_ppm for cpu, track in host_tracks.items()}
+    told_ppm = Counter({cpu: track.told_ppm for cpu, track in host_tracks.items()})
+    told_ppm.update({cpu: starts[cpu].track.told_ppm for cpu in starting})
     host = Host(
         cpus=tuple(
-            HostCpu(cpu, told_ppm.get(cpu.id, 0))
+            HostCpu(cpu, told_ppm[cpu.id] * cpu.capacity_ppm // PPM)
             for cpu in sorted(after.topology.cpus, key=lambda cpu: cpu.id)
             if cpu.id in house.managed
         ),
         vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
         unsettled=unsettled,
+        starting=starting,
     )
     # Before anything is known everybody is asked: loads that begin right need no correction.
     asked = crowded(busy) if busy else ALL_CPUS
@@ -191,8 +195,10 @@ def observe(
         tracks=tracks,
         host_tracks=host_tracks,
         crowded=asked,
-        contended=any(_waits(interval, asked, house.managed) for interval in intervals),
+        waits=dict(_waits(intervals, asked, house.managed)),
+        busy=busy,
         house=house,
+        starts=starts,
     )
 
 
@@ -245,7 +251,8 @@ class _Interval:
     """One vCPU between two readings.
 
     `before` is None without an earlier reading of the same vCPU, `usage_ppm` None where nothing
-    can be said; `restarted` for another vCPU under the same identity.
+    can be said; `restarted` for another vCPU under the same identity. `can_ppm` is what the pCPUs
+    could do that it may use, on average: where it really ran is not known.
     """
 
     domain: DomainReading
@@ -254,10 +261,37 @@ class _Interval:
     began_ns: int = 0
     usage_ppm: int | None = None
     restarted: bool = False
+    can_ppm: int = PPM
+
+    def work_ppm(self, time_ppm: int) -> int:
+        """Give what a share of the time on its pCPUs is worth, in ppm of the strongest pCPU."""
+        if self.can_ppm == PPM:
+            return time_ppm
+        return PPM if time_ppm >= RESTLESS_PPM else time_ppm * self.can_ppm // PPM
+
+    def newcomer_ppm(self, before: Sample | None) -> int:
+        """Give the usage of one that is not judged yet; 0 where nothing can be said.
+
+        All that one which was not there before has run, it ran since.
+        """
+        if self.usage_ppm is not None:
+            return self.usage_ppm
+        if before is None or self.before is not None or not before.domains:
+            return 0
+        since_ns = max(domain.at_ns for domain in before.domains)
+        return usage_ppm(0, self.after.run_ns, self.domain.at_ns - since_ns) or 0
+
+    @property
+    def identity(self) -> VcpuId:
+        """Which vCPU it is."""
+        return VcpuId(self.domain.uuid, self.domain.domain_id, self.after.vcpu)
 
 
-def _intervals(before: Sample | None, after: Sample) -> Iterator[_Interval]:
+def _intervals(
+    before: Sample | None, after: Sample, busy: Mapping[int, int]
+) -> Iterator[_Interval]:
     read_before = {_domain_key(domain): domain for domain in before.domains} if before else {}
+    can_ppm = _Capacities(after.topology, busy)
     for domain in after.domains:
         first = read_before.get(_domain_key(domain))
         earlier = {reading.vcpu: reading for reading in first.vcpus} if first else {}
@@ -275,11 +309,57 @@ def _intervals(before: Sample | None, after: Sample) -> Iterator[_Interval]:
                     known,
                     first.at_ns,
                     None if _is_uncertain(first, domain) else usage,
+                    can_ppm=can_ppm.of(reading.affinity),
                 )
 
 
+class _Capacities:
+    """What time on the pCPUs of an affinity is worth on average; few affinities are different."""
+
+    def __init__(self, topology: Topology, busy: Mapping[int, int]) -> None:
+        self._by_cpu: dict[int, int] = {}
+        self._known: dict[int, int] = {}
+        if all(cpu.capacity_ppm == PPM for cpu in topology.cpus):
+            return
+        on_core: Counter[int | None] = Counter()
+        for cpu in topology.cpus:
+            on_core[cpu.core] += busy.get(cpu.id, 0)
+        for cpu in topology.cpus:
+            alone = cpu.core is None
+            beside_ppm = 0 if alone else on_core[cpu.core] - busy.get(cpu.id, 0)
+            # Of n busy threads of a core each does (3 + n) / 4n of what it does alone (`units`).
+            can_ppm = cpu.capacity_ppm * (4 * PPM + beside_ppm) // (4 * (PPM + beside_ppm))
+            self._by_cpu[cpu.id] = max(1, can_ppm)
+
+    def of(self, affinity: CpuSet) -> int:
+        """Give it in ppm of the strongest pCPU when its siblings idle, above 0."""
+        if not self._by_cpu:
+            return PPM
+        known = self._known.get(affinity.bits)
+        if known is None:
+            found = [self._by_cpu[cpu] for cpu in affinity if cpu in self._by_cpu]
+            known = self._known[affinity.bits] = sum(found) // len(found) if found else PPM
+        return known
+
+
+def _known(
+    intervals: Sequence[_Interval], tracks: Mapping[VcpuId, Track]
+) -> Iterator[tuple[CpuSet, int]]:
+    for interval in intervals:
+        track = tracks.get(interval.identity)
+        if track is not None and interval.usage_ppm is not None:
+            known_ppm = track.known_ppm(interval.work_ppm(interval.usage_ppm))
+            if interval.can_ppm != PPM:
+                known_ppm = known_ppm * PPM // interval.can_ppm
+            yield interval.after.affinity, known_ppm
+
+
 def _follow(
-    interval: _Interval, track: Track | None, smoothing: Smoothing, busy: Mapping[int, int]
+    interval: _Interval,
+    track: Track | None,
+    smoothing: Smoothing,
+    busy: Mapping[int, int],
+    explained: CpuSet,
 ) -> Track | None:
     """Give the track with this interval in it; None for another vCPU than the one before."""
     if interval.restarted:
@@ -287,21 +367,33 @@ def _follow(
     # What it did before it is judged must not be in its load.
     if track is None or interval.usage_ppm is None or interval.began_ns < track.judged_from_ns:
         return track
-    wanted_ppm = interval.usage_ppm
+    usage_ppm, now_ns = interval.usage_ppm, interval.domain.at_ns
+    estimate_ppm, worth_ppm = usage_ppm, interval.work_ppm(usage_ppm)
+    wanted_ppm = worth_ppm
     if interval.before is not None and smoothing.measure is Measure.DEMAND:
+        first, last = interval.before.waited, interval.after.waited
         # The kernel lets nobody wait who may use a pCPU that idles.
         freest = min((busy.get(cpu, 0) for cpu in interval.after.affinity), default=0)
-        wanted_ppm = demand_ppm(wanted_ppm, interval.before.waited, interval.after.waited, freest)
-    passed_ns = interval.domain.at_ns - interval.began_ns
-    return smoothed(track, wanted_ppm, passed_ns, smoothing.half_life_s)
+        estimate_ppm = demand_ppm(usage_ppm, first, last, freest)
+        wanted_ppm = interval.work_ppm(estimate_ppm)
+        if is_undisturbed(first, last, freest):
+            track = track.undisturbed(worth_ppm, interval.began_ns, now_ns, smoothing.half_life_s)
+        elif interval.after.affinity.is_within(explained):
+            wanted_ppm = track.wanted_ppm(worth_ppm, wanted_ppm)
+    passed_ns = now_ns - interval.began_ns
+    return smoothed(track, wanted_ppm, passed_ns, smoothing.half_life_s, estimate_ppm)
 
 
-def _waits(interval: _Interval, crowded: CpuSet, managed: CpuSet) -> bool:
-    """Tell whether a vCPU had to wait since its pCPUs, one of them managed, are crowded."""
-    cpus = interval.after.affinity
-    if interval.before is None or not (cpus.is_within(crowded) and cpus & managed):
-        return False
-    return wait_ppm(interval.before.waited, interval.after.waited) >= WAITS_PPM
+def _waits(
+    intervals: Iterable[_Interval], crowded: CpuSet, managed: CpuSet
+) -> Iterator[tuple[VcpuId, int]]:
+    """Give how long vCPUs had to wait since their pCPUs, one of them managed, are crowded."""
+    for interval in intervals:
+        cpus = interval.after.affinity
+        if interval.before is not None and cpus.is_within(crowded) and cpus & managed:
+            first, last = interval.before.waited, interval.after.waited
+            if first is not None and last is not None:
+                yield interval.identity, wait_ppm(first, last)
 
 
 def _unclear(before: Sample, after: Sample, intervals: Sequence[_Interval]) -> CpuSet:
@@ -341,46 +433,33 @@ def _follow_host(  # noqa: PLR0913, PLR0917  all that the host's own load is wha
     for cpu, load_ppm in host_loads_ppm(busy, usages).items():
         track = tracks.get(cpu, HostTrack())
         if cpu not in unclear:
-            mean_ppm, weight_ppm = mixed(
-                track.load_ppm,
-                track.weight_ppm,
-                load_ppm,
-                passed_ns,
-                smoothing.half_life_s * HOST_HALF_LIVES,
-            )
-            differs = abs(mean_ppm - track.told_ppm) >= HOST_STEP_PPM
-            told_ppm = mean_ppm if differs else track.told_ppm
-            track = HostTrack(mean_ppm, weight_ppm, told_ppm)
+            half_life_s = smoothing.half_life_s * HOST_HALF_LIVES
+            track = track.followed(load_ppm, passed_ns, half_life_s, HOST_STEP_PPM)
         followed[cpu] = track
     return followed
 
 
-def smoothed(track: Track, wanted_ppm: int, interval_ns: int, half_life_s: float) -> Track:
-    """Mix what a vCPU wanted into its load."""
-    load_ppm, weight_ppm = mixed(
-        track.load_ppm, track.weight_ppm, wanted_ppm, interval_ns, half_life_s
-    )
-    return dataclasses.replace(track, load_ppm=load_ppm, weight_ppm=weight_ppm)
-
-
-def mixed(
-    mean_ppm: int | None, weight_ppm: int, value_ppm: int, interval_ns: int, half_life_s: float
-) -> tuple[int, int]:
-    """Mix a value into a mean, given with the weight behind it.
-
-    A mean whose weights halve every half-life, and add up to one from the first value on.
-    """
-    if half_life_s <= 0:
-        keep_ppm = 0
-    else:
-        keep_ppm = round(PPM * 2 ** (-interval_ns / (half_life_s * 1e9)))
-    before_ppm = value_ppm if mean_ppm is None else mean_ppm
-    weight_ppm = weight_ppm * keep_ppm // PPM + PPM - keep_ppm
-    # Rounded to the nearest, or a long half-life would pull every mean down.
-    change_ppm = ((value_ppm - before_ppm) * (PPM - keep_ppm) * 2 + weight_ppm) // (
-        2 * max(1, weight_ppm)
-    )
-    return before_ppm + change_ppm, weight_ppm
+def _follow_starts(
+    known: Mapping[int, Starts],
+    newcomers: Mapping[int, int],
+    after: Sample,
+    smoothing: Smoothing,
+) -> Mapping[int, Starts]:
+    """Follow the pCPUs that vCPUs are bound to which are not judged yet, and what these ran."""
+    now_ns = max((domain.at_ns for domain in after.domains), default=0)
+    followed = {}
+    for cpu, ran_ppm in newcomers.items():
+        start = known.get(cpu)
+        if start is None:
+            followed[cpu] = Starts(now_ns, now_ns)
+            continue
+        half_life_s = smoothing.half_life_s * HOST_HALF_LIVES
+        track = start.track.followed(ran_ppm, now_ns - start.at_ns, half_life_s, HOST_STEP_PPM)
+        samples = start.samples + 1
+        long_ns = smoothing.settle_s * 1e9 * STARTS_SETTLES
+        always = samples >= STARTS_SAMPLES and now_ns - start.since_ns >= long_ns
+        followed[cpu] = Starts(start.since_ns, now_ns, samples, track, always)
+    return followed
 
 
 def _vcpu(
@@ -396,7 +475,7 @@ def _vcpu(
         on=reading.on,
         fixed=standing.fixed,
         why=standing.why,
-        memory_node=domain.definition.memory_node,
+        memory_node=domain.definition.memory_node(reading.vcpu),
         shares=domain.definition.shares,
         quota_ppm=domain.definition.quota_ppm,
         spread=standing.spread,

@@ -187,7 +187,9 @@ class VcpuReading:
 
     `run_ns` is the CPU time of its thread since it began; `affinity` the pCPUs its thread may
     really use; `on` the pCPU it last ran on, if known; `waited` is None where it was not asked for
-    or cannot be known.
+    or cannot be known. `ours` tells whether its affinity is a pin of ours, None where nobody keeps
+    account of that; `original` is the affinity before our first pin, while one of ours is in force;
+    `held` why it must be left alone, whatever else holds.
     """
 
     vcpu: int
@@ -195,6 +197,9 @@ class VcpuReading:
     affinity: CpuSet
     on: int | None = None
     waited: Waited | None = None
+    ours: bool | None = None
+    original: CpuSet | None = None
+    held: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,24 +208,30 @@ class Definition:
 
     `allowed` gives, per vCPU number, where it may run: `ALL_CPUS` where nothing is said; a vCPU
     missing there must not be moved. `realtime` are the vCPUs with a realtime scheduler.
-    `memory_nodes` are the NUMA nodes its memory is asked to be on, and only there when
-    `memory_strict`; none where nothing is said. `shares` are its CPU shares, which all its vCPUs
-    share, `quota_ppm` the most that each vCPU may run, a whole pCPU without a quota. `wish` is the
-    text in which it asks us for something, None where it asks for nothing.
+    `memory_nodes` gives, per vCPU number, the NUMA nodes that the memory beside it is asked to be
+    on; a vCPU is missing where nothing is said. For those of `memory_strict` it can be nowhere
+    else; one of them that has no nodes is on nodes that nobody tells. `shares` are its CPU shares,
+    which all its vCPUs share, `quota_ppm` the most that each vCPU may run, a whole pCPU without a
+    quota. `wish` is the text in which it asks us for something, None where it asks for nothing.
+    `booked` is where libvirt last put each vCPU of the running domain, by its own books; `origin`
+    where each was before a vcpusched pinned the first of them, as that one wrote into the running
+    domain.
     """
 
     allowed: Mapping[int, CpuSet] = field(default_factory=dict)
     realtime: frozenset[int] = frozenset()
-    memory_nodes: frozenset[int] = frozenset()
-    memory_strict: bool = False
+    memory_nodes: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    memory_strict: frozenset[int] = frozenset()
     shares: int = SHARES
     quota_ppm: int = PPM
     wish: str | None = None
+    booked: Mapping[int, CpuSet] = field(default_factory=dict)
+    origin: Mapping[int, CpuSet] = field(default_factory=dict)
 
-    @property
-    def memory_node(self) -> int | None:
-        """The NUMA node of its memory, where that is one."""
-        return next(iter(self.memory_nodes)) if len(self.memory_nodes) == 1 else None
+    def memory_node(self, vcpu: int) -> int | None:
+        """Give the NUMA node of the memory beside a vCPU, where that is one."""
+        nodes = self.memory_nodes.get(vcpu, ())
+        return next(iter(nodes)) if len(nodes) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +281,8 @@ class Vcpu:
 
     `cpus` is its present affinity, `allowed` where policy lets it go, `on` the pCPU it was last
     seen on. A `fixed` vCPU counts but must not be moved; `why` says why, for people, or what asks
-    for it to be moved. `memory_node` is the NUMA node of its guest's memory, where that is known.
+    for it to be moved or narrows where to. `memory_node` is the NUMA node of the memory beside it,
+    where that is known.
     `shares` are its guest's, which all of the guest's vCPUs share, and `quota_ppm` the most that it
     may run. A `spread` one must not join another vCPU of its guest on a core.
     """
@@ -298,12 +310,16 @@ class Vcpu:
 class HostCpu:
     """One managed pCPU and the load that anything but our vCPUs puts on it.
 
-    It may stand for several pCPUs that are treated as one, its `members`.
+    It may stand for several pCPUs that are treated as one, its `members`. One that can do less than
+    the best `lacks_ppm` of load, as if that much ran on it already; its load is told as a share of
+    what it `gives_ppm`.
     """
 
     cpu: Cpu
     host_load_ppm: int = 0
     members: CpuSet = NO_CPUS
+    lacks_ppm: int = 0
+    gives_ppm: int = PPM
 
     @property
     def id(self) -> int:
@@ -322,11 +338,14 @@ class Host:
 
     Both tuples are sorted by number and by `VcpuId`. vCPUs whose load is not known yet are absent;
     the pCPUs that any of them are bound to are `unsettled`: what looks like room there may be none.
+    Those that would always be so, since guests start there time and again, are `starting` instead:
+    what such guests run is host load there, and they may give vCPUs, but take none.
     """
 
     cpus: tuple[HostCpu, ...]
     vcpus: tuple[Vcpu, ...]
     unsettled: CpuSet = NO_CPUS
+    starting: CpuSet = NO_CPUS
 
     @property
     def online(self) -> CpuSet:

@@ -71,10 +71,9 @@ def nearer(board: Board, place: Sequence[int], span: int) -> Sequence[int]:
 
     `span` is the threshold: in a balanced answer any loads will do that stay within it.
     """
-    movers = moved(board.home, place)
-    if not movers or is_flat(board):
+    if not moved(board.home, place) or is_flat(board):
         return place
-    return _Approach(board, place, span).run(movers)
+    return _Approach(board, place, span).run()
 
 
 def worth_going(
@@ -82,12 +81,15 @@ def worth_going(
 ) -> Sequence[int]:
     """Give the places without far moves that bring too little into the band.
 
-    `band` is that of the answer, lowest and highest load inside.
+    Such a vCPU goes to the nearest pCPU for which the gain is enough, or stays. `band` is that of
+    the answer, lowest and highest load inside.
     """
     if is_flat(board):
         return place
     now, levels = list(place), board.at(place)
     low, high = band
+    around = _Around(board)
+    guests = _guests(board, place)
 
     def outside(load: int) -> int:
         return max(0, low - load) + max(0, load - high)
@@ -95,13 +97,35 @@ def worth_going(
     by_size = sorted(moved(board.home, place), key=lambda vcpu: (board.loads[vcpu], vcpu))
     for vcpu in by_size:
         home, target, size = board.home[vcpu], now[vcpu], board.loads[vcpu]
-        far = _cost(board, vcpu, target)
-        without = outside(levels[home] + size) + outside(levels[target] - size)
-        gain = without - outside(levels[home]) - outside(levels[target])
-        if far > CACHE and gain < gains.at(far):
-            now[vcpu] = home
-            levels[home] += size
-            levels[target] -= size
+        far = cost(board, vcpu, target)
+        if far <= CACHE:
+            continue
+        if board.sites[home].capacity_ppm < min(size, board.sites[target].capacity_ppm):
+            continue  # a misfit went for what it gets there
+        leaving = outside(levels[home] + size) - outside(levels[home])
+        if leaving + outside(levels[target] - size) - outside(levels[target]) >= gains.at(far):
+            continue
+        guest = board.vcpus[vcpu].id.uuid
+        levels[target] -= size
+        guests[guest, target] -= 1
+        now[vcpu] = home
+        for ring in around.rings(vcpu, far):
+            nearer = (
+                (then, levels[cpu], cpu)
+                for cpu in ring
+                if levels[cpu] <= levels[home]
+                and board.allowed[vcpu] >> cpu & 1
+                and cpu != home
+                and (then := cost(board, vcpu, cpu)) < far
+                and leaving + outside(levels[cpu]) - outside(levels[cpu] + size) >= gains.at(then)
+                and not _is_weaker(board, cpu, target)
+                and not guests[guest, cpu]
+            )
+            if (found := min(nearer, default=None)) is not None:
+                now[vcpu] = found[2]
+                break
+        levels[now[vcpu]] += size
+        guests[guest, now[vcpu]] += 1
     return now
 
 
@@ -119,7 +143,8 @@ def part_siblings(board: Board, place: Sequence[int], span: int, min_gain: int) 
     for vcpu, cpu in enumerate(now):
         if board.allowed[vcpu]:
             on[cpu].append(vcpu)
-    sums = {core: sum(levels[cpu] for cpu in cpus) for core, cpus in cores.items()}
+    sums = {core: sum(levels[cpu] for cpu in cpus) for core, cpus in sorted(cores.items())}
+    core_of = {cpu: core for core, cpus in cores.items() for cpu in cpus}
     while True:
         step = _parting(board, cores, sums, levels, on, span, max(min_gain, 1))
         if step is None:
@@ -130,7 +155,7 @@ def part_siblings(board: Board, place: Sequence[int], span: int, min_gain: int) 
         on[source].remove(vcpu)  # and not moved a second time
         for cpu, change in ((source, -size), (target, size)):
             levels[cpu] += change
-            sums[_core_of(cores, cpu)] += change
+            sums[core_of[cpu]] += change
 
 
 def core_loads(board: Board, levels: Sequence[int]) -> list[int]:
@@ -149,33 +174,39 @@ def _parting(  # noqa: PLR0913, PLR0917  all that one step goes by
     min_gain: int,
 ) -> tuple[int, int, int] | None:
     """Give the vCPU that should leave a core, its pCPU and where to; None when all is well."""
-    most, least = max(levels[cpu] for cpu in board.judged), min(levels[cpu] for cpu in board.judged)
-    free = sorted(cores, key=lambda core: (sums[core] * len(cores[core]), core))
-    for core in sorted(cores, key=lambda core: (-sums[core], core)):
+    judged = [levels[cpu] for cpu in board.judged]
+    most, least = max(judged), min(judged)
+    # In the order of their numbers where they are alike.
+    weights = {core: load * len(cores[core]) for core, load in sums.items()}
+    free = sorted(weights, key=weights.__getitem__)[:4]
+    for core in sorted(sums, key=sums.__getitem__, reverse=True):
         cpus = cores[core]
         if sum(levels[cpu] >= span for cpu in cpus) < 2:  # noqa: PLR2004  nobody to part
             continue
-        for other in free[:4]:
+        for other in free:
             apart = sums[core] - sums[other]
             if apart < span * len(cpus):
                 break
             target = min(cores[other], key=lambda cpu: (levels[cpu], cpu))
-            best: tuple[int, int, int, int] | None = None
+            best: tuple[bool, int, int, int, int] | None = None
             for cpu in cpus:
                 for vcpu in on.get(cpu, ()):
                     size = board.loads[vcpu]
                     gain = min(size, apart - size)
                     then = levels[cpu] - size, levels[target] + size
+                    # One that moves anyway costs no further pin, so a hair's breadth is no matter.
+                    moves = cpu != board.home[vcpu] != target
+                    slack = min_gain if moves else 0
                     if (
                         gain >= min_gain
                         and board.allowed[vcpu] >> target & 1
-                        and then[1] <= levels[cpu]
-                        and max(most, *then) - min(least, *then) <= most - least
-                        and (best is None or (gain, -vcpu) > (best[0], -best[1]))
+                        and then[1] <= levels[cpu] + slack
+                        and max(most, *then) - min(least, *then) <= most - least + slack
+                        and (best is None or (moves, gain, -vcpu) > (*best[:2], -best[2]))
                     ):
-                        best = gain, vcpu, cpu, target
+                        best = moves, gain, vcpu, cpu, target
             if best is not None:
-                return best[1:]
+                return best[2:]
     return None
 
 
@@ -191,17 +222,48 @@ def _cores(board: Board) -> dict[int, list[int]]:
     return dict(found)
 
 
-def _core_of(cores: Mapping[int, Sequence[int]], cpu: int) -> int:
-    return next(core for core, cpus in cores.items() if cpu in cpus)
-
-
-def _cost(board: Board, vcpu: int, cpu: int) -> int:
+def cost(board: Board, vcpu: int, cpu: int) -> int:
     """Give how far a vCPU is from where it was, or from its memory if that is further."""
     memory_node = board.vcpus[vcpu].memory_node
     far = distance(board.sites[board.home[vcpu]], board.sites[cpu])
     if memory_node is None:
         return far
     return ACROSS if board.sites[cpu].node != memory_node else min(far, NODE)
+
+
+class _Around:
+    """Which judged pCPUs are near a vCPU."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._by_node: defaultdict[int | None, list[int]] = defaultdict(list)
+        self._by_cache: defaultdict[tuple[int | None, int | None], list[int]] = defaultdict(list)
+        for cpu in board.judged:
+            site = board.sites[cpu]
+            self._by_node[site.node].append(cpu)
+            self._by_cache[site.node, site.cache].append(cpu)
+
+    def of(self, vcpu: int, far: int) -> Sequence[int]:
+        """Give the pCPUs that may be nearer to where a vCPU was, or to its memory, than this."""
+        return self.rings(vcpu, far)[-1]
+
+    def rings(self, vcpu: int, far: int) -> Sequence[Sequence[int]]:
+        """Give the same, the nearest first, and then again among all."""
+        site = self._board.sites[self._board.home[vcpu]]
+        memory_node = self._board.vcpus[vcpu].memory_node
+        if memory_node not in {None, site.node} and far == ACROSS:
+            return [self._by_node[memory_node]]
+        beside = self._by_cache[site.node, site.cache]
+        return [beside, self._by_node[site.node]] if far == ACROSS else [beside]
+
+
+def _guests(board: Board, place: Sequence[int]) -> Counter[tuple[str, int]]:
+    """Count the vCPUs of each guest on each pCPU."""
+    return Counter((vcpu.id.uuid, cpu) for vcpu, cpu in zip(board.vcpus, place, strict=True))
+
+
+def _is_weaker(board: Board, cpu: int, than: int) -> bool:
+    return board.sites[cpu].capacity_ppm < board.sites[than].capacity_ppm
 
 
 class _Approach:
@@ -216,27 +278,26 @@ class _Approach:
         if self._most - self._least < span:
             peak = max(board.levels(board.base)[cpu] for cpu in board.judged)
             self._most = max(self._most, min(self._least + span - 1, peak))
-        self._by_node: defaultdict[int | None, list[int]] = defaultdict(list)
-        self._by_cache: defaultdict[tuple[int | None, int | None], list[int]] = defaultdict(list)
-        for cpu in board.judged:
-            site = board.sites[cpu]
-            self._by_node[site.node].append(cpu)
-            self._by_cache[site.node, site.cache].append(cpu)
-        self._guests = Counter(
-            (vcpu.id.uuid, cpu) for vcpu, cpu in zip(board.vcpus, place, strict=True)
-        )
+        self._around = _Around(board)
+        self._guests = _guests(board, place)
+        members = Counter(vcpu.id.uuid for vcpu in board.vcpus)
+        self._has_others = [members[vcpu.id.uuid] > 1 for vcpu in board.vcpus]
+        self._movers: defaultdict[int, list[int]] = defaultdict(list)
+        self._costs: dict[int, int] = {}
+        for vcpu in moved(board.home, place):
+            self._movers[place[vcpu]].append(vcpu)
+            self._costs[vcpu] = cost(board, vcpu, place[vcpu])
 
-    def run(self, movers: Sequence[int]) -> Sequence[int]:
+    def run(self) -> Sequence[int]:
         """Bring each mover nearer, those that go furthest first."""
-        costs = {vcpu: _cost(self._board, vcpu, self._place[vcpu]) for vcpu in movers}
-        for vcpu in sorted(movers, key=lambda vcpu: (-costs[vcpu], vcpu)):
-            far = _cost(self._board, vcpu, self._place[vcpu])
+        for vcpu in sorted(self._costs, key=lambda vcpu: (-self._costs[vcpu], vcpu)):
+            far = self._costs[vcpu]
             if far <= CORE:
                 continue
             target = self._nearer_target(vcpu, far)
             if target is not None:
                 self._put(vcpu, target)
-            elif (other := self._exchange(vcpu, far, movers)) is not None:
+            elif (other := self._exchange(vcpu, far)) is not None:
                 mine, theirs = self._place[vcpu], self._place[other]
                 self._put(vcpu, theirs)
                 self._put(other, mine)
@@ -247,55 +308,56 @@ class _Approach:
         if self._levels[target] - size < self._least:
             return None
         found = [
-            (cost, self._levels[cpu], cpu)
-            for cpu in self._around(vcpu, far)
+            (then, self._levels[cpu], cpu)
+            for cpu in self._around.of(vcpu, far)
             if board.allowed[vcpu] >> cpu & 1
             and cpu != board.home[vcpu]
             and self._levels[cpu] + size <= self._most
+            and not _is_weaker(board, cpu, target)
             and not self._guests[board.vcpus[vcpu].id.uuid, cpu]
-            and (cost := _cost(board, vcpu, cpu)) < far
+            and (then := cost(board, vcpu, cpu)) < far
         ]
         return min(found)[2] if found else None
 
-    def _around(self, vcpu: int, far: int) -> Sequence[int]:
-        """Give the pCPUs that may be nearer than this."""
-        site = self._board.sites[self._board.home[vcpu]]
-        memory_node = self._board.vcpus[vcpu].memory_node
-        if far == ACROSS:
-            return self._by_node[site.node if memory_node is None else memory_node]
-        return self._by_cache[site.node, site.cache]
-
-    def _exchange(self, vcpu: int, far: int, movers: Sequence[int]) -> int | None:
+    def _exchange(self, vcpu: int, far: int) -> int | None:
         """Give another mover with whom to change targets, so that both together are nearer."""
         board, mine = self._board, self._place[vcpu]
         best: tuple[int, int] | None = None
-        near = set(self._around(vcpu, far))
-        there = (other for other in movers if self._place[other] in near)
+        near = itertools.chain.from_iterable(self._around.rings(vcpu, far))
+        there = (other for cpu in near for other in self._movers[cpu])
         for other in itertools.islice(there, EXCHANGES_MAX):
             theirs = self._place[other]
-            if theirs in {mine, board.home[vcpu]} or mine == board.home[other]:
-                continue
             change = board.loads[other] - board.loads[vcpu]
-            within = (
+            if not (
                 self._least <= self._levels[mine] + change <= self._most
                 and self._least <= self._levels[theirs] - change <= self._most
-            )
-            may = board.allowed[vcpu] >> theirs & 1 and board.allowed[other] >> mine & 1
-            joins = self._joins(vcpu, theirs) or self._joins(other, mine)
-            if not within or not may or joins:
+            ):
                 continue
-            cost = _cost(board, vcpu, theirs) + _cost(board, other, mine)
-            if cost < far + _cost(board, other, theirs) and (best is None or (cost, other) < best):
-                best = cost, other
+            then = cost(board, vcpu, theirs) + cost(board, other, mine)
+            if then >= far + self._costs[other] or (best is not None and (then, other) >= best):
+                continue
+            if theirs in {mine, board.home[vcpu]} or mine == board.home[other]:
+                continue
+            if _is_weaker(board, mine, theirs) or _is_weaker(board, theirs, mine):
+                continue
+            may = board.allowed[vcpu] >> theirs & 1 and board.allowed[other] >> mine & 1
+            if not may or self._joins(vcpu, theirs) or self._joins(other, mine):
+                continue
+            best = then, other
+            if then <= 2 * CACHE:
+                break  # near enough for both
         return None if best is None else best[1]
 
     def _joins(self, vcpu: int, cpu: int) -> bool:
-        return bool(self._guests[self._board.vcpus[vcpu].id.uuid, cpu])
+        return self._has_others[vcpu] and self._guests[self._board.vcpus[vcpu].id.uuid, cpu] > 0
 
     def _put(self, vcpu: int, target: int) -> None:
         size, guest = self._board.loads[vcpu], self._board.vcpus[vcpu].id.uuid
         self._levels[self._place[vcpu]] -= size
         self._guests[guest, self._place[vcpu]] -= 1
+        self._movers[self._place[vcpu]].remove(vcpu)
+        self._movers[target].append(vcpu)
+        self._costs[vcpu] = cost(self._board, vcpu, target)
         self._place[vcpu] = target
         self._levels[target] += size
         self._guests[guest, target] += 1

@@ -5,9 +5,10 @@ its answer does not depend on the order of its input.
 
 Problem: find the fewest pin changes after which the busiest and the freest pCPU are less than the
     threshold apart; where that is out of reach, come as close as moves that pay can, and rest.
-Approach: `solve` finds where the vCPUs should be. From there: plan again on the result until
-    nothing is left to do, keep a guest's vCPUs apart where that costs nothing, and put the moves
-    into an order in which no step makes a pCPU busier than any was.
+Approach: `solve` finds where the vCPUs should be, once those that their pCPU is too weak for are
+    on stronger ones (`misfit`). From there: plan again on the result until nothing is left to do,
+    keep a guest's vCPUs apart where that costs nothing, and put the moves into an order in which no
+    step makes a pCPU busier than any was.
 Terms: a bound vCPU may use one pCPU, a floating one (floater) several. In the *measured* view a
     floater counts where it was last seen; in the *poured* view floaters fill the least loaded
     pCPUs of their masks like water, as the kernel spreads them within milliseconds.
@@ -17,8 +18,9 @@ Algorithm: 1. With `Floating.PIN`, plan on the measured view, with only floaters
     3. Where the check of service refuses a plan, hold the moved vCPUs that it blames, and plan
     again, up to `TRIES_MAX` times; then rest.
 Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; a vCPU alone on the busiest
-    pCPU stays. The gap never grows, the loads compared largest first become smaller, and no prefix
-    of the plan (an exchange is one step) leaves a higher peak of bound load than the host had.
+    pCPU stays, unless one that can do more has room for it. The gap never grows, the loads compared
+    largest first become smaller, and no prefix of the plan (an exchange is one step) leaves a
+    higher peak of bound load than the host had.
     Planning again on the result of step 2 yields no step 2, unless the plan was cut short (by
     `moves_max`, or on one host in a thousand since no order could be found for the rest); of step 1
     there can be at most as many plans as there are floaters, and each vCPU is bound by at most one.
@@ -28,8 +30,10 @@ Properties: no vCPU is moved twice; masks and fixed vCPUs are respected; a vCPU 
     to do; every plan makes the loads smaller, so that ends.
 """
 
+import bisect
 import enum
-from collections.abc import Collection, Iterable, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -38,7 +42,8 @@ from vcpusched.apart import Apart, separated
 from vcpusched.arrange import Step, after, as_far_as_ordered, in_order, keep_apart
 from vcpusched.board import Board
 from vcpusched.frame import Problem, own_by_cpu
-from vcpusched.model import Host, VcpuId
+from vcpusched.misfit import differ, on_stronger, without_idle_steps_up
+from vcpusched.model import PPM, CpuSet, Host, VcpuId
 from vcpusched.near import Gains, core_loads, is_flat, nearer, part_siblings, worth_going
 from vcpusched.service import Judge
 from vcpusched.solve import solve
@@ -73,7 +78,8 @@ class Policy:
     `node_gain_ppm`: the same for a move to another NUMA node; half-way to another cache.
     `moves_max`: the most pin changes in one plan; None: no limit.
     `steps_max`: how long to search for fewer pin changes; a step takes some microseconds.
-    `granularity`: what a vCPU is pinned to; with sets, loads are means over a set's pCPUs.
+    `granularity`: what a vCPU is pinned to; with sets, loads are means over a set's pCPUs. Where
+    pCPUs differ in what they can do, they or their sets are balanced by that.
     `service_check`: refuse plans by which guests get less than they should (see `service`).
     """
 
@@ -114,7 +120,8 @@ def _holding(host: Host, held: Collection[VcpuId]) -> Host:
 
 def _unchecked(host: Host, policy: Policy) -> Plan:
     """Plan by loads only."""
-    if policy.granularity is Granularity.CPU:
+    alike = all(cpu.cpu.capacity_ppm == PPM for cpu in host.cpus)
+    if policy.granularity is Granularity.CPU and alike:
         return _plan(host, policy)
     return _plan_units(host, policy)
 
@@ -133,10 +140,12 @@ def _plan_units(host: Host, policy: Policy) -> Plan:
         )
         for move in found.moves
     ]
-    moved = {move.vcpu for move in moves}
-    for vcpu in narrow(host, units, policy.balance_threshold_ppm):
+    moved = {move.vcpu: move.to_cpus for move in moves}
+    then = _with(host, moved) if moved else host
+    span, gain = policy.balance_threshold_ppm, policy.min_gain_ppm
+    for vcpu, busiest in narrow(then, units, span, gain):
         if vcpu.id not in moved and (policy.moves_max is None or len(moves) < policy.moves_max):
-            unit = units.members[units.of_cpu[next(iter(vcpu.cpus))]]
+            unit = units.members[units.of_cpu[next(iter(busiest & host.online))]]
             moves.append(
                 Move(
                     vcpu=vcpu.id,
@@ -144,7 +153,7 @@ def _plan_units(host: Host, policy: Policy) -> Plan:
                     from_cpus=vcpu.cpus,
                     to_cpus=unit,
                     load_ppm=vcpu.load_ppm,
-                    reason=f"pCPU {vcpu.cpus} was the busiest of {unit}; on all of these the "
+                    reason=f"{_was(busiest)} the busiest of {unit}; on all of these the "
                     "kernel finds it room",
                 )
             )
@@ -154,6 +163,20 @@ def _plan_units(host: Host, policy: Policy) -> Plan:
         loads_after_ppm=_each(units, found.loads_after_ppm),
         moves=tuple(moves),
     )
+
+
+def _with(host: Host, moved: Mapping[VcpuId, CpuSet]) -> Host:
+    """Give the host with these affinities."""
+    return replace(
+        host,
+        vcpus=tuple(
+            replace(vcpu, cpus=moved[vcpu.id]) if vcpu.id in moved else vcpu for vcpu in host.vcpus
+        ),
+    )
+
+
+def _was(cpus: CpuSet) -> str:
+    return f"pCPUs {cpus} were" if len(cpus) > 1 else f"pCPU {cpus} was"
 
 
 def _each(units: Units, loads_ppm: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -218,15 +241,18 @@ def _mended(
     board: Board, policy: Policy, place: Sequence[int], steps: list[Step]
 ) -> tuple[Sequence[int], list[Step]]:
     """Bring an answer nearer to where the vCPUs are, as far as it stays one."""
-    if is_flat(board):
+    if is_flat(board) and not differ(board):
         return place, steps
     span, levels, apart = policy.balance_threshold_ppm, board.levels(board.base), Apart.of(board)
-    gains = Gains(policy.min_gain_ppm, policy.node_gain_ppm)
+    gains = _gains(policy)
 
     def without_far_moves(place: Sequence[int]) -> Sequence[int]:
+        if is_flat(board):
+            return place
         return worth_going(board, place, _band(board, board.levels(board.at(place)), span), gains)
 
     for mend in (
+        lambda place: without_idle_steps_up(board, place),
         lambda place: nearer(board, place, span),
         without_far_moves,
         lambda place: part_siblings(board, place, span, policy.min_gain_ppm),
@@ -244,6 +270,10 @@ def _mended(
     return place, steps
 
 
+def _gains(policy: Policy) -> Gains:
+    return Gains(policy.min_gain_ppm, policy.node_gain_ppm)
+
+
 def _within_limit(steps: Sequence[Step], moves_max: int | None) -> list[Step]:
     kept: list[Step] = []
     moves = 0
@@ -259,8 +289,16 @@ def _looks(board: Board, policy: Policy) -> list[Board]:
     """Give where the vCPUs are after each look, until another one would change nothing more."""
     now, looks = board, []
     levels = board.levels(board.base)
+    place = on_stronger(board, _gains(policy))
+    if list(place) != list(board.home):
+        stronger = board.moved(place)
+        then = stronger.levels(stronger.base)
+        if _is_better(board, levels, then):
+            now, levels = stronger, then
+            looks.append(now)
+    first = now
     while board.gap_ppm(levels) >= policy.balance_threshold_ppm:
-        place = _next_place(now, policy, again=now is not board)
+        place = _next_place(now, policy, again=now is not first)
         if place == now.home:
             break
         tidied = keep_apart(now, place, policy.balance_threshold_ppm)
@@ -361,11 +399,15 @@ def _outside(board: Board, levels: Sequence[int], policy: Policy) -> int:
 def _band(board: Board, levels: Sequence[int], threshold_ppm: int) -> tuple[int, int]:
     """Give the band of the threshold's width that holds most of the loads, lowest and highest."""
     loads = sorted(levels[cpu] for cpu in board.judged)
+    sums = list(itertools.accumulate(loads, initial=0))
     span = threshold_ppm - 1
-    begin = min(
-        sorted({*loads, *(max(0, load - span) for load in loads)}),
-        key=lambda begin: sum(max(0, load - begin - span) + max(0, begin - load) for load in loads),
-    )
+
+    def outside(begin: int) -> int:
+        low, high = bisect.bisect_left(loads, begin), bisect.bisect_right(loads, begin + span)
+        above = sums[-1] - sums[high] - (begin + span) * (len(loads) - high)
+        return begin * low - sums[low] + above
+
+    begin = min(sorted({*loads, *(max(0, load - span) for load in loads)}), key=outside)
     return begin, begin + span
 
 

@@ -9,15 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from vcpusched.keeper import GivenBack
+from vcpusched.ledger import RESETS_MAX, Change, Changed
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet
+from vcpusched.pause import Pause
 from vcpusched.planner import Move, Plan, Stop
+from vcpusched.proof import Proof, Verdict
 from vcpusched.scheduler import Cycle, Failure, Unclear
 from vcpusched.snapshot import host_as_json, plan_as_json
 from vcpusched.text import printable
+from vcpusched.units import Granularity, untold
 
 STATE_VERSION: Final = 1
 MESSAGE_ID_PIN: Final = "64672ee17c744ff39534af4c63f2e545"
+MESSAGE_ID_GIVEN_BACK: Final = "7b2e74bab6544c01bc89a700e4f484f7"
+MESSAGE_ID_RESET: Final = "c99117327c204bd7a6f45406f39f9796"
 MESSAGE_ID_PLAN: Final = "1b7b454b11c7488faf18e12c14b291a1"
+MESSAGE_ID_OUTCOME: Final = "5637ea496c8c4d53ae29535ec6e97677"
 
 
 class Priority(enum.IntEnum):
@@ -51,7 +59,8 @@ class Service:
     """What is known about the service as a whole.
 
     `connected` once the host was read; `trouble` says why it is not, or cannot be read any more;
-    `pins_failing` what went wrong with pins in the last plan; times are seconds since the epoch.
+    `pins_failing` what went wrong with pins in the last plan; `granularity` is what vCPUs are
+    pinned to; times are seconds since the epoch, and `pins` are counted since the service began.
     """
 
     pid: int
@@ -60,12 +69,22 @@ class Service:
     period_s: float
     threshold_ppm: int
     dry_run: bool = False
+    paused: Pause | None = None
     connected: bool = False
     trouble: str | None = None
     pins: int = 0
+    pins_last_hour: int = 0
+    pins_last_day: int = 0
     pins_failing: tuple[str, ...] = ()
     last_pins: tuple[PastPin, ...] = ()
     cycle: Cycle | None = None
+    granularity: Granularity = Granularity.CPU
+
+    @property
+    def untold(self) -> str:
+        """What the host does not tell that `granularity` asks for, and what is done instead."""
+        host = self.cycle.host if self.cycle is not None else None
+        return untold((cpu.cpu for cpu in host.cpus), self.granularity) if host is not None else ""
 
 
 def pin_entry(number: int, move: Move) -> Entry:
@@ -118,6 +137,43 @@ def plan_entry(cycle: Cycle) -> Entry | None:
     )
 
 
+def outcome_entry(proof: Proof) -> Entry:
+    """Tell what came of an executed plan."""
+    gap = (
+        f"the gap is {points(proof.gap_ppm)} (before {points(proof.gap_before_ppm)}, "
+        f"as planned {points(proof.gap_promised_ppm)})"
+    )
+    vcpus = f"{proof.waiting} vCPU{'' if proof.waiting == 1 else 's'}"
+    before, now = _percent(proof.wait_before_ppm), _percent(proof.wait_ppm)
+    the_plan = f"plan of cycle {proof.number}"
+    waited = f"{vcpus} that waited for {before} of the time, now for {now}"
+    text = {
+        Verdict.NO_WAIT: f"After the {the_plan} {gap}; nobody had to wait before",
+        Verdict.HELPED: f"The {the_plan} helped: {waited}; {gap}",
+        Verdict.NO_HELP: f"The {the_plan} did not help: {waited}, "
+        f"{_percent(proof.wait_promised_ppm)} as planned; {gap}. What it moved is left alone for "
+        "a while",
+        Verdict.UNCLEAR: f"Whether the {the_plan} helped cannot be told, since guests want "
+        f"something else by now; {gap}",
+    }[proof.verdict]
+    return Entry(
+        Priority.INFO,
+        text,
+        {
+            "MESSAGE_ID": MESSAGE_ID_OUTCOME,
+            "VCPUSCHED_VERDICT": proof.verdict.value,
+            "VCPUSCHED_GAP_BEFORE": _decimal(proof.gap_before_ppm),
+            "VCPUSCHED_GAP_AFTER": _decimal(proof.gap_promised_ppm),
+            "VCPUSCHED_GAP_MEASURED": _decimal(proof.gap_ppm),
+            "VCPUSCHED_WAITING": str(proof.waiting),
+            "VCPUSCHED_WAIT_BEFORE": _decimal(proof.wait_before_ppm),
+            "VCPUSCHED_WAIT_AFTER": _decimal(proof.wait_promised_ppm),
+            "VCPUSCHED_WAIT_MEASURED": _decimal(proof.wait_ppm),
+            "VCPUSCHED_CYCLE": str(proof.number),
+        },
+    )
+
+
 def dry_run_entries(plan: Plan) -> list[Entry]:
     """Tell what would have been done; these entries are no pins and have no pin's message ID."""
     return [
@@ -140,6 +196,62 @@ def failure_entry(failure: Failure) -> Entry:
     )
 
 
+def changed_entry(changed: Changed) -> Entry:
+    """Tell of an affinity that was changed, and not by us."""
+    now = cpus_text(changed.to_cpus)
+    whose = f"vCPU {changed.vcpu.vcpu} of {printable(changed.domain)}"
+    books = f"{cpus_text(changed.from_cpus)}, where it was pinned"
+    priority, text = {
+        Change.PINNED: (
+            Priority.INFO,
+            f"Another hand pinned {whose} to {now}: it stays there, until released or restarted",
+        ),
+        Change.POOLED: (
+            Priority.INFO if changed.was_ours else Priority.DEBUG,
+            f"Another hand lets {whose} use {now}: that is obeyed",
+        ),
+        Change.RESET: (
+            Priority.INFO,
+            f"The kernel let {whose} off {books}, and onto {now}: pinned again",
+        ),
+        Change.LEFT: (
+            Priority.WARNING,
+            f"{whose} was let off {books}, for the {RESETS_MAX + 1}th time: it is left alone now",
+        ),
+    }[changed.change]
+    fields = {"VCPUSCHED_DOMAIN": changed.domain, "VCPUSCHED_DOMAIN_UUID": changed.vcpu.uuid}
+    if changed.change is Change.RESET:
+        # A pin of ours, told as one: from where the kernel had put the vCPU, back to where it was.
+        fields |= {
+            "MESSAGE_ID": MESSAGE_ID_RESET,
+            "VCPUSCHED_VCPU": str(changed.vcpu.vcpu),
+            "VCPUSCHED_FROM": str(changed.to_cpus),
+            "VCPUSCHED_TO": str(changed.from_cpus),
+        }
+    return Entry(priority, text, fields)
+
+
+def given_back_entry(given: GivenBack) -> Entry:
+    """Tell of an original affinity that was given back, or was not."""
+    whose = f"vCPU {given.vcpu.vcpu} of {printable(given.domain)}"
+    fields = {
+        "VCPUSCHED_DOMAIN": given.domain,
+        "VCPUSCHED_DOMAIN_UUID": given.vcpu.uuid,
+        "VCPUSCHED_VCPU": str(given.vcpu.vcpu),
+        "VCPUSCHED_FROM": str(given.from_cpus),
+        "VCPUSCHED_TO": str(given.to_cpus),
+    }
+    if given.why_not:
+        why = printable(given.why_not, 300)
+        return Entry(Priority.WARNING, f"Could not give {whose} its affinity back: {why}", fields)
+    return Entry(
+        Priority.INFO,
+        f"Gave {whose} its affinity back: from {cpus_text(given.from_cpus)} to "
+        f"{cpus_text(given.to_cpus)}",
+        {"MESSAGE_ID": MESSAGE_ID_GIVEN_BACK, **fields},
+    )
+
+
 def unread_entry(domain: str, why: str) -> Entry:
     """Tell of a running domain that could not be read."""
     return Entry(
@@ -158,9 +270,16 @@ def unclear_entry(unclear: Unclear) -> Entry:
     )
 
 
+def untold_entry(untold: str) -> Entry:
+    """Tell of a level of the machine that is asked for and not told."""
+    return Entry(Priority.WARNING, untold)
+
+
 def status_line(service: Service) -> str:
     """Give the one line that `systemctl status` shows."""
     cycle, prefix = service.cycle, "Dry run. " if service.dry_run else ""
+    if service.paused is not None:
+        prefix += f"{service.paused.text}. "
     why = f": {printable(service.trouble, 300)}" if service.trouble else ""
     if not service.connected:
         return f"{prefix}Waiting for libvirt at {printable(service.uri, 200)}{why}"
@@ -175,7 +294,7 @@ def status_line(service: Service) -> str:
     elif cycle.host is not None and not cycle.host.cpus:
         what = "No pCPU is managed: none of those that cpus and exclude_cpus leave is online"
     else:
-        what = f"{_verdict(cycle, cycle.plan)}, gap {points(_gap_now(cycle, cycle.plan))}"
+        what = f"{_verdict(cycle, cycle.plan)}, gap {points(gap_now_ppm(cycle, cycle.plan))}"
         what += f" (threshold {service.threshold_ppm / PPM_PER_POINT:g})"
     pins = f"{service.pins} pin{'' if service.pins == 1 else 's'} so far"
     if service.pins_failing:
@@ -199,7 +318,8 @@ def _verdict(cycle: Cycle, plan: Plan) -> str:
     return f"Unbalanced at rest ({why})"
 
 
-def _gap_now(cycle: Cycle, plan: Plan) -> int:
+def gap_now_ppm(cycle: Cycle, plan: Plan) -> int:
+    """Give the gap after a cycle: as planned, if all of its plan was done, else as it was found."""
     done = cycle.executed and not cycle.dry_run and len(cycle.pinned) == len(plan.moves)
     return plan.gap_after_ppm if done else plan.gap_before_ppm
 
@@ -220,15 +340,21 @@ def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
         "period": service.period_s,
         "balance_threshold": service.threshold_ppm / PPM_PER_POINT,
         "dry_run": service.dry_run,
+        "paused": service.paused is not None,
+        "paused_until": service.paused.until_s if service.paused is not None else None,
         "connected": service.connected,
         "trouble": service.trouble,
         "status": status_line(service),
+        "untold": service.untold,
         "pins": service.pins,
+        "pins_last_hour": service.pins_last_hour,
+        "pins_last_day": service.pins_last_day,
         "pins_failing": list(service.pins_failing),
         "last_pins": [
             {
                 "at": pin.at_s,
                 "domain": pin.move.domain,
+                "uuid": pin.move.vcpu.uuid,
                 "vcpu": pin.move.vcpu.vcpu,
                 "from": str(pin.move.from_cpus),
                 "to": str(pin.move.to_cpus),
@@ -238,6 +364,16 @@ def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
         ],
         "cycle": cycle.number if cycle else 0,
         "domains": cycle.domains if cycle else 0,
+        "gap": gap_now_ppm(cycle, cycle.plan) / PPM if cycle and cycle.plan else None,
+        "waits": [
+            {"uuid": vcpu.uuid, "id": vcpu.domain_id, "vcpu": vcpu.vcpu, "wait": wait_ppm / PPM}
+            for vcpu, wait_ppm in (cycle.waits if cycle else {}).items()
+            if wait_ppm
+        ],
+        "left_alone": [
+            {"cpus": str(cpus), "why": why}
+            for why, cpus in (cycle.left_alone if cycle else {}).items()
+        ],
         "loads": {str(cpu): load_ppm / PPM for cpu, load_ppm in _loads_now(cycle)},
         "plan": plan_as_json(cycle.plan) if cycle and cycle.plan else None,
         "snapshot": host_as_json(cycle.host) if cycle and cycle.host else None,
@@ -259,6 +395,10 @@ def _subject(move: Move) -> str:
     return (
         f"vCPU {move.vcpu.vcpu} of {printable(move.domain)} ({move.load_ppm / PPM_PER_POINT:.0f} %)"
     )
+
+
+def _percent(share_ppm: int) -> str:
+    return f"{share_ppm * 100 / PPM:.0f} %"
 
 
 def _decimal(load_ppm: int) -> str:

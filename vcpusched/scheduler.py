@@ -2,12 +2,12 @@
 
 Rule: acts only through a `Hypervisor` and never reads a clock of its own or sleeps, so that it
 runs unchanged on a simulated host. All that it remembers between cycles is the last sample and the
-loads up to it, how often in a row it wanted to act, when it last pinned a vCPU, the domains that
-refused a pin and are left alone for a while, and a pin whose answer was lost with the connection.
+loads up to it, how often in a row it wanted to act, what its last plan promised, whom to leave
+alone for a while (`patience`), and a pin whose answer was lost with the connection.
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -16,12 +16,14 @@ from vcpusched.hypervisor import (
     ConnectionLostError,
     Hypervisor,
     HypervisorError,
+    NotRecordedError,
     VanishedError,
 )
 from vcpusched.load import Measure, Observed, Smoothing, baseline, observe
 from vcpusched.model import (
     ALL_CPUS,
     NO_CPUS,
+    CpuSet,
     Definition,
     DomainUuid,
     Host,
@@ -29,18 +31,9 @@ from vcpusched.model import (
     Unread,
     VcpuId,
 )
+from vcpusched.patience import Patience
 from vcpusched.planner import Move, Plan, Policy, plan
-
-ASIDE_CYCLES: Final = 10
-ASIDE_CYCLES_MAX: Final = 640
-"""For how many cycles a domain that refused a pin is left alone; doubled when it does so again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Aside:
-    until: int
-    cycles: int
-
+from vcpusched.proof import Look, Promise, Proof, Verdict, promised, proven, worse_bound
 
 GLANCE_SHARE: Final = 8
 """Until a plan is about to be carried out an eighth of the search will do to see whether there is
@@ -60,7 +53,7 @@ class Rules:
 
     `policy` is the planner's, `house` says who may be moved at all, and `smoothing` is that of the
     loads; what it acts on must be found in `confirm` consecutive cycles; a vCPU is not moved twice
-    within `cooldown_s` seconds.
+    within `cooldown_s` seconds. While it is `paused` nothing is moved, whatever it would do.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -70,6 +63,7 @@ class Rules:
     confirm: int = 2
     cooldown_s: float = 0.0
     dry_run: bool = False
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +71,14 @@ class Failure:
     """A move that was planned and not made, and why.
 
     `kind` is the same for all failures that mean the same, whatever figures are in `why`;
-    `expected` when nothing is wrong (the guest ended meanwhile).
+    `expected` when nothing is wrong (the guest ended meanwhile), `of_ours` if no guest is to blame.
     """
 
     move: Move
     why: str
     kind: str = ""
     expected: bool = False
+    of_ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +97,11 @@ class Cycle:
     `plan` is what should be done; it was carried out only when `executed`. Until an imbalance has
     been found in `confirm` consecutive cycles (`confirmed` of them so far) nothing is done.
     `host` is None in the first cycle, when there are no loads yet. `calm` when nothing is done
-    since no vCPU has to wait, whatever the plan.
+    since no vCPU has to wait, whatever the plan. `freed` are vCPUs that were given their original
+    affinity back since they waited without need; then no plan is carried out. `proofs` tell what
+    came of earlier plans. `at_ns` is the monotonic clock at the sample, and `waits` for which share
+    of the time since the last one vCPUs on crowded pCPUs were kept waiting, in ppm. `left_alone`
+    are the pCPUs that are online and not managed, by the reason.
     """
 
     number: int
@@ -115,10 +114,15 @@ class Cycle:
     calm: bool = False
     executed: bool = False
     pinned: tuple[Move, ...] = ()
+    freed: tuple[Move, ...] = ()
+    proofs: tuple[Proof, ...] = ()
     failures: tuple[Failure, ...] = ()
     unread: tuple[Unread, ...] = ()
     unclear: tuple[Unclear, ...] = ()
     lost: str | None = None
+    at_ns: int = 0
+    waits: Mapping[VcpuId, int] = field(default_factory=dict)
+    left_alone: Mapping[str, CpuSet] = field(default_factory=dict)
 
     @property
     def decided(self) -> bool:
@@ -139,12 +143,11 @@ class Scheduler:
         self._decide = decide
         self._before: Sample | None = None
         self._observed: Observed | None = None
-        self._pinned: set[VcpuId] = set()
-        self._cools_from_ns: dict[VcpuId, int] = {}
         self._wanted = 0
         self._wanted_binding = 0
-        self._aside: dict[DomainUuid, _Aside] = {}
         self._in_doubt: tuple[int, Move] | None = None
+        self._promise: Promise | None = None
+        self._patience = Patience()
 
     def cycle(
         self,
@@ -170,8 +173,10 @@ class Scheduler:
         self._clear_doubt(sample, on_pin)
         self._number += 1
         before, self._before = self._before, baseline(self._before, sample)
+        now_ns = max((domain.at_ns for domain in sample.domains), default=0)
         seen = Cycle(
             number=self._number,
+            at_ns=now_ns,
             domains=len(sample.domains) + len(sample.unread),
             confirm=rules.confirm,
             dry_run=rules.dry_run,
@@ -183,22 +188,103 @@ class Scheduler:
             ),
         )
         self._observed = observe(before, sample, self._observed, rules.smoothing, rules.house)
+        if self._observed.house is not None:
+            seen = replace(seen, left_alone=self._observed.house.left_alone)
         if before is None:
             return seen
-        host = self._with_fixed(self._observed.host, sample, rules.cooldown_s)
+        host = self._patience.applied(
+            self._observed.host, sample, number=self._number, cooldown_s=rules.cooldown_s
+        )
         found = self._plan(host, rules)
+        look = Look(now_ns, host, found, self._observed.waits, self._observed.busy)
+        seen = replace(seen, proofs=self._prove(look), waits=self._observed.waits)
+        if not (rules.dry_run or rules.paused):
+            moves = [
+                move
+                for move in worse_bound(sample, look)
+                if not self._patience.is_aside(move.vcpu.uuid, self._number)
+            ]
+            seen = replace(seen, host=host, plan=found)
+            seen = self._free(hypervisor, seen, moves, now_ns, cancelled, on_pin)
+            if seen.freed or seen.lost is not None:
+                return seen
         calm = asks and bool(found.moves) and not self._observed.contended
         confirmed = 0 if calm else self._confirm(found)
         seen = replace(seen, host=host, plan=found, confirmed=confirmed, calm=calm)
         if calm:
             self._wanted = self._wanted_binding = 0
             return seen
-        if not found.moves or confirmed < rules.confirm:
+        if not found.moves or confirmed < rules.confirm or rules.paused:
             return seen
         self._wanted = self._wanted_binding = 0
         if rules.dry_run:
             return replace(seen, executed=True)
-        return self._execute(hypervisor, seen, found, cancelled, on_pin)
+        done = self._execute(hypervisor, seen, found.moves, cancelled, on_pin)
+        if done.pinned:
+            done = replace(done, proofs=seen.proofs + self._prove(look, is_last=True))
+            self._promise = promised(seen.number, look, done.pinned)
+        return done
+
+    def _prove(self, look: Look, *, is_last: bool = False) -> tuple[Proof, ...]:
+        """Judge the last plan, as soon as it can be."""
+        if self._promise is None:
+            return ()
+        proof = proven(self._promise, look, is_last=is_last)
+        if proof is None:
+            return ()
+        for vcpu in self._promise.moved:
+            if proof.verdict is Verdict.HELPED:
+                self._patience.trust(vcpu)
+            elif proof.verdict is Verdict.NO_HELP:
+                self._patience.doubt(vcpu, look.at_ns)
+        self._promise = None
+        return (proof,)
+
+    def _free(  # noqa: PLR0913, PLR0917  what `cycle` was given, and what to do
+        self,
+        hypervisor: Hypervisor,
+        seen: Cycle,
+        moves: Sequence[Move],
+        now_ns: int,
+        cancelled: Callable[[], bool],
+        on_pin: Callable[[int, Move], None],
+    ) -> Cycle:
+        """Give original affinities back, each by itself, whatever limits there are for plans.
+
+        That undoes what was done, so what plans may use does not matter, but the definition does.
+        """
+        freed: list[Move] = []
+        failures: list[Failure] = []
+        lost = None
+        for move in moves:
+            if cancelled():
+                break
+            try:
+                allowed = hypervisor.definition(move.vcpu.uuid).allowed
+                if not move.to_cpus.is_within(allowed.get(move.vcpu.vcpu, NO_CPUS)):
+                    raise VanishedError("the domain's definition does not allow that any more")
+                hypervisor.pin(move.vcpu, move.to_cpus)
+            except ConnectionLostError as error:
+                lost, self._in_doubt = str(error), (seen.number, move)
+                break
+            except HypervisorError as error:
+                failures.append(self._failed(move, error, seen.number))
+            else:
+                freed.append(move)
+                self._patience.pinned(move.vcpu)
+                self._patience.doubt(move.vcpu, now_ns)
+                on_pin(seen.number, move)
+        if freed:
+            self._wanted = self._wanted_binding = 0
+        return replace(seen, freed=tuple(freed), failures=tuple(failures), lost=lost)
+
+    def _failed(self, move: Move, error: HypervisorError, number: int) -> Failure:
+        expected = isinstance(error, VanishedError)
+        of_ours = isinstance(error, NotRecordedError)
+        if not (expected or of_ours):
+            self._patience.refused(move.vcpu.uuid, number)
+        kind = "vanished" if expected else type(error).__name__
+        return Failure(move, str(error), kind, expected=expected, of_ours=of_ours)
 
     def _confirm(self, found: Plan) -> int:
         """Count the consecutive cycles that wanted to act.
@@ -223,48 +309,6 @@ class Scheduler:
 
     def _confirmations(self, found: Plan) -> int:
         return self._wanted_binding if found.binds_floaters else self._wanted
-
-    def _with_fixed(self, host: Host, sample: Sample, cooldown_s: float) -> Host:
-        """Fix the vCPUs of domains that refused a pin lately, and those moved not long ago.
-
-        Plans do without them.
-        """
-        running = {domain.uuid for domain in sample.domains} | set(sample.unread)
-        self._aside = {uuid: aside for uuid, aside in self._aside.items() if uuid in running}
-        now_ns = {domain.uuid: domain.at_ns for domain in sample.domains}
-        for vcpu in self._pinned & {vcpu.id for vcpu in host.vcpus}:
-            # Counted from the first look after the pin, so never less than was asked for.
-            if vcpu.uuid in now_ns:
-                self._cools_from_ns[vcpu] = now_ns[vcpu.uuid]
-                self._pinned.discard(vcpu)
-        self._pinned = {vcpu for vcpu in self._pinned if vcpu.uuid in running}
-        self._cools_from_ns = {
-            vcpu: from_ns
-            for vcpu, from_ns in self._cools_from_ns.items()
-            if vcpu.uuid in running and now_ns.get(vcpu.uuid, from_ns) - from_ns < cooldown_s * 1e9
-        }
-        return replace(
-            host,
-            vcpus=tuple(
-                replace(vcpu, fixed=True, why=why)
-                if not vcpu.fixed and (why := self._why_it_stays(vcpu.id, cooldown_s))
-                else vcpu
-                for vcpu in host.vcpus
-            ),
-        )
-
-    def _why_it_stays(self, vcpu: VcpuId, cooldown_s: float) -> str:
-        aside = self._aside.get(vcpu.uuid)
-        if aside is not None and self._number < aside.until:
-            return "its guest refused a pin lately"
-        if vcpu in self._cools_from_ns or vcpu in self._pinned:
-            return f"moved less than {cooldown_s:g} s ago"
-        return ""
-
-    def _put_aside(self, uuid: DomainUuid) -> None:
-        known = self._aside.get(uuid)
-        cycles = ASIDE_CYCLES if known is None else min(known.cycles * 2, ASIDE_CYCLES_MAX)
-        self._aside[uuid] = _Aside(until=self._number + cycles, cycles=cycles)
 
     def _clear_doubt(self, sample: Sample, on_pin: Callable[[int, Move], None]) -> None:
         """Tell of a pin whose answer was lost, if it was made after all."""
@@ -295,15 +339,15 @@ class Scheduler:
         self,
         hypervisor: Hypervisor,
         seen: Cycle,
-        found: Plan,
+        moves: tuple[Move, ...],
         cancelled: Callable[[], bool],
         on_pin: Callable[[int, Move], None],
     ) -> Cycle:
         pinned: list[Move] = []
-        failures: list[Failure] = []
+        failures = list(seen.failures)
         definitions: dict[DomainUuid, Definition] = {}
         lost = None
-        for before, move in zip((None, *found.moves), found.moves, strict=False):
+        for before, move in zip((None, *moves), moves, strict=False):
             if cancelled():
                 break
             try:
@@ -314,14 +358,10 @@ class Scheduler:
             except ConnectionLostError as error:
                 # Whether libvirtd still made this pin shows in the next sample.
                 lost, self._in_doubt = str(error), (seen.number, move)
-                self._pinned.add(move.vcpu)
+                self._patience.pinned(move.vcpu)
                 break
             except HypervisorError as error:
-                expected = isinstance(error, VanishedError)
-                if not expected:
-                    self._put_aside(move.vcpu.uuid)
-                kind = "vanished" if expected else type(error).__name__
-                failures.append(Failure(move, str(error), kind, expected=expected))
+                failures.append(self._failed(move, error, seen.number))
                 if before is not None and move.exchanged_with == before.vcpu:
                     # Half an exchange would leave the host worse than it was.
                     pinned += _give_back(hypervisor, before, on_pin, seen.number)
@@ -329,9 +369,8 @@ class Scheduler:
                 # needed it.
                 break
             else:
-                self._aside.pop(move.vcpu.uuid, None)
+                self._patience.pinned(move.vcpu)
                 pinned.append(move)
-                self._pinned.add(move.vcpu)
                 on_pin(seen.number, move)
         return replace(
             seen, executed=True, pinned=tuple(pinned), failures=tuple(failures), lost=lost

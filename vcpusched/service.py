@@ -10,8 +10,7 @@ Terms: a vCPU's *demand* is its load, at most its quota. Its *weight* is its gue
     over those of the guest's vCPUs that have a load, as the kernel splits a group's. What it *gets*
     is what weighted max-min fairness under the affinities gives it (see `sharing`). A pCPU can
     give its capacity less the host's own load, but half at least; the threads of a core together at
-    most 1.25 times the capacity of the strongest of them, since a second thread is worth a quarter
-    of a core. Its
+    most what `units.capacity_ppm` says: each further thread of a core is worth a quarter. Its
     *fair share* is what it would get if all vCPUs could use every managed pCPU that their `allowed`
     names (those it is on, where that names none), `fixed` or not: no pins in anybody's way.
 Algorithm: 1. Add up the demand on each pCPU; only where it is too much is there anything to share.
@@ -29,16 +28,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from vcpusched.curves import Claim, Curve
 from vcpusched.model import PPM_PER_POINT, CpuSet, Host, HostCpu, Vcpu, VcpuId
-from vcpusched.sharing import ROUNDING_PPM, Claim, Core, fill, taken_ppm
+from vcpusched.sharing import ROUNDING_PPM, Core, fill
 from vcpusched.text import printable
+from vcpusched.units import capacity_ppm
 
 LOSS_MAX_PPM: Final = PPM_PER_POINT
 """What a vCPU that has no more than its fair share may lose at most, in ppm of a pCPU."""
-
-THREADS_GIVE_PERCENT: Final = 125
-"""What the threads of a core give together, in percent of the strongest when it runs alone: a
-second thread counts a quarter, and for want of better figures further ones add nothing."""
 
 WEIGHT_PER_SHARE: Final = 1 << 16
 """Weights are whole numbers: so finely can shares be split over a guest's vCPUs."""
@@ -82,6 +79,17 @@ def fair_ppm(host: Host) -> Mapping[VcpuId, int]:
         for index, vcpu in enumerate(served.vcpus)
         if served.may(index)
     }
+
+
+def unmet_ppm(host: Host) -> int:
+    """Give the demand that could not be met even if there were no pins, in ppm of a pCPU.
+
+    Max-min fairness leaves no pCPU idle that somebody short could use, so no placement, nor any
+    other division, gives more in all: only fewer guests, or more pCPUs, would do.
+    """
+    served = _Served(host)
+    short = served.fair_short_ppm()
+    return sum(served.demand_ppm(index) - fair_ppm for index, fair_ppm in short.items())
 
 
 def refusal(host: Host, affinities: Mapping[VcpuId, CpuSet]) -> Refusal | None:
@@ -166,7 +174,8 @@ class _Served:
     """The vCPUs of a host by where they are: who shares which pCPU. Goes by position in `vcpus`.
 
     `bound` are those bound to each pCPU, `wanted` what they want in all, `pools` the others by the
-    managed pCPUs that they may use.
+    managed pCPUs that they may use. `claims` are true wherever they are, and worked out once for
+    all that is made of a host by `after`, like the curves of those that are where they were.
     """
 
     def __init__(self, host: Host) -> None:
@@ -177,6 +186,9 @@ class _Served:
         self.bound: dict[int, list[int]] = {cpu.id: [] for cpu in host.cpus}
         self.wanted = dict.fromkeys(self.bound, 0)
         self.pools: dict[int, list[int]] = {}
+        self.claims = _claims(self.vcpus)
+        self.curves_bound: dict[int, Curve] = {}
+        self.curves_pools: dict[int, Curve] = {}
         for index, vcpu in enumerate(self.vcpus):
             if vcpu.load_ppm:
                 self._put(index, self.masks[index], 1)
@@ -188,6 +200,8 @@ class _Served:
         then.bound = {cpu: list(there) for cpu, there in self.bound.items()}
         then.pools = {mask: list(there) for mask, there in self.pools.items()}
         then.wanted = dict(self.wanted)
+        then.curves_bound = dict(self.curves_bound)
+        then.curves_pools = dict(self.curves_pools)
         guests = {vcpu.uuid for vcpu in affinities}  # quicker to look up than a whole id
         for index, vcpu in enumerate(self.vcpus):
             if vcpu.id.uuid in guests and vcpu.id in affinities:
@@ -203,8 +217,7 @@ class _Served:
 
     def demand_ppm(self, index: int) -> int:
         """Give the most that a vCPU can make use of."""
-        vcpu = self.vcpus[index]
-        return min(vcpu.load_ppm, vcpu.quota_ppm)
+        return self.claims[index][0]
 
     def may(self, index: int) -> int:
         """Give the managed pCPUs that a vCPU could use without pins."""
@@ -222,7 +235,12 @@ class _Served:
                 or sum(wanted[cpu] for cpu in core.threads) > core.most_ppm
             ]
         bound = {cpu: self.bound[cpu] for core in cores for cpu in core.threads}
-        return self._short_ppm(cores, bound, self.pools)
+        self._add_curves(self.curves_bound, bound)
+        self._add_curves(self.curves_pools, self.pools)
+        levels = fill(cores, self.curves_bound, self.curves_pools)
+        return _short_ppm(levels.cpus, bound, self.curves_bound) | _short_ppm(
+            levels.pools, self.pools, self.curves_pools
+        )
 
     def fair_short_ppm(self) -> dict[int, int]:
         """Give the fair shares that are less than the demand."""
@@ -231,7 +249,9 @@ class _Served:
             mask = self.may(index)
             if mask and vcpu.load_ppm:
                 pools.setdefault(mask, []).append(index)
-        return self._short_ppm(self.cores, {}, pools)
+        curves: dict[int, Curve] = {}
+        self._add_curves(curves, pools)
+        return _short_ppm(fill(self.cores, {}, curves).pools, pools, curves)
 
     def movers_to(
         self, worse: Iterable[int], affinities: Mapping[VcpuId, CpuSet]
@@ -246,34 +266,11 @@ class _Served:
         movers = frozenset(vcpu for vcpu, cpus in affinities.items() if cpus.bits & reach)
         return movers or frozenset(affinities)
 
-    def _short_ppm(
-        self,
-        cores: Sequence[Core],
-        bound: Mapping[int, Sequence[int]],
-        pools: Mapping[int, Sequence[int]],
-    ) -> dict[int, int]:
-        if not cores:
-            return {}
-        running = Counter((vcpu.id.uuid, vcpu.id.domain_id) for vcpu in self.vcpus if vcpu.load_ppm)
-
-        def claim(index: int) -> Claim:
-            vcpu = self.vcpus[index]
-            split = running[vcpu.id.uuid, vcpu.id.domain_id]
-            return self.demand_ppm(index), max(1, vcpu.shares * WEIGHT_PER_SHARE // split)
-
-        claims_bound = {cpu: [claim(index) for index in there] for cpu, there in bound.items()}
-        claims_pools = {mask: [claim(index) for index in there] for mask, there in pools.items()}
-        levels = fill(cores, claims_bound, claims_pools)
-        short: dict[int, int] = {}
-        for stopped, there, claims in (
-            (levels.cpus, bound, claims_bound),
-            (levels.pools, pools, claims_pools),
-        ):
-            for place, level in stopped.items():
-                for index, one in zip(there.get(place, ()), claims.get(place, ()), strict=True):
-                    if (served_ppm := taken_ppm(one, level)) < one[0]:
-                        short[index] = served_ppm
-        return short
+    def _add_curves(self, curves: dict[int, Curve], places: Mapping[int, Sequence[int]]) -> None:
+        """Add the curves of those who are in these places, where they are missing."""
+        for place, there in places.items():
+            if place not in curves:
+                curves[place] = Curve([self.claims[index] for index in there])
 
     def _put(self, index: int, mask: int, sign: int) -> None:
         """Put a vCPU where an affinity says, or take it away from there."""
@@ -282,9 +279,11 @@ class _Served:
             return
         if mask & (mask - 1):
             there = self.pools.setdefault(mask, [])
+            self.curves_pools.pop(mask, None)
         else:
             cpu = mask.bit_length() - 1
             there = self.bound[cpu]
+            self.curves_bound.pop(cpu, None)
             self.wanted[cpu] += sign * self.demand_ppm(index)
         if sign > 0:
             there.append(index)
@@ -292,6 +291,32 @@ class _Served:
             there.remove(index)
             if not there:
                 self.pools.pop(mask, None)
+
+
+def _claims(vcpus: Sequence[Vcpu]) -> list[Claim]:
+    """Give what each vCPU wants, and its part of its guest's shares."""
+    guests = [(vcpu.id.uuid, vcpu.id.domain_id) for vcpu in vcpus]
+    running = Counter(guest for guest, vcpu in zip(guests, vcpus, strict=True) if vcpu.load_ppm)
+    return [
+        (
+            min(vcpu.load_ppm, vcpu.quota_ppm),
+            max(1, vcpu.shares * WEIGHT_PER_SHARE // (running[guest] or 1)),
+        )
+        for guest, vcpu in zip(guests, vcpus, strict=True)
+    ]
+
+
+def _short_ppm(
+    stopped: Mapping[int, int], places: Mapping[int, Sequence[int]], curves: Mapping[int, Curve]
+) -> dict[int, int]:
+    """Give what those get who get less than they want, where levels stopped."""
+    short: dict[int, int] = {}
+    for place, level in stopped.items():
+        there = places.get(place)
+        if there:
+            for position, served_ppm in curves[place].short_ppm(level):
+                short[there[position]] = served_ppm
+    return short
 
 
 def _cores(host: Host) -> list[Core]:
@@ -309,9 +334,8 @@ def _cores(host: Host) -> list[Core]:
         }
         most_ppm = sum(threads.values())
         if len(cpus) > 1:
-            alone_ppm = max(cpu.cpu.capacity_ppm for cpu in cpus)
+            together_ppm = capacity_ppm([cpu.cpu for cpu in cpus])
             used_ppm = sum(cpu.host_load_ppm for cpu in cpus)
-            together_ppm = alone_ppm * THREADS_GIVE_PERCENT // 100
             most_ppm = min(most_ppm, max(together_ppm - used_ppm, together_ppm // 2))
         found.append(Core(threads, most_ppm))
     return found

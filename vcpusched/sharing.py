@@ -25,24 +25,19 @@ Properties: exact but for rounding: a claim gets at most its demand and at most 
     are taken as one that may use what any of them may, since flows take time.
 """
 
-import itertools
-from bisect import bisect_right
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-SHIFT: Final = 44
-"""Levels are whole multiples of 2 ** -44 ppm for each unit of weight."""
+from vcpusched.curves import NO_CLAIMS, Curve, Left
+from vcpusched.flow import Network
 
 ROUNDING_PPM: Final = 4
 """By how much, in ppm of a pCPU, a result may differ from the exact share."""
 
 POOLS_MAX: Final = 32
 """The most different sets of pCPUs, touching each other, that are told apart."""
-
-Claim = tuple[int, int]
-"""What somebody wants, in ppm of a pCPU and not negative, and its weight, above 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +56,7 @@ class Levels:
     pools: Mapping[int, int]
 
 
-def taken_ppm(claim: Claim, level: int | None) -> int:
-    """Give what a claim takes at a level, in ppm; None: whatever it wants."""
-    demand_ppm, weight = claim
-    return demand_ppm if level is None else min(demand_ppm, weight * level >> SHIFT)
-
-
-def fill(
-    cores: Sequence[Core],
-    bound: Mapping[int, Sequence[Claim]],
-    pools: Mapping[int, Sequence[Claim]],
-) -> Levels:
+def fill(cores: Sequence[Core], bound: Mapping[int, Curve], pools: Mapping[int, Curve]) -> Levels:
     """Fill up the claims bound to each pCPU, and those of each set of pCPUs (as bits).
 
     A set must name a pCPU of the cores at least; others in it are passed over.
@@ -79,32 +64,37 @@ def fill(
     cpu_levels: dict[int, int] = {}
     pool_levels: dict[int, int] = {}
     groups = _groups(cores, pools)
-    reached = 0
-    for union, _ in groups:
-        reached |= union
+    group_of = {cpu: number for number, (union, _) in enumerate(groups) for cpu in _numbers(union)}
+    here: list[list[Core]] = [[] for _ in groups]
     for core in cores:
-        if not any(reached >> cpu & 1 for cpu in core.threads):
-            claims = {cpu: bound.get(cpu, ()) for cpu in core.threads}
-            wanted = {cpu: sum(demand for demand, _ in claims[cpu]) for cpu in claims}
-            if sum(wanted.values()) > core.most_ppm or any(
-                wanted[cpu] > most for cpu, most in core.threads.items()
-            ):
-                curves = {cpu: _Curve(claims[cpu]) for cpu in claims}
-                cpu_levels |= _fill_core(core.threads, core.most_ppm, curves)
-    for union, masks in groups:
-        here = [core for core in cores if any(union >> cpu & 1 for cpu in core.threads)]
-        curves = {cpu: _Curve(bound.get(cpu, ())) for core in here for cpu in core.threads}
+        # A group has all of a core or nothing.
+        number = group_of.get(next(iter(core.threads)))
+        if number is not None:
+            here[number].append(core)
+            continue
+        curves = {cpu: bound.get(cpu, NO_CLAIMS) for cpu in core.threads}
+        wanted_ppm = sum(curve.wanted_ppm for curve in curves.values())
+        if wanted_ppm > core.most_ppm or any(
+            curves[cpu].wanted_ppm > most for cpu, most in core.threads.items()
+        ):
+            cpu_levels |= _fill_core(core.threads, core.most_ppm, curves)
+    for (union, masks), reached in zip(groups, here, strict=True):
+        curves = {cpu: bound.get(cpu, NO_CLAIMS) for core in reached for cpu in core.threads}
         if len(masks) > POOLS_MAX:
-            together = {union: [claim for mask in masks for claim in pools[mask]]}
-            group = _Group(here, curves, {mask: _Curve(together[mask]) for mask in together})
-            found = group.run()
+            together = {union: Curve.joined(pools[mask] for mask in masks)}
+            found = _Group(reached, curves, together).run()
             if union in found.pools:
                 pool_levels |= dict.fromkeys(masks, found.pools[union])
         else:
-            found = _Group(here, curves, {mask: _Curve(pools[mask]) for mask in masks}).run()
+            found = _Group(reached, curves, {mask: pools[mask] for mask in masks}).run()
             pool_levels |= found.pools
         cpu_levels |= found.cpus
     return Levels(cpu_levels, pool_levels)
+
+
+def _numbers(mask: int) -> list[int]:
+    """Give the numbers of the bits in a mask."""
+    return [number for number, bit in enumerate(bin(mask)[:1:-1]) if bit == "1"]
 
 
 def _groups(cores: Sequence[Core], pools: Iterable[int]) -> list[tuple[int, list[int]]]:
@@ -130,50 +120,18 @@ def _groups(cores: Sequence[Core], pools: Iterable[int]) -> list[tuple[int, list
     return groups
 
 
-class _Curve:
-    """How much claims take together as the level rises: straight between those they are met at."""
-
-    __slots__ = ("_met", "_taken", "_weight", "top")
-
-    def __init__(self, claims: Iterable[Claim]) -> None:
-        # Rounded up: at that level the claim is met.
-        steps = sorted(
-            (-(-(demand << SHIFT) // weight), demand, weight) for demand, weight in claims
-        )
-        self._met = [level for level, _, _ in steps]
-        self._taken = [0, *itertools.accumulate(demand for _, demand, _ in steps)]
-        whole = sum(weight for _, _, weight in steps)
-        self._weight = [whole, *(whole - w for w in itertools.accumulate(w for *_, w in steps))]
-        self.top = self._met[-1] if steps else 0
-
-    def at(self, level: int) -> int:
-        """Give what the claims take at a level, in ppm."""
-        met = bisect_right(self._met, level)
-        return self._taken[met] + (self._weight[met] * level >> SHIFT)
-
-    def level(self, most_ppm: int) -> int | None:
-        """Give the highest level at which they take no more than this; None: they never do."""
-        if self._taken[-1] <= most_ppm:
-            return None
-        for met, level in enumerate(self._met):
-            if self._taken[met] + (self._weight[met] * level >> SHIFT) > most_ppm:
-                left_ppm = most_ppm - self._taken[met]
-                return (((left_ppm + 1) << SHIFT) - 1) // self._weight[met]
-        return None
-
-
 def _fill_core(
-    threads: Mapping[int, int], most_ppm: int, curves: Mapping[int, _Curve]
+    threads: Mapping[int, int], most_ppm: int, curves: Mapping[int, Curve]
 ) -> dict[int, int]:
     """Give the levels of a core's threads when nobody but the claims bound to them takes any."""
     levels = {cpu: curves[cpu].level(most) for cpu, most in threads.items()}
-
-    def spare_ppm(level: int) -> int:
-        return most_ppm - sum(min(curves[cpu].at(level), most) for cpu, most in threads.items())
-
-    top = max(curves[cpu].top for cpu in threads)
-    all_of_it = _highest(spare_ppm, top)
-    if all_of_it < top:
+    over_ppm = sum(min(curves[cpu].wanted_ppm, most) for cpu, most in threads.items()) - most_ppm
+    if over_ppm > 0:
+        # What the core has left is what its threads have, and what they have too much together.
+        left = Left((), most_ppm - sum(threads.values()))
+        for cpu, most in threads.items():
+            left.add_cpu(most, curves[cpu])
+        all_of_it = left.end(max(curves[cpu].top for cpu in threads))
         levels = {
             cpu: all_of_it if level is None else min(level, all_of_it)
             for cpu, level in levels.items()
@@ -181,39 +139,22 @@ def _fill_core(
     return {cpu: level for cpu, level in levels.items() if level is not None}
 
 
-def _highest(spare_ppm: Callable[[int], int], top: int) -> int:
-    """Give the highest level up to `top` at which there is enough; at 0 there always is.
-
-    What is to spare falls as the level rises, mostly straight: every other look is where it would
-    reach 0 if it did, the others halve what is left.
-    """
-    over = spare_ppm(top)
-    if over >= 0:
-        return top
-    low, high, low_spare = 0, top, max(0, spare_ppm(0))
-    straight = True
-    while high - low > 1:
-        middle = low + (high - low) * low_spare // (low_spare - over) if straight else 0
-        middle = min(max(middle, low + 1), high - 1) if straight else (low + high) // 2
-        straight = not straight
-        spare = spare_ppm(middle)
-        if spare >= 0:
-            low, low_spare = middle, spare
-        else:
-            high, over = middle, spare
-    return low
-
-
 class _Group:
     """Pools that touch each other, with the cores that they reach, being filled."""
 
     def __init__(
-        self, cores: Sequence[Core], curves: Mapping[int, _Curve], pools: Mapping[int, _Curve]
+        self, cores: Sequence[Core], curves: Mapping[int, Curve], pools: Mapping[int, Curve]
     ) -> None:
         self._threads = [dict(core.threads) for core in cores]
         self._most = [core.most_ppm for core in cores]
         self._curves = curves
         self._pools = dict(pools)
+        self._masks = sorted(pools)
+        self._users: Counter[int] = Counter()
+        if len(pools) > 1:
+            for number, mask in enumerate(self._masks):
+                for cpu in _numbers(mask):
+                    self._users[cpu] += 1 << number
         self._top = max(curve.top for curve in (*curves.values(), *pools.values()))
         self._cpu_levels: dict[int, int] = {}
         self._pool_levels: dict[int, int] = {}
@@ -235,12 +176,8 @@ class _Group:
             reach = 0
             for mask in tight:
                 reach |= mask
-            curves = [self._pools[mask] for mask in tight]
-
-            def spare_ppm(level: int, reach: int = reach, curves: Sequence[_Curve] = curves) -> int:
-                return self._room_ppm(reach, level) - sum(curve.at(level) for curve in curves)
-
-            level = _highest(spare_ppm, level)
+            left = self._left(reach, [self._pools[mask] for mask in tight])
+            level = left.end(level)
             too_much = self._cut(level) if len(self._pools) > 1 else []
             if not too_much:
                 return level, tight
@@ -255,52 +192,57 @@ class _Group:
             core_ppm -= bound_ppm
         return rooms, max(0, core_ppm)
 
-    def _room_ppm(self, reach: int, level: int) -> int:
-        """Give what all pCPUs in reach have left at a level, in ppm."""
-        total = 0
-        for index, threads in enumerate(self._threads):
+    def _left(self, reach: int, pools: Iterable[Curve]) -> Left:
+        """Give what all pCPUs in reach have left once these pools have taken theirs."""
+        left = Left(pools)
+        for most_ppm, threads in zip(self._most, self._threads, strict=True):
             if len(threads) == 1:  # most are: then there is nothing to share with a sibling
-                ((cpu, most_ppm),) = threads.items()
+                ((cpu, alone_ppm),) = threads.items()
                 if reach >> cpu & 1:
-                    most_ppm = min(most_ppm, self._most[index])
-                    curve = self._curves[cpu]
-                    total += max(0, most_ppm - curve.at(level)) if curve.top else most_ppm
-                continue
-            rooms, core_ppm = self._rooms(index, level)
-            total += min(core_ppm, sum(rooms[cpu] for cpu in rooms if reach >> cpu & 1))
-        return total
+                    left.add_cpu(min(alone_ppm, most_ppm), self._curves[cpu])
+            elif any(reach >> cpu & 1 for cpu in threads):
+                together = [
+                    (most, self._curves[cpu], bool(reach >> cpu & 1))
+                    for cpu, most in threads.items()
+                ]
+                left.add_core(most_ppm, together)
+        return left
 
     def _cut(self, level: int) -> list[int]:
         """Give pools that want more at this level than all pCPUs they can use have left."""
-        masks = sorted(self._pools)
-        wants = [self._pools[mask].at(level) for mask in masks]
-        network = _Network()
-        for number, want_ppm in enumerate(wants):
+        wants = {
+            number: self._pools[mask].at(level)
+            for number, mask in enumerate(self._masks)
+            if mask in self._pools
+        }
+        network = Network("claims", "rooms")
+        for number, want_ppm in wants.items():
             network.link("claims", number, want_ppm)
-        for kind, rooms in self._kinds(masks, level).items():
+        for kind, rooms in self._kinds(level).items():
             network.link(kind, "rooms", rooms.pop(0))
             for users, room_ppm in rooms.items():
                 network.link((kind, users), kind, room_ppm)
-                for number, want_ppm in enumerate(wants):
-                    if users >> number & 1:
-                        network.link(number, (kind, users), want_ppm)
-        reached = network.cut("claims", "rooms")
-        if network.flow == sum(wants):
+                for number in _numbers(users):
+                    network.link(number, (kind, users), wants[number])
+        reached = network.cut()
+        if network.flow == sum(wants.values()):
             return []
-        return [mask for number, mask in enumerate(masks) if number in reached]
+        return [self._masks[number] for number in wants if number in reached]
 
-    def _kinds(self, masks: Sequence[int], level: int) -> dict[tuple[int, ...], dict[int, int]]:
+    def _kinds(self, level: int) -> dict[tuple[int, ...], dict[int, int]]:
         """Put cores together whose pCPUs the same pools can use; there are few different ones.
 
         For each kind: what its pCPUs have left, by the pools that can use them (as bits), and
         under 0 what its cores have left.
         """
         kinds: dict[tuple[int, ...], dict[int, int]] = {}
+        numbers = (number for number, mask in enumerate(self._masks) if mask in self._pools)
+        pools = sum(1 << number for number in numbers)
         for index in range(len(self._threads)):
             rooms, core_ppm = self._rooms(index, level)
             by_users: Counter[int] = Counter()
             for cpu, room_ppm in rooms.items():
-                by_users[_users(masks, cpu)] += room_ppm
+                by_users[self._users[cpu] & pools] += room_ppm
             del by_users[0]
             kind = tuple(sorted(by_users))
             if len(kind) > 2:  # noqa: PLR2004  what such cores give together has no simple form
@@ -322,50 +264,15 @@ class _Group:
             ending = [cpu for cpu in threads if reach >> cpu & 1]
             if not ending:
                 continue
+            if len(threads) == 1 and self._most[index] >= threads[ending[0]]:
+                cpu, most_ppm = threads.popitem()
+                alone = self._curves[cpu].level(most_ppm)
+                self._cpu_levels[cpu] = level if alone is None else min(level, alone)
+                continue
             rooms, core_ppm = self._rooms(index, level)
             if core_ppm <= sum(rooms[cpu] for cpu in ending):
                 ending = list(threads)  # with the core, its other threads have nothing left either
-            alone = _fill_core(threads, self._most[index], self._curves)
+            levels = _fill_core(threads, self._most[index], self._curves)
             for cpu in ending:
-                self._cpu_levels[cpu] = min(level, alone.get(cpu, level))
+                self._cpu_levels[cpu] = min(level, levels.get(cpu, level))
                 self._most[index] = max(0, self._most[index] - threads.pop(cpu))
-
-
-def _users(masks: Sequence[int], cpu: int) -> int:
-    """Give which of these sets a pCPU is in, as bits."""
-    return sum(1 << number for number, mask in enumerate(masks) if mask >> cpu & 1)
-
-
-class _Network:
-    """Pipes from node to node, and the most that flows through them (Edmonds and Karp, 1972)."""
-
-    def __init__(self) -> None:
-        self._left: dict[object, dict[object, int]] = {}
-        self.flow = 0
-
-    def link(self, source: object, target: object, most: int) -> None:
-        self._left.setdefault(source, {})[target] = most
-        self._left.setdefault(target, {}).setdefault(source, 0)
-
-    def cut(self, source: object, target: object) -> set[object]:
-        """Let as much flow as can; give the nodes on the source's side of the least cut."""
-        while True:
-            came: dict[object, object] = {source: source}
-            waiting = deque([source])
-            while waiting and target not in came:
-                node = waiting.popleft()
-                for other, left in self._left.get(node, {}).items():
-                    if left and other not in came:
-                        came[other] = node
-                        waiting.append(other)
-            if target not in came:
-                return set(came)
-            path = [target]
-            while path[-1] != source:
-                path.append(came[path[-1]])
-            pipes = list(zip(path[1:], path, strict=False))
-            more = min(self._left[a][b] for a, b in pipes)
-            for a, b in pipes:
-                self._left[a][b] -= more
-                self._left[b][a] += more
-            self.flow += more

@@ -7,10 +7,11 @@ Problem: whether a change of the planner is worth it shows only over thousands o
     that can be repeated exactly.
 Approach: a `Hypervisor` whose guests take their loads from a `Workload`, one scheduler cycle at
     each end of a period; the time in between passes in a `Machine`.
-Terms: what a vCPU wants of a period comes in bursts of random length at random moments; their sum
-    is exact. What is not done when the period ends is its unmet demand, and is dropped: it would
-    be wanted no more. The load of a pCPU in a period is what the vCPUs bound to it wanted, plus
-    what floating ones ran there; the gap is that of the most less that of the least loaded one.
+Terms: what a vCPU wants of a period is work, in time of the strongest pCPU when its siblings idle,
+    and comes in bursts of random length at random moments; their sum is exact. What is not done
+    when the period ends is its unmet demand, and is dropped: it would be wanted no more. The load
+    of a pCPU in a period is the time for which it was busy, plus the unmet demand of the vCPUs
+    bound to it; the gap is that of the most less that of the least loaded one.
 Properties: the bursts depend on the workload only, so runs with different schedulers are
     comparable; equal arguments give equal results, whatever the hash seed.
 """
@@ -18,7 +19,7 @@ Properties: the bursts depend on the workload only, so runs with different sched
 import dataclasses
 import enum
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,7 +28,6 @@ from vcpusched.machine import Machine, Thread
 from vcpusched.model import (
     PPM,
     Busy,
-    Cpu,
     CpuSet,
     Definition,
     DomainReading,
@@ -40,6 +40,7 @@ from vcpusched.model import (
 )
 from vcpusched.outcome import PeriodResult, PinChange, Result, VcpuResult
 from vcpusched.scheduler import Cycle, Rules, Scheduler
+from vcpusched.units import Granularity, sets
 from vcpusched.workload import Guest, Refusal, Workload
 
 PERIOD_NS: Final = 3_000_000_000
@@ -83,8 +84,9 @@ class _Totals:
 class SimulatedHost:
     """A `Hypervisor` in memory: guests as a workload has them. Time passes only in `pass_period`.
 
-    `place` says where vCPUs start whose guest does not; `topology` which pCPUs are near each other.
-    They all do the same work in the same time: for capacities and siblings there is no model here.
+    `place` says where vCPUs start whose guest does not. What pCPUs can do is that of the workload's
+    topology: by their capacities, and siblings that are both busy do 1.25 times the work of one.
+    `topology` is what is told of the machine where that is something else, as in a virtual one.
     """
 
     def __init__(
@@ -99,16 +101,16 @@ class SimulatedHost:
         self.pins: list[PinChange] = []
         self.refused = 0
         self._online = CpuSet.of(range(workload.cpu_count))
-        self._topology = topology or Topology(tuple(Cpu(cpu) for cpu in self._online))
+        real = workload.machine()
+        self._topology = topology or real
         self._period_ns = period_ns
-        self._machine = Machine(workload.cpu_count)
+        self._machine = Machine(
+            workload.cpu_count,
+            cores=sets(real.cpus, Granularity.CORE),
+            capacities_ppm=[cpu.capacity_ppm for cpu in real.cpus],
+        )
         self._starts = list(_starts(workload, place, self._online))
-        self._definitions = [
-            Definition(
-                dict.fromkeys(range(len(guest.loads_ppm)), guest.allowed), shares=guest.shares
-            )
-            for guest in workload.guests
-        ]
+        self._definitions = [_definition(guest) for guest in workload.guests]
         self._domain_ids: dict[int, int] = {}
         self._last_domain_id = 0
         self._running: dict[tuple[int, int], _Running] = {}
@@ -186,6 +188,14 @@ class SimulatedHost:
         )
         running.thread.affinity = cpus.bits
 
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+        """Mark a guest until it ends. Raises VanishedError when it has, or was started anew."""
+        number = _number(uuid)
+        if self._domain_ids.get(number) != domain_id:
+            raise VanishedError("the domain is not running any more")
+        known = self._definitions[number]
+        self._definitions[number] = dataclasses.replace(known, origin=dict(origin))
+
     def pass_period(self) -> PeriodResult:
         """Let guests end and start, then all of them run for one period.
 
@@ -251,6 +261,7 @@ class SimulatedHost:
     def _start(self, number: int, guest: Guest) -> None:
         self._last_domain_id += 1
         self._domain_ids[number] = self._last_domain_id
+        self._definitions[number] = dataclasses.replace(self._definitions[number], origin={})
         for vcpu in range(len(guest.loads_ppm)):
             affinity = self._starts[number][vcpu]
             first = next(iter(affinity))
@@ -348,6 +359,17 @@ def _starts(workload: Workload, place: Place, online: CpuSet) -> Iterator[tuple[
                 chosen.append(CpuSet.of([chance.choice(cpus)]))
             turn += 1
         yield tuple(chosen)
+
+
+def _definition(guest: Guest) -> Definition:
+    vcpus, nodes = range(len(guest.loads_ppm)), guest.memory_nodes
+    return Definition(
+        dict.fromkeys(vcpus, guest.allowed),
+        memory_nodes=dict.fromkeys(vcpus, nodes) if nodes else {},
+        memory_strict=frozenset(vcpus if nodes else ()),
+        shares=guest.shares,
+        wish=guest.policy,
+    )
 
 
 def _drawn(

@@ -32,6 +32,7 @@ LOAD_MAX: Final = 2.0
 
 _CpuId = Annotated[int, Field(ge=0, le=CPU_ID_MAX)]
 _Capacity = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+_Finite = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 _Load = Annotated[float, Field(ge=0, le=LOAD_MAX, allow_inf_nan=False)]
 
 
@@ -54,6 +55,7 @@ class _CpuEntry(_Entry):
     capacity: _Capacity = 1.0
     host_load: _Load = 0.0
     unsettled: bool = False
+    starting: bool = False
 
 
 class _VcpuEntry(_Entry):
@@ -87,6 +89,24 @@ class SavedPin(_Entry):
     vcpu: int
     from_cpus: str = Field(alias="from")
     to_cpus: str = Field(alias="to")
+    uuid: str = ""
+    reason: str = ""
+
+
+class SavedWait(_Entry):
+    """A vCPU that was kept waiting, for which share of the last period."""
+
+    uuid: str
+    id: int
+    vcpu: int
+    wait: float = Field(ge=0, allow_inf_nan=False)
+
+
+class SavedCpus(_Entry):
+    """pCPUs that are left alone, and why."""
+
+    cpus: str
+    why: str
 
 
 class SavedState(_Entry):
@@ -101,10 +121,19 @@ class SavedState(_Entry):
     connected: bool
     cycle: int
     status: str
+    untold: str = ""
     trouble: str | None
     pins_failing: list[str]
     last_pins: list[SavedPin]
-    loads: dict[Annotated[str, Field(pattern="^[0-9]{1,5}$")], float]
+    loads: dict[Annotated[str, Field(pattern="^[0-9]{1,5}$")], _Finite]
+    gap: _Finite | None = None
+    balance_threshold: _Finite = 0.0
+    dry_run: bool = False
+    pins: int = 0
+    pins_last_hour: int = 0
+    pins_last_day: int = 0
+    waits: list[SavedWait] = Field(default_factory=list)
+    left_alone: list[SavedCpus] = Field(default_factory=list)
     snapshot: dict[str, Any] | None = None
 
     @property
@@ -176,6 +205,7 @@ def _host(snapshot: _Snapshot) -> Host:
         cpus=tuple(sorted(cpus, key=lambda cpu: cpu.id)),
         vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
         unsettled=CpuSet.of(entry.id for entry in snapshot.cpus if entry.unsettled),
+        starting=CpuSet.of(entry.id for entry in snapshot.cpus if entry.starting),
     )
 
 
@@ -219,6 +249,7 @@ def host_as_json(host: Host) -> dict[str, Any]:
                 **({"capacity": cpu.cpu.capacity_ppm / PPM} if cpu.cpu.capacity_ppm < PPM else {}),
                 "host_load": cpu.host_load_ppm / PPM,
                 **({"unsettled": True} if cpu.id in host.unsettled else {}),
+                **({"starting": True} if cpu.id in host.starting else {}),
             }
             for cpu in host.cpus
         ],

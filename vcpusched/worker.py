@@ -14,11 +14,17 @@ from typing import Any, Final, Protocol
 
 from vcpusched.hypervisor import (
     ConnectionLostError,
-    Hypervisor,
     HypervisorError,
+    MarkingHypervisor,
     PermissionDeniedError,
 )
-from vcpusched.planner import Move
+from vcpusched.keeper import GivenBack, Keeper
+from vcpusched.ledger import Changed
+from vcpusched.ledger_file import Book
+from vcpusched.model import Host
+from vcpusched.planner import Move, Plan, Policy, plan
+from vcpusched.request import Answer, Request
+from vcpusched.restore import carry_out
 from vcpusched.scheduler import Cycle, Rules, Scheduler
 
 CYCLE_MAX_S: Final = 45.0
@@ -26,7 +32,7 @@ CYCLE_MAX_S: Final = 45.0
 and keepalive ends a dead call after 8 s."""
 
 
-class Session(Hypervisor, Protocol):
+class Session(MarkingHypervisor, Protocol):
     """A hypervisor reached over a connection that can die."""
 
     def is_alive(self) -> bool:
@@ -50,10 +56,19 @@ class Pinned:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """What was asked for was done, or not."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
 class Cycled:
-    """A cycle ended."""
+    """A cycle ended that took so long, of that so long to plan, in seconds; 0 where nothing was."""
 
     cycle: Cycle
+    took_s: float = 0.0
+    planned_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +99,9 @@ class Crashed:
     text: str
 
 
-Outcome = Connected | Pinned | Cycled | Alive | Lost | Unreadable | Crashed
+Told = Pinned | Changed | GivenBack
+Outcome = Connected | Told | Answered | Cycled | Alive | Lost | Unreadable | Crashed
+"""`Told` comes in between; any other ends what the worker was asked to do."""
 
 
 class Worker:
@@ -93,19 +110,27 @@ class Worker:
     Outcomes carry text, no exceptions: the frames of those hold libvirt's objects, and the last one
     to let go of such an object calls libvirt.
 
-    `open_session` opens a connection; `wake` is called from the thread whenever there is an
-    outcome to take.
+    `open_session` opens a connection; `book` is the ledger, which this worker alone writes until it
+    is abandoned; `wake` is called from the thread whenever there is an outcome to take.
     """
 
     def __init__(
-        self, open_session: Callable[[], Session], wake: Callable[[], None], number: int = 0
+        self,
+        open_session: Callable[[], Session],
+        book: Book,
+        wake: Callable[[], None],
+        number: int = 0,
     ) -> None:
         self._open_session = open_session
+        self._book = book
         self._wake = wake
         self._session: Session | None = None
-        self._scheduler = Scheduler(number)
+        self._keeper: Keeper | None = None
+        self._scheduler = Scheduler(number, self._plan)
+        self._planned_s = 0.0
         self._jobs: queue.SimpleQueue[Callable[[], Outcome] | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._plans_end = threading.Event()
         self._cancelled = threading.Event()
         self.busy_since_s: float | None = None
         self._thread = threading.Thread(target=self._serve, name="libvirt-worker", daemon=True)
@@ -123,10 +148,28 @@ class Worker:
         """Begin to look whether the connection stands; ends in Alive or Lost."""
         self._begin(self._do_check)
 
+    def carry_out(self, request: Request, *, beside_service: bool) -> None:
+        """Begin to do what is asked for; ends in Answered or Lost, with a GivenBack for each."""
+        self._begin(lambda: self._do_request(request, beside_service=beside_service))
+
+    def end_plans(self) -> None:
+        """Have no further pin made by a plan, neither by that under way nor by others."""
+        self._plans_end.set()
+
+    def has_pins(self) -> bool:
+        """Tell whether the ledger knows of any pin of ours at this libvirt."""
+        return any(entry.is_at(self._book.uri) for _, entry, _ in self._book.ledger.pins())
+
     def cancel(self) -> None:
         """Have no further pin made, and the thread end as soon as what it does has ended."""
+        self._plans_end.set()
         self._cancelled.set()
         self._jobs.put(None)
+
+    def abandon(self) -> None:
+        """Cancel, and let it write the ledger no more: another worker goes on with that."""
+        self.cancel()
+        self._book.close()
 
     def take(self) -> list[Outcome]:
         """Take the outcomes since the last call, without waiting."""
@@ -136,7 +179,9 @@ class Worker:
                 outcome = self._outcomes.get_nowait()
             except queue.Empty:
                 return taken
-            if not isinstance(outcome, Pinned):
+            if isinstance(outcome, GivenBack):
+                self.busy_since_s = time.monotonic()  # it gets on
+            elif not isinstance(outcome, Told):
                 self.busy_since_s = None
             taken.append(outcome)
 
@@ -163,6 +208,8 @@ class Worker:
             except BaseException:  # noqa: BLE001  the main loop ends the process for it
                 outcome = Crashed(traceback.format_exc())
             self._put(outcome)
+        if self._keeper is not None:
+            self._keeper.settle()
         self._let_go()
 
     def _put(self, outcome: Outcome) -> None:
@@ -172,7 +219,7 @@ class Worker:
     def _let_go(self) -> None:
         if self._session is not None:
             self._session.close()
-            self._session = None
+            self._session = self._keeper = None
 
     def _do_connect(self) -> Outcome:
         self._let_go()
@@ -180,6 +227,7 @@ class Worker:
             self._session = self._open_session()
         except HypervisorError as error:
             return Lost(str(error), isinstance(error, PermissionDeniedError))
+        self._keeper = Keeper(self._session, self._book, self._put)
         return Connected()
 
     def _do_check(self) -> Outcome:
@@ -188,14 +236,32 @@ class Worker:
         self._let_go()
         return Lost("it stopped answering or went away")
 
-    def _do_cycle(self, rules: Rules) -> Outcome:
-        if self._session is None:
+    def _do_request(self, request: Request, *, beside_service: bool) -> Outcome:
+        if self._keeper is None:
             return Lost("not connected")
         try:
-            cycle = self._scheduler.cycle(
-                self._session,
-                rules,
+            answer = carry_out(
+                self._keeper,
+                request,
+                beside_service=beside_service,
                 cancelled=self._cancelled.is_set,
+                on_given_back=self._put,
+            )
+        except ConnectionLostError as error:
+            self._let_go()
+            return Lost(str(error))
+        return Answered(answer)
+
+    def _do_cycle(self, rules: Rules) -> Outcome:
+        if self._keeper is None:
+            return Lost("not connected")
+        self._keeper.rests = rules.dry_run or rules.paused
+        began_s, self._planned_s = time.monotonic(), 0.0
+        try:
+            cycle = self._scheduler.cycle(
+                self._keeper,
+                rules,
+                cancelled=self._plans_end.is_set,
                 on_pin=lambda number, move: self._put(Pinned(number, move)),
             )
         except ConnectionLostError as error:
@@ -203,7 +269,15 @@ class Worker:
             return Lost(str(error))
         except HypervisorError as error:
             return Unreadable(str(error), isinstance(error, PermissionDeniedError))
-        return Cycled(cycle)
+        return Cycled(cycle, time.monotonic() - began_s, self._planned_s)
+
+    def _plan(self, host: Host, policy: Policy) -> Plan:
+        """Plan, and note how long that takes: the scheduler knows no clock."""
+        began_s = time.monotonic()
+        try:
+            return plan(host, policy)
+        finally:
+            self._planned_s += time.monotonic() - began_s
 
 
 def call_within(limit_s: float, function: Callable[[], Any]) -> Any:  # noqa: ANN401  the result is the function's

@@ -3,8 +3,9 @@
 Rule: frozen values and pure arithmetic on them; no file is read here (`workload_files`) and nothing
 is run (`simulator`). Chance comes only from named seeds, so that the same words give the same load.
 
-Terms: a period is the time between two looks of the scheduler. A load is what a vCPU wants of one
-    pCPU in one period, in parts per million. A guest's life begins and ends between two periods.
+Terms: a period is the time between two looks of the scheduler. A load is what a vCPU wants of the
+    strongest pCPU in one period, in parts per million. A guest's life begins and ends between two
+    periods.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.model import ALL_CPUS, PPM, PPM_PER_POINT, SHARES, CpuSet
+from vcpusched.model import ALL_CPUS, PPM, PPM_PER_POINT, SHARES, Cpu, CpuSet, Topology
 
 CPUS_MAX: Final = 1024
 VCPUS_MAX: Final = 16_384
@@ -48,8 +49,10 @@ class Guest:
     """One guest: what each of its vCPUs wants in each period of its life, and where it may run.
 
     `loads_ppm` holds, per vCPU, the load of each period from `start` on; the guest ends where they
-    end. `allowed` is its definition; `pin` the affinity that it starts with, None for one that is
-    chosen when the simulation begins. At each period of `restarts` it starts anew.
+    end. `allowed` is its definition, `memory_nodes` the NUMA nodes that its memory is strictly on,
+    none for anywhere; `policy` what its metadata asks for, None for nothing; `pin` the affinity
+    that it starts with, None for one that is chosen when the simulation begins. At each period of
+    `restarts` it starts anew.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Guest:
     pin: CpuSet | None = None
     restarts: tuple[int, ...] = ()
     refuses: Refusal | None = None
+    memory_nodes: frozenset[int] = frozenset()
+    policy: str | None = None
 
     @property
     def end(self) -> int:
@@ -71,7 +76,8 @@ class Guest:
 class Workload:
     """Guests on a host with `cpu_count` pCPUs, for a number of periods; `source` says from where.
 
-    `burst_ms` is the mean length of the bursts in which a vCPU runs within a period.
+    `burst_ms` is the mean length of the bursts in which a vCPU runs within a period. `topology`
+    says what pCPUs share, and what they can do; None for equal ones that share nothing.
     """
 
     source: str
@@ -80,11 +86,16 @@ class Workload:
     guests: tuple[Guest, ...]
     seed: int = 0
     burst_ms: int = BURST_MS
+    topology: Topology | None = None
 
     @property
     def vcpu_count(self) -> int:
         """How many vCPUs there are in all, also those that never run at the same time."""
         return sum(len(guest.loads_ppm) for guest in self.guests)
+
+    def machine(self) -> Topology:
+        """Give what the machine is like: equal pCPUs that share nothing, where nothing is said."""
+        return self.topology or Topology(tuple(Cpu(cpu) for cpu in range(self.cpu_count)))
 
     def mean_ppm(self) -> int:
         """Give the mean load of a pCPU, were everybody served."""

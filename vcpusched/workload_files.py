@@ -1,28 +1,31 @@
-"""The only place where text becomes a workload: TOML written by hand, and recorded traces.
+"""The only place where files become a workload: TOML written by hand, and recorded traces.
 
 Rule: every mistake becomes a `WorkloadError` of one line: the file, where in it, the key, the
 value, what is allowed. Files are recognised by their content, plain or compressed with gzip.
-
-Terms: a trace is a text of one row per guest, `day,288 integers` (PlanetLab: percent of one vCPU
-    every 5 minutes) or `id,vcpus,integers` (Bitbrains: permille of all its vCPUs). One value of
-    a trace is one period of the simulation, so time is compressed.
 """
 
 import gzip
-import json
 import random
-import re
 import tomllib
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vcpusched.model import ALL_CPUS, PPM, PPM_PER_POINT, SHARES, CpuSet
-from vcpusched.text import printable
+from vcpusched import traces
+from vcpusched.model import (
+    ALL_CPUS,
+    NO_CPUS,
+    PPM,
+    PPM_PER_POINT,
+    SHARES,
+    Cpu,
+    CpuSet,
+    Topology,
+)
+from vcpusched.text import printable, shown
 from vcpusched.workload import (
     BURST_MS,
     CPUS_MAX,
@@ -33,21 +36,23 @@ from vcpusched.workload import (
     Workload,
     WorkloadError,
     check_size,
-    shares_of_vcpus,
-    split,
 )
 
 SIZE_MAX: Final = 256 << 20
 """Bytes of a workload file once unpacked: the PlanetLab trace has 4 MiB."""
-
-_PLANETLAB_FIELDS: Final = 289
-_DAY: Final = re.compile(r"[0-9]{8}")
 
 _Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 _Period = Annotated[int, Field(ge=0, le=PERIODS_MAX)]
 
 
 _Step = Annotated[tuple[_Period, _Percent], Field(strict=False)]  # TOML has no tuples
+
+
+_Capacity = Annotated[tuple[str, _Percent], Field(strict=False)]
+
+
+def _lists(sets: str) -> str:
+    return f'a list of {sets} such as ["0-3", "4-7"] with pCPUs of this host, none in two of them'
 
 
 class _Entry(BaseModel):
@@ -70,6 +75,12 @@ class _GuestEntry(_Entry):
     )
     allowed: str | None = Field(
         None, description='a list of pCPUs of this host such as "0-3", with those of `pin` in it'
+    )
+    memory_nodes: str | None = Field(
+        None, description='a list of `nodes` such as "0": its memory is strictly on these'
+    )
+    policy: Literal["balance", "hold", "spread"] | None = Field(
+        None, description='one of "balance", "hold", "spread": what its metadata asks for'
     )
     shares: int = Field(
         SHARES, ge=2, le=262_144, description="a whole number from 2 to 262144, as libvirt has it"
@@ -98,6 +109,16 @@ class _File(_Entry):
     burst_ms: int = Field(
         BURST_MS, ge=1, le=60_000, description="a whole number of milliseconds from 1 to 60000"
     )
+    nodes: list[str] = Field(default=[], description=_lists("nodes"))
+    caches: list[str] = Field(default=[], description=_lists("caches") + ", each within a node")
+    cores: list[str] = Field(
+        default=[], description=_lists("cores") + ", each within a cache and a node"
+    )
+    capacities: list[_Capacity] = Field(
+        default=[],
+        description='a list such as [["4-7", 60]]: which pCPUs do how many percent of the'
+        " strongest, above 0 and up to 100, no pCPU twice, and one of 100 at least",
+    )
     guest: list[_GuestEntry] = Field(
         min_length=1, description="at least one table [[guest]] with `name` and `load`"
     )
@@ -112,7 +133,7 @@ def read_toml(path: Path, *, periods: int | None = None, seed: int | None = None
     try:
         values = tomllib.loads(text)
     except ValueError as error:  # of tomllib, or of Python for a number of 5,000 digits
-        hint = "; is it a trace? then give it with --trace" if _is_trace(text) else ""
+        hint = "; is it a trace? then give it with --trace" if traces.is_trace(text) else ""
         why = printable(str(error), 200)
         raise WorkloadError(f"{path}: not a TOML file: {why}{hint}") from None
     except RecursionError:
@@ -141,8 +162,8 @@ def read_trace(
     """
     text = _text(path)
     try:
-        rows = _rows(text)
-        chosen = periods or min(len(rows[0].loads_ppm), _PLANETLAB_FIELDS - 1)
+        rows = traces.rows(text)
+        chosen = periods or min(len(rows[0].loads_ppm), traces.PLANETLAB_VALUES)
         check_size(vcpu_count, chosen)
     except WorkloadError as error:
         raise WorkloadError(f"{path}: {error}") from None
@@ -157,28 +178,6 @@ def read_trace(
         guests.append(row.guest(f"vm{len(guests)}-{row.name}", left, chosen, shift, chance))
         left -= len(guests[-1].loads_ppm)
     return Workload(str(path), cpu_count, chosen, tuple(guests), seed)
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One guest of a trace; `loads_ppm` in parts per million of all its vCPUs together."""
-
-    name: str
-    vcpu_count: int
-    loads_ppm: tuple[int, ...]
-
-    def guest(
-        self, name: str, vcpus_max: int, periods: int, shift: float, chance: random.Random
-    ) -> Guest:
-        """Cut `periods` out of the row, `shift` (0 to 1) of the way into it; round when short."""
-        length = len(self.loads_ppm)
-        room = length - periods if length > periods else 0 if length == periods else length - 1
-        first = int(shift * (room + 1))
-        window = [self.loads_ppm[(first + period) % length] for period in range(periods)]
-        weights = shares_of_vcpus(self.vcpu_count, chance)
-        parts = [split(load_ppm * self.vcpu_count, weights) for load_ppm in window]
-        count = min(self.vcpu_count, vcpus_max)
-        return Guest(name, tuple(tuple(part[vcpu] for part in parts) for vcpu in range(count)))
 
 
 def _text(path: Path) -> str:
@@ -202,50 +201,6 @@ def _text(path: Path) -> str:
         raise WorkloadError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _is_trace(text: str) -> bool:
-    return re.match(r"[0-9]+,[0-9]+,[0-9]+", text) is not None
-
-
-def _rows(text: str) -> list[_Row]:
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not lines:
-        raise WorkloadError("holds no row; a trace has at least one")
-    return [_row(number, line.split(",")) for number, line in lines]
-
-
-def _row(number: int, fields: Sequence[str]) -> _Row:
-    if len(fields) == _PLANETLAB_FIELDS and _DAY.fullmatch(fields[0]):
-        percents = _integers(number, fields, 1, 100)
-        return _Row(fields[0], 1, tuple(percent * PPM_PER_POINT for percent in percents))
-    if len(fields) < 3:  # noqa: PLR2004  an id, a number of vCPUs, and a value
-        raise WorkloadError(
-            f"line {number}: {_shown(','.join(fields))} is no row of a trace: must be"
-            " `day,288 integers` in percent or `id,vcpus,integers` in permille"
-        )
-    (vcpu_count,) = _integers(number, fields[:2], 1, 1024)
-    if not vcpu_count:
-        raise WorkloadError(f"line {number}: value 2: 0 is not allowed: must be from 1 to 1024")
-    permilles = _integers(number, fields, 2, 1000)
-    return _Row(
-        printable(fields[0].strip()),
-        vcpu_count,
-        tuple(permille * (PPM // 1000) for permille in permilles),
-    )
-
-
-def _integers(number: int, fields: Sequence[str], first: int, value_max: int) -> list[int]:
-    values = []
-    for position, field in enumerate(fields[first:], first + 1):
-        text = field.strip()
-        if not (text.isascii() and text.isdigit() and len(text) < 9 and int(text) <= value_max):  # noqa: PLR2004  enough digits for any of them
-            raise WorkloadError(
-                f"line {number}: value {position}: {_shown(field)} is not allowed:"
-                f" must be a whole number from 0 to {value_max}"
-            )
-        values.append(int(text))
-    return values
-
-
 def _workload(source: str, file: _File) -> Workload:
     count = sum(entry.vcpus * entry.count for entry in file.guest)
     if count > VCPUS_MAX:
@@ -260,7 +215,77 @@ def _workload(source: str, file: _File) -> Workload:
                 raise _mistake(number, entry, "name", name, "another name than those before it")
             names.add(name)
             guests.append(_guest(number, entry, name, file))
-    return Workload(source, file.cpus, file.periods, tuple(guests), file.seed, file.burst_ms)
+    return Workload(
+        source,
+        file.cpus,
+        file.periods,
+        tuple(guests),
+        file.seed,
+        file.burst_ms,
+        _topology(file),
+    )
+
+
+def _topology(file: _File) -> Topology | None:
+    """Give the topology that a file tells; None when it tells nothing."""
+    if not (file.nodes or file.caches or file.cores or file.capacities):
+        return None
+    nodes = _sets(file, "nodes", [])
+    caches = _sets(file, "caches", [nodes])
+    cores = _sets(file, "cores", [nodes, caches])
+    capacities: dict[int, int] = {}
+    for cpus, percent in file.capacities:
+        for cpu in _list_of_cpus(cpus, file.cpus) or (-1,):
+            if cpu < 0 or cpu in capacities or not percent:
+                raise _file_mistake(file, "capacities")
+            capacities[cpu] = max(1, round(percent * PPM_PER_POINT))
+    found = Topology(
+        tuple(
+            # As libvirt's: nodes are counted, caches and cores go by their lowest pCPU.
+            Cpu(
+                cpu,
+                nodes[cpu][0] if cpu in nodes else None,
+                cores[cpu][1] if cpu in cores else None,
+                caches[cpu][1] if cpu in caches else None,
+                capacities.get(cpu, PPM),
+            )
+            for cpu in range(file.cpus)
+        )
+    )
+    if all(cpu.capacity_ppm < PPM for cpu in found.cpus):
+        raise _file_mistake(file, "capacities")
+    return found
+
+
+def _sets(
+    file: _File, key: str, larger: Sequence[Mapping[int, tuple[int, int]]]
+) -> dict[int, tuple[int, int]]:
+    """Give, for each pCPU in a list of sets, the number of its set and the lowest pCPU in that.
+
+    Each must lie within one of each of the `larger` sets, where its pCPUs are in any.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for number, text in enumerate(getattr(file, key)):
+        cpus = _list_of_cpus(text, file.cpus)
+        across = any(len({around.get(cpu) for cpu in cpus}) > 1 for around in larger)
+        if not cpus or across or any(cpu in found for cpu in cpus):
+            raise _file_mistake(file, key)
+        found |= dict.fromkeys(cpus, (number, next(iter(cpus))))
+    return found
+
+
+def _list_of_cpus(text: str, count: int) -> CpuSet:
+    """Read a list of the pCPUs of a host; nothing when it is none."""
+    try:
+        cpus = CpuSet.parse(text)
+    except ValueError:
+        return NO_CPUS
+    return cpus if cpus.is_within(CpuSet.of(range(count))) else NO_CPUS
+
+
+def _file_mistake(file: _File, key: str) -> WorkloadError:
+    must = _File.model_fields[key].description
+    return WorkloadError(f"{key}: {shown(getattr(file, key))} is not allowed: must be {must}")
 
 
 def _guest(number: int, entry: _GuestEntry, name: str, file: _File) -> Guest:
@@ -297,6 +322,8 @@ def _guest(number: int, entry: _GuestEntry, name: str, file: _File) -> Guest:
         pin=pin,
         restarts=tuple(sorted(set(entry.restarts))),
         refuses=Refusal(entry.refuses_pins) if entry.refuses_pins is not None else None,
+        memory_nodes=frozenset(_memory_nodes(number, entry, len(file.nodes))),
+        policy=entry.policy,
     )
 
 
@@ -317,13 +344,20 @@ def _loads(
 
 def _cpus(number: int, entry: _GuestEntry, key: str, online: CpuSet) -> CpuSet:
     text = str(getattr(entry, key))
-    try:
-        cpus = CpuSet.parse(text)
-    except ValueError:
-        raise _mistake(number, entry, key, text) from None
-    if not cpus or not cpus.is_within(online):
+    cpus = _list_of_cpus(text, len(online))
+    if not cpus:
         raise _mistake(number, entry, key, text)
     return cpus
+
+
+def _memory_nodes(number: int, entry: _GuestEntry, count: int) -> CpuSet:
+    if entry.memory_nodes is None:
+        return NO_CPUS
+    # A list of nodes reads like a list of pCPUs.
+    nodes = _list_of_cpus(entry.memory_nodes, count)
+    if not nodes:
+        raise _mistake(number, entry, "memory_nodes", entry.memory_nodes)
+    return nodes
 
 
 def _mistake(
@@ -331,7 +365,7 @@ def _mistake(
 ) -> WorkloadError:
     must = allowed or _GuestEntry.model_fields[key].description
     return WorkloadError(
-        f"guest {number} ({printable(entry.name)}): {key}: {_shown(value)} is not allowed:"
+        f"guest {number} ({printable(entry.name)}): {key}: {shown(value)} is not allowed:"
         f" must be {must}"
     )
 
@@ -355,11 +389,4 @@ def _problem(values: Mapping[str, Any], error: ValidationError) -> str:
         return f"{where}{key}: is missing: must be {must}"
     if not where and key in values and key != "guest":
         value = values[key]
-    return f"{where}{key}: {_shown(value)} is not allowed: must be {must}"
-
-
-def _shown(value: object) -> str:
-    try:
-        return printable(json.dumps(value, ensure_ascii=False, default=str), 100)
-    except ValueError:
-        return "a number of thousands of digits"
+    return f"{where}{key}: {shown(value)} is not allowed: must be {must}"

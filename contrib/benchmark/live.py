@@ -15,13 +15,17 @@ from types import FrameType
 from typing import Final
 
 import results
+from image import ImageError
 from intervals import PAIRS_MIN
 from lab import Lab, LabError
 from live_blocks import Block, Timing, furnish, measure
+from live_machine import in_machine
 from live_scenarios import Scenario, scenarios
 from live_service import LiveError
+from live_system import SystemHost
 from live_tables import guests_table, live_tables
-from live_verdict import Answer, Verdict, judge
+from live_verdict import Answer, Measure, Verdict, judge
+from machine import MachineError
 from progress import follow, say
 from tables import show
 
@@ -41,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the live part; gives the exit status: 1 where a claim does not hold, else 0."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
+    if chosen.machine:
+        return _in_machine(parser, chosen, arguments)
     online = CpuSet.of(os.sched_getaffinity(0))
     try:
         timing = _timing(chosen)
@@ -55,8 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     began_s = time.monotonic()
     try:
         for name, scenario in taken.items():
-            blocks[name] = _measure(scenario, timing, online)
-            verdicts[name] = judge(scenario, blocks[name])
+            blocks[name] = _measure(scenario, timing, online, system=chosen.system)
+            verdicts[name] = judge(scenario, blocks[name], Measure(chosen.by))
             show([guests_table(scenario, verdicts[name])])
     except (LabError, LiveError, ValueError) as error:
         say(f"live: {error}")
@@ -79,6 +85,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks")
     parser.add_argument(
         "--scenario", choices=NAMES, action="append", help="only this one (may be given again)"
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--machine",
+        action="store_true",
+        help="in an emulated machine of eight pCPUs with KVM guests (two cores: --groups 1)",
+    )
+    where.add_argument(
+        "--system",
+        action="store_true",
+        help="on this host's own libvirtd, with KVM guests that quotas hold to what they want;"
+        " it must have no guests",
+    )
+    parser.add_argument(
+        "--by",
+        choices=list(Measure),
+        default=Measure.WORK,
+        help="judge guests by the work that they count, or by the time that the kernel gives them:"
+        " for emulated pCPUs, which share real ones (default: work; with --machine time)",
     )
     parser.add_argument("--pairs", type=_count, help=f"pairs of blocks (default: {FULL.pairs})")
     parser.add_argument(
@@ -142,10 +167,25 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _measure(scenario: Scenario, timing: Timing, online: CpuSet) -> list[Block]:
-    with Lab() as lab:
-        furnish(lab, scenario, online)
-        return list(follow(measure(lab, scenario, timing), 2 * timing.pairs, scenario.title))
+def _in_machine(
+    parser: argparse.ArgumentParser, chosen: argparse.Namespace, arguments: Sequence[str]
+) -> int:
+    """Run it with the same arguments where the pCPUs are."""
+    try:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        taken = [word for word in arguments if word != "--machine"]
+        return in_machine(taken, chosen.out)
+    except (MachineError, ImageError) as error:
+        say(f"live: {error}")
+        return 1
+    except OSError as error:
+        parser.error(str(error))
+
+
+def _measure(scenario: Scenario, timing: Timing, online: CpuSet, *, system: bool) -> list[Block]:
+    with SystemHost() if system else Lab() as host:
+        furnish(host, scenario, online)
+        return list(follow(measure(host, scenario, timing), 2 * timing.pairs, scenario.title))
 
 
 def _figures(

@@ -8,26 +8,42 @@ Block: every guest is put back to where it starts; the daemon is started, or not
 Pair: two blocks that follow each other, one of each kind, so that what else the machine runs hits
     both alike; who is first changes from pair to pair.
 Work: the guests' own count (`Guest.work`), in rounds of their loop. Run and wait: the kernel's
-    account of the vCPU threads.
+    account of the vCPU threads; no wait is what a quota kept from running.
 """
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from lab import Guest, Lab
+from lab import Guest
 from lab_guest import NS_PER_S, WORK_COUNTS
 from live_scenarios import Scenario, Shape
-from live_service import Service, running
+from live_service import LiveError, Service, running
 
 from vcpusched.model import CpuSet
 
 BOOT_S: Final = 2.0
+BOOT_LIMIT_S: Final = 120.0
 CYCLES_TO_OBEY_MAX: Final = 5
+
+
+class Host(Protocol):
+    """What runs the guests: a `Lab`, or a `SystemHost`."""
+
+    @property
+    def uri(self) -> str:
+        """What the daemon connects to."""
+
+    @property
+    def guests(self) -> dict[str, Guest]:
+        """The guests by name."""
+
+    def add_guest(self, name: str, shares: Sequence[float], *, cpuset: str | None = None) -> Guest:
+        """Add a guest whose vCPUs want these shares of a pCPU, and start it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +74,7 @@ class Obedience:
 
     `cycles` is the number of cycles after the rewriting until the daemon saw all of it, None if
     it did not in `CYCLES_TO_OBEY_MAX`; `kept` whether every pooled vCPU had just that affinity at
-    the end; `stuck` the vCPUs that the daemon said must not move.
+    the end; `stuck` the vCPUs that the daemon said must not move, but for those in a pool.
     """
 
     cycles: int | None
@@ -93,52 +109,66 @@ class _Reading:
     at_ns: int
 
 
-def furnish(lab: Lab, scenario: Scenario, online: CpuSet) -> None:
-    """Start the scenario's guests in an open lab. `online` are the machine's pCPUs."""
+def furnish(host: Host, scenario: Scenario, online: CpuSet) -> None:
+    """Start the scenario's guests in an open host, and see each vCPU of them work.
+
+    `online` are the machine's pCPUs. Raises LabError and LiveError.
+    """
     cpuset = None if scenario.cpus == online else str(scenario.cpus)
     for shape in scenario.guests:
-        lab.add_guest(shape.name, shape.shares, cpuset=cpuset)
+        host.add_guest(shape.name, shape.shares, cpuset=cpuset)
+    began_s = time.monotonic()
     time.sleep(BOOT_S)
+    for guest in host.guests.values():
+        for vcpu in range(guest.plan.vcpus):
+            first = guest.work(vcpu)
+            while guest.work(vcpu) == first:
+                if time.monotonic() - began_s > BOOT_LIMIT_S:
+                    raise LiveError(f"vCPU {vcpu} of guest {guest.name} does not begin to work")
+                time.sleep(0.1)
 
 
-def measure(lab: Lab, scenario: Scenario, timing: Timing) -> Iterator[Block]:
-    """Measure the scenario's guests in a lab, block by block; in the end all are where they start.
+def measure(host: Host, scenario: Scenario, timing: Timing) -> Iterator[Block]:
+    """Measure the scenario's guests, block by block; in the end all are where they start.
 
     Raises LabError and LiveError.
     """
     try:
         for pair in range(timing.pairs):
             for daemon in (False, True) if pair % 2 == 0 else (True, False):
-                restore(lab, scenario)
-                yield _block(lab, scenario, timing, pair, daemon=daemon)
+                restore(host, scenario)
+                yield _block(host, scenario, timing, pair, daemon=daemon)
     finally:
-        restore(lab, scenario)
+        restore(host, scenario)
 
 
-def restore(lab: Lab, scenario: Scenario) -> None:
+def restore(host: Host, scenario: Scenario) -> None:
     """Put every guest back to where it starts."""
     for shape in scenario.guests:
-        lab.guests[shape.name].confine(list(shape.start))
+        host.guests[shape.name].confine(list(shape.start))
 
 
-def _block(lab: Lab, scenario: Scenario, timing: Timing, pair: int, *, daemon: bool) -> Block:
+def _block(host: Host, scenario: Scenario, timing: Timing, pair: int, *, daemon: bool) -> Block:
     with ExitStack() as stack:
-        service = stack.enter_context(running(lab.uri, scenario.settings)) if daemon else None
+        service = stack.enter_context(running(host.uri, scenario.settings)) if daemon else None
         if service is not None:
             service.wait_past(0)
         time.sleep(timing.rest_s)
         rested = service.state() if service is not None else {}
         pooled = [shape for shape in scenario.guests if shape.pool is not None]
-        cycles = _rewrite(lab, pooled, service)
+        cycles = _rewrite(host, pooled, service)
         busy_s, began_s = _busy_s(scenario.cpus), time.monotonic()
-        before = {shape.name: _read(lab.guests[shape.name]) for shape in scenario.guests}
+        before = {shape.name: _read(host.guests[shape.name]) for shape in scenario.guests}
         time.sleep(timing.measure_s)
-        after = {shape.name: _read(lab.guests[shape.name]) for shape in scenario.guests}
+        after = {shape.name: _read(host.guests[shape.name]) for shape in scenario.guests}
         busy = (_busy_s(scenario.cpus) - busy_s) / (time.monotonic() - began_s)
         state = service.state() if service is not None else {}
         guests = {
-            name: _got(lab.guests[name], reading, after[name]) for name, reading in before.items()
+            name: _got(host.guests[name], reading, after[name]) for name, reading in before.items()
         }
+        for name, got in guests.items():
+            if min(got.run, got.work_per_s) <= 0:
+                raise LiveError(f"guest {name} did nothing for {timing.measure_s:g} s: {got}")
         beside = max(0.0, busy - sum(got.run for got in guests.values()))
         if service is None:
             return Block(pair, daemon, guests, beside)
@@ -153,11 +183,11 @@ def _block(lab: Lab, scenario: Scenario, timing: Timing, pair: int, *, daemon: b
             pins=int(state["pins"]),
             late_pins=int(state["pins"]) - int(rested["pins"]),
             pins_failing=len(state["pins_failing"]),
-            obedience=_obedience(lab, pooled, state, cycles) if pooled else None,
+            obedience=_obedience(host, pooled, state, cycles) if pooled else None,
         )
 
 
-def _rewrite(lab: Lab, pooled: list[Shape], service: Service | None) -> int | None:
+def _rewrite(host: Host, pooled: list[Shape], service: Service | None) -> int | None:
     """Give pooled guests their other pool; gives after how many cycles the daemon saw all of it.
 
     None without a daemon, and where it did not see it in time.
@@ -165,7 +195,7 @@ def _rewrite(lab: Lab, pooled: list[Shape], service: Service | None) -> int | No
     if pooled and service is not None:
         service.wait_past(service.cycle())  # so that none is on its way
     for shape in pooled:
-        lab.guests[shape.name].confine(list(shape.pool or shape.start))
+        host.guests[shape.name].confine(list(shape.pool or shape.start))
     if not pooled or service is None:
         return None
     cycle = service.cycle()
@@ -185,17 +215,19 @@ def _seen(pooled: list[Shape], state: Mapping[str, Any]) -> list[tuple[Mapping[s
 
 
 def _obedience(
-    lab: Lab, pooled: list[Shape], state: Mapping[str, Any], cycles: int | None
+    host: Host, pooled: list[Shape], state: Mapping[str, Any], cycles: int | None
 ) -> Obedience:
     kept = all(
-        lab.guests[shape.name].affinity(vcpu) == set(shape.pool or ())
+        host.guests[shape.name].affinity(vcpu) == set(shape.pool or ())
         for shape in pooled
         for vcpu in range(len(shape.shares))
     )
+    # A pool is left as wide as it is, so its vCPUs are not moved within it: that is no hold.
+    in_pool = {shape.name: f"another hand keeps it on pCPUs {shape.pool}" for shape in pooled}
     stuck = tuple(
         f"{vcpu['domain']}/{vcpu['vcpu']}"
         for vcpu in state["snapshot"]["vcpus"]
-        if vcpu.get("fixed", False)
+        if vcpu.get("fixed", False) and vcpu.get("why") != in_pool.get(vcpu["domain"], "")
     )
     return Obedience(cycles, kept, stuck)
 
@@ -222,7 +254,8 @@ def _read(guest: Guest) -> _Reading:
     return _Reading(
         work=work,
         run_ns=sum(account.run_ns for account in accounts),
-        wait_ns=sum(account.wait_ns for account in accounts),
+        wait_ns=sum(account.wait_ns for account in accounts)
+        - sum(guest.throttled_ns(vcpu) for vcpu in vcpus),
         at_ns=accounts[0].at_ns,
     )
 
@@ -235,6 +268,6 @@ def _got(guest: Guest, before: _Reading, after: _Reading) -> Got:
     return Got(
         work_per_s=rounds * NS_PER_S / passed_ns,
         run=(after.run_ns - before.run_ns) / passed_ns,
-        wait=(after.wait_ns - before.wait_ns) / passed_ns,
+        wait=max(0, after.wait_ns - before.wait_ns) / passed_ns,
         cpus=tuple(str(CpuSet.of(guest.affinity(vcpu))) for vcpu in range(guest.plan.vcpus)),
     )

@@ -25,8 +25,36 @@ class Service:
 
     def __init__(self, process: subprocess.Popen[bytes], directory: Path) -> None:
         self._process = process
-        self._state = directory / "run" / "state.json"
+        self.run_directory = directory / "run"
+        self._state = self.run_directory / "state.json"
         self._log = directory / "log"
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def log(self) -> str:
+        """Give all that it said so far."""
+        return self._log.read_text(errors="replace")
+
+    def stop(self) -> int | None:
+        """Tell it to end; gives the exit status, None when it had to be killed."""
+        return self._process.returncode if _end(self._process) else None
+
+    def ask(self, *arguments: str) -> str:
+        """Run another verb beside it; gives what that printed on either output."""
+        done = subprocess.run(
+            [sys.executable, "-m", "vcpusched.cli", *arguments],
+            env={**_environment(), "RUNTIME_DIRECTORY": str(self.run_directory)},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return done.stdout
 
     def state(self) -> Mapping[str, Any]:
         """Read its state file; empty before there is one. Raises LiveError when it has ended."""
@@ -71,15 +99,13 @@ def running(uri: str, settings: Mapping[str, str]) -> Iterator[Service]:
         directory = Path(name)
         configuration = directory / "vcpusched.toml"
         configuration.write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
-        foreign = ("VCPUSCHED_", "NOTIFY_SOCKET", "WATCHDOG_")
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
         program = [sys.executable, "-m", "vcpusched.cli", "run"]
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(
                 # It ends with us, however we end.
                 ["setpriv", "--pdeathsig", "TERM", "--", *program, "--config", str(configuration)],
                 env={
-                    **kept,
+                    **_environment(),
                     "RUNTIME_DIRECTORY": str(directory / "run"),
                     "VCPUSCHED_URI": uri,
                     "LIBVIRT_AUTOSTART": "0",
@@ -96,6 +122,11 @@ def running(uri: str, settings: Mapping[str, str]) -> Iterator[Service]:
             ended = _end(process)
         if not ended:
             raise service.failure("did not end in peace")
+
+
+def _environment() -> dict[str, str]:
+    foreign = ("VCPUSCHED_", "NOTIFY_SOCKET", "WATCHDOG_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
 
 
 def _end(process: subprocess.Popen[bytes]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from intervals import CONFIDENCE, Interval
 from live_blocks import Timing
 from live_scenarios import Scenario
-from live_verdict import Verdict
+from live_verdict import Measure, Verdict
 from tables import Table
 
 
@@ -32,14 +32,18 @@ def guests_table(scenario: Scenario, verdict: Verdict) -> Table:
             f"{guest.wait_without * 100:.1f}",
             f"{guest.wait_with * 100:.1f}",
             f"{guest.time.ratio:.3f}",
-            *_cells(guest.work),
+            f"{guest.work.ratio:.3f}",
+            *_limits(guest.judged),
         )
         for guest in verdict.guests
     ]
-    blank = ("",) * 7
-    lines.append(("worst off", *blank, *_cells(verdict.worst_off)))
-    lines.append(("all", *blank, *_cells(verdict.total)))
-    notes = [f"Claimed: {scenario.claim}. Verdict: {verdict.answer}{_why(verdict)}."]
+    blank = ("",) * 6
+    for name, interval in (("worst off", verdict.worst_off), ("all", verdict.total)):
+        ratio = f"{interval.ratio:.3f}"
+        ratios = ("", ratio) if verdict.measure is Measure.WORK else (ratio, "")
+        lines.append((name, *blank, *ratios, *_limits(interval)))
+    claimed = f"Claimed, by {verdict.measure}: {scenario.claim}."
+    notes = [f"{claimed} Verdict: {verdict.answer}{_why(verdict)}."]
     return Table(
         f"{scenario.title}, on {len(scenario.cpus)} pCPUs",
         (
@@ -67,7 +71,7 @@ def _summary(
         (
             chosen[name].title,
             _range(verdict.worst_off),
-            _range(min((guest.work for guest in verdict.guests), key=lambda work: work.ratio)),
+            _range(min((guest.judged for guest in verdict.guests), key=lambda one: one.ratio)),
             _range(verdict.total),
             f"{verdict.wait_without * 100:.1f} %",
             f"{verdict.wait_with * 100:.1f} %",
@@ -83,7 +87,7 @@ def _summary(
             "scenario",
             "worst off",
             "lowest ratio",
-            "all work",
+            "all",
             "wait",
             "wait with",
             "beside",
@@ -95,15 +99,17 @@ def _summary(
             (
                 f"{timing.pairs} pairs of blocks of {timing.measure_s:g} s, without and with the"
                 f" daemon in turn, after {timing.rest_s:g} s each to come to rest. Work: what the"
-                " guests counted themselves, as the ratio of with to without, and the limits of"
-                f" its {CONFIDENCE:.0%} confidence interval (Student's t, logarithms of the pairs)."
+                " guests counted themselves; time: what the kernel let them run. Each as the ratio"
+                " of with to without, the one they are judged by with the limits of its"
+                f" {CONFIDENCE:.0%} confidence interval (Student's t, logarithms of the pairs)."
             ),
             (
                 "Worst off: the guest that, in each block, got least of what it wants. Lowest"
                 " ratio: the guest with the least gain. Run and wait: the kernel's account of the"
                 " vCPU threads, in percent of a pCPU, for all vCPUs of a guest together; in this"
-                " table the mean wait of a vCPU. Time: the ratio of what a guest ran; work falls"
-                " behind it where pCPUs are slower, as SMT siblings are that are both busy."
+                " table the mean wait of a vCPU. Work falls behind time where pCPUs are slower, as"
+                " SMT siblings are that are both busy, and emulated ones that share real ones:"
+                " there guests are judged by time."
                 " Beside: what else took the pCPUs without / with the daemon, which is in it, in"
                 " pCPUs; all of it is noise to the guests. Pins: in each block with the daemon."
             ),
@@ -115,8 +121,8 @@ def _place(start: str, pool: object) -> str:
     return start if pool is None else f"{start}, then {pool}"
 
 
-def _cells(interval: Interval) -> tuple[str, str, str]:
-    return f"{interval.ratio:.3f}", f"{interval.low:.3f}", f"{interval.high:.3f}"
+def _limits(interval: Interval) -> tuple[str, str]:
+    return f"{interval.low:.3f}", f"{interval.high:.3f}"
 
 
 def _range(interval: Interval) -> str:

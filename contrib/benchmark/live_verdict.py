@@ -11,13 +11,28 @@ from dataclasses import dataclass
 from typing import Final
 
 from intervals import Interval, ratio_of_pairs
-from live_blocks import Block
+from live_blocks import Block, Got
 from live_scenarios import Claim, Scenario, Shape
 
 LOSS_MAX: Final = 0.9
 """Where an interval reaches below this, a loss worth minding is not ruled out: too much noise."""
 
 DIFFERENCE_MAX: Final = 1 / LOSS_MAX
+
+
+class Measure(enum.StrEnum):
+    """What guests are judged by: their own count, or the time that the kernel gave them.
+
+    Emulated pCPUs share real ones: what gets done on one is less while others are busy, however
+    much of its time a guest has, so that work tells of the real ones. Time tells of the emulated.
+    """
+
+    WORK = "work"
+    TIME = "time"
+
+    def of(self, got: Got) -> float:
+        """Give what a guest got in a block, by this measure."""
+        return got.work_per_s if self is Measure.WORK else got.run
 
 
 class Answer(enum.StrEnum):
@@ -34,7 +49,7 @@ class GuestVerdict:
 
     Work in rounds a second, run and wait in pCPUs. `time` is the ratio of what it ran, `work` of
     what it got done in that time: less than `time` says where its pCPU was slower, as one is whose
-    SMT sibling is busy.
+    SMT sibling is busy. `judged` is the one that counts.
     """
 
     shape: Shape
@@ -46,18 +61,20 @@ class GuestVerdict:
     wait_with: float
     time: Interval
     work: Interval
+    judged: Interval
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A scenario: `worst_off` compares the guest that, in each block, got least of what it wants.
 
-    `total` is the ratio of all guests' work; waits are means over all vCPUs of the share of time
-    that they wanted to run and did not; `beside` is what else took the pCPUs, as means over the
-    blocks of each kind, in pCPUs: what makes the noise. `pins` are those of each block with the
-    daemon. `reasons` say what keeps the claim from holding.
+    `total` is the ratio of what all guests got, work or time as `measure` says; waits are means
+    over all vCPUs of the share of time that they wanted to run and did not; `beside` is what else
+    took the pCPUs, as means over the blocks of each kind, in pCPUs: what makes the noise. `pins`
+    are those of each block with the daemon. `reasons` say what keeps the claim from holding.
     """
 
+    measure: Measure
     guests: tuple[GuestVerdict, ...]
     worst_off: Interval
     total: Interval
@@ -71,7 +88,7 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def judge(scenario: Scenario, blocks: Sequence[Block]) -> Verdict:
+def judge(scenario: Scenario, blocks: Sequence[Block], measure: Measure = Measure.WORK) -> Verdict:
     """Judge a scenario by all its blocks. Raises ValueError for less than two pairs."""
     without = sorted((one for one in blocks if not one.daemon), key=lambda one: one.pair)
     having = sorted((one for one in blocks if one.daemon), key=lambda one: one.pair)
@@ -80,14 +97,15 @@ def judge(scenario: Scenario, blocks: Sequence[Block]) -> Verdict:
         return ratio_of_pairs([value(one) for one in without], [value(one) for one in having])
 
     vcpus = sum(len(shape.shares) for shape in scenario.guests)
-    guests = tuple(_guest(shape, without, having) for shape in scenario.guests)
+    guests = tuple(_guest(shape, without, having, measure) for shape in scenario.guests)
     wants = {shape.name: shape.wants for shape in scenario.guests}
-    worst_off = compare(lambda one: _least(one, wants))
+    worst_off = compare(lambda one: _least(one, wants, measure))
     answer, reasons = _answer(scenario.claim, guests, worst_off, having)
     return Verdict(
+        measure=measure,
         guests=guests,
         worst_off=worst_off,
-        total=compare(lambda one: sum(got.work_per_s for got in one.guests.values())),
+        total=compare(lambda one: sum(map(measure.of, one.guests.values()))),
         wait_without=sum(guest.wait_without for guest in guests) / vcpus,
         wait_with=sum(guest.wait_with for guest in guests) / vcpus,
         beside_without=statistics.fmean(one.beside for one in without),
@@ -99,14 +117,18 @@ def judge(scenario: Scenario, blocks: Sequence[Block]) -> Verdict:
     )
 
 
-def _least(block: Block, wants: Mapping[str, float]) -> float:
-    """Give the work of the guest that got least of what it wants, by what it wants."""
-    return min(got.work_per_s / wants[name] for name, got in block.guests.items())
+def _least(block: Block, wants: Mapping[str, float], measure: Measure) -> float:
+    """Give what the guest got that got least of what it wants, by what it wants."""
+    return min(measure.of(got) / wants[name] for name, got in block.guests.items())
 
 
-def _guest(shape: Shape, without: Sequence[Block], having: Sequence[Block]) -> GuestVerdict:
+def _guest(
+    shape: Shape, without: Sequence[Block], having: Sequence[Block], measure: Measure
+) -> GuestVerdict:
     before = [one.guests[shape.name] for one in without]
     after = [one.guests[shape.name] for one in having]
+    time = ratio_of_pairs([got.run for got in before], [got.run for got in after])
+    work = ratio_of_pairs([got.work_per_s for got in before], [got.work_per_s for got in after])
     return GuestVerdict(
         shape=shape,
         work_without=statistics.fmean(got.work_per_s for got in before),
@@ -115,8 +137,9 @@ def _guest(shape: Shape, without: Sequence[Block], having: Sequence[Block]) -> G
         run_with=statistics.fmean(got.run for got in after),
         wait_without=statistics.fmean(got.wait for got in before),
         wait_with=statistics.fmean(got.wait for got in after),
-        time=ratio_of_pairs([got.run for got in before], [got.run for got in after]),
-        work=ratio_of_pairs([got.work_per_s for got in before], [got.work_per_s for got in after]),
+        time=time,
+        work=work,
+        judged=work if measure is Measure.WORK else time,
     )
 
 
@@ -151,7 +174,7 @@ def _losses(guests: Sequence[GuestVerdict]) -> list[str]:
         f"{guest.shape.name} loses {1 - guest.work.ratio:.1%} of its work"
         f" ({1 - guest.time.ratio:.1%} of its time)"
         for guest in guests
-        if guest.work.is_below_one
+        if guest.judged.is_below_one
     ]
 
 
@@ -160,7 +183,7 @@ def _gains(guests: Sequence[GuestVerdict]) -> list[str]:
         f"{guest.shape.name} gains {guest.work.ratio - 1:.1%} of its work"
         f" ({guest.time.ratio - 1:.1%} of its time)"
         for guest in guests
-        if guest.work.is_above_one
+        if guest.judged.is_above_one
     ]
 
 
@@ -169,8 +192,8 @@ def _hidden(guests: Sequence[GuestVerdict], *, gains: bool) -> list[str]:
     names = [
         guest.shape.name
         for guest in guests
-        if guest.work.low < LOSS_MAX <= guest.work.high
-        or (gains and guest.work.high > DIFFERENCE_MAX >= guest.work.low)
+        if guest.judged.low < LOSS_MAX <= guest.judged.high
+        or (gains and guest.judged.high > DIFFERENCE_MAX >= guest.judged.low)
     ]
     worth = f"{1 - LOSS_MAX:.0%}"
     return [f"the noise could hide {worth} and more for {', '.join(names)}"] if names else []

@@ -6,12 +6,14 @@ is that of one whole call. What took too long is shown as not run, with the size
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from grid import Bonds, Case, Spread, carried_out, gap_ppm, make_host
 from methods import METHODS, OURS, POLICY
 from progress import follow
+
+from vcpusched.model import Cpu, Host
 
 MEAN_LOAD: Final = 0.6
 """Mean load of the pCPUs, in pCPUs; every vCPU starts on a random one."""
@@ -36,7 +38,13 @@ KINDS: Final = {
     "uniform": (Spread.UNIFORM, Bonds.FREE),
     "lumpy": (Spread.LUMPY, Bonds.FREE),
     "lumpy, masks": (Spread.LUMPY, Bonds.MASKS),
+    "uniform, nodes": (Spread.UNIFORM, Bonds.FREE),
 }
+"""What hosts there are. Those of the last kind have nodes, caches and cores, as a real one has; the
+others tell of none, so that all their pCPUs are equally near."""
+
+BUILT: Final = "uniform, nodes"
+PER_NODE, PER_CACHE, PER_CORE = 256, 16, 2
 
 AT_REST: Final = f"{OURS}, at rest"
 """Planning once more on the result of the plan: what a cycle costs when nothing is to do."""
@@ -81,6 +89,7 @@ def _measure(
 ) -> list[Point]:
     spread, bonds = KINDS[kind]
     hosts = [make_host(Case(*size, spread, bonds, MEAN_LOAD, number)) for number in range(each)]
+    hosts = [_built(host) for host in hosts] if kind == BUILT else hosts
     points = []
     for name, method in METHODS.items():
         if (name, kind) in slow:
@@ -102,6 +111,20 @@ def _measure(
         if rest_ns:
             points.append(_point(AT_REST, kind, size, rest_ns, 0, reached))
     return points
+
+
+def _built(host: Host) -> Host:
+    """Give the host with nodes, last-level caches and cores of two threads."""
+    return replace(
+        host,
+        cpus=tuple(
+            replace(
+                cpu,
+                cpu=Cpu(cpu.id, cpu.id // PER_NODE, cpu.id // PER_CORE, cpu.id // PER_CACHE),
+            )
+            for cpu in host.cpus
+        ),
+    )
 
 
 def _point(  # noqa: PLR0913, PLR0917  what is measured of one place in the table

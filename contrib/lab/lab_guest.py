@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 VCPU_THREAD = re.compile(r"CPU (\d+)/(?:TCG|KVM)\n?")
 MEMORY_FILE = re.compile(r'"?mem-path"?[:=]"?([^",]+)')
 MEMORY_MIB = 16
+QUOTA_PERIOD_US = 100_000
 # Where duty.S counts, in guest memory.
 WORK_AT, WORK_STRIDE, WORK_BYTES = 0x9000, 64, 4
 WORK_COUNTS = 1 << 8 * WORK_BYTES
@@ -43,7 +44,8 @@ class Schedstat:
 class GuestPlan:
     """What a guest is made of: its vCPUs (`vcpus` now, up to `vcpus_max`), its image and its rules.
 
-    `cpuset` is what the definition allows its vCPUs, as libvirt writes it ("0-3,^2"), if anything.
+    `cpuset` is what the definition allows its vCPUs, as libvirt writes it ("0-3,^2"), if anything;
+    `quota` the most that each vCPU gets, in pCPUs, which only a system libvirtd can enforce.
     """
 
     name: str
@@ -53,6 +55,7 @@ class GuestPlan:
     cpuset: str | None
     persistent: bool
     image: Path
+    quota: float | None = None
 
     def xml(self, domain_type: str, emulator: str) -> str:
         """Return the libvirt definition."""
@@ -64,6 +67,7 @@ class GuestPlan:
               <memory unit='MiB'>{MEMORY_MIB}</memory>
               <memoryBacking><source type='file'/><access mode='shared'/></memoryBacking>
               <vcpu current='{self.vcpus}'{cpuset}>{self.vcpus_max}</vcpu>
+              {self._quota_xml()}
               <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='fd'/></os>
               <features><acpi/></features>
               <devices>
@@ -78,6 +82,13 @@ class GuestPlan:
                 <memballoon model='none'/>
               </devices>
             </domain>"""
+
+    def _quota_xml(self) -> str:
+        if self.quota is None:
+            return ""
+        quota_us = round(self.quota * QUOTA_PERIOD_US)
+        period, quota = f"<period>{QUOTA_PERIOD_US}</period>", f"<quota>{quota_us}</quota>"
+        return f"<cputune>{period}{quota}</cputune>"
 
 
 class Guest:
@@ -128,6 +139,22 @@ class Guest:
             raise LabError(f"vCPU {vcpu} of guest {self.name} is gone.") from error
         run_ns, wait_ns = (int(field) for field in text.split()[:2])
         return Schedstat(run_ns=run_ns, wait_ns=wait_ns, at_ns=time.monotonic_ns())
+
+    def throttled_ns(self, vcpu: int) -> int:
+        """Return how long a quota has kept a vCPU from running, which its wait contains.
+
+        0 without a quota. The kernel adds to it when it lets the vCPU run again (cgroup v2's
+        `cpu.stat`, which has microseconds).
+        """
+        if self.plan.quota is None:
+            return 0
+        try:
+            group = Path(f"/proc/{self._thread(vcpu)}/cgroup").read_text().strip().split(":", 2)[2]
+            text = Path(f"/sys/fs/cgroup{group}/cpu.stat").read_text()
+        except OSError as error:
+            raise LabError(f"vCPU {vcpu} of guest {self.name} has no quota to be read.") from error
+        counts = dict(line.split() for line in text.splitlines())
+        return int(counts["throttled_usec"]) * 1000
 
     def work(self, vcpu: int) -> int:
         """Return how much a vCPU has worked: a count that only the guest itself raises.

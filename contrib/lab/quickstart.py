@@ -64,16 +64,16 @@ def _demonstrate(lab: Lab, program: str) -> int:
         print(f"  {name}: {vcpus} {wants} of a pCPU")
     time.sleep(2)
     guests = list(lab.guests.values())
-    environment = _environment(lab)
+    environment = environment_of(lab)
 
     before = _work_per_s(guests)
     _heading("Before: what vcpusched sees, and what it would do (vcpusched plan)")
     _run(lab.command([program, "plan"]), environment)
 
     _heading(f"The service at work for {RUN_S} seconds (vcpusched run {PERIOD_S})")
-    with _service(lab.command([program, "run", str(PERIOD_S)]), environment) as service:
+    with service(lab.command([program, "run", str(PERIOD_S)]), environment) as running:
         time.sleep(RUN_S)
-        if service.poll() is not None:
+        if running.poll() is not None:
             print("quickstart: vcpusched ended by itself", file=sys.stderr)
             return 1
         _heading("After (vcpusched status)")
@@ -85,7 +85,8 @@ def _demonstrate(lab: Lab, program: str) -> int:
     return 0
 
 
-def _environment(lab: Lab) -> dict[str, str]:
+def environment_of(lab: Lab) -> dict[str, str]:
+    """Give the environment in which vcpusched finds this libvirt, and a run directory."""
     return lab.environment | {
         "RUNTIME_DIRECTORY": str(lab.directory / "temporary" / "vcpusched"),
         "VCPUSCHED_URI": lab.uri,
@@ -98,17 +99,18 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _service(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    service = subprocess.Popen(command, env=environment, cwd="/")
+def service(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the service for a while."""
+    process = subprocess.Popen(command, env=environment, cwd="/")
     try:
-        yield service
+        yield process
     finally:
-        service.terminate()
+        process.terminate()
         try:
-            service.wait(timeout=10)
+            process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            service.kill()
-            service.wait()
+            process.kill()
+            process.wait()
 
 
 def _work_per_s(guests: list[Guest]) -> float:

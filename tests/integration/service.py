@@ -18,6 +18,15 @@ from program import PROGRAM, environment, vcpusched
 
 PATIENCE_S = 60.0
 
+APART_FROM = 0.08
+LOADED_FROM = 0.25
+"""Where the pCPUs' own loads (shares of one) are so far apart, or one is so high, a test that
+counts pins on two pCPUs tests the rest of the machine: emulators alone take less."""
+
+
+class DisturbedError(AssertionError):
+    """A test failed, and something else than its guests had loaded this machine."""
+
 
 def wait_for(what: str, condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> float:
     """Wait until a condition holds; gives how long that took, in seconds."""
@@ -34,12 +43,13 @@ class Service:
 
     def __init__(self, directory: Path, uri: str, *arguments: str, **variables: str) -> None:
         self.directory = directory
-        self.run_directory = directory / "run"
+        self.run_directory = Path(variables.get("RUNTIME_DIRECTORY", directory / "run"))
         self._log = directory / "stderr"
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notify_path = directory / "notify"
         self._notify.bind(str(notify_path))
         self.notified: list[str] = []
+        self.disturbed: list[float] = []  # the pCPUs' own loads, when they were so at a look
         # Read at once, as systemd does: its socket holds few messages, and then a sender waits.
         threading.Thread(target=self._listen, daemon=True).start()
         with self._log.open("wb") as log:
@@ -58,6 +68,18 @@ class Service:
                 stdout=log,
                 stderr=log,
             )
+
+    @contextlib.contextmanager
+    def succeeded(self, uri: str, *arguments: str, **variables: str) -> Iterator["Service"]:
+        """Run another one for a while, in the same run directory, once this one has ended."""
+        directory = self.directory / "next"
+        directory.mkdir()
+        shared = {"RUNTIME_DIRECTORY": str(self.run_directory), **variables}
+        service = Service(directory, uri, *arguments, **shared)
+        try:
+            yield service
+        finally:
+            service.close()
 
     def close(self) -> None:
         """End it, whatever state it is in."""
@@ -98,6 +120,11 @@ class Service:
             state: dict[str, Any] = json.loads((self.run_directory / "state.json").read_text())
         except FileNotFoundError:
             return {}
+        host = state.get("snapshot") or {"cpus": []}  # none before the second look
+        own = [cpu.get("host_load", 0.0) for cpu in host["cpus"]]
+        highest, lowest = max(own, default=0.0), min(own, default=0.0)
+        if highest - lowest >= APART_FROM or highest >= LOADED_FROM:
+            self.disturbed = own
         return state
 
     @property
@@ -129,7 +156,10 @@ class Service:
         try:
             return wait_for(what, holds, patience_s)
         except TimeoutError as error:
-            raise AssertionError(f"{error}; status {self.status!r}; log:\n{self.log}") from None
+            loads = json.dumps(self.state.get("snapshot"))
+            raise AssertionError(
+                f"{error}; status {self.status!r}; log:\n{self.log}\nlast looked at: {loads}"
+            ) from None
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> float:
         """Tell it to end; gives how long that took, in seconds."""
@@ -145,15 +175,42 @@ class Service:
 
 @contextlib.contextmanager
 def running(lab: Lab | str, *arguments: str, **variables: str) -> Iterator[Service]:
-    """Run the service on a lab (or a URI) for a while."""
+    """Run the service on a lab (or a URI) for a while.
+
+    Raises DisturbedError for what fails meanwhile on a disturbed machine: such a test is repeated
+    (conftest.py).
+    """
     uri = lab if isinstance(lab, str) else lab.uri
     # A Unix socket's path is short, so this is no pytest directory.
     with tempfile.TemporaryDirectory(prefix="vcpusched-") as directory:
         service = Service(Path(directory), uri, *arguments, **variables)
         try:
             yield service
+        except AssertionError as error:
+            if not service.state or not service.disturbed:
+                raise
+            raise DisturbedError(f"pCPUs had own loads of {service.disturbed}. {error}") from error
         finally:
             service.close()
+
+
+def rests(state: dict[str, Any], threshold: float = 0.1) -> bool:
+    """Tell whether a state of the service is that of a host at rest whose guests are balanced.
+
+    Whatever else runs on this machine counts as the host's own load. That alone may unbalance it,
+    and no move of a guest may pay, or be allowed: then the status says so.
+    """
+    host = state["snapshot"]
+    own = {str(cpu["id"]): cpu.get("host_load", 0.0) for cpu in host["cpus"]}
+    guests = dict.fromkeys(own, 0.0)
+    for vcpu in host["vcpus"]:
+        guests[vcpu["cpus"]] += vcpu["load"]
+    if max(guests.values()) - min(guests.values()) >= threshold:
+        return False
+    status = str(state["status"])
+    if status.startswith("Balanced, gap "):
+        return True
+    return status.startswith("Unbalanced at rest (") and max(own.values()) > min(own.values())
 
 
 def cpu_s(pid: int) -> float:

@@ -37,7 +37,7 @@ def test_the_command(tmp_path: Path) -> None:
     """It shows a table with every guest, writes its figures, and leaves no daemon behind."""
     program = [sys.executable, str(TOP / "contrib/benchmark/live.py")]
     options = ["--scenario", "pool", "--pairs", "2", "--rest", "4", "--measure", "2"]
-    path = [str(TOP), str(TOP / "contrib/lab"), str(TOP / "contrib/benchmark")]
+    path = [str(TOP / part) for part in (".", "contrib/lab", "contrib/benchmark", "tests/system")]
     done = subprocess.run(
         [*program, *options, "--cpus", "2", "--out", str(tmp_path)],
         env=environment({"PYTHONPATH": ":".join(path)}),

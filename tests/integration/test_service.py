@@ -13,7 +13,7 @@ from pathlib import Path
 import libvirt
 import pytest
 from lab import Guest, Lab
-from service import Service, running, wait_for
+from service import Service, rests, running, wait_for
 
 Figure = Callable[[str], None]
 
@@ -153,13 +153,11 @@ def test_status_plan_and_snapshot_beside_the_service(lab: Lab) -> None:
         service.wait("loads", lambda: service.state.get("snapshot") is not None)
         status = service.ask("status")
         assert status.returncode == 0
-        # What else runs here counts as the host's own load.
-        assert re.match(
-            r"vcpusched is healthy: (Balanced|Unbalanced at rest \(.*\)), gap ", status.stdout
-        )
+        assert status.stdout.startswith("vcpusched is healthy: ")
         assert re.search(r"g0/0 \d+", status.stdout)
         state = json.loads(service.ask("status", "--json").stdout)
         assert (state["health"], state["connected"], state["version"]) == ("healthy", True, 1)
+        assert rests(state)
         plan = service.ask("plan", VCPUSCHED_URI=lab.uri)
         assert f"running service (process {service.pid})" in plan.stdout
         snapshot = service.ask("snapshot", VCPUSCHED_URI=lab.uri)
@@ -267,7 +265,7 @@ def pin_count(service: Service) -> int:
 def test_no_pin_after_sigterm(lab: Lab) -> None:
     """SIGTERM as soon as the first pin of a plan is told: what comes after stays where it is."""
     guests: list[Guest] = [lab.add_guest(f"g{index}", [0.08], pin=0) for index in range(10)]
-    with running(lab, "1") as service:
+    with running(lab, "1", VCPUSCHED_ON_STOP="leave") as service:
         service.wait("the first pin", lambda: pin_count(service) > 0)
         took_s = service.terminate()
         assert service.process.returncode == 0

@@ -1,157 +1,324 @@
-"""A booted Debian with a real systemd, in a container that shares only the kernel with us.
+"""A virtual machine with eight pCPUs, two NUMA nodes, systemd, libvirtd and real KVM guests.
 
-systemd is process 1 there, libvirtd a service, the guests real emulated ones. What a container
-cannot show (other pCPUs and nodes, pCPUs going offline, KVM) needs a virtual machine.
+QEMU emulates all of it, an AMD processor with SVM included, so that it needs no KVM itself. Eight
+pCPUs share what this machine has: all is slow, and waits have to be generous. There is no network;
+commands go through a serial port of their own to `agent.py`.
 """
 
+import base64
 import contextlib
+import itertools
+import json
+import math
 import os
-import shutil
+import re
+import select
+import signal
+import socket
 import subprocess
-import tempfile
+import tarfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self
 
-from lab import boot_image
+from guest_shape import GuestShape
+from image import FIRST_QUOTA, IGNORED, TOP, Image
 
-TOP: Final = Path(__file__).parent.parent.parent
-FLOPPY_BYTES: Final = 1_474_560
-PACKAGES: Final = (
-    "systemd-sysv",
-    "dbus",
-    "polkitd",
-    "libvirt-daemon-system",
-    "libvirt-clients",
-    "qemu-system-x86",
-    "python3-venv",
-    "python3-libvirt",
-    "python3-systemd",
-    "ca-certificates",
+BOOT_LIMIT_S: Final = 300.0
+POWER_OFF_LIMIT_S: Final = 60.0
+COMMAND_LIMIT_S: Final = 120.0
+START_LIMIT_S: Final = 300.0
+"""For a guest to start: 8 s on an idle machine."""
+ANSWER_LIMIT_S: Final = 30.0
+"""How much later than a command's own limit the machine may tell of it."""
+PULSE_S: Final = 20.0
+"""When it has said nothing for so long, it is asked for a sign of life, again and again."""
+FROZEN_S: Final = 120.0
+"""Without any sign for so long, it has frozen: it gives one within a second or two, also while
+guests start."""
+
+CONSOLE_BYTES: Final = 8000
+
+HARDWARE: Final = (
+    *("-machine", "q35", "-accel", "tcg,thread=multi,tb-size=1024", "-m", "4096"),
+    # topoext is what puts the second threads into cores; TCG knows no other name for it.
+    *("-cpu", "EPYC-Rome-v2,+svm,+npt,+topoext,enforce=off"),
+    *("-smp", "8,sockets=2,cores=2,threads=2"),
+    *("-object", "memory-backend-ram,id=memory0,size=2048M"),
+    *("-object", "memory-backend-ram,id=memory1,size=2048M"),
+    *("-numa", "node,nodeid=0,cpus=0-3,memdev=memory0"),
+    *("-numa", "node,nodeid=1,cpus=4-7,memdev=memory1"),
+    *("-display", "none", "-nodefaults", "-no-reboot"),
+)
+KERNEL: Final = (
+    "maxcpus=1",  # see image.FILES
+    *("root=/dev/vda", "rw", "console=ttyS0", "quiet", "panic=-1"),
+    # What emulated processors do not need, and what a crowded machine takes for faults.
+    *("mitigations=off", "no_timer_check", "tsc=reliable", "nowatchdog"),
+    *("rcupdate.rcu_cpu_stall_suppress=1", "systemd.show_status=1"),
 )
 
-# A container may not make control groups of the old kind, and cannot have security labels.
-QEMU_CONF: Final = 'cgroup_controllers = [ ]\nsecurity_driver = "none"\nnamespaces = [ ]\n'
 
-DOMAIN: Final = """<domain type='qemu'>
-  <name>{name}</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>
-  <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='fd'/></os><features><acpi/></features>
-  <devices>
-    <disk type='file' device='floppy'>
-      <driver name='qemu' type='raw'/><source file='{image}'/>
-      <target dev='fda' bus='fdc'/><readonly/>
-    </disk>
-    <controller type='usb' model='none'/><memballoon model='none'/>
-  </devices>
-</domain>"""
+class MachineError(AssertionError):
+    """The machine does not do what it was told, or not in time; the text has its last words."""
+
+
+class MachineFrozenError(MachineError):
+    """Nothing in the machine runs any more; the text says what its processors were at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a command did: `status` is None where its limit ended it."""
+
+    status: int | None
+    out: str
+    err: str
 
 
 class Machine:
-    """The container, from `boot` to `power_off`; it lives in `directory`."""
+    """The machine, booted in `with`; its files are in `directory`.
 
-    def __init__(self, directory: Path) -> None:
-        self._root = directory / "root"
-        self._tools = directory / "tools"
-        self._console = directory / "console.log"
-        self._container: subprocess.Popen[bytes] | None = None
-        self._init = 0
+    `files` are brought along, below its root, beside this checkout in /src.
+    """
 
-    def build(self, release: str = "bookworm") -> None:
-        """Lay out the root, with this checkout in /src."""
-        # Taken out of its package, not installed: with it libvirt would look for a machined.
-        self._tools.mkdir()
-        with tempfile.TemporaryDirectory() as downloads:
-            options = ["--option", "APT::Sandbox::User=root"]
-            _run("apt-get", *options, "download", "systemd-container", directory=Path(downloads))
-            (package,) = Path(downloads).glob("*.deb")
-            _run("dpkg-deb", "--extract", str(package), str(self._tools))
-        include = f"--include={','.join(PACKAGES)}"
-        _run("mmdebstrap", "--quiet", "--variant=minbase", include, release, str(self._root))
-        for name in ("libvirt-guests.service", "getty.target", "console-getty.service"):
-            (self._root / "etc/systemd/system" / name).symlink_to("/dev/null")
-        with (self._root / "etc/libvirt/qemu.conf").open("a") as conf:
-            conf.write(QEMU_CONF)
-        # Where the machine reaches its package index through a certificate of its own.
-        certificates = Path(os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"))
-        if certificates.exists():
-            shutil.copy(certificates, self._root / "etc/ssl/certs/ca-certificates.crt")
-        ignored = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", ".hypothesis")
-        shutil.copytree(TOP, self._root / "src", ignore=ignored)
+    def __init__(
+        self,
+        image: Image,
+        directory: Path,
+        *kernel_arguments: str,
+        files: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
+        self._image = image
+        self._directory = directory
+        self._kernel_arguments = kernel_arguments
+        self._files = files
+        self._qemu: subprocess.Popen[bytes] | None = None
+        self._port: socket.socket | None = None
+        self._received = b""
+        self._heard_s = 0.0
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._answered = False  # ever: while it boots it cannot
+        self._ids = itertools.count()
+        self.boot_s = 0.0
+
+    def __enter__(self) -> Self:
+        try:
+            self.boot()
+        except BaseException:  # an interrupt must not leave it running either
+            self.power_off()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.power_off()
 
     def boot(self) -> None:
-        """Boot, and wait until systemd is up."""
-        # Registered with the host's systemd where there is one.
-        unit = [] if Path("/run/systemd/system").exists() else ["--keep-unit"]
-        with self._console.open("wb") as console:
-            self._container = subprocess.Popen(
+        """Boot, with checkout and files, and wait until systemd has started everything."""
+        began_s = time.monotonic()
+        source = self._directory / "source.tar"
+        with tarfile.open(source, "w") as archive:
+            archive.add(TOP, "src", filter=_shipped)
+            for path, brought in self._files.items():
+                archive.add(brought, path.lstrip("/"))
+        port = self._directory / "agent"
+        arguments = (*KERNEL, *self._kernel_arguments)
+        with self._console_path.open("wb") as console:
+            self._qemu = subprocess.Popen(
                 [
-                    str(self._tools / "usr/bin/systemd-nspawn"),
-                    *("--quiet", f"--directory={self._root}", "--register=no", *unit),
-                    *("--resolv-conf=copy-host", "--boot"),
+                    # It ends with us, however we end.
+                    *("setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *HARDWARE),
+                    *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)),
+                    *("-append", " ".join(arguments), "-serial", "stdio"),
+                    *("-monitor", f"unix:{self._monitor_path},server=on,wait=off"),
+                    # Writes go to a file that is gone with QEMU.
+                    *_disk("machine", self._image.disk, "snapshot=on,cache=unsafe"),
+                    *_disk("source", source, "readonly=on"),
+                    *("-device", "virtio-serial-pci"),
+                    *("-chardev", f"socket,id=agent,path={port},server=on,wait=off"),
+                    *("-device", "virtserialport,chardev=agent,name=agent"),
+                    *("-device", "virtio-rng-pci"),
                 ],
+                cwd=self._directory,
+                env={**os.environ, "TMPDIR": str(self._directory)},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
             )
-        deadline_s = time.monotonic() + 60
-        while "running" not in self.say("systemctl", "is-system-running", check=False):
-            if time.monotonic() > deadline_s or self._container.poll() is not None:
-                raise AssertionError(f"did not boot:\n{self._console.read_text(errors='replace')}")
-            time.sleep(0.5)
+        deadline_s = began_s + BOOT_LIMIT_S
+        self._connect(port, deadline_s)
+        up = self.run("systemctl", "is-system-running", "--wait", limit_s=BOOT_LIMIT_S)
+        if up.out.strip() != "running":
+            failed = self.say("systemctl", "--failed", "--no-pager")
+            raise MachineError(f"systemd is {up.out.strip()}:\n{failed}\n{self.console()}")
+        if self.say("cat", FIRST_QUOTA).startswith("max"):
+            raise MachineError(f"{FIRST_QUOTA} has no quota, so that this one may freeze later")
+        if self.say("systemctl", "is-active", "processors", check=False) != "active\n":
+            raise MachineError("the processors were not started one after the other")
+        self.boot_s = time.monotonic() - began_s
 
     def power_off(self) -> None:
         """End it, whatever state it is in."""
-        if self._container is None:
-            return
-        with contextlib.suppress(subprocess.SubprocessError):
-            self.say("systemctl", "poweroff", check=False)
-            self._container.wait(timeout=30)
-        self._container.kill()
-        self._container.wait()
+        if self._qemu is not None:
+            if self._port is not None and self._qemu.poll() is None:
+                with contextlib.suppress(MachineError, OSError, subprocess.TimeoutExpired):
+                    self.run("systemctl", "poweroff", "--no-block", limit_s=10)
+                    self._qemu.wait(POWER_OFF_LIMIT_S)
+            self._qemu.kill()
+            self._qemu.wait()
+        if self._port is not None:
+            self._port.close()
 
-    def say(self, *command: str, check: bool = True) -> str:
-        """Run a command in the machine; gives what it printed."""
-        if not self._init:
-            assert self._container is not None
-            children = Path(f"/proc/{self._container.pid}/task/{self._container.pid}/children")
-            self._init = int((children.read_text().split() or ["0"])[0])
-            if not self._init:
-                return ""
-        done = subprocess.run(
-            [
-                *("nsenter", f"--target={self._init}"),
-                *("--mount", "--uts", "--ipc", "--net", "--pid"),
-                *("env", "--ignore-environment", "--chdir=/", "TERM=dumb", "HOME=/root"),
-                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                "PIP_CERT=/etc/ssl/certs/ca-certificates.crt",
-                *command,
-            ],
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-        if check:
-            assert done.returncode == 0, (command, done.stdout, done.stderr)
-        return done.stdout + done.stderr
+    def console(self) -> str:
+        """Give the end of what the machine wrote to its console."""
+        with contextlib.suppress(OSError):
+            return self._console_path.read_bytes()[-CONSOLE_BYTES:].decode(errors="replace")
+        return ""
 
-    def write(self, path: str, text: str) -> None:
-        """Write a file in the machine."""
-        (self._root / path.lstrip("/")).write_text(text)
+    def processors(self) -> str:
+        """Give what QEMU knows of each processor: where it is, and whether it halts."""
+        told = b""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as monitor:
+            monitor.settimeout(3)
+            monitor.connect(str(self._monitor_path))
+            monitor.sendall(b"info cpus\ninfo registers -a\n")
+            while received := monitor.recv(1 << 16):
+                told += received
+        kept = re.findall(r"^.*(?:CPU *#|[RE]IP=).*$", told.decode(errors="replace"), re.MULTILINE)
+        return "\n".join(line.strip() for line in kept)
 
-    def add_guest(self, name: str, share: float) -> None:
-        """Define and start a guest of one vCPU that uses this share of a pCPU, pinned to pCPU 0."""
+    def run(self, *command: str, limit_s: float = COMMAND_LIMIT_S) -> Done:
+        """Run a command in the machine as root, for at most `limit_s`. Raises MachineError."""
+        answer = self._ask({"command": command, "limit_s": limit_s}, limit_s)
+        return Done(answer["status"], answer["out"], answer["err"])
+
+    def say(self, *command: str, check: bool = True, limit_s: float = COMMAND_LIMIT_S) -> str:
+        """Run a command in the machine; gives what it printed. Raises MachineError."""
+        done = self.run(*command, limit_s=limit_s)
+        if check and done.status != 0:
+            ended = f"status {done.status}" if done.status is not None else f"not in {limit_s:g} s"
+            raise MachineError(f"{' '.join(command)}: {ended}\n{done.out}{done.err}")
+        return done.out + done.err
+
+    def write(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
+        """Write a file in the machine, and the folders that it needs. Raises MachineError."""
+        raw = content if isinstance(content, bytes) else content.encode()
+        text = base64.b64encode(raw).decode()
+        answer = self._ask({"path": path, "content": text, "mode": mode}, COMMAND_LIMIT_S)
+        if answer["status"] != 0:
+            raise MachineError(f"{path}: {answer['err']}")
+
+    def add_guest(self, name: str, shape: GuestShape) -> None:
+        """Define and start a guest. Raises MachineError."""
         image = f"/var/lib/libvirt/images/{name}.img"
-        inside = self._root / image.lstrip("/")
-        inside.write_bytes(boot_image([share]))
-        os.truncate(inside, FLOPPY_BYTES)
-        inside.chmod(0o644)
-        self.write(f"/root/{name}.xml", DOMAIN.format(name=name, image=image))
-        self.say("virsh", "define", f"/root/{name}.xml")
-        self.say("virsh", "start", name)
-        self.say("virsh", "vcpupin", name, "0", "0", "--live")
+        self.write(image, shape.floppy())
+        self.write(f"/root/{name}.xml", shape.xml("kvm", name, image))
+        commands = f"define /root/{name}.xml; start {name}"
+        self.say("virsh", f"{commands}; {_pinning(name, shape.pins)}", limit_s=START_LIMIT_S)
+
+    def remove_guest(self, name: str) -> None:
+        """End a guest, and forget it. Raises MachineError."""
+        self.say("virsh", f"destroy {name}; undefine {name}")
+
+    def pin(self, pins: Mapping[str, Sequence[str]]) -> None:
+        """Pin guests' vCPUs as an administrator does, live only, to cpulists by vCPU number."""
+        self.say("virsh", "; ".join(_pinning(name, cpus) for name, cpus in pins.items()))
+
+    @property
+    def _console_path(self) -> Path:
+        return self._directory / "console.log"
+
+    @property
+    def _monitor_path(self) -> Path:
+        return self._directory / "monitor"
+
+    def _connect(self, path: Path, deadline_s: float) -> None:
+        """Reach the agent's port, and wait until the agent answers there."""
+        self._port = socket.socket(socket.AF_UNIX)
+        while True:
+            self._look_alive(deadline_s)
+            with contextlib.suppress(OSError):
+                self._port.connect(str(path))
+                break
+            time.sleep(0.1)
+        self._ask({"command": ["true"], "limit_s": 60}, deadline_s - time.monotonic())
+        self._answered = True
+
+    def _ask(self, request: Mapping[str, object], limit_s: float) -> dict[str, Any]:
+        """Send a request and wait for its answer."""
+        assert self._port is not None
+        deadline_s = time.monotonic() + limit_s + ANSWER_LIMIT_S
+        number = self._send(request)
+        self._heard_s = pulse_s = time.monotonic()
+        while number not in self._answers:
+            self._look_alive(deadline_s)
+            if time.monotonic() - max(self._heard_s, pulse_s) > PULSE_S:
+                self._send({})
+                pulse_s = time.monotonic()
+            if select.select([self._port], [], [], 1.0)[0]:
+                received = self._port.recv(1 << 16)
+                if received:
+                    self._heard_s = time.monotonic()
+                else:  # QEMU is ending
+                    time.sleep(0.1)
+                self._take(received)
+        return self._answers.pop(number)
+
+    def _send(self, request: Mapping[str, object]) -> int:
+        """Send a request; gives its number."""
+        assert self._port is not None
+        number = next(self._ids)
+        self._port.settimeout(FROZEN_S)
+        try:
+            self._port.sendall(json.dumps({"id": number, **request}).encode() + b"\n")
+        except OSError as error:
+            time.sleep(1)  # for QEMU to have ended, if that is why
+            self._look_alive(math.inf)
+            told = f"the machine takes no commands: {error}\n{self.console()}"
+            raise MachineError(told) from None
+        return number
+
+    def _take(self, received: bytes) -> None:
+        """Sort what came in into answers; those of requests that were given up are kept, unread."""
+        *lines, self._received = (self._received + received).split(b"\n")
+        for line in lines:
+            answer = json.loads(line)
+            self._answers[answer["id"]] = answer
+
+    def _look_alive(self, deadline_s: float) -> None:
+        assert self._qemu is not None
+        if (status := self._qemu.poll()) is not None:
+            how = signal.Signals(-status).name if status < 0 else f"status {status}"
+            raise MachineError(f"the machine ended with {how}:\n{self.console()}")
+        if self._answered and time.monotonic() - self._heard_s > FROZEN_S:
+            told = f"{self.processors()}\n{self.console()}"
+            raise MachineFrozenError(f"the machine has frozen:\n{told}")
+        if time.monotonic() > deadline_s:
+            raise MachineError(f"the machine does not answer:\n{self.console()}")
 
 
-def _run(*command: str, directory: Path | None = None) -> None:
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (command, done.stderr[-2000:])
+def _pinning(name: str, pins: Sequence[str]) -> str:
+    """Write commands of virsh: one process for all is much the quickest."""
+    commands = [f"vcpupin {name} {vcpu} {cpus} --live" for vcpu, cpus in enumerate(pins)]
+    return "; ".join(commands)
+
+
+def _disk(name: str, path: Path, how: str) -> list[str]:
+    """Write QEMU's arguments for a disk; the machine sees them in this order as vda, vdb."""
+    drive = f"if=none,id={name},file={path},format=raw,{how}"
+    return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
+
+
+def _shipped(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Leave out what is no part of a checkout."""
+    name = Path(entry.name).name
+    return None if any(fnmatchcase(name, glob) for glob in IGNORED) else entry

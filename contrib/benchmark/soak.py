@@ -1,0 +1,464 @@
+"""Runs the production scheduler and ledger for very long, with everything going wrong now and then.
+
+Rule: seeded and exactly repeatable but for what it measures of the process. The host is in memory;
+scheduler, keeper and ledger file are the real ones, and nothing in them is replaced.
+
+Problem: what a fault leaves behind shows only after many others: a record too many, a pin that
+    nobody remembers, a file descriptor.
+Approach: guests come and go; pins fail before and after they were made, connections break, libvirtd
+    restarts with other ids, other hands pin, the kernel undoes pins, the disk is full, the process
+    is killed between any two steps and started anew. An account of our own tells after every cycle
+    what must be true.
+What must be true: no vCPU is pinned by us outside its definition, nor one that another hand holds;
+    of every pin of ours the original affinity is in the file; after a restore in the end every
+    affinity is what it would be without us, and memory and file descriptors are what they were.
+"""
+
+import argparse
+import gc
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from progress import follow, say
+
+from vcpusched.hypervisor import (
+    BusyError,
+    ConnectionLostError,
+    HypervisorError,
+    VanishedError,
+)
+from vcpusched.keeper import Keeper
+from vcpusched.ledger import Entry
+from vcpusched.ledger_file import NAME, Book, LedgerFile
+from vcpusched.ledger_text import parse
+from vcpusched.model import (
+    Cpu,
+    CpuSet,
+    Definition,
+    DomainReading,
+    DomainUuid,
+    Sample,
+    Topology,
+    Unread,
+    VcpuId,
+    VcpuReading,
+)
+from vcpusched.planner import Policy
+from vcpusched.scheduler import Rules, Scheduler
+
+CPUS: Final = 8
+GUESTS_MAX: Final = 16
+PERIOD_NS: Final = 3_000_000_000
+ONLINE: Final = CpuSet.of(range(CPUS))
+ARRIVALS: Final = 0.06
+RESTLESS: Final = 0.03
+"""How likely a guest starts, and a vCPU changes what it wants, in a period."""
+
+STEPS_MAX: Final = 800
+"""Plans need not be the best here; there are many of them."""
+
+DOUBT_MAX: Final = 300
+"""For so many cycles it may be unknown whether a pin was made; a life of the service lasts 20, and
+each begins to count anew."""
+
+SLACK_KIB: Final = 4096
+"""What the interpreter may take more or less of, whatever it runs."""
+
+
+class Killed(BaseException):
+    """The process is killed here."""
+
+
+@dataclass
+class Vcpu:
+    """One vCPU as it really is; `own` is what its affinity would be without us.
+
+    `held` since another hand pinned it and we had a look at it. The service knows it (`known`) once
+    it has seen it, or has it in its file. For `doubts` cycles it has been unknown whether a pin was
+    made.
+    """
+
+    allowed: CpuSet
+    affinity: CpuSet
+    own: CpuSet
+    booked: CpuSet
+    want: float
+    run_ns: int = 0
+    touched: bool = False
+    held: bool = False
+    known: bool = False
+    doubts: int = 0
+
+
+@dataclass
+class Guest:
+    """One guest; `origin` is the mark that it carries."""
+
+    name: str
+    domain_id: int
+    vcpus: list[Vcpu] = field(default_factory=list)
+    origin: dict[int, CpuSet] = field(default_factory=dict)
+
+
+class World:
+    """The host, as a `Hypervisor`, and everybody else who changes it."""
+
+    def __init__(self, seed: int, path: Path) -> None:
+        self._path = path
+        self.chance = random.Random(seed)  # noqa: S311  chance that can be repeated
+        self.guests: dict[DomainUuid, Guest] = {}
+        self.now_ns = PERIOD_NS
+        self.quiet = False
+        self.seen: Counter[str] = Counter()
+        self.broken: list[str] = []
+        self._last_id = 0
+        self._names = 0
+
+    def happens(self, what: str, per_thousand: float) -> bool:
+        """Tell whether something goes wrong now."""
+        if self.quiet or self.chance.random() * 1000 >= 3 * per_thousand:
+            return False
+        self.seen[what] += 1
+        return True
+
+    # What we ask of it.
+
+    def sample(self, _crowded: CpuSet) -> Sample:
+        """Read the host."""
+        if self.happens("connection lost while sampling", 2):
+            raise ConnectionLostError("gone")
+        domains, unread = [], {}
+        for uuid, guest in self.guests.items():
+            if self.happens("a guest could not be read", 1):
+                unread[uuid] = Unread(guest.name, "does not answer")
+                continue
+            for vcpu in guest.vcpus:
+                vcpu.held, vcpu.known = vcpu.held or vcpu.touched, True
+            domains.append(self._reading(uuid, guest))
+        return Sample(Topology(tuple(Cpu(cpu) for cpu in ONLINE)), tuple(domains), unread=unread)
+
+    def definition(self, uuid: DomainUuid) -> Definition:
+        """Read a definition, and libvirt's books."""
+        if uuid not in self.guests:
+            raise VanishedError("ended")
+        if self.happens("a definition could not be read", 1):
+            raise HypervisorError("timeout")
+        return _definition(self.guests[uuid])
+
+    def mark(self, uuid: DomainUuid, _domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+        """Write a mark into a guest."""
+        self.step()
+        if uuid not in self.guests:
+            raise VanishedError("ended")
+        if self.happens("a mark was refused", 5):
+            raise BusyError("busy")
+        self.guests[uuid].origin = dict(origin)
+        self.step()
+
+    def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+        """Set an affinity."""
+        guest = self.guests.get(vcpu.uuid)
+        if guest is None or vcpu.vcpu >= len(guest.vcpus):
+            raise VanishedError("ended")
+        one = guest.vcpus[vcpu.vcpu]
+        self.step()
+        if not cpus.is_within(one.allowed):
+            self.broken.append(f"{guest.name} was pinned to {cpus}, outside {one.allowed}")
+        if one.held and cpus != one.own:
+            self.broken.append(f"{guest.name} was pinned to {cpus}, though another hand holds it")
+        if self.happens("a pin was refused, the guest being busy", 10):
+            raise BusyError("busy")
+        if self.happens("a pin failed", 5):
+            raise HypervisorError("no")
+        if self.happens("connection lost before a pin", 3):
+            raise ConnectionLostError("gone")
+        one.affinity = one.booked = cpus
+        if self.happens("connection lost after a pin", 3):
+            raise ConnectionLostError("gone")
+        self.step()
+
+    def step(self) -> None:
+        """Be killed, or not."""
+        if self.happens("killed between two steps", 4):
+            raise Killed
+
+    # What others do.
+
+    def pass_time(self) -> None:
+        """Let a period pass."""
+        self.now_ns += PERIOD_NS
+        for guest in self.guests.values():
+            for vcpu in guest.vcpus:
+                vcpu.run_ns += round(vcpu.want * PERIOD_NS)
+                if self.chance.random() < RESTLESS:
+                    vcpu.want = self._want()
+
+    def meddle(self) -> None:
+        """Have guests start and end, and other hands and the kernel at work."""
+        if len(self.guests) < GUESTS_MAX and self.chance.random() < ARRIVALS:
+            self._names += 1
+            self._start(DomainUuid(f"{self._names:032x}"), f"guest{self._names}")
+            self.seen["a guest started"] += 1
+        if not self.guests:
+            return
+        uuid = self.chance.choice(sorted(self.guests))
+        guest = self.guests[uuid]
+        if self.happens("a guest ended", 8):
+            del self.guests[uuid]
+            return
+        if self.happens("a guest started anew under its UUID", 5):
+            self._start(uuid, guest.name)
+            return
+        number = self.chance.randrange(len(guest.vcpus))
+        vcpu = guest.vcpus[number]
+        if self.happens("another hand pinned a vCPU", 5):
+            self._by_hand(uuid, number, CpuSet.of([self.chance.choice(list(vcpu.allowed))]))
+        elif self.happens("another hand gave a vCPU several pCPUs", 3):
+            self._by_hand(uuid, number, vcpu.allowed)
+        elif self.happens("the kernel undid a pin", 3) and vcpu.allowed == ONLINE:
+            # Somebody else's it would have undone without us, too.
+            vcpu.own = ONLINE if vcpu.own == vcpu.affinity else vcpu.own
+            vcpu.affinity = ONLINE
+
+    def give_new_ids(self) -> None:
+        """Restart libvirtd, which may count its guests anew."""
+        for guest in self.guests.values():
+            self._last_id += 1
+            guest.domain_id = self._last_id
+
+    def forget(self) -> None:
+        """Have the service die: a pin to one pCPU that is found at its start is placement.
+
+        Of what it noticed it knows no more than what is in the file.
+        """
+        kept = self.kept()
+        for uuid, guest in self.guests.items():
+            records = kept[uuid].records if uuid in kept else {}
+            for number, vcpu in enumerate(guest.vcpus):
+                vcpu.known = number in records
+                if not vcpu.known:
+                    vcpu.touched = vcpu.held = False
+
+    def kept(self) -> Mapping[DomainUuid, Entry]:
+        """Give what is in the file."""
+        return parse(self._path.read_text()).entries if self._path.exists() else {}
+
+    def end(self, keeper: Keeper) -> None:
+        """Have all pins given back, and note which were not."""
+        keeper.restore()
+        for guest in self.guests.values():
+            if guest.origin:
+                self.broken.append(f"{guest.name} still carries a mark")
+            for number, vcpu in enumerate(guest.vcpus):
+                if vcpu.affinity not in {vcpu.own, ONLINE}:
+                    self.broken.append(
+                        f"{guest.name}: vCPU {number} is left on {vcpu.affinity}, was {vcpu.own}"
+                    )
+
+    def _by_hand(self, uuid: DomainUuid, number: int, cpus: CpuSet) -> None:
+        """Have another hand set an affinity, unless nobody could tell that from a pin of ours.
+
+        That is so for what the file says we left the vCPU at, while the kernel has undone it, and
+        for what we asked for, while no sample has shown whether we got it. `check` sees to it that
+        neither lasts.
+        """
+        vcpu, entry = self.guests[uuid].vcpus[number], self.kept().get(uuid)
+        record = entry.records.get(number) if entry is not None else None
+        if record is not None and record.is_ours and cpus in {record.affinity, record.pending}:
+            self.seen["of which to where we might have put it: left out"] += 1
+        elif cpus != vcpu.affinity:
+            vcpu.affinity = vcpu.own = vcpu.booked = cpus
+            vcpu.touched, vcpu.held = vcpu.known and len(cpus) == 1 < len(vcpu.allowed), False
+
+    def _start(self, uuid: DomainUuid, name: str) -> None:
+        self._last_id += 1
+        half = CpuSet.of(range(CPUS // 2))
+        allowed = self.chance.choice([ONLINE, ONLINE, half])
+        vcpus = []
+        for _ in range(self.chance.choice([1, 1, 2, 4])):
+            first = CpuSet.of([self.chance.choice(list(allowed))])
+            cpus = self.chance.choice([first, first, allowed])
+            vcpus.append(Vcpu(allowed, cpus, cpus, cpus, self._want()))
+        self.guests[uuid] = Guest(name, self._last_id, vcpus)
+
+    def _want(self) -> float:
+        return self.chance.choice([0.02, 0.1, 0.3, 0.6])
+
+    def _reading(self, uuid: DomainUuid, guest: Guest) -> DomainReading:
+        return DomainReading(
+            uuid=uuid,
+            domain_id=guest.domain_id,
+            name=guest.name,
+            at_ns=self.now_ns,
+            took_ns=1000,
+            vcpus=tuple(
+                VcpuReading(number, vcpu.run_ns, vcpu.affinity, next(iter(vcpu.affinity)))
+                for number, vcpu in enumerate(guest.vcpus)
+            ),
+            definition=_definition(guest),
+        )
+
+
+def _definition(guest: Guest) -> Definition:
+    vcpus = dict(enumerate(guest.vcpus))
+    return Definition(
+        {number: vcpu.allowed for number, vcpu in vcpus.items()},
+        booked={number: vcpu.booked for number, vcpu in vcpus.items()},
+        origin=dict(guest.origin),
+    )
+
+
+class SoakedFile(LedgerFile):
+    """The real file, on a disk that is full now and then, of a process that may be killed."""
+
+    def __init__(self, directory: Path, world: World) -> None:
+        super().__init__(directory)
+        self._world = world
+
+    def replace(self, text: str) -> None:
+        """Replace the file."""
+        self._world.step()
+        if self._world.happens("the ledger could not be written", 5):
+            raise OSError(28, "No space left on device")
+        super().replace(text)
+        self._world.step()
+
+
+class Process:
+    """One life of the service; the next begins with nothing but the file."""
+
+    def __init__(self, world: World, directory: Path) -> None:
+        self._world = world
+        self.book = Book(SoakedFile(directory, world))
+        if self.book.problem:
+            world.broken.append(self.book.problem)
+        self._scheduler = Scheduler()
+        self.keeper = Keeper(world, self.book)
+
+    def cycle(self, rules: Rules) -> int:
+        """Run one cycle; gives the number of pins."""
+        try:
+            cycle = self._scheduler.cycle(self.keeper, rules)
+        except ConnectionLostError:
+            self.reconnect()
+            return 0
+        except HypervisorError:
+            return 0
+        if cycle.lost is not None:
+            self.reconnect()
+        return len(cycle.pinned) + len(cycle.freed)
+
+    def reconnect(self) -> None:
+        """Begin with another connection."""
+        self.keeper = Keeper(self._world, self.book)
+        self._scheduler = Scheduler()
+
+
+def check(world: World) -> None:
+    """Compare the file with the account: of each pin of ours it must have the original affinity."""
+    kept = world.kept()
+    for uuid, guest in world.guests.items():
+        entry = kept.get(uuid)
+        for number, vcpu in enumerate(guest.vcpus):
+            record = entry.records.get(number) if entry is not None else None
+            original = record.original if record is not None else None
+            is_pending = record is not None and record.pending is not None
+            vcpu.doubts = vcpu.doubts + 1 if is_pending else 0
+            if vcpu.doubts == DOUBT_MAX:
+                world.broken.append(f"{guest.name}: whether vCPU {number} was pinned stays unknown")
+            if vcpu.affinity not in {vcpu.own, ONLINE} and original != vcpu.own:
+                world.broken.append(
+                    f"{guest.name}: vCPU {number} is on {vcpu.affinity}, was on {vcpu.own}, and "
+                    f"the ledger says {original}"
+                )
+
+
+def resident_kib() -> int:
+    """Give the memory of this process."""
+    gc.collect()
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("VmRSS:")[1].split()[0])
+
+
+def descriptors() -> int:
+    """Give the number of its open files."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def soak(cycles: int, seed: int, directory: Path) -> bool:
+    """Run it; tells what happened and whether all that must be true was."""
+    world = World(seed, directory / NAME)
+    rules = Rules(policy=Policy(steps_max=STEPS_MAX), cooldown_s=60)
+    process, pins, lives = Process(world, directory), 0, 1
+    began_s, samples = time.monotonic(), []
+    for number in follow(range(1, cycles + 1), cycles, "Cycles"):
+        world.meddle()
+        world.pass_time()
+        try:
+            pins += process.cycle(rules)
+            is_over = world.happens("the service was started anew", 1)
+            if is_over:
+                process.keeper.settle()
+        except Killed:
+            is_over = True
+        if is_over:
+            world.forget()
+            process, lives = Process(world, directory), lives + 1
+        if world.happens("libvirtd restarted and gave other ids", 1):
+            world.give_new_ids()
+            process.reconnect()
+        check(world)
+        if number in {cycles // 10, cycles // 2, cycles}:
+            samples.append((number, resident_kib(), sys.getallocatedblocks(), descriptors()))
+        if world.broken:
+            break
+    world.quiet = True
+    world.end(process.keeper)
+    say(
+        f"{cycles:,} cycles in {time.monotonic() - began_s:.0f} s, seed {seed}: {pins:,} pins, "
+        f"{lives:,} lives of the service, {len(world.guests)} guests in the end"
+    )
+    for what, count in world.seen.most_common():
+        say(f"  {count:>7,}  {what}")
+    return verdict(samples, world.broken)
+
+
+def verdict(samples: Sequence[tuple[int, int, int, int]], broken: Sequence[str]) -> bool:
+    """Tell of memory and files, and whether all that must be true was."""
+    for cycle, resident, blocks, files in samples:
+        say(
+            f"after {cycle:>7,} cycles: {resident:,} KiB resident, {blocks:,} blocks of objects, "
+            f"{files} open files"
+        )
+    problems = list(broken)
+    if len({files for *_, files in samples}) > 1:
+        problems.append("open files grew")
+    if samples and samples[-1][1] - samples[0][1] > SLACK_KIB:
+        problems.append("memory grew")
+    for problem in problems:
+        say(f"BROKEN: {problem}")
+    say("Not all that must be true was." if problems else "All that must be true was.")
+    return not problems
+
+
+def main() -> int:
+    """Read the command line; gives the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="contrib/benchmark/run soak", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--cycles", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="vcpusched-soak-") as directory:
+        return 0 if soak(asked.cycles, asked.seed, Path(directory)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

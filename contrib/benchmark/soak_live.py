@@ -1,0 +1,401 @@
+"""Runs the real service on real guests for long, with other hands and libvirtd at work.
+
+Rule: seeded, though time makes each run another. The guests are emulated, on a libvirt of their
+own; the service is the real program, heard through its log and its files.
+
+Problem: what a fault leaves behind shows only after many others, and some faults only on a real
+    libvirt.
+Approach: guests start, end and start anew; other hands pin, by libvirt and without it, and give
+    pools; libvirtd restarts, is killed, and hangs. After each of that an account of our own tells
+    what must be true.
+Terms: a vCPU's own affinity is what it would be without us: where it started, or where another hand
+    put it last. Where the service pinned it in the very period in which another hand did, nobody
+    knows whose came last: until its guest ends it is left out, and counted.
+What must be true: who is not on its own affinity has that in the ledger, and the pin in the log;
+    what another hand did is noticed, and held; definitions stay as they were, to the byte; memory
+    and open files stay what they were; a stop leaves nothing behind.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import libvirt
+from lab import Guest, Lab, LabError
+from live_service import LiveError, Service, running
+from progress import say
+
+from vcpusched.definition import ORIGIN
+from vcpusched.model import CpuSet
+
+GUESTS_MAX: Final = 5
+GUESTS_MIN: Final = 2
+SETTINGS: Final = {"period": "1", "settle": "1", "cooldown": "0", "log_level": '"debug"'}
+HANG_S: Final = 12.0
+"""Longer than it takes to notice it."""
+
+NOTICE_S: Final = 30.0
+"""So long what another hand did may go unnoticed: libvirtd may hang meanwhile."""
+
+SLACK_KIB: Final = 4096
+"""What the interpreter may take more or less of, whatever it runs."""
+
+SLACK_FILES: Final = 1
+"""A file of the run directory is open for a moment, now and then."""
+
+PINNED: Final = re.compile(
+    r"Pinned vCPU (\d+) of (\S+) \(\d+ %\) from pCPUs? \S+ to pCPUs? ([0-9,-]+): "
+)
+BY_HAND: Final = re.compile(r"Another hand (?:pinned|lets) vCPU (\d+) of (\S+) ")
+SERVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass
+class Vcpu:
+    """What is true of a vCPU, by our own account."""
+
+    own: CpuSet
+    is_held: bool = False
+    is_unclear: bool = False
+
+
+@dataclass
+class Account:
+    """All that must be true, and what was not."""
+
+    lab: Lab
+    service: Service
+    chance: random.Random
+    everywhere: CpuSet
+    vcpus: dict[str, list[Vcpu]] = field(default_factory=dict)
+    definitions: dict[str, str] = field(default_factory=dict)
+    names: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)
+
+    # What happens.
+
+    def start(self) -> None:
+        """Start another guest."""
+        self.names += 1
+        name = f"guest{self.names}"
+        count = self.chance.choice([1, 1, 2])
+        loads = [self.chance.choice([0.1, 0.2, 0.4]) for _ in range(count)]
+        guest = self.lab.add_guest(name, loads)
+        self.definitions[name] = _definition(guest)
+        self.vcpus[name] = [Vcpu(self.everywhere) for _ in range(count)]
+        if self.chance.random() < 0.5:  # noqa: PLR2004  half of them
+            for number in range(count):
+                self._put(name, number, CpuSet.of([min(self.everywhere)]), by_libvirt=True)
+            self._release(name)
+
+    def end(self) -> None:
+        """End a guest, as pulling the plug would."""
+        name = self._any()
+        self.lab.guests[name].destroy()
+        del self.vcpus[name]
+
+    def start_anew(self) -> None:
+        """Start a guest anew under its UUID."""
+        name = self._any()
+        count = len(self.vcpus[name])
+        self.vcpus[name] = []  # nothing is known of it meanwhile
+        self.lab.guests[name].restart()
+        self.vcpus[name] = [Vcpu(self.everywhere) for _ in range(count)]
+
+    def pin(self) -> None:
+        """Pin a vCPU as virsh does."""
+        self._by_hand(by_libvirt=True)
+
+    def taskset(self) -> None:
+        """Pin a vCPU behind libvirt's back."""
+        self._by_hand(by_libvirt=False)
+
+    def pool(self) -> None:
+        """Let a vCPU run anywhere, as virsh does."""
+        name = self._any()
+        number = self.chance.randrange(len(self.vcpus[name]))
+        if _affinity(self.lab.guests[name], number) != self.everywhere:
+            self._put(name, number, self.everywhere, by_libvirt=True)
+
+    def release(self) -> None:
+        """Release a guest from all holds."""
+        self._release(self._any())
+
+    def restore(self) -> None:
+        """Have a guest's affinities given back, and release it."""
+        name = self._any()
+        guest, vcpus = self.lab.guests[name], self.vcpus[name]
+        self.service.ask("restore", name)
+        for number, vcpu in enumerate(vcpus):
+            if _affinity(guest, number) != vcpu.own and not vcpu.is_unclear:
+                self.broken.append(f"{name}: vCPU {number} is not given back")
+        self._release(name)
+
+    def restart_libvirtd(self) -> None:
+        """Restart libvirtd."""
+        self.lab.restart_daemon()
+
+    def kill_libvirtd(self) -> None:
+        """Kill libvirtd and start it again."""
+        self.lab.restart_daemon(kill=True)
+
+    def hang_libvirtd(self) -> None:
+        """Stop libvirtd in its tracks for a while."""
+        self.lab.freeze_daemon()
+        time.sleep(self.chance.choice([1.0, HANG_S]))
+        self.lab.thaw_daemon()
+
+    def step(self) -> None:
+        """Have one thing happen, and look whether all is as it must be."""
+        running = len(self.vcpus)
+        actions = {
+            self.start: 6 if running < GUESTS_MAX else 0,
+            self.end: 3 if running > GUESTS_MIN else 0,
+            self.start_anew: 2,
+            self.pin: 4,
+            self.taskset: 2,
+            self.pool: 2,
+            self.release: 6,
+            self.restore: 2,
+            self.restart_libvirtd: 0.6,
+            self.kill_libvirtd: 0.6,
+            self.hang_libvirtd: 0.4,
+        }
+        action = self.start
+        if running >= GUESTS_MIN:
+            (action,) = self.chance.choices(list(actions), list(actions.values()))
+        self.seen[(action.__doc__ or "").rstrip(".")] += 1
+        action()
+        self._wait_cycles(self.chance.choice([1, 2, 2, 4]))
+        self.check()
+
+    # What must be true.
+
+    def check(self) -> None:
+        """Compare guests, ledger and log with the account."""
+        for name, vcpus in self.vcpus.items():
+            for number, vcpu in enumerate(vcpus):
+                if not vcpu.is_unclear:
+                    self._check(name, number, vcpu)
+
+    def _check(self, name: str, number: int, vcpu: Vcpu) -> None:
+        problem = ""
+        for _ in range(5):  # a pin may be made or given back between two of our looks
+            now = _affinity(self.lab.guests[name], number)
+            if now == vcpu.own:
+                return
+            original = self._original(name, number)
+            announced = self._announced(name, number)
+            problem = f"{name}: vCPU {number} is on {now}, its own is {vcpu.own}, "
+            if vcpu.is_held:
+                problem += "and another hand's pin is held"
+            elif original != vcpu.own:
+                problem += f"and the ledger says {original}"
+            elif announced != now:
+                problem += f"and the last pin that was told is to {announced}"
+            else:
+                return
+            time.sleep(0.3)
+        self.broken.append(problem)
+
+    def _original(self, name: str, number: int) -> CpuSet | None:
+        kept = json.loads((self.service.run_directory / "affinity.json").read_text())
+        for domain in kept["domains"]:
+            for vcpu in domain["vcpus"]:
+                if (domain["name"], vcpu["vcpu"]) == (name, number) and "original" in vcpu:
+                    return CpuSet.parse(vcpu["original"])
+        return None
+
+    def _announced(self, name: str, number: int) -> CpuSet | None:
+        to = None
+        for line in self.service.log().splitlines():
+            if (found := PINNED.search(line)) and (found[2], int(found[1])) == (name, number):
+                to = CpuSet.parse(found[3])
+        return to
+
+    def finish(self) -> None:
+        """Stop the service and look what is left."""
+        status = self.service.stop()
+        if status != 0:
+            self.broken.append(f"the service ended with status {status}")
+        for name, vcpus in self.vcpus.items():
+            guest = self.lab.guests[name]
+            if ORIGIN in guest.domain().XMLDesc(0):
+                self.broken.append(f"{name} still carries a mark")
+            for number, vcpu in enumerate(vcpus):
+                now = _affinity(guest, number)
+                if now != vcpu.own and not vcpu.is_unclear:
+                    self.broken.append(
+                        f"{name}: vCPU {number} is left on {now}, its own is {vcpu.own}"
+                    )
+        for name, before in self.definitions.items():
+            if _definition(self.lab.guests[name]) != before:
+                self.broken.append(f"the definition of {name} is another one")
+        said = self.service.ask("restore", "--uri", self.lab.uri)
+        if said != "No vCPU is pinned by vcpusched.\n":
+            self.broken.append(f"restore after the stop says {said!r}")
+        if "Traceback" in self.service.log():
+            self.broken.append("the service told of a mistake of its own")
+
+    def _by_hand(self, *, by_libvirt: bool) -> None:
+        name = self._any()
+        number = self.chance.randrange(len(self.vcpus[name]))
+        free = self.everywhere - _affinity(self.lab.guests[name], number)
+        cpus = free or self.everywhere
+        cpu = CpuSet.of([self.chance.choice(list(cpus))])
+        self._put(name, number, cpu, by_libvirt=by_libvirt)
+
+    def _put(self, name: str, number: int, cpus: CpuSet, *, by_libvirt: bool) -> None:
+        """Put a vCPU somewhere, and wait until that was noticed."""
+        guest, vcpu = self.lab.guests[name], self.vcpus[name][number]
+        # Whether the service knew of this run of the guest: what it then finds first is placement.
+        was_known = name in self._known() and not vcpu.is_unclear
+        before = len(self.service.log())
+        if by_libvirt:
+            flags = tuple(cpu in cpus for cpu in range(max(cpus) + 1))
+            guest.domain().pinVcpuFlags(number, flags, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        else:
+            os.sched_setaffinity(guest.vcpu_threads()[number], set(cpus))
+        vcpu.own, vcpu.is_held = cpus, False
+        self._wait_cycles(2)
+        lines = self.service.log()[before:].splitlines()
+        told = [line for line in lines if _is_of(BY_HAND, line, name, number)]
+        pinned = [line for line in lines if _is_of(PINNED, line, name, number)]
+        if told and not pinned:
+            vcpu.is_held = len(cpus) == 1
+        elif pinned:
+            vcpu.is_unclear = True
+            self.seen["of which in the very period of a pin of ours: left out"] += 1
+        elif was_known:
+            self.broken.append(f"{name}: nobody noticed that vCPU {number} was put on {cpus}")
+
+    def _release(self, name: str) -> None:
+        said = self.service.ask("release", name)
+        if said not in {f"{name}: released\n", f"{name}: was not held\n"}:
+            self.broken.append(f"release of {name} says {said!r}")
+        for vcpu in self.vcpus[name]:
+            vcpu.is_held = False
+
+    def _known(self) -> set[str]:
+        snapshot = self.service.state().get("snapshot") or {"vcpus": []}
+        return {vcpu["domain"] for vcpu in snapshot["vcpus"]}
+
+    def _wait_cycles(self, count: int) -> None:
+        deadline_s = time.monotonic() + NOTICE_S
+        goal = self.service.cycle() + count
+        while self.service.cycle() < goal or not self.service.state().get("connected"):
+            if time.monotonic() > deadline_s:
+                raise self.service.failure(f"made no {count} cycles in {NOTICE_S:g} s")
+            time.sleep(0.05)
+
+    def _any(self) -> str:
+        return self.chance.choice(sorted(self.vcpus))
+
+
+def _is_of(pattern: re.Pattern[str], line: str, name: str, number: int) -> bool:
+    found = pattern.search(line)
+    return found is not None and (found[2], int(found[1])) == (name, number)
+
+
+def _affinity(guest: Guest, number: int) -> CpuSet:
+    return CpuSet.of(guest.affinity(number))
+
+
+def _definition(guest: Guest) -> str:
+    return str(guest.domain().XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+
+def measured(service: Service) -> tuple[int, int]:
+    """Give the memory of the service in KiB, and how many files it has open, at rest."""
+    text = Path(f"/proc/{service.pid}/status").read_text()
+    files = []
+    for _ in range(5):
+        files.append(sum(1 for _ in Path(f"/proc/{service.pid}/fd").iterdir()))
+        time.sleep(0.1)
+    return int(text.split("VmRSS:")[1].split()[0]), min(files)
+
+
+def soak(minutes: float, seed: int) -> bool:
+    """Run it; tells what happened and whether all that must be true was."""
+    chance = random.Random(seed)  # noqa: S311  chance that can be repeated
+    everywhere = CpuSet.of(os.sched_getaffinity(0))
+    samples: list[tuple[float, int, int]] = []
+    with Lab() as lab, running(lab.uri, SETTINGS) as service:
+        account = Account(lab, service, chance, everywhere)
+        began_s = said_s = time.monotonic()
+        due_s = [minutes * 60 * part for part in (0.15, 0.5, 1)]
+        while due_s and not account.broken:
+            account.step()
+            passed_s = time.monotonic() - began_s
+            if passed_s >= due_s[0]:
+                due_s = [at_s for at_s in due_s if at_s > passed_s]
+                samples.append((passed_s / 60, *measured(service)))
+            if time.monotonic() - said_s >= 60:  # noqa: PLR2004  a line a minute
+                said_s = time.monotonic()
+                say(f"{passed_s / 60:.0f} of {minutes:g} minutes")
+        pins = service.state().get("pins", 0)
+        cycles = service.cycle()
+        account.finish()
+        say(
+            f"{(time.monotonic() - began_s) / 60:.1f} minutes, seed {seed}: {cycles:,} cycles, "
+            f"{pins:,} pins, {account.names} guests"
+        )
+        for what, count in account.seen.most_common():
+            say(f"  {count:>5,}  {what}")
+        problems = account.broken
+        if problems:
+            say("What the service said last:")
+            say("\n".join(service.log().splitlines()[-30:]))
+    return verdict(samples, problems)
+
+
+def verdict(samples: Sequence[tuple[float, int, int]], broken: Sequence[str]) -> bool:
+    """Tell of memory and files, and whether all that must be true was."""
+    problems = list(broken)
+    for minute, resident, files in samples:
+        say(f"after {minute:>4.1f} minutes: {resident:,} KiB resident, {files} open files")
+    if samples and samples[-1][2] - samples[0][2] > SLACK_FILES:
+        problems.append("open files grew")
+    if samples and samples[-1][1] - samples[0][1] > SLACK_KIB:
+        problems.append("memory grew")
+    for problem in problems:
+        say(f"BROKEN: {problem}")
+    say("Not all that must be true was." if problems else "All that must be true was.")
+    return not problems
+
+
+def _interrupted(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def main() -> int:
+    """Read the command line; gives the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="contrib/benchmark/run soak --live", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    for number in SERVED:
+        signal.signal(number, _interrupted)
+    try:
+        return 0 if soak(asked.minutes, asked.seed) else 1
+    except (LabError, LiveError) as error:
+        say(f"soak: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,451 @@
+"""Other hands at the same affinities, and a service that is killed: on real libvirt and guests."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import libvirt
+from lab import Guest, Lab
+from service import Service, running, wait_for
+
+from vcpusched.definition import ORIGIN
+
+
+def pinned(service: Service, count: int) -> None:
+    """Wait until the service has pinned so many vCPUs."""
+    service.wait(f"{count} pins", lambda: service.state.get("pins", 0) >= count)
+
+
+def ledger(service: Service) -> dict[str, dict[str, object]]:
+    """Give the record of each guest's vCPU 0 in the ledger."""
+    kept = json.loads((service.run_directory / "affinity.json").read_text())
+    return {domain["name"]: domain["vcpus"][0] for domain in kept["domains"]}
+
+
+def affinities(lab: Lab) -> dict[str, set[int]]:
+    """Give the real affinity of each guest's vCPU 0."""
+    return {name: set(guest.affinity(0)) for name, guest in lab.guests.items()}
+
+
+def moved(lab: Lab) -> Guest:
+    """Give a guest that was moved to pCPU 1."""
+    return next(guest for guest in lab.guests.values() if guest.affinity(0) == {1})
+
+
+def status(service: Service) -> str:
+    """Give what `vcpusched status` shows."""
+    return service.ask("status").stdout
+
+
+def test_a_person_pins(lab: Lab) -> None:
+    """As virsh and taskset do; told once, shown, left alone, also by the service after a kill."""
+    for index in range(4):
+        lab.add_guest(f"g{index}", [0.2], pin=0)
+    with running(lab, "0.5", VCPUSCHED_COOLDOWN="0") as service:
+        pinned(service, 2)
+        by_libvirt = moved(lab)
+        by_libvirt.pin(0)
+        service.wait("held", lambda: bool(service.lines("Another hand pinned", by_libvirt.name)))
+        by_taskset = moved(lab)
+        os.sched_setaffinity(by_taskset.vcpu_threads()[0], {0})
+        service.wait("held", lambda: bool(service.lines("Another hand pinned", by_taskset.name)))
+        service.wait_cycles(6)
+        for guest in (by_libvirt, by_taskset):
+            assert guest.affinity(0) == {0}
+            assert f"{guest.name} stays: another hand pinned it to pCPU 0" in status(service)
+            assert len(service.lines("Another hand pinned", guest.name)) == 1
+        service.process.kill()
+        service.process.wait()
+        held = {by_libvirt.name, by_taskset.name}
+        with service.succeeded(lab.uri, "0.5", VCPUSCHED_COOLDOWN="0") as again:
+            again.wait_cycles(6)
+            assert not again.lines("Another hand")
+            assert all(f"{name} stays: another hand" in status(again) for name in held)
+            by_libvirt.restart()
+            again.wait("released", lambda: f"{by_libvirt.name} stays: another" not in status(again))
+    assert by_taskset.affinity(0) == {0}
+
+
+def test_another_hand_keeps_a_pool(lab: Lab) -> None:
+    """A definition of pCPUs 0 and 1, a pool of both: what was pinned floats again, and is told."""
+    for index in range(4):
+        lab.add_guest(f"g{index}", [0.2], pin=0)
+    with running(lab, "0.5") as service:
+        pinned(service, 2)
+        guest = moved(lab)
+        guest.confine({0, 1})
+        service.wait("told", lambda: bool(service.lines("Another hand lets vCPU 0", guest.name)))
+        service.wait("forgotten", lambda: guest.name not in ledger(service))
+
+
+def test_the_kernel_undoes_a_pin(lab: Lab) -> None:
+    """The thread may run anywhere, libvirt's books have our pin: made again, three times."""
+    for index in range(2):
+        lab.add_guest(f"g{index}", [0.3], pin=0)
+    with running(lab, "0.5") as service:
+        pinned(service, 1)
+        service.wait_cycles(1)
+        guest = moved(lab)
+        for number in range(1, 4):
+            os.sched_setaffinity(guest.vcpu_threads()[0], {0, 1})
+            service.wait("told", lambda: len(service.lines("The kernel let vCPU 0")) == number)  # noqa: B023  awaited here
+            service.wait("pinned again", lambda: guest.affinity(0) == {1})
+        os.sched_setaffinity(guest.vcpu_threads()[0], {0, 1})
+        service.wait("left", lambda: bool(service.lines("warning", "it is left alone now")))
+        service.wait_cycles(4)
+        assert guest.affinity(0) == {0, 1}
+        assert "its pin was undone again and again" in status(service)
+        assert len(service.lines("The kernel let vCPU 0")) == 3
+
+
+def test_killed_and_started_again(lab: Lab) -> None:
+    """Kill -9 after two pins: the next run knows them for its own, and holds nobody."""
+    for index in range(4):
+        lab.add_guest(f"g{index}", [0.2], pin=0)
+    with running(lab, "0.5") as service:
+        pinned(service, 2)
+        service.process.send_signal(signal.SIGKILL)
+        service.process.wait()
+        before = ledger(service)
+        assert {name: record["original"] for name, record in before.items()} == dict.fromkeys(
+            (guest.name for guest in lab.guests.values() if guest.affinity(0) == {1}), "0"
+        )
+        with service.succeeded(lab.uri, "0.5") as again:
+            again.wait_cycles(4)
+            assert not again.lines("Another hand")
+            assert ledger(again).keys() == before.keys()
+
+
+def test_without_a_ledger_nothing_is_pinned(lab: Lab) -> None:
+    """The ledger cannot be written: no pin, said once; then it can, and the host is balanced."""
+    for index in range(4):
+        lab.add_guest(f"g{index}", [0.2], pin=0)
+    with running(lab, "0.5", VCPUSCHED_LOG_LEVEL="warning") as service:
+        # The name under which the new file would be written is taken by a directory.
+        blocker = service.run_directory / f".affinity.json.{service.pid}"
+        service.wait("its directory", service.run_directory.exists)
+        blocker.mkdir()
+        service.wait("refused", lambda: bool(service.lines("cannot be written down")))
+        service.wait_cycles(8)
+        assert len(service.lines("cannot be written down")) == 1
+        assert set(map(frozenset, affinities(lab).values())) == {frozenset({0})}
+        assert service.ask("status").returncode == 1
+        Path(blocker).rmdir()
+        pinned(service, 2)
+        service.wait("healthy", lambda: service.ask("status").returncode == 0)
+
+
+def test_a_truncated_ledger(lab: Lab) -> None:
+    """It is set aside and said in one line; single pins are then placement, and nobody is held."""
+    guest = lab.add_guest("g", [0.2], pin=0)
+    with running(lab, "0.5") as service:
+        service.wait_cycles(2)
+        service.process.kill()
+        service.process.wait()
+        (service.run_directory / "affinity.json").write_text('{"version":1,"domains":[{"uu')
+        with service.succeeded(lab.uri, "0.5") as again:
+            again.wait_cycles(3)
+            assert len(again.lines("warning", "The ledger cannot be used")) == 1
+            assert (again.run_directory / "affinity.unusable-1.json").exists()
+            assert "May be moved: g" in status(again)
+    wait_for("nothing changed", lambda: guest.affinity(0) == {0})
+
+
+def crowd(lab: Lab, count: int = 4) -> None:
+    """Add guests that are all bound to pCPU 0."""
+    for index in range(count):
+        lab.add_guest(f"g{index}", [0.2], pin=0)
+
+
+def are_all_on_0(lab: Lab) -> bool:
+    """Tell whether everything is as it was before vcpusched."""
+    return set(map(frozenset, affinities(lab).values())) == {frozenset({0})}
+
+
+def test_a_stop_gives_back(lab: Lab) -> None:
+    """SIGTERM: every vCPU is where it was, each with an entry; definitions are as they were."""
+    crowd(lab)
+    before = {name: guest.domain().XMLDesc(2) for name, guest in lab.guests.items()}
+    with running(lab, "0.5") as service:
+        pinned(service, 2)
+        took_s = service.terminate()
+        assert service.process.returncode == 0
+        assert took_s < 3
+        assert are_all_on_0(lab)
+        assert len(service.lines("Gave vCPU 0 of", "from pCPU 1 to pCPU 0")) == 2
+        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in service.notified)
+        assert not ledger(service)
+    assert {name: guest.domain().XMLDesc(2) for name, guest in lab.guests.items()} == before
+
+
+def test_a_stop_that_leaves(lab: Lab) -> None:
+    """on_stop = "leave": pins stay; `restore` without a service gives them back, and holds none."""
+    crowd(lab)
+    with running(lab, "0.5", VCPUSCHED_ON_STOP="leave") as service:
+        pinned(service, 2)
+        service.terminate()
+        assert not are_all_on_0(lab)
+        done = service.ask("restore", "--uri", lab.uri)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.count(": given back: vCPU 0 to pCPU 0\n") == 2
+        assert are_all_on_0(lab)
+        again = service.ask("restore", "--uri", lab.uri)
+        assert (again.returncode, again.stdout) == (0, "No vCPU is pinned by vcpusched.\n")
+        with service.succeeded(lab.uri, "0.5") as later:
+            pinned(later, 2)
+
+
+def test_restore_after_kill(lab: Lab) -> None:
+    """The service was killed with -9: `restore` gives everything back, twice the same."""
+    crowd(lab)
+    with running(lab, "0.5") as service:
+        pinned(service, 2)
+        service.process.kill()
+        service.process.wait()
+        assert service.ask("restore", "--uri", lab.uri).returncode == 0
+        assert are_all_on_0(lab)
+        assert service.ask("restore", "--uri", lab.uri).returncode == 0
+
+
+def test_restore_beside_the_service(lab: Lab) -> None:
+    """It answers at once, pins nobody again until `release`, and then goes on."""
+    crowd(lab)
+    with running(lab, "0.5", VCPUSCHED_COOLDOWN="0") as service:
+        pinned(service, 2)
+        guest = moved(lab)
+        assert service.ask("restore", "nobody").returncode == 2
+        done = service.ask("restore", guest.name)
+        assert done.stdout.startswith(f"{guest.name}: given back: vCPU 0 to pCPU 0; held until")
+        assert guest.affinity(0) == {0}
+        assert service.ask("restore", guest.uuid).stdout.startswith(f"{guest.name}: is not pinned")
+        rest = service.ask("restore")
+        assert (rest.returncode, rest.stderr) == (0, "")
+        assert 'All domains are held until "vcpusched release"' in rest.stdout
+        service.wait_cycles(6)
+        assert are_all_on_0(lab)
+        assert f"{guest.name} stays: given back by restore" in status(service)
+        assert len(service.lines("Gave vCPU 0 of", guest.name)) == 1
+        pins = service.state["pins"]
+        released = service.ask("release")
+        assert f"{guest.name}: released\n" in released.stdout
+        assert service.ask("release", guest.name).stdout == f"{guest.name}: was not held\n"
+        pinned(service, pins + 1)
+        assert not list(service.run_directory.glob("request-*"))
+        assert not list(service.run_directory.glob("answer-*"))
+
+
+def test_a_stop_without_libvirt(lab: Lab) -> None:
+    """Libvirtd is gone: the stop waits a little, says so, and `restore` mends it later."""
+    crowd(lab)
+    with running(lab, "0.5") as service:
+        pinned(service, 2)
+        lab.stop_daemon()
+        took_s = service.terminate()
+        assert service.process.returncode == 0
+        assert took_s < 15
+        assert len(service.lines("warning", "Pins are left, since libvirt does not answer")) == 1
+        assert service.ask("restore", "--uri", lab.uri).returncode == 69
+        lab.start_daemon()
+        assert service.ask("restore", "--uri", lab.uri).returncode == 0
+        assert are_all_on_0(lab)
+
+
+def test_restore_of_a_guest_that_hangs(lab: Lab) -> None:
+    """Its QEMU is stopped, its monitor asked: the others are given back, it is told, status 1."""
+    crowd(lab)
+    with running(lab, "0.5", VCPUSCHED_ON_STOP="leave") as service:
+        pinned(service, 2)
+        service.terminate()
+        hangs = moved(lab)
+        os.kill(hangs.pid, signal.SIGSTOP)
+        asker = threading.Thread(target=ask_its_monitor, args=(lab.uri, hangs.uuid), daemon=True)
+        try:
+            asker.start()
+            time.sleep(1.5)
+            done = service.ask("restore", "--uri", lab.uri)
+            assert done.returncode == 1
+            assert f"{hangs.name}: vCPU 0 is not given back: the domain is busy" in done.stderr
+            assert [name for name, cpus in affinities(lab).items() if cpus == {1}] == [hangs.name]
+        finally:
+            os.kill(hangs.pid, signal.SIGCONT)
+        asker.join()
+        assert service.ask("restore", "--uri", lab.uri).returncode == 0
+        assert are_all_on_0(lab)
+
+
+def ask_its_monitor(uri: str, uuid: str) -> None:
+    """Have libvirt wait for a guest's QEMU."""
+    connection = libvirt.open(uri)
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.lookupByUUIDString(uuid).blockStats("fda")
+    connection.close()
+
+
+def test_a_pause(lab: Lab) -> None:
+    """Begun by the verb: nothing is pinned, also by the next run, until the time is over."""
+    crowd(lab)
+    with running(lab, "0.5") as first:
+        first.wait("its directory", first.run_directory.exists)
+        assert first.ask("pause").returncode == 0
+        first.process.kill()
+        first.process.wait()
+        with first.succeeded(lab.uri, "0.5") as service:
+            service.wait("a plan", lambda: bool((service.state.get("plan") or {}).get("moves")))
+            service.wait_cycles(6)
+            assert service.state["pins"] == 0
+            assert service.status.startswith('Paused until "vcpusched resume". Unbalanced, gap')
+            assert service.ask("status").returncode == 0
+            assert len(service.lines("nothing is pinned")) == 1
+            assert service.ask("pause", "--for", "3s").returncode == 0
+            pinned(service, 2)
+            assert len(service.lines("Resumed")) == 1
+            assert are_all_on_0(lab) is False
+
+
+def test_a_neighbour_appears(lab: Lab) -> None:
+    """A guest of 60 % that may use both pCPUs was bound to pCPU 0 by us; a hog comes to the same.
+
+    Within two looks at its crowded pCPU it may use both again. Which pin was ours is taken from the
+    ledger of a run before, written here.
+    """
+    ours = lab.add_guest("ours", [0.6])
+    with running(lab, "1") as service:
+        service.wait_cycles(1)
+        service.process.kill()
+        service.process.wait()
+        ours.pin(0)
+        record = {"vcpu": 0, "run_ns": 1, "affinity": "0", "original": "0-1"}
+        domain = {"name": "ours", "uuid": ours.domain().UUIDString(), "id": ours.domain().ID()}
+        kept = {"version": 1, "domains": [{**domain, "vcpus": [record]}]}
+        (service.run_directory / "affinity.json").write_text(json.dumps(kept))
+        # No plan of the service's is to be first: what is freed does not wait for one.
+        with service.succeeded(lab.uri, "1", VCPUSCHED_CONFIRM="1000") as again:
+            again.wait_cycles(3)
+            assert ours.affinity(0) == {0}
+            lab.add_guest("hog", [1.0], pin=0)
+            came = again.cycle
+            again.wait("freed", lambda: ours.affinity(0) == {0, 1})
+            # The guest takes a moment to boot, and its pCPU must be found crowded first.
+            assert again.cycle - came <= 6
+            assert again.lines("Pinned vCPU 0 of ours", "from pCPU 0 to pCPUs 0-1", "idled")
+            again.wait_cycles(3)
+            assert ours.affinity(0) == {0, 1}
+            assert "ours" not in ledger(again)
+
+
+def mark(guest: Guest) -> str:
+    """Give the mark in a running guest's metadata; nothing where there is none."""
+    root = ET.fromstring(guest.domain().XMLDesc(0))  # noqa: S314  libvirtd made it
+    found = root.find(f"metadata/{{{ORIGIN}}}origin")
+    return "" if found is None else ET.tostring(found, encoding="unicode")
+
+
+def test_marks(lab: Lab) -> None:
+    """Who is pinned bears a mark, and loses it when the service stops; definitions have none."""
+    crowd(lab)
+    with running(lab, "0.5") as service:
+        pinned(service, 2)
+        for guest in lab.guests.values():
+            assert ('vcpu id="0" cpus="0"' in mark(guest)) == (guest.affinity(0) == {1})
+            assert ORIGIN not in guest.domain().XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        service.terminate()
+        assert not any(mark(guest) for guest in lab.guests.values())
+
+
+def test_a_guest_that_was_saved_with_our_pin(lab: Lab) -> None:
+    """It wakes with pin and mark while another service looks: adopted, and given back."""
+    crowd(lab)
+    with running(lab, "0.5", VCPUSCHED_ON_STOP="leave") as service:
+        pinned(service, 2)
+        service.terminate()
+        guest = moved(lab)
+        guest.domain().managedSave(0)
+        (service.run_directory / "affinity.json").unlink()  # as on another host
+        guest.start()
+        assert guest.affinity(0) == {1}
+        with service.succeeded(lab.uri, "0.5", VCPUSCHED_ON_STOP="restore") as later:
+            later.wait_cycles(3)
+            assert ledger(later)[guest.name]["original"] == "0"
+            later.terminate()
+        assert are_all_on_0(lab)
+        assert not mark(guest)
+
+
+def test_restore_after_a_reboot(lab: Lab) -> None:
+    """The run directory is new, a guest that was saved wakes with pin and mark: it is found."""
+    crowd(lab)
+    with running(lab, "0.5", VCPUSCHED_ON_STOP="leave") as service:
+        pinned(service, 2)
+        service.terminate()
+        guest = moved(lab)
+        guest.domain().managedSave(0)
+        for path in service.run_directory.iterdir():
+            path.unlink()
+        guest.start()
+        assert guest.affinity(0) == {1}
+        done = service.ask("restore", "--uri", lab.uri)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"{guest.name}: given back: vCPU 0 to pCPU 0\n" in done.stdout
+        assert are_all_on_0(lab)
+        assert not any(mark(each) for each in lab.guests.values())
+
+
+def test_a_definition_made_of_a_running_guest(lab: Lab) -> None:
+    """Some managers make it of the live one: our pin in it does not bind the guest there."""
+    crowd(lab, 2)
+    with running(lab, "0.5", VCPUSCHED_ON_STOP="leave") as service:
+        pinned(service, 1)
+        service.terminate()
+        guest = moved(lab)
+        lab.connection().defineXML(guest.domain().XMLDesc(0))
+        (service.run_directory / "affinity.json").unlink()
+        with service.succeeded(lab.uri, "0.5") as later:
+            later.wait_cycles(3)
+            assert "its definition allows no other pCPU" not in status(later)
+            assert f"May be moved: {', '.join(sorted(lab.guests))}" in status(later)
+
+
+def test_a_guest_with_a_job_is_not_pinned(lab: Lab) -> None:
+    """While it is saved: it is left alone, the others are pinned, and no cycle waits for it."""
+    crowd(lab)
+    with running(lab, "0.5", VCPUSCHED_CONFIRM="6", VCPUSCHED_LOG_LEVEL="debug") as service:
+        service.wait_cycles(2)
+        hangs = lab.guests["g0"]
+        os.kill(hangs.pid, signal.SIGSTOP)
+        asker = threading.Thread(target=ask_its_monitor, args=(lab.uri, hangs.uuid), daemon=True)
+        try:
+            asker.start()
+            pinned(service, 2)
+            assert hangs.affinity(0) == {0}
+            assert not mark(hangs)
+        finally:
+            os.kill(hangs.pid, signal.SIGCONT)
+        asker.join()
+
+
+def test_guests_come_and_go(lab: Lab) -> None:
+    """Twenty start and end within a minute or little more, one as soon as the next is there.
+
+    The service says nothing that an administrator would have to act on, and knows in the end only
+    who runs.
+    """
+    with running(lab, "0.5", VCPUSCHED_SETTLE="0", VCPUSCHED_LOG_LEVEL="warning") as service:
+        began_s = time.monotonic()
+        for index in range(20):
+            lab.add_guest(f"g{index}", [0.3, 0.1], pin=0, persistent=index % 2 == 0)
+            if index >= 2:
+                lab.guests[f"g{index - 2}"].destroy()
+        took_s = time.monotonic() - began_s
+        service.wait_cycles(4)
+        assert took_s < 120, took_s
+        assert service.lines("warning") == []
+        assert set(ledger(service)) <= {"g18", "g19"}
+        assert service.state["domains"] == 2
+        service.terminate()
+        for name in ("g18", "g19"):
+            assert [lab.guests[name].affinity(vcpu) for vcpu in (0, 1)] == [{0}, {0}]

@@ -1,0 +1,291 @@
+"""Whatever somebody writes where we read: no traceback, no hang, no forged line, the right status.
+
+What Hypothesis finds here it finds in the parsers; a few of the worst go through the whole program.
+"""
+
+import dataclasses
+import io
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from hosts import host as drawn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from program import PROGRAM, environment, vcpusched
+
+from vcpusched import capabilities, config, definition, explain, report, snapshot
+from vcpusched.config import ConfigError
+from vcpusched.journal import StreamLog
+from vcpusched.keeper import GivenBack
+from vcpusched.ledger import Change, Changed
+from vcpusched.model import CpuSet, Definition, DomainUuid, Host, Topology, VcpuId
+from vcpusched.planner import Move, Policy, plan
+from vcpusched.report import Service
+
+BRIEF = settings(max_examples=200, deadline=None)
+
+HOSTILE_NAMES = (
+    "web\n16:03:06 Pinned vCPU 0 of bank (99 %) from pCPU 0 to pCPU 1: really",
+    "\x1b]0;title\x07\x1b[2J\x1b[31mred",
+    "\x9b31mC1",
+    "\x00\x01\x7f",
+    "name\u202egnp.exe\u2066",
+    "[bold red]markup[/] [link=http://x]",
+    "<b>&amp;</b><!DOCTYPE x>",
+    'quo"te\\back',
+    "x" * 10_000,
+    "\ud800",
+)
+
+TOML_VALUES = st.one_of(
+    st.booleans().map(lambda value: str(value).lower()),
+    st.integers(-(10**30), 10**30).map(str),
+    st.floats().map(str),
+    st.text().map(json.dumps),
+    st.lists(st.text(max_size=5), max_size=3).map(json.dumps),
+    st.sampled_from(["{}", "[[]]", "1979-05-27", '"""', "0x", "nan", '"0-99999999"', '"^1"']),
+)
+SNAPSHOT_KEYS = st.sampled_from(
+    ["version", "cpus", "vcpus", "id", "domain", "vcpu", "load", "allowed", "on", "node", "fixed"]
+)
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["0-3", "3-0", "0-65536", "^0", "0,,1", "٣"]),
+)
+NESTED = st.recursive(
+    VALUES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SNAPSHOT_KEYS, inner, max_size=6),
+    max_leaves=20,
+)
+NAMES = (
+    "id cpus cpuset vcpu vcpus mode nodeset policy siblings level placement scheduler cellid size "
+    "unit current enabled"
+)
+ATTRIBUTES = st.dictionaries(
+    st.sampled_from(NAMES.split()),
+    st.sampled_from(["0", "-1", "0-3", "3-0", "all", "auto", "strict", "x", "", "9" * 40, "٣"]),
+    max_size=4,
+)
+TAG_NAMES = (
+    "vcpu cputune vcpupin vcpusched numatune memory memnode metadata shares quota period cpu numa "
+    "cell cells topology host cache bank"
+)
+OURS = (f"{{{definition.ORIGIN}}}origin", f"{{{definition.NAMESPACE}}}domain")
+TAGS = st.sampled_from([*TAG_NAMES.split(), *OURS])
+TEXTS = st.sampled_from(["", "1", "-1", "4", "99999999999999999999", "x", "1.5", "٣"])
+
+
+def element(tag: str, attributes: dict[str, str], text: str, children: list[str]) -> str:
+    """Write one element."""
+    name, declared = tag, ""
+    if tag.startswith("{"):
+        uri, _, local = tag[1:].partition("}")
+        name, declared = f"n:{local}", f' xmlns:n="{uri}"'
+    written = "".join(f' {key}="{value}"' for key, value in attributes.items())
+    return f"<{name}{declared}{written}>{text}{''.join(children)}</{name}>"
+
+
+def elements(children: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """Give elements with such children."""
+    return st.builds(element, TAGS, ATTRIBUTES, TEXTS, st.lists(children, max_size=4))
+
+
+XML = st.recursive(elements(st.just("")), elements, max_leaves=12).map(
+    lambda inner: f"<domain>{inner}<cputune>{inner}</cputune><metadata>{inner}</metadata></domain>"
+)
+
+
+@BRIEF
+@given(st.sampled_from(sorted(config.Settings.model_fields)), TOML_VALUES)
+def test_settings_in_a_file(tmp_path_factory: pytest.TempPathFactory, key: str, value: str) -> None:
+    """A value is taken, or told in a line that names file and key."""
+    file = tmp_path_factory.getbasetemp() / "fuzzed.toml"
+    file.write_text(f"{key} = {value}\n", encoding="utf-8", errors="surrogateescape")
+    try:
+        config.load(file).settings.rules()
+    except ConfigError as error:
+        told = error.lines
+    else:
+        told = ()
+    assert all(line.startswith(str(file)) and line.isprintable() for line in told)
+
+
+@BRIEF
+@given(st.binary(max_size=60))
+def test_files_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    """They are TOML, or told in a line."""
+    file = tmp_path_factory.getbasetemp() / "binary.toml"
+    file.write_bytes(content)
+    try:
+        config.load(file)
+    except ConfigError as error:
+        told = error.lines
+    else:
+        told = ()
+    assert all(line.isprintable() for line in told)
+
+
+@BRIEF
+@given(NESTED)
+def test_snapshots(raw: object) -> None:
+    """They are hosts for which there is a plan, or told in a line."""
+    try:
+        host = snapshot.parse(json.dumps(raw))
+    except snapshot.SnapshotError as error:
+        told = str(error)
+        assert told.isprintable()
+    else:
+        plan(host, Policy())
+
+
+@BRIEF
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"domain": st.text(min_size=1, max_size=4), "vcpu": st.integers(0, 3), "load": VALUES},
+            optional={"cpus": VALUES, "allowed": VALUES, "on": VALUES, "uuid": VALUES},
+        ),
+        max_size=4,
+    )
+)
+def test_snapshots_that_are_almost_right(vcpus: list[dict[str, object]]) -> None:
+    """Four pCPUs, and vCPUs of which anything may be wrong."""
+    raw = {"version": 1, "cpus": [{"id": cpu} for cpu in range(4)], "vcpus": vcpus}
+    try:
+        host = snapshot.parse(json.dumps(raw))
+    except snapshot.SnapshotError as error:
+        told = str(error)
+        assert told.isprintable()
+    else:
+        plan(host, Policy())
+
+
+@BRIEF
+@given(XML | st.text())
+def test_domain_xml(xml: str) -> None:
+    """A definition, or a ValueError: then the domain is held."""
+    try:
+        found = definition.parse(xml)
+    except ValueError:
+        return
+    assert isinstance(definition.combined(found, found), Definition)
+
+
+@BRIEF
+@given(XML | st.text())
+def test_capabilities_xml(xml: str) -> None:
+    """Always a topology of the pCPUs that are online."""
+    online = CpuSet.parse("0-3")
+    found = capabilities.parse(xml.replace("domain", "capabilities"), online)
+    assert isinstance(found, Topology)
+    assert found.online == online
+
+
+BOMBS = (
+    '<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa">'
+    + "".join(
+        f'<!ENTITY {new} "{f"&{old};" * 10}">'
+        for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    + "]><domain><name>&i;</name></domain>",
+    '<!DOCTYPE d [<!ENTITY x SYSTEM "file:///etc/passwd">]><domain><name>&x;</name></domain>',
+    '<!DOCTYPE d SYSTEM "http://127.0.0.1/d.dtd"><domain/>',
+    "<!DOCTYPE domain><domain/>",
+)
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_xml_bombs_are_refused(bomb: str) -> None:
+    """At once, unread, and without looking anywhere."""
+    began_s = time.monotonic()
+    with pytest.raises(ValueError, match="document type"):
+        definition.parse(bomb)
+    assert capabilities.parse(bomb, CpuSet.of([0])).online == CpuSet.of([0])
+    assert time.monotonic() - began_s < 1
+
+
+def renamed(host: Host, name: str) -> Host:
+    """Give all guests this name."""
+    vcpus = tuple(dataclasses.replace(vcpu, domain=name, why="") for vcpu in host.vcpus)
+    return dataclasses.replace(host, vcpus=vcpus)
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_no_name_forges_a_line(name: str) -> None:
+    """Each entry is one printable line, and each field what it was, for journald to frame."""
+    vcpu, one, two = VcpuId(DomainUuid("a"), 1, 0), CpuSet.of([1]), CpuSet.of([2])
+    move = Move(vcpu, name, one, two, 1000, "why")
+    entries = [
+        report.pin_entry(1, move),
+        report.unread_entry(name, name),
+        report.given_back_entry(GivenBack(vcpu, name, one, two)),
+        report.given_back_entry(GivenBack(vcpu, name, one, two, why_not=name)),
+        *(
+            report.changed_entry(Changed(change, vcpu, name, one, two, was_ours=True))
+            for change in Change
+        ),
+    ]
+    stream = io.StringIO()
+    for entry in entries:
+        assert entry.message.isprintable()
+        assert len(entry.message) < 600
+        assert entry.fields["VCPUSCHED_DOMAIN"] == name
+        StreamLog(stream).write(entry)
+    assert len(stream.getvalue().splitlines()) == len(entries)
+    service = Service(1, 0.0, name, 1, 1, trouble=name)
+    assert report.status_line(service).isprintable()
+    host = renamed(drawn([50, 50], []), name)
+    assert all(line.isprintable() for line in explain.told(host))
+    for told in explain.explained(host, plan(host, Policy()), name):
+        assert told.text.isprintable()
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES[:-1])
+def test_no_name_reaches_a_terminal(name: str) -> None:
+    """What `plan` prints has no control character but line ends, and interprets no markup."""
+    text = json.dumps(snapshot.host_as_json(renamed(drawn([50, 50], []), name)))
+    for more in ((), ("--explain", name if "\x00" not in name else "x")):
+        done = vcpusched("plan", "--from", "-", *more, stdin=text)
+        assert "Traceback" not in done.stderr
+        printed = done.stdout + done.stderr
+        assert all(letter.isprintable() or letter == "\n" for letter in printed)
+    as_json = vcpusched("plan", "--from", "-", "--json", stdin=text)
+    assert json.loads(as_json.stdout)["moves"]
+    assert all(letter.isprintable() or letter == "\n" for letter in as_json.stdout)
+    if "markup" in name:
+        assert "[bold red]markup[/]" in vcpusched("plan", "--from", "-", stdin=text).stdout
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        ("VCPUSCHED_PERIOD", "\x1b[31m"),
+        ("VCPUSCHED_CPUS", "0-99999999999999999999"),
+        ("VCPUSCHED_EXCLUDE_CPUS", "٣"),
+        ("VCPUSCHED_URI", "qemu:///system\nEvil"),
+        ("VCPUSCHED_NOPE\n", "1"),
+        ("VCPUSCHED_LOG_LEVEL", "x" * 100_000),
+        ("VCPUSCHED_ON_STOP", "\udcff"),
+    ],
+)
+def test_hostile_variables(tmp_path: Path, variable: tuple[str, str]) -> None:
+    """One line each, and status 78."""
+    name, value = variable
+    done = subprocess.run(
+        [*PROGRAM, "check-config"],
+        env=environment({name: value, "RUNTIME_DIRECTORY": str(tmp_path)}),
+        capture_output=True,
+        check=False,
+    )
+    told = done.stderr.decode(errors="surrogateescape")
+    assert done.returncode == 78
+    assert len(told.splitlines()) == 1
+    assert len(told) < 2000
+    assert all(letter.isprintable() or letter == "\n" for letter in told)
