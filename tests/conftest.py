@@ -29,11 +29,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let a test on real guests that ends with DisturbedError be tried anew, at most twice."""
+    """Let a test be tried anew that failed for what it does not test; pytest shows each time.
+
+    One on real guests that ends with DisturbedError, at most twice; one whose emulated machine was
+    lost, once, in another machine.
+    """
     for item in items:
         if item.path.parent.name == "integration":
             again = pytest.mark.flaky(reruns=2, reruns_delay=10, only_rerun=["DisturbedError"])
             item.add_marker(again)
+        elif item.path.parent.name == "system":
+            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=["MachineLostError"]))
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ def running(lab: Lab | str, *arguments: str, **variables: str) -> Iterator[Servi
         service = Service(Path(directory), uri, *arguments, **variables)
         try:
             yield service
-        except AssertionError as error:
+        except (AssertionError, TimeoutError, subprocess.TimeoutExpired) as error:
             if not service.state or not service.disturbed:
                 raise
             raise DisturbedError(f"pCPUs had own loads of {service.disturbed}. {error}") from error

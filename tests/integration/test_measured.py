@@ -72,12 +72,12 @@ def test_work_done(lab: Lab, figure: Figure) -> None:
         with_daemon = work_per_s(guests, 8)
         service.wait_cycles(4)
         assert service.state["pins"] == 2
-    ratio = with_daemon / without
-    figure(
-        f"work of four 100 % guests bound to pCPU 0 of 2: {without:.2f} s/s without the daemon,"
-        f" {with_daemon:.2f} with it, ratio {ratio:.2f}"
-    )
-    assert ratio > 1.7
+        ratio = with_daemon / without
+        figure(
+            f"work of four 100 % guests bound to pCPU 0 of 2: {without:.2f} s/s without the daemon,"
+            f" {with_daemon:.2f} with it, ratio {ratio:.2f}"
+        )
+        assert ratio > 1.7
 
 
 FLOATING = {
@@ -108,16 +108,15 @@ def test_floating_guests(lab: Lab, name: str, figure: Figure) -> None:
             service.wait("40 periods", lambda service=service: service.cycle > 40)  # type: ignore[misc]
             pins[mode] = service.state["pins"]
             per_guest = [len(service.lines(f"Pinned vCPU 0 of g{i} ")) for i in range(len(guests))]
+            assert max(per_guest) <= (1 if mode == "pin" else 0)
+            if name != "two at 25 %":
+                assert pins[mode] == 0
+            # Other load on the machine is noise for all three measurements.
+            assert work[mode] > 0.9 * work["none"]
     figure(
         f"floating, {name}: pins {pins['kernel']} (kernel), {pins['pin']} (pin);"
         f" work {work['none']:.2f} s/s without, {work['kernel']:.2f} and {work['pin']:.2f} with"
     )
-    assert pins["kernel"] == 0
-    assert max(per_guest) <= 1
-    if name != "two at 25 %":
-        assert pins["pin"] == 0
-    # Other load on the machine is noise for all three measurements.
-    assert min(work["kernel"], work["pin"]) > 0.9 * work["none"]
 
 
 def memory_mib(service: Service) -> float:

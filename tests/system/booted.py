@@ -11,7 +11,7 @@ import pytest
 from fresh import run
 from guest_shape import GuestShape
 from image import TOP, Image, image
-from machine import Machine, MachineError, MachineFrozenError
+from machine import Machine, MachineError
 
 from vcpusched import __version__
 
@@ -58,21 +58,52 @@ def deb(built: Path) -> Path:
     return built / f"vcpusched_{__version__}_amd64.deb"
 
 
+class Machines:
+    """One machine at a time, and another one in place of one that was lost.
+
+    QEMU's emulation of processors that execute what others rewrite is not perfect: now and then
+    such a machine stands still (see image.FILES) or QEMU ends, whoever runs in it.
+    """
+
+    def __init__(self, boot: Callable[[], Machine]) -> None:
+        self._boot = boot
+        self._machine: Machine | None = None
+
+    def living(self) -> Machine:
+        """Give the machine, booted where there is none. Raises MachineError."""
+        if self._machine is not None and self._machine.is_lost:
+            self.power_off()
+        if self._machine is None:
+            self._machine = self._boot()
+        return self._machine
+
+    def power_off(self) -> None:
+        """End the machine."""
+        if self._machine is not None:
+            self._machine.power_off()
+            self._machine = None
+
+
 @pytest.fixture(scope="module")
-def machine(disk: Image, deb: Path, progress: Callable[[str], None]) -> Iterator[Machine]:
-    """Boot a machine whose pCPU 7 is isolated, with the .deb installed, nothing started."""
-    with tempfile.TemporaryDirectory(prefix="vcpusched-", dir="/var/tmp") as directory:
-        try:
-            booted = _boot(disk, deb, Path(directory), progress)
-        except MachineFrozenError as error:
-            # Emulated processors that execute what others rewrite: now and then such a machine
-            # stands still (see image.FILES). Before anything of ours is there, loudly, once.
-            progress(f"ATTENTION: {error}\n  This machine is given up for another one.")
-            booted = _boot(disk, deb, Path(directory), progress)
+def machines(disk: Image, deb: Path, progress: Callable[[str], None]) -> Iterator[Machines]:
+    """Give machines whose pCPU 7 is isolated, with the .deb installed, nothing started."""
+    with contextlib.ExitStack() as directories:
+
+        def boot() -> Machine:
+            directory = tempfile.TemporaryDirectory(prefix="vcpusched-", dir="/var/tmp")
+            return _boot(disk, deb, Path(directories.enter_context(directory)), progress)
+
+        booted = Machines(boot)
         try:
             yield booted
         finally:
             booted.power_off()
+
+
+@pytest.fixture
+def machine(machines: Machines) -> Machine:
+    """Give a machine that works: the one that the test before had, unless that was lost."""
+    return machines.living()
 
 
 def _boot(disk: Image, deb: Path, directory: Path, progress: Callable[[str], None]) -> Machine:
@@ -99,7 +130,7 @@ def pytest_runtest_makereport(
     """Add the machine's last words to the report of a test that failed."""
     report = yield
     machine = getattr(item, "funcargs", {}).get("machine")
-    if report.failed and isinstance(machine, Machine):
+    if report.failed and isinstance(machine, Machine) and not machine.is_lost:
         report.sections.append(("the machine's console", machine.console()))
         for title, command in LAST_WORDS.items():
             try:

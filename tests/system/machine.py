@@ -67,8 +67,11 @@ class MachineError(AssertionError):
     """The machine does not do what it was told, or not in time; the text has its last words."""
 
 
-class MachineFrozenError(MachineError):
-    """Nothing in the machine runs any more; the text says what its processors were at."""
+class MachineLostError(MachineError):
+    """The machine is of no more use: QEMU has ended, or nothing in it runs any more.
+
+    Of a machine that has frozen the text says what its processors were at.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class Machine:
         self._answered = False  # ever: while it boots it cannot
         self._ids = itertools.count()
         self.boot_s = 0.0
+        self.is_lost = False
 
     def __enter__(self) -> Self:
         try:
@@ -297,11 +301,13 @@ class Machine:
     def _look_alive(self, deadline_s: float) -> None:
         assert self._qemu is not None
         if (status := self._qemu.poll()) is not None:
+            self.is_lost = True
             how = signal.Signals(-status).name if status < 0 else f"status {status}"
-            raise MachineError(f"the machine ended with {how}:\n{self.console()}")
+            raise MachineLostError(f"the machine ended with {how}:\n{self.console()}")
         if self._answered and time.monotonic() - self._heard_s > FROZEN_S:
+            self.is_lost = True
             told = f"{self.processors()}\n{self.console()}"
-            raise MachineFrozenError(f"the machine has frozen:\n{told}")
+            raise MachineLostError(f"the machine has frozen:\n{told}")
         if time.monotonic() > deadline_s:
             raise MachineError(f"the machine does not answer:\n{self.console()}")
 

@@ -53,11 +53,13 @@ def busy(share: float, vcpus: int = 1) -> GuestShape:
     return GuestShape([1.0] * vcpus, quota=share)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def _usual_guests(machine: Machine) -> None:
-    """Start four guests on pCPU 0."""
+    """See to it that there are four guests; where they must be started, on pCPU 0."""
+    there = machine.say("virsh", "list", "--name").split()
     for name in USUAL:
-        machine.add_guest(name, replace(busy(0.15), pins=["0"]))
+        if name not in there:
+            machine.add_guest(name, replace(busy(0.15), pins=["0"]))
 
 
 def places(machine: Machine) -> dict[str, list[str]]:
@@ -175,6 +177,8 @@ def test_enable_now_balances(machine: Machine) -> None:
 
 def test_killed_it_knows_what_a_stop_gives_back(machine: Machine) -> None:
     """After kill -9 another process leaves the pins; stopped, it makes the affinities of before."""
+    begin(machine, {})
+    wait_for("rest", lambda: len({*map(tuple, places(machine).values())}) == 4, PATIENCE_S)
     pid, balanced = shown(machine, "MainPID"), places(machine)
     machine.say("systemctl", "kill", "--signal=KILL", "vcpusched")
     wait_for("a restart", lambda: shown(machine, "NRestarts") == "1", PATIENCE_S)
