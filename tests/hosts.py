@@ -218,6 +218,12 @@ class MemoryHost:
             raise VanishedError("the domain is not running any more")
         return self.definitions[uuid]
 
+    def affinity(self, vcpu: VcpuId) -> CpuSet:
+        """Give what a guest may use."""
+        if vcpu.uuid not in self.wants:
+            raise VanishedError("the domain is not running any more")
+        return self.cpus[vcpu.uuid]
+
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Pin a guest."""
         self._on_pin(vcpu.uuid)

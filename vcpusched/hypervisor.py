@@ -53,6 +53,12 @@ class Hypervisor(Protocol):
 class MarkingHypervisor(Hypervisor, Protocol):
     """A hypervisor whose domains can carry a mark of ours wherever they go."""
 
+    def affinity(self, vcpu: VcpuId) -> CpuSet:
+        """Read which pCPUs that are online a vCPU may use right now.
+
+        Raises VanishedError where it is not there any more, and any other `HypervisorError`.
+        """
+
     def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
         """Write where a domain's vCPUs were into the running domain; nothing: take that away.
 

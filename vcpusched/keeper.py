@@ -31,6 +31,9 @@ from vcpusched.text import printable
 SAVE_NS: Final = 60 * 1_000_000_000
 """How old the CPU times in the file may be, which tell a domain that was started anew."""
 
+AGAIN_NS: Final = 30 * 1_000_000_000
+"""How long a domain is left alone that refused a pin that the kernel had undone."""
+
 FIND_NS: Final = 60 * 1_000_000_000
 """How long libvirtd may take to find its guests once it answers."""
 
@@ -67,6 +70,10 @@ class _Door:
     def definition(self, uuid: DomainUuid) -> Definition:
         """Read a definition."""
         return self._hypervisor.definition(uuid)
+
+    def affinity(self, vcpu: VcpuId) -> CpuSet:
+        """Read an affinity."""
+        return self._hypervisor.affinity(vcpu)
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set an affinity."""
@@ -111,6 +118,7 @@ class Keeper:
         self._is_due = False
         self._saved_ns: int | None = None
         self._online = CpuSet()
+        self._again_ns: dict[DomainUuid, int] = {}
 
     def sample(self, crowded: CpuSet) -> Sample:
         """Read the host, and mark which affinities are ours and which vCPUs are held."""
@@ -123,12 +131,17 @@ class Keeper:
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Write the vCPU's original affinity down, here and in its domain, then pin it.
 
-        Raises NotRecordedError when it cannot be written here; then no pin was made, nor where the
-        domain takes no mark.
+        Raises NotRecordedError when it cannot be written here, VanishedError when the vCPU is not
+        where the last sample saw it, since another hand has pinned it: then no pin was made, nor
+        where the domain takes no mark.
         """
         before = self._book.ledger
-        if before.record(vcpu) is None:
+        record = before.record(vcpu)
+        if record is None:
             raise VanishedError("the vCPU was not in the last sample")
+        # Others act while it is planned and pinned, too; the next sample tells what they did.
+        if self._hypervisor.affinity(vcpu) not in self._known(record):
+            raise VanishedError("its affinity was changed by another hand just now")
         self._save(before.intending(vcpu, cpus))
         try:
             self._marks.before_pin(vcpu, self._book.ledger.entries[vcpu.uuid])
@@ -233,6 +246,8 @@ class Keeper:
         reach = original & self._online
         if not reach:
             return replace(given, why_not=f"pCPUs {original} are offline")
+        if refused := self._why_not(vcpu, record):
+            return replace(given, why_not=refused)
         intended = self._book.ledger.intending(vcpu, original)
         try:
             self._save(intended)
@@ -249,6 +264,23 @@ class Keeper:
             return replace(given, why_not=str(error))
         self._book.note(self._book.ledger.made(vcpu))
         return given
+
+    def _known(self, record: Record) -> tuple[CpuSet, CpuSet]:
+        """Give where a vCPU should be, by all that is known: where it was, or where it was sent."""
+        left = record.affinity & self._online
+        return left, left if record.pending is None else record.pending & self._online
+
+    def _why_not(self, vcpu: VcpuId, record: Record) -> str:
+        """Say why a vCPU must not be given back: a person pinned it since the last sample."""
+        try:
+            now = self._hypervisor.affinity(vcpu)
+        except ConnectionLostError:
+            raise
+        except HypervisorError:
+            return ""  # the pin will tell
+        if len(now) > 1 or now in self._known(record):
+            return ""
+        return f"another hand has just pinned it to pCPU {now}"
 
     def _save(self, ledger: Ledger) -> None:
         try:
@@ -267,11 +299,13 @@ class Keeper:
         after, changes = before.compared(sample, books, unseen=self._unseen, uri=self._book.uri)
         self._has_sampled = True
         self._running = {domain.uuid for domain in sample.domains} | set(sample.unread)
+        self._again_ns = {uuid: ns for uuid, ns in self._again_ns.items() if uuid in self._running}
         self._marks.learn(sample)
         after = self._marks.applied(after)
         self._book.note(after)
         for changed in changes:
-            self._on_change(changed)
+            if changed.change is not Change.RESET:
+                self._on_change(changed)
         now_ns = max((domain.at_ns for domain in sample.domains), default=0)
         self._see(sample, now_ns)
         if self._saved_ns is None:
@@ -283,7 +317,7 @@ class Keeper:
             self.settle()
         for changed in changes:
             if changed.change is Change.RESET:
-                self._pin_again(changed.vcpu)
+                self._pin_again(changed, now_ns)
         if self._acts and not self.rests:
             self._tidy()
         return replace(sample, domains=tuple(self._marked(domain) for domain in sample.domains))
@@ -317,16 +351,26 @@ class Keeper:
                 continue  # the next sample asks again
         return books
 
-    def _pin_again(self, vcpu: VcpuId) -> None:
+    def _pin_again(self, changed: Changed, now_ns: int) -> None:
+        """Make a pin again that the kernel undid, and tell; later where it is refused now."""
+        vcpu = changed.vcpu
         record = self._book.ledger.record(vcpu)
         if record is None:
             return
-        try:
-            self._hypervisor.pin(vcpu, record.affinity)
-        except ConnectionLostError:
-            raise
-        except HypervisorError:
-            return  # the next sample finds it undone once more
+        if now_ns >= self._again_ns.get(vcpu.uuid, now_ns):
+            try:
+                self._hypervisor.pin(vcpu, record.affinity & self._online)
+            except ConnectionLostError:
+                self._book.note(self._book.ledger.not_reset(vcpu))
+                raise
+            except HypervisorError:
+                self._again_ns[vcpu.uuid] = now_ns + AGAIN_NS
+            else:
+                self._again_ns.pop(vcpu.uuid, None)
+                self._on_change(changed)
+                return
+        # The next sample finds it undone once more: it counts when it was made.
+        self._book.note(self._book.ledger.not_reset(vcpu))
 
     def _marked(self, domain: DomainReading) -> DomainReading:
         entry = self._book.ledger.entries.get(domain.uuid)

@@ -36,8 +36,8 @@ RESETS_MAX: Final = 3
 """How often a pin of ours that was undone is made again."""
 
 
-UNSEEN_MAX: Final = 20
-"""So many samples a pin may take whose answer was lost: libvirt gives up on it after 30 s."""
+UNSEEN_NS_MAX: Final = 60 * 1_000_000_000
+"""So long a pin may take whose answer was lost: libvirt gives up on it after 30 s."""
 
 
 class Hold(enum.StrEnum):
@@ -66,8 +66,8 @@ class Record:
 
     `run_ns` is its CPU time when last seen; `affinity` what it had then, or was pinned to since;
     `original` is None without a pin of ours; `pending` was asked for and not seen in force yet;
-    `resets` counts how often the last pin was undone and made again, `unseen` how many samples have
-    not shown what is pending.
+    `resets` counts how often the last pin was undone and made again; `unseen_ns` is the clock of
+    the first sample that did not show what is pending, 0 before there was one.
     """
 
     run_ns: int
@@ -76,7 +76,7 @@ class Record:
     pending: CpuSet | None = None
     held: Hold | None = None
     resets: int = 0
-    unseen: int = 0
+    unseen_ns: int = 0
 
     @property
     def is_ours(self) -> bool:
@@ -153,7 +153,7 @@ class Ledger:
         """Give the ledger before a pin. Raises KeyError for a vCPU that was never seen."""
         record = self.entries[vcpu.uuid].records[vcpu.vcpu]
         original = record.affinity if record.original is None else record.original
-        intended = replace(record, original=original, pending=cpus, resets=0, unseen=0)
+        intended = replace(record, original=original, pending=cpus, resets=0, unseen_ns=0)
         return self._with(vcpu, intended).marking(vcpu.uuid, marked=True)
 
     def made(self, vcpu: VcpuId) -> "Ledger":
@@ -162,6 +162,11 @@ class Ledger:
         if record.pending is None:
             return self
         return self._with(vcpu, _settled(replace(record, affinity=record.pending, pending=None)))
+
+    def not_reset(self, vcpu: VcpuId) -> "Ledger":
+        """Give the ledger without the last reset: the pin could not be made again."""
+        record = self.entries[vcpu.uuid].records[vcpu.vcpu]
+        return self._with(vcpu, replace(record, resets=max(record.resets - 1, 0)))
 
     def marking(self, uuid: DomainUuid, *, marked: bool) -> "Ledger":
         """Give the ledger with a domain marked or not. Raises KeyError for one never seen."""
@@ -177,7 +182,9 @@ class Ledger:
     def releasing(self, uuid: DomainUuid) -> "Ledger":
         """Give the ledger without holds in a domain. Raises KeyError for one never seen."""
         entry = self.entries[uuid]
-        records = {vcpu: replace(record, held=None) for vcpu, record in entry.records.items()}
+        records = {
+            vcpu: replace(record, held=None, resets=0) for vcpu, record in entry.records.items()
+        }
         return self._with_entry(uuid, replace(entry, held=False, records=records))
 
     def suspects(self, sample: Sample) -> frozenset[DomainUuid]:
@@ -245,7 +252,7 @@ class Ledger:
                     continue
                 books = told.get(domain.uuid, {}).get(reading.vcpu)
                 stated = domain.definition.allowed.get(reading.vcpu, ALL_CPUS)
-                record, change = _compared(known, reading, online, books, stated)
+                record, change = _compared(known, reading, online, books, stated, domain.at_ns)
                 records[reading.vcpu] = record
                 if change is not None:
                     vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
@@ -313,12 +320,13 @@ def _may_still_be_held(record: Record, reading: VcpuReading, online: CpuSet) -> 
     return record.held is Hold.PINNED and bool(left) and len(reading.affinity) > len(left)
 
 
-def _compared(
+def _compared(  # noqa: PLR0913, PLR0917  all that is known of one vCPU
     record: Record,
     reading: VcpuReading,
     online: CpuSet,
     books: CpuSet | None,
     stated: CpuSet,
+    at_ns: int,
 ) -> tuple[Record, Change | None]:
     now = reading.affinity
     record = replace(record, run_ns=reading.run_ns)
@@ -331,7 +339,7 @@ def _compared(
     is_held = _may_still_be_held(record, reading, online) and books in {None, record.affinity}
     is_held |= record.held is Hold.RESET and len(now) > 1
     if is_held or now == left or (not left and not is_pin):
-        return _doubted(record), None
+        return _doubted(record, at_ns), None
     if _may_be_reset(record, reading, online):
         if books is None:
             return record, None  # not known yet
@@ -345,13 +353,15 @@ def _compared(
     return Record(record.run_ns, now), Change.POOLED
 
 
-def _doubted(record: Record) -> Record:
+def _doubted(record: Record, at_ns: int) -> Record:
     """Give up a pending pin that no sample shows: another hand's must not be taken for it."""
     if record.pending is None:
         return record
-    if record.unseen < UNSEEN_MAX:
-        return replace(record, unseen=record.unseen + 1)
-    return _settled(replace(record, pending=None, unseen=0))
+    if not record.unseen_ns:
+        return replace(record, unseen_ns=at_ns)
+    if at_ns - record.unseen_ns < UNSEEN_NS_MAX:
+        return record
+    return _settled(replace(record, pending=None, unseen_ns=0))
 
 
 def _reset(record: Record) -> tuple[Record, Change]:

@@ -271,6 +271,20 @@ class LibvirtHost:
         except libvirt.libvirtError as error:
             raise self._translated(error) from None
 
+    def affinity(self, vcpu: VcpuId) -> CpuSet:
+        """Read which pCPUs a vCPU may use right now: the real affinity of its thread."""
+        domain = self._domains.get(vcpu.uuid)
+        if domain is None:
+            raise VanishedError("the domain is not running any more")
+        try:
+            readings = parse_vcpus(*domain.vcpus())
+        except libvirt.libvirtError as error:
+            raise self._translated(error) from None
+        for reading in readings:
+            if reading.vcpu == vcpu.vcpu:
+                return reading.affinity
+        raise VanishedError("the vCPU was taken away")
+
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set the live affinity of one vCPU."""
         cpu_map = cpus.flags(self._map_length)

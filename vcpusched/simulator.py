@@ -157,6 +157,13 @@ class SimulatedHost:
             raise VanishedError("the domain is not running any more")
         return self._definitions[number]
 
+    def affinity(self, vcpu: VcpuId) -> CpuSet:
+        """Give a vCPU's affinity. Raises VanishedError when it is not running."""
+        running = self._running.get((_number(vcpu.uuid), vcpu.vcpu))
+        if running is None:
+            raise VanishedError("the domain is not running any more")
+        return CpuSet(running.thread.affinity)
+
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set a vCPU's affinity, from the next period on.
 

@@ -152,6 +152,13 @@ class World:
             raise HypervisorError("timeout")
         return _definition(self.guests[uuid])
 
+    def affinity(self, vcpu: VcpuId) -> CpuSet:
+        """Read what a vCPU may use."""
+        guest = self.guests.get(vcpu.uuid)
+        if guest is None or vcpu.vcpu >= len(guest.vcpus):
+            raise VanishedError("ended")
+        return guest.vcpus[vcpu.vcpu].affinity
+
     def mark(self, uuid: DomainUuid, _domain_id: int, origin: Mapping[int, CpuSet]) -> None:
         """Write a mark into a guest."""
         self.step()
