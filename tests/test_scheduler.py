@@ -280,6 +280,18 @@ def test_half_an_exchange_is_given_back() -> None:
     assert len(told) == 2
 
 
+def test_half_an_exchange_is_given_back_when_cancelled() -> None:
+    """[90 40] [60 15], and SIGTERM comes between the halves: both are at home."""
+    cpus = {"a": "0", "b": "0", "c": "1", "d": "1"}
+    host = MemoryHost(2, {"a": 0.9, "b": 0.4, "c": 0.6, "d": 0.15}, cpus)
+    scheduler = Scheduler()
+    run(scheduler, host, 2)
+    cycle = scheduler.cycle(host, Rules(), cancelled=lambda: bool(host.pins))
+    assert {name: str(cpus) for name, cpus in host.cpus.items()} == cpus
+    assert [(move.domain, str(move.to_cpus)) for move in cycle.pinned] == host.pins
+    assert len(host.pins) == 2
+
+
 def test_a_guest_that_refuses_is_left_alone_for_a_while() -> None:
     """The others are balanced without it; it is asked again ever more seldom."""
     asked: list[int] = []

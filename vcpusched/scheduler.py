@@ -159,11 +159,12 @@ class Scheduler:
     ) -> Cycle:
         """Run one cycle.
 
-        `cancelled` is asked before each pin; once it says yes, no further pin is made. `on_pin` is
-        told the cycle's number and each move at once when it is made, since a cycle that blocks in
-        its second pin has made the first. Raises ConnectionLostError when sampling finds the
-        connection lost, and HypervisorError when the host cannot be read; a connection lost later
-        is told in the `Cycle`.
+        `cancelled` is asked before each pin; once it says yes, no further pin is made, but that
+        which takes back the first half of an exchange. `on_pin` is told the cycle's number and
+        each move at once when it is made, since a cycle that blocks in its second pin has made the
+        first. Raises ConnectionLostError when sampling finds the connection lost, and
+        HypervisorError when the host cannot be read; a connection lost later is told in the
+        `Cycle`.
         """
         crowded = NO_CPUS
         asks = rules.act_on is ActOn.CONTENTION
@@ -348,12 +349,16 @@ class Scheduler:
         definitions: dict[DomainUuid, Definition] = {}
         lost = None
         for before, move in zip((None, *moves), moves, strict=False):
-            if cancelled():
-                break
+            # Half an exchange would leave the host worse than it was.
+            half = before if before is not None and move.exchanged_with == before.vcpu else None
             try:
-                self._check_definition(hypervisor, move, definitions)
-                if cancelled():
-                    break  # that took calls, too
+                is_cancelled = cancelled()
+                if not is_cancelled:
+                    self._check_definition(hypervisor, move, definitions)
+                    is_cancelled = cancelled()  # that took calls, too
+                if is_cancelled:
+                    pinned += _give_back(hypervisor, half, on_pin, seen.number)
+                    break
                 hypervisor.pin(move.vcpu, move.to_cpus)
             except ConnectionLostError as error:
                 # Whether libvirtd still made this pin shows in the next sample.
@@ -362,9 +367,7 @@ class Scheduler:
                 break
             except HypervisorError as error:
                 failures.append(self._failed(move, error, seen.number))
-                if before is not None and move.exchanged_with == before.vcpu:
-                    # Half an exchange would leave the host worse than it was.
-                    pinned += _give_back(hypervisor, before, on_pin, seen.number)
+                pinned += _give_back(hypervisor, half, on_pin, seen.number)
                 # The next cycles plan without this domain; what is left of this plan may have
                 # needed it.
                 break
@@ -378,9 +381,11 @@ class Scheduler:
 
 
 def _give_back(
-    hypervisor: Hypervisor, move: Move, on_pin: Callable[[int, Move], None], number: int
+    hypervisor: Hypervisor, move: Move | None, on_pin: Callable[[int, Move], None], number: int
 ) -> list[Move]:
-    """Undo the first half of an exchange whose second half failed."""
+    """Undo the first half of an exchange, if there is one, whose second half was not made."""
+    if move is None:
+        return []
     back = replace(
         move,
         from_cpus=move.to_cpus,
