@@ -183,3 +183,14 @@ def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
     later_s = time.time() + 3600
     os.utime(path, (later_s, later_s))
     assert [name for name, _asked in request.take(tmp_path)] == ["1"]
+
+
+def test_old_answers_are_taken_away(tmp_path: Path) -> None:
+    """Who asked was killed before reading it; one of just now is waited for."""
+    old, new = tmp_path / "answer-1.json", tmp_path / "answer-2.json"
+    for path in (old, new):
+        path.touch()
+    long_ago_s = time.time() - request.ANSWER_PATIENCE_S - 1
+    os.utime(old, (long_ago_s, long_ago_s))
+    assert list(request.take(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == [new]

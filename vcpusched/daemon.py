@@ -28,6 +28,7 @@ from vcpusched.ledger import Changed
 from vcpusched.ledger_file import Book, LedgerFile
 from vcpusched.report import Entry, Priority, Service
 from vcpusched.request import Answer, Request, Verb
+from vcpusched.scheduler import Cycle
 from vcpusched.text import printable
 from vcpusched.worker import (
     CYCLE_MAX_S,
@@ -277,12 +278,12 @@ class _Daemon:
             self._abandon()
 
     def _abandon(self) -> None:
-        self._replace_worker()
+        self._replace_worker("libvirt does not answer")
         self._lose(f"a cycle took longer than {CYCLE_MAX_S:.0f} s")
 
-    def _replace_worker(self) -> None:
+    def _replace_worker(self, why: str) -> None:
         """Let another worker open another connection; of the old one only pins count."""
-        self._desk.fail(exits.UNAVAILABLE, "libvirt does not answer")
+        self._desk.fail(exits.UNAVAILABLE, why)
         self._worker.abandon()
         self._abandoned = [worker for worker in self._abandoned if not worker.has_ended]
         self._abandoned.append(self._worker)
@@ -312,7 +313,8 @@ class _Daemon:
     def _serve_requests(self) -> None:
         """Begin with a request, if there is one; it waits for work at hand, not for libvirt."""
         trouble = self._say.service.trouble
-        if self._state is not _State.IDLE and trouble is None:
+        is_away = self._state in {_State.WAITING, _State.CONNECTING} and trouble is not None
+        if self._state is not _State.IDLE and not is_away:
             return
         asked = self._desk.take()
         if asked is None:
@@ -385,6 +387,8 @@ class _Daemon:
         self._next_check_s = now_s + CHECK_S
 
     def _on_lost(self, why: str, now_s: float, *, denied: bool = False) -> None:
+        if self._state is _State.SERVING:
+            self._progress_s = now_s  # a stop that was at work may find libvirt again
         self._state = _State.WAITING
         self._desk.fail(exits.UNAVAILABLE, f"libvirt: {printable(why, 300)}")
         delay_s = RETRY_DENIED_S if denied else min(RETRY_S, self._settings.period)
@@ -434,10 +438,15 @@ class _Daemon:
         if self._settings.exit_when_idle and cycle.domains == 0:
             self._say.write(Entry(Priority.INFO, "No active domains; ending as told"))
             self._exit_status = exits.OK
-        elif self._orders.once and (cycle.decided or cycle.domains == 0):
+        elif self._orders.once and (self._is_decided(cycle) or cycle.domains == 0):
             self._say.write(Entry(Priority.INFO, report.status_line(self._say.service)))
             failed = bool(self._say.service.pins_failing)
             self._exit_status = exits.FAILURE if failed else exits.OK
+
+    def _is_decided(self, cycle: Cycle) -> bool:
+        """Tell whether that was the one decision asked for; a pause leaves it at the plan."""
+        is_paused = self._say.service.paused is not None
+        return cycle.decided or (is_paused and cycle.confirmed >= cycle.confirm)
 
     def _handle(self, number: int) -> None:
         if number in {signal.SIGTERM, signal.SIGINT}:
@@ -469,7 +478,7 @@ class _Daemon:
             self._say.write(Entry(Priority.INFO, f"Reloaded: {', '.join(changed) or 'no change'}"))
             if moved:
                 # The connection is to another libvirt, or read only.
-                self._replace_worker()
+                self._replace_worker("the service was reloaded meanwhile: try again")
                 self._say.service = replace(
                     self._say.service, connected=False, trouble=None, cycle=None
                 )

@@ -33,12 +33,14 @@ class JournalLog:
 
     def write(self, entry: Entry) -> None:
         """Send one entry."""
-        journal.send(
-            entry.message,
-            PRIORITY=str(int(entry.priority)),
-            SYSLOG_IDENTIFIER=IDENTIFIER,
-            **entry.fields,
-        )
+        # A journald that is gone, or starts just now, is no reason to stop balancing.
+        with contextlib.suppress(OSError):
+            journal.send(
+                entry.message,
+                PRIORITY=str(int(entry.priority)),
+                SYSLOG_IDENTIFIER=IDENTIFIER,
+                **entry.fields,
+            )
 
 
 class StreamLog:

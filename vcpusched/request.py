@@ -8,6 +8,7 @@ A request is a file `request-ID.json`. The service takes it away when it begins 
 asks nobody any more: all that can be asked for may be done twice.
 """
 
+import contextlib
 import enum
 import json
 import os
@@ -108,6 +109,11 @@ def take(directory: Path) -> Iterator[tuple[str, Request]]:
     Raises OSError when the run directory cannot be read or written. What cannot be removed, such as
     a directory of that name, is passed over: it keeps nobody else from being heard.
     """
+    for path in directory.glob("answer-*.json"):
+        # Whoever asked was killed, or waits no more.
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            if time.time() - path.lstat().st_mtime > ANSWER_PATIENCE_S:
+                path.unlink()
     for path in sorted(directory.glob("request-*.json")):
         name = path.stem.removeprefix("request-")
         try:

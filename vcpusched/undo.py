@@ -110,10 +110,12 @@ def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
         if book.problem:
             return Answer(exits.FAILURE, problems=(book.problem,))
         session = _connect(settings)
+        keeper = Keeper(session, book)
+        keeper.rests = True  # what is not asked for is left as it is
         try:
             answer: Answer = call_within(
                 WORK_PATIENCE_S,
-                lambda: carry_out(Keeper(session, book), asked, beside_service=False),
+                lambda: carry_out(keeper, asked, beside_service=False),
             )
         except ConnectionLostError as error:
             raise _unreachable(settings, str(error)) from None

@@ -20,7 +20,8 @@ def own_unit(cgroups: str) -> str | None:
     for line in cgroups.splitlines():
         _number, controllers, path = [*line.split(":", 2), "", ""][:3]
         parts = path.strip("/").split("/")
-        if controllers in {"", "name=systemd"} and parts[0] == "system.slice":
+        # It may have been put into any slice but the users'; ".." is another machine's view.
+        if controllers in {"", "name=systemd"} and parts[0] not in {"user.slice", ".."}:
             return parts[-1] if parts[-1].endswith(".service") else None
     return None
 

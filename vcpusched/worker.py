@@ -179,7 +179,7 @@ class Worker:
                 outcome = self._outcomes.get_nowait()
             except queue.Empty:
                 return taken
-            if isinstance(outcome, GivenBack):
+            if isinstance(outcome, Pinned | GivenBack):
                 self.busy_since_s = time.monotonic()  # it gets on
             elif not isinstance(outcome, Told):
                 self.busy_since_s = None

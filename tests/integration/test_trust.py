@@ -167,6 +167,21 @@ def are_all_on_0(lab: Lab) -> bool:
     return set(map(frozenset, affinities(lab).values())) == {frozenset({0})}
 
 
+def test_a_restore_of_one_touches_no_other(lab: Lab) -> None:
+    """Without the service; of another guest the kernel undid a pin, which is not its business."""
+    crowd(lab)
+    with running(lab, "1") as service:
+        pinned(service, 2)
+        service.process.kill()
+        service.process.wait()
+        one, other = (lab.guests[name] for name, cpus in affinities(lab).items() if cpus == {1})
+        os.sched_setaffinity(other.vcpu_threads()[0], {0, 1})
+        done = service.ask("restore", "--uri", lab.uri, one.name)
+        assert done.returncode == 0, done.stderr
+        assert affinities(lab)[one.name] == {0}
+        assert affinities(lab)[other.name] == {0, 1}
+
+
 def test_a_stop_gives_back(lab: Lab) -> None:
     """SIGTERM: every vCPU is where it was, each with an entry; definitions are as they were."""
     crowd(lab)
@@ -305,6 +320,21 @@ def test_a_pause(lab: Lab) -> None:
             pinned(service, 2)
             assert len(service.lines("Resumed")) == 1
             assert are_all_on_0(lab) is False
+
+
+def test_one_decision_while_paused(lab: Lab) -> None:
+    """`run --once` plans, says that it is paused, and ends without a pin."""
+    crowd(lab)
+    with running(lab, "0.5") as first:
+        first.wait("its directory", first.run_directory.exists)
+        assert first.ask("pause").returncode == 0
+        first.process.kill()
+        first.process.wait()
+        with first.succeeded(lab.uri, "0.5", "--once") as service:
+            assert service.process.wait(30) == 0
+            assert service.lines('Paused until "vcpusched resume". Unbalanced, gap')
+            assert not service.lines("Pinned")
+    assert are_all_on_0(lab)
 
 
 def test_a_neighbour_appears(lab: Lab) -> None:
