@@ -1,5 +1,6 @@
 """The order of moves against all orders there are, and guests' vCPUs kept apart at no cost."""
 
+import dataclasses
 import itertools
 import random
 from collections import Counter
@@ -11,7 +12,8 @@ from vcpusched.arrange import Step, after, as_far_as_ordered, in_order, keep_apa
 from vcpusched.board import Board
 from vcpusched.frame import moved
 from vcpusched.gains import exchanges
-from vcpusched.model import Host
+from vcpusched.model import CpuSet, DomainUuid, Host, VcpuId
+from vcpusched.planner import Floating, Policy, plan
 
 SPAN = 100_000
 
@@ -159,3 +161,27 @@ def test_another_vcpu_goes_instead() -> None:
     ]
     kept = keep_apart(board, there, SPAN)
     assert [(names[vcpu], kept[vcpu]) for vcpu in moved(board.home, kept)] == [("g1", 1)]
+
+
+def test_keeping_apart_counts_floaters() -> None:
+    """[10a] [10a 10b] [15b] [], and 30 on pCPUs 1 and 3: 10 25 15 25; a and b are guests.
+
+    10b goes to the first: 20 20 15 20. As good without the floaters, but not with them, would be
+    that 10a goes there beside the other 10a.
+    """
+    drawn = of_one_guest(host([10], [10, 10, 30], [15], []), "g0", "g1")
+    mask = CpuSet.parse("1,3")
+    other = DomainUuid("0002")
+    drawn = dataclasses.replace(
+        drawn,
+        vcpus=tuple(
+            dataclasses.replace(vcpu, cpus=mask, allowed=mask)
+            if vcpu.domain == "g3"
+            else dataclasses.replace(vcpu, id=VcpuId(other, 1, int(vcpu.domain == "g4")))
+            if vcpu.domain in {"g2", "g4"}
+            else vcpu
+            for vcpu in drawn.vcpus
+        ),
+    )
+    found = plan(drawn, Policy(min_gain_ppm=20_000, floating=Floating.KERNEL))
+    assert [(move.domain, str(move.to_cpus)) for move in found.moves] == [("g2", "0")]

@@ -18,7 +18,7 @@ from vcpusched.journal import StreamLog
 from vcpusched.keeper import GivenBack
 from vcpusched.least import moves_least
 from vcpusched.ledger import Change, Changed
-from vcpusched.model import PPM, CpuSet, Host
+from vcpusched.model import PPM, Cpu, CpuSet, Host, HostCpu
 from vcpusched.planner import Policy, Stop, plan
 from vcpusched.proof import Proof, Verdict
 from vcpusched.report import Service
@@ -230,6 +230,9 @@ def test_the_bound_is_the_fewest_where_it_is_easy() -> None:
     assert moves_least(drawn, plan(drawn, Policy())) == 2
     one_guest = of_one_guest(drawn, "g0", "g1")
     assert moves_least(one_guest, plan(one_guest, Policy())) == 2
+    weak = HostCpu(Cpu(1, capacity_ppm=600_000))
+    hybrid = dataclasses.replace(drawn, cpus=(drawn.cpus[0], weak))
+    assert moves_least(hybrid, plan(hybrid, Policy())) is None
 
 
 def test_the_service_writes_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hosts import after, host, random_host
 from vcpusched import snapshot
 from vcpusched.config import Settings
 from vcpusched.model import PPM_PER_POINT, Cpu, CpuSet, Host, HostCpu, Topology
-from vcpusched.planner import Plan, Policy, plan
+from vcpusched.planner import Floating, Plan, Policy, plan
 from vcpusched.scheduler import Scheduler
 from vcpusched.service import served_ppm
 from vcpusched.simulator import simulate
@@ -243,3 +243,26 @@ def test_odd_snapshots(
     drawn = snapshot.parse(json.dumps({"version": 1, "cpus": of, "vcpus": on}))
     for move in plan(drawn, Policy(granularity=granularity)).moves:
         assert move.to_cpus.is_within(CpuSet.parse("0-5"))
+
+
+def test_floaters_count_for_who_might_as_well_stay() -> None:
+    """{} {50} ' {} {25 50}, and 60 on pCPUs 1 and 3: 0 104 ' 0 134.
+
+    Alone on the last pCPU the 50 would have enough, but not beside the floaters, which have nowhere
+    to go: it leaves for the first.
+    """
+    drawn = hybrid([100, 100, 60, 60], host([], [50, 60], [], [25, 50]))
+    loose = dataclasses.replace(
+        drawn.vcpus[1], cpus=CpuSet.parse("1,3"), allowed=CpuSet.parse("1,3")
+    )
+    drawn = dataclasses.replace(drawn, vcpus=(drawn.vcpus[0], loose, *drawn.vcpus[2:]))
+    policy = Policy(min_gain_ppm=20_000, floating=Floating.KERNEL)
+    assert told(plan(drawn, policy)) == {"g2: 3 to 2", "g3: 3 to 0"}
+
+
+def test_a_misfit_off_its_memory_may_move_beside() -> None:
+    """{} ' {75} in a cache, its memory on another node: 15 points are enough to go beside."""
+    drawn = hybrid([100, 60], host([], [75]))
+    away = dataclasses.replace(drawn.vcpus[0], memory_node=1)
+    found = plan(dataclasses.replace(drawn, vcpus=(away,)), Policy(node_gain_ppm=200_000))
+    assert told(found) == {"g0: 1 to 0"}

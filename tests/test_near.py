@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import pytest
 from hosts import after, host, random_host
 
-from vcpusched.model import Cpu, Host, HostCpu
-from vcpusched.near import ACROSS, CACHE, CORE, NODE, SAME, Gains, distance
-from vcpusched.planner import Plan, Policy, plan
+from vcpusched.board import Board
+from vcpusched.model import PPM_PER_POINT, Cpu, CpuSet, Host, HostCpu
+from vcpusched.near import ACROSS, CACHE, CORE, NODE, SAME, Gains, distance, part_siblings
+from vcpusched.planner import Floating, Plan, Policy, plan
 
 POLICY = Policy(balance_threshold_ppm=100_000, min_gain_ppm=20_000, node_gain_ppm=200_000)
+KERNEL = dataclasses.replace(POLICY, floating=Floating.KERNEL)
 
 
 def machine(cpus: int, per_core: int = 1, per_cache: int = 2, per_node: int = 4) -> list[Cpu]:
@@ -185,3 +187,64 @@ def test_the_nearest_is_not_the_first(empty: tuple[int, ...], target: str) -> No
     drawn = host(*([40, 40] if cpu == 6 else [] if cpu in empty else [40] for cpu in range(8)))
     found = plan(on(machine(8), drawn), POLICY)
     assert [str(move.to_cpus) for move in found.moves] == [target]
+
+
+def floats(drawn: Host, **masks: str) -> Host:
+    """Let some guests float over these pCPUs."""
+    return dataclasses.replace(
+        drawn,
+        vcpus=tuple(
+            dataclasses.replace(vcpu, cpus=mask, allowed=mask)
+            if (text := masks.get(vcpu.domain)) is not None and (mask := CpuSet.parse(text))
+            else vcpu
+            for vcpu in drawn.vcpus
+        ),
+    )
+
+
+def test_floaters_count_where_a_far_move_must_pay() -> None:
+    """{} {} | {} {15}, 60 on pCPUs 1 to 3, 10 on 1 and 2: the kernel makes 0 28 28 28 of it.
+
+    The 15 goes to the empty pCPU of the other node: 15 23 23 23. Without the floaters pCPU 3 would
+    be left at 0, as empty as the one it goes to, and nothing gained.
+    """
+    drawn = floats(host([], [10, 60], [], [15]), g0="1-2", g1="1-3")
+    found = plan(on(machine(4, per_cache=1, per_node=2), drawn), KERNEL)
+    assert told(found) == ["g2: 3 to 0"]
+    assert [load // PPM_PER_POINT for _, load in found.loads_before_ppm] == [0, 28, 28, 28]
+    assert [load // PPM_PER_POINT for _, load in found.loads_after_ppm] == [15, 23, 23, 23]
+
+
+def test_who_is_off_its_memory_may_move_beside() -> None:
+    """{30 20} {} | … {20} … in a cache, the memory of both on the other node, where it is full.
+
+    A step within the cache takes nobody further from it: 20 points are more than enough for that,
+    and would not be (25) for leaving a node.
+    """
+    drawn = on(machine(8), host([], [], [], [30, 20], [30], [30], [20], [30]))
+    there = tuple(dataclasses.replace(vcpu, memory_node=1) for vcpu in drawn.vcpus)
+    policy = dataclasses.replace(POLICY, node_gain_ppm=250_000)
+    assert told(plan(dataclasses.replace(drawn, vcpus=there), policy)) == ["g1: 3 to 2"]
+
+
+def test_an_unsettled_sibling_is_no_idle_core() -> None:
+    """{15 | 50} {0 | ?}: what the last thread does is not known, so its core may be busy."""
+    drawn = on(machine(4, 2, 4), host([15], [50], [], []))
+    assert plan(dataclasses.replace(drawn, unsettled=CpuSet.of([3])), POLICY).moves == ()
+    assert len(plan(drawn, POLICY).moves) == 1
+
+
+def test_parting_siblings_leaves_balance_alone() -> None:
+    """{15 | 8 7} {10} {18}: 7 on an idler core would make 15 8 17 18 of it, a gap of 10.
+
+    It moves anyway, from the last core, so that two points more would be no matter elsewhere.
+    """
+    cpus = [Cpu(0, core=0), Cpu(1, core=0), Cpu(2, core=1), Cpu(3, core=2)]
+    drawn = on(cpus, host([15], [8], [10], [18, 7]))
+    vcpus = sorted(drawn.vcpus, key=lambda vcpu: vcpu.id)
+    board = Board.of(drawn, vcpus, binding=False)
+    place = [
+        1 if vcpu.domain == "g4" else home for vcpu, home in zip(vcpus, board.home, strict=True)
+    ]
+    assert part_siblings(board, place, 100_000, 20_000) == place
+    assert part_siblings(board, place, 101_000, 20_000) == place

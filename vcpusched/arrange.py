@@ -49,11 +49,12 @@ class _Separation:
     def __init__(self, board: Board, place: Sequence[int], span: int) -> None:
         self._board = board
         self._place = list(place)
-        self._levels = board.at(place)
+        self._levels = board.levels(board.at(place))
         judged = [self._levels[cpu] for cpu in board.judged]
         self._least, self._most = min(judged), max(judged)
         if self._most - self._least < span:
-            peak = max(board.base[cpu] for cpu in board.judged)
+            before = board.levels(board.base)
+            peak = max(before[cpu] for cpu in board.judged)
             self._most = max(self._most, min(self._least + span - 1, peak))
         else:
             self._most = self._least - 1  # nothing will do but the same loads

@@ -3,7 +3,7 @@
 Rule: pure; a bound from below, by the planner's own count, never an estimate.
 """
 
-from vcpusched.model import CpuSet, Host
+from vcpusched.model import PPM, CpuSet, Host
 from vcpusched.planner import Plan
 from vcpusched.search import UNBOUNDED, Task, lower_bound
 
@@ -12,12 +12,14 @@ def moves_least(host: Host, plan: Plan) -> int | None:
     """Give how many pin changes it takes at least to bring the loads where the plan brings them.
 
     That is between its lowest and its highest load. None for plans that pin to sets of pCPUs, whose
-    loads are means.
+    loads are means, and where pCPUs differ, whose loads are shares of what each can do.
     """
     if not plan.moves:
         return 0
     after = dict(plan.loads_after_ppm)
     if any(len(move.to_cpus) > 1 for move in plan.moves):
+        return None
+    if any(cpu.cpu.capacity_ppm != PPM for cpu in host.cpus):
         return None
     cpus = {cpu.id: position for position, cpu in enumerate(host.cpus)}
     start = [cpu.host_load_ppm for cpu in host.cpus]

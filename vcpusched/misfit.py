@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from vcpusched.apart import Apart
 from vcpusched.board import NOWHERE, Board
 from vcpusched.frame import moved
-from vcpusched.near import Gains, cost
+from vcpusched.near import Gains, cost, stretch
 
 
 def on_stronger(board: Board, gains: Gains) -> Sequence[int]:
@@ -37,17 +37,22 @@ def without_idle_steps_up(board: Board, place: Sequence[int]) -> Sequence[int]:
     """
     if not differ(board):
         return place
-    sites, levels, now = board.sites, board.at(place), list(place)
+    sites, base, now = board.sites, board.at(place), list(place)
     there = Counter(place)
     # The small ones first: of two that left together it is the large one that gains.
     for vcpu in sorted(moved(board.home, place), key=lambda vcpu: (board.loads[vcpu], vcpu)):
         home, target, size = board.home[vcpu], place[vcpu], board.loads[vcpu]
-        is_enough = levels[home] - board.lacks[home] + size <= board.gives[home]
-        if sites[target].capacity_ppm > sites[home].capacity_ppm and is_enough and not there[home]:
+        if sites[target].capacity_ppm <= sites[home].capacity_ppm or there[home]:
+            continue
+        base[home] += size
+        base[target] -= size
+        # Floaters go out of its way, where they can.
+        if board.levels(base)[home] - board.lacks[home] <= board.gives[home]:
             now[vcpu] = home
             there[home] += 1
-            levels[home] += size
-            levels[target] -= size
+        else:
+            base[home] -= size
+            base[target] += size
     return now
 
 
@@ -100,8 +105,8 @@ class _Search:
         """Give moves that pay, as what orders them, the best first, and the new places."""
         for cpu in self._targets(vcpu):
             far, there = cost(self._board, vcpu, cpu), {vcpu: cpu}
-            gain = self._gain(there)
-            if gain >= max(1, self._gains.at(far)) and self._is_allowed(there):
+            gain, least = self._gain(there), self._gains.at(stretch(self._board, vcpu, cpu))
+            if gain >= max(1, least) and self._is_allowed(there):
                 yield (-gain, far, self._levels[cpu], cpu), there
 
     def _exchanges(self, vcpu: int) -> Iterator[tuple[tuple[int, ...], dict[int, int]]]:
@@ -119,7 +124,7 @@ class _Search:
                     there = {vcpu: cpu, other: home}
                     far = cost(board, vcpu, cpu) + cost(board, other, home)
                     gain = self._gain(there)
-                    least = self._gains.at(cost(board, vcpu, cpu)) * 2
+                    least = self._gains.at(stretch(board, vcpu, cpu)) * 2
                     if gain >= max(1, least) and self._is_allowed(there):
                         yield (-gain, far, other), there
 

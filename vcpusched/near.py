@@ -86,7 +86,7 @@ def worth_going(
     """
     if is_flat(board):
         return place
-    now, levels = list(place), board.at(place)
+    now, levels = list(place), board.levels(board.at(place))
     low, high = band
     around = _Around(board)
     guests = _guests(board, place)
@@ -97,7 +97,7 @@ def worth_going(
     by_size = sorted(moved(board.home, place), key=lambda vcpu: (board.loads[vcpu], vcpu))
     for vcpu in by_size:
         home, target, size = board.home[vcpu], now[vcpu], board.loads[vcpu]
-        far = cost(board, vcpu, target)
+        far = stretch(board, vcpu, target)
         if far <= CACHE:
             continue
         if board.sites[home].capacity_ppm < min(size, board.sites[target].capacity_ppm):
@@ -116,7 +116,7 @@ def worth_going(
                 if levels[cpu] <= levels[home]
                 and board.allowed[vcpu] >> cpu & 1
                 and cpu != home
-                and (then := cost(board, vcpu, cpu)) < far
+                and (then := stretch(board, vcpu, cpu)) < far
                 and leaving + outside(levels[cpu]) - outside(levels[cpu] + size) >= gains.at(then)
                 and not _is_weaker(board, cpu, target)
                 and not guests[guest, cpu]
@@ -176,6 +176,9 @@ def _parting(  # noqa: PLR0913, PLR0917  all that one step goes by
     """Give the vCPU that should leave a core, its pCPU and where to; None when all is well."""
     judged = [levels[cpu] for cpu in board.judged]
     most, least = max(judged), min(judged)
+    # A hair's breadth more is no matter, but where the host would not be balanced any more.
+    gap = most - least
+    widest = gap + min_gain if gap >= span else min(span - 1, gap + min_gain)
     # In the order of their numbers where they are alike.
     weights = {core: load * len(cores[core]) for core, load in sums.items()}
     free = sorted(weights, key=weights.__getitem__)[:4]
@@ -201,7 +204,7 @@ def _parting(  # noqa: PLR0913, PLR0917  all that one step goes by
                         gain >= min_gain
                         and board.allowed[vcpu] >> target & 1
                         and then[1] <= levels[cpu] + slack
-                        and max(most, *then) - min(least, *then) <= most - least + slack
+                        and max(most, *then) - min(least, *then) <= (widest if moves else gap)
                         and (best is None or (moves, gain, -vcpu) > (*best[:2], -best[2]))
                     ):
                         best = moves, gain, vcpu, cpu, target
@@ -211,24 +214,32 @@ def _parting(  # noqa: PLR0913, PLR0917  all that one step goes by
 
 
 def _cores(board: Board) -> dict[int, list[int]]:
-    """Give the judged pCPUs of each core that has several."""
-    found: defaultdict[int, list[int]] = defaultdict(list)
+    """Give the pCPUs of each core that has several; not of one of which not all are judged.
+
+    What such a pCPU really does is not known, so it is not known either whether its core idles.
+    """
+    judged: defaultdict[int, list[int]] = defaultdict(list)
     for cpu in board.judged:
         core = board.sites[cpu].core
         if core is not None:
-            found[core].append(cpu)
-    if all(len(cpus) == 1 for cpus in found.values()):
-        return {}
-    return dict(found)
+            judged[core].append(cpu)
+    threads = Counter(site.core for site in board.sites)
+    found = {core: cpus for core, cpus in judged.items() if len(cpus) == threads[core]}
+    return found if any(len(cpus) > 1 for cpus in found.values()) else {}
 
 
 def cost(board: Board, vcpu: int, cpu: int) -> int:
-    """Give how far a vCPU is from where it was, or from its memory if that is further."""
+    """Give how far a vCPU is from where it was, 0 to 4; 4 more where it is off its memory."""
     memory_node = board.vcpus[vcpu].memory_node
     far = distance(board.sites[board.home[vcpu]], board.sites[cpu])
     if memory_node is None:
         return far
-    return ACROSS if board.sites[cpu].node != memory_node else min(far, NODE)
+    return ACROSS + far if board.sites[cpu].node != memory_node else min(far, NODE)
+
+
+def stretch(board: Board, vcpu: int, cpu: int) -> int:
+    """Give how far a move takes a vCPU: one that is off its memory leaves nothing there."""
+    return min(cost(board, vcpu, cpu), distance(board.sites[board.home[vcpu]], board.sites[cpu]))
 
 
 class _Around:
@@ -251,10 +262,12 @@ class _Around:
         """Give the same, the nearest first, and then again among all."""
         site = self._board.sites[self._board.home[vcpu]]
         memory_node = self._board.vcpus[vcpu].memory_node
-        if memory_node not in {None, site.node} and far == ACROSS:
-            return [self._by_node[memory_node]]
         beside = self._by_cache[site.node, site.cache]
-        return [beside, self._by_node[site.node]] if far == ACROSS else [beside]
+        node = self._by_node[site.node]
+        if memory_node not in {None, site.node} and far >= ACROSS:
+            there = self._by_node[memory_node]
+            return [there, there + (node if far % ACROSS == 0 else beside)]
+        return [beside, node] if far >= ACROSS else [beside]
 
 
 def _guests(board: Board, place: Sequence[int]) -> Counter[tuple[str, int]]:

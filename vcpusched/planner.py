@@ -302,10 +302,15 @@ def _looks(board: Board, policy: Policy) -> list[Board]:
         if place == now.home:
             break
         tidied = keep_apart(now, place, policy.balance_threshold_ppm)
-        now = now.moved(tidied if Apart.of(now).holds(tidied) else place)
-        before, levels = levels, now.levels(now.base)
-        if not _is_better(board, before, levels):
+        found = now.moved(tidied if Apart.of(now).holds(tidied) else place)
+        then = found.levels(found.base)
+        if list(tidied) != list(place) and not _is_better(board, levels, then):
+            # The water did not flow as it was taken to.
+            found = now.moved(place)
+            then = found.levels(found.base)
+        if not _is_better(board, levels, then):
             break  # what is helpless differs from look to look, so this could go round in circles
+        now, levels = found, then
         looks.append(now)
     return looks
 
