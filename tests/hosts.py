@@ -149,7 +149,8 @@ class MemoryHost:
 
     `wants` gives the usage of each guest, `cpus` its affinity, `definitions` its definition, and
     `host_wants` what each pCPU runs besides, with guests that are bound, and `set_aside` the pCPUs
-    that the kernel keeps free. `on_pin` is called before a pin and may raise what libvirt would.
+    that the kernel keeps free. `on_pin` is called before a pin and may raise what libvirt would,
+    as may `on_mark` and `on_read` before a mark and before an affinity is read.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class MemoryHost:
         self.definitions_read = 0
         self._on_pin = on_pin
         self.on_mark: Callable[[str], None] = lambda _name: None
+        self.on_read: Callable[[str], None] = lambda _name: None
 
     def pass_time(self, seconds: float = 1.0) -> None:
         """Let every guest run for a while."""
@@ -220,6 +222,7 @@ class MemoryHost:
 
     def affinity(self, vcpu: VcpuId) -> CpuSet:
         """Give what a guest may use."""
+        self.on_read(vcpu.uuid)
         if vcpu.uuid not in self.wants:
             raise VanishedError("the domain is not running any more")
         return self.cpus[vcpu.uuid]

@@ -376,6 +376,67 @@ def test_a_pin_between_the_sample_and_ours(tmp_path: Path) -> None:
     assert [one.change for one in changes] == [Change.PINNED]
 
 
+def test_a_pin_while_its_pcpu_is_offline(tmp_path: Path) -> None:
+    """The kernel lets a vCPU run elsewhere, which the ledger does not take over; that is no hand.
+
+    It can be pinned, and what we pinned be given back.
+    """
+    host, kept, changes = lone(tmp_path, "3")
+    host.online, host.cpus["g"] = CpuSet.of([0, 1, 2]), CpuSet.of([0, 1, 2])
+    reading(kept, host, "g")
+    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    assert str(host.cpus["g"]) == "1"
+
+    other = MemoryHost(2, {"g": 0.5}, {"g": "0-1"})
+    kept = keeper(other, tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    reading(kept, other, "g")
+    kept.pin(vcpu(other, "g"), CpuSet.of([1]))
+    reading(kept, other, "g")
+    other.online, other.cpus["g"] = CpuSet.of([0]), CpuSet.of([0])
+    reading(kept, other, "g")
+    assert [one.why_not for one in kept.restore()] == [""]
+    assert changes == []
+
+
+def test_a_pin_between_the_sample_and_another_reset(tmp_path: Path) -> None:
+    """Two pins were undone; while the first is made again a person pins the second: it is held."""
+    host, kept, _scheduler, _name, changes = balanced(tmp_path)
+    first, second = sorted(name for name, _cpus in host.pins)
+    for name in (first, second):
+        host.cpus[name] = CpuSet.of([0, 1])
+    host.on_read = lambda name: (
+        host.cpus.update({second: CpuSet.of([0])}) if name == first else None
+    )
+    kept.sample(NO_CPUS)
+    assert [one.change for one in changes] == [Change.RESET]
+    host.definitions[second] = dataclasses.replace(
+        host.definitions[second], booked={0: CpuSet.of([0])}
+    )
+    assert "another hand pinned it to pCPU 0" in reading(kept, host, second).held
+
+
+def test_resets_that_were_not_tried_do_not_count(tmp_path: Path) -> None:
+    """The connection breaks at the first of two again and again: the second is not given up."""
+    host, kept, _scheduler, _name, changes = balanced(tmp_path)
+    first, second = sorted(name for name, _cpus in host.pins)
+
+    def lose(name: str) -> None:
+        if name == first:
+            raise ConnectionLostError("gone")
+
+    for _ in range(5):
+        host.cpus |= dict.fromkeys((first, second), CpuSet.of([0, 1]))
+        host.on_read = lose
+        host.pass_time()
+        with pytest.raises(ConnectionLostError):
+            kept.sample(NO_CPUS)
+    host.on_read = lambda _name: None
+    assert not reading(kept, host, second).held
+    assert [one.change for one in changes] == [Change.RESET] * 2
+    assert {str(host.cpus[name]) for name in (first, second)} == {"1"}
+
+
 def test_a_restore_after_another_hands_pin(tmp_path: Path) -> None:
     """What it pinned since the last sample stays; what the kernel undid was nobody's wish."""
     host = MemoryHost(4, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))

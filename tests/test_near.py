@@ -227,6 +227,18 @@ def test_who_is_off_its_memory_may_move_beside() -> None:
     assert told(plan(dataclasses.replace(drawn, vcpus=there), policy)) == ["g1: 3 to 2"]
 
 
+def test_a_move_home_to_memory_is_not_made_one_beside_instead() -> None:
+    """{20 12} {12} {30} {25} | {25} {25} {35} {10}, all memory on the second node.
+
+    The 12 of pCPU 0 would go to the last pCPU, to its memory, and that does not pay. To go beside
+    instead would leave it as far from its memory as it is.
+    """
+    loads = ([20, 12], [12], [30], [25], [25], [25], [35], [10])
+    drawn = on(machine(8), host(*loads))
+    there = tuple(dataclasses.replace(vcpu, memory_node=1) for vcpu in drawn.vcpus)
+    assert told(plan(dataclasses.replace(drawn, vcpus=there), Policy(steps_max=2000))) == []
+
+
 def test_an_unsettled_sibling_is_no_idle_core() -> None:
     """{15 | 50} {0 | ?}: what the last thread does is not known, so its core may be busy."""
     drawn = on(machine(4, 2, 4), host([15], [50], [], []))

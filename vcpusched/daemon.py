@@ -142,6 +142,7 @@ class _Daemon:
         self._restoring_since_s: float | None = None
         self._gives_all_back = False
         self._progress_s = now_s
+        self._may_reconnect = False
         service = Service(
             pid=os.getpid(), started_at_s=time.time(), uri="", period_s=0, threshold_ppm=0
         )
@@ -201,6 +202,7 @@ class _Daemon:
         else:
             journal.notify("STOPPING=1", "STATUS=Giving original affinities back")
             self._restoring_since_s = self._progress_s = time.monotonic()
+            self._may_reconnect = True
 
     def _is_restoring(self, now_s: float) -> bool:
         if self._restoring_since_s is None:
@@ -342,7 +344,7 @@ class _Daemon:
         elif isinstance(outcome, Changed):
             self._say.changed(outcome)
         elif isinstance(outcome, GivenBack):
-            self._progress_s = time.monotonic()
+            self._progress_s, self._may_reconnect = time.monotonic(), True
             self._say.given_back(outcome)
 
     def _on_outcome(self, outcome: Outcome, now_s: float) -> None:
@@ -387,8 +389,9 @@ class _Daemon:
         self._next_check_s = now_s + CHECK_S
 
     def _on_lost(self, why: str, now_s: float, *, denied: bool = False) -> None:
-        if self._state is _State.SERVING:
-            self._progress_s = now_s  # a stop that was at work may find libvirt again
+        if self._may_reconnect and self._state is not _State.CONNECTING:
+            # A stop that was at work may find libvirt again, but not for ever and ever.
+            self._progress_s, self._may_reconnect = now_s, False
         self._state = _State.WAITING
         self._desk.fail(exits.UNAVAILABLE, f"libvirt: {printable(why, 300)}")
         delay_s = RETRY_DENIED_S if denied else min(RETRY_S, self._settings.period)

@@ -119,6 +119,7 @@ class Keeper:
         self._saved_ns: int | None = None
         self._online = CpuSet()
         self._again_ns: dict[DomainUuid, int] = {}
+        self._seen: dict[tuple[DomainUuid, int], CpuSet] = {}
 
     def sample(self, crowded: CpuSet) -> Sample:
         """Read the host, and mark which affinities are ours and which vCPUs are held."""
@@ -139,9 +140,6 @@ class Keeper:
         record = before.record(vcpu)
         if record is None:
             raise VanishedError("the vCPU was not in the last sample")
-        # Others act while it is planned and pinned, too; the next sample tells what they did.
-        if self._hypervisor.affinity(vcpu) not in self._known(record):
-            raise VanishedError("its affinity was changed by another hand just now")
         self._save(before.intending(vcpu, cpus))
         try:
             self._marks.before_pin(vcpu, self._book.ledger.entries[vcpu.uuid])
@@ -151,7 +149,7 @@ class Keeper:
             self._is_due = True
             raise
         try:
-            self._hypervisor.pin(vcpu, cpus)
+            self._pin_as_known(vcpu, cpus, record)
         except (BusyError, PermissionDeniedError, VanishedError):
             # Or another hand's pin to the same pCPU would be taken for this one, however late.
             self._book.note(before.marking(vcpu.uuid, marked=True))
@@ -265,22 +263,36 @@ class Keeper:
         self._book.note(self._book.ledger.made(vcpu))
         return given
 
-    def _known(self, record: Record) -> tuple[CpuSet, CpuSet]:
-        """Give where a vCPU should be, by all that is known: where it was, or where it was sent."""
-        left = record.affinity & self._online
-        return left, left if record.pending is None else record.pending & self._online
+    def _pin_as_known(self, vcpu: VcpuId, cpus: CpuSet, record: Record) -> None:
+        """Pin a vCPU that no other hand has changed while it was planned and marked."""
+        if self._by_another_hand(vcpu, record) is not None:
+            # The next sample tells.
+            raise VanishedError("its affinity was changed by another hand just now")
+        self._hypervisor.pin(vcpu, cpus)
+
+    def _by_another_hand(self, vcpu: VcpuId, record: Record) -> CpuSet | None:
+        """Give a vCPU's affinity if it is neither as it was seen nor where it was sent since.
+
+        Raises a `HypervisorError`.
+        """
+        now = self._hypervisor.affinity(vcpu)
+        sent = record.affinity if record.pending is None else record.pending
+        # Where pCPUs are offline what was seen differs from all that is known.
+        seen = self._seen.get((vcpu.uuid, vcpu.vcpu))
+        is_known = now in {seen, record.affinity & self._online, sent & self._online}
+        return None if is_known else now
 
     def _why_not(self, vcpu: VcpuId, record: Record) -> str:
-        """Say why a vCPU must not be given back: a person pinned it since the last sample."""
+        """Say why a vCPU must not be given back: a person pinned it since it was seen."""
         try:
-            now = self._hypervisor.affinity(vcpu)
+            found = self._by_another_hand(vcpu, record)
         except ConnectionLostError:
             raise
         except HypervisorError:
             return ""  # the pin will tell
-        if len(now) > 1 or now in self._known(record):
-            return ""
-        return f"another hand has just pinned it to pCPU {now}"
+        # What is wider is what the kernel made of it.
+        is_pin = found is not None and len(found) == 1
+        return f"another hand has just pinned it to pCPU {found}" if is_pin else ""
 
     def _save(self, ledger: Ledger) -> None:
         try:
@@ -307,6 +319,11 @@ class Keeper:
             if changed.change is not Change.RESET:
                 self._on_change(changed)
         now_ns = max((domain.at_ns for domain in sample.domains), default=0)
+        self._seen = {
+            (domain.uuid, reading.vcpu): reading.affinity
+            for domain in sample.domains
+            for reading in domain.vcpus
+        }
         self._see(sample, now_ns)
         if self._saved_ns is None:
             self._saved_ns = now_ns
@@ -315,9 +332,14 @@ class Keeper:
             # Before anything else is done, in the middle of which we might be killed.
             self._saved_ns = now_ns
             self.settle()
-        for changed in changes:
-            if changed.change is Change.RESET:
+        resets = [changed for changed in changes if changed.change is Change.RESET]
+        for number, changed in enumerate(resets):
+            try:
                 self._pin_again(changed, now_ns)
+            except ConnectionLostError:
+                for left in resets[number:]:
+                    self._book.note(self._book.ledger.not_reset(left.vcpu))
+                raise
         if self._acts and not self.rests:
             self._tidy()
         return replace(sample, domains=tuple(self._marked(domain) for domain in sample.domains))
@@ -352,23 +374,22 @@ class Keeper:
         return books
 
     def _pin_again(self, changed: Changed, now_ns: int) -> None:
-        """Make a pin again that the kernel undid, and tell; later where it is refused now."""
+        """Make a pin again that the kernel undid, and tell; not where it changes or refuses now."""
         vcpu = changed.vcpu
         record = self._book.ledger.record(vcpu)
         if record is None:
             return
         if now_ns >= self._again_ns.get(vcpu.uuid, now_ns):
             try:
-                self._hypervisor.pin(vcpu, record.affinity & self._online)
+                if self._hypervisor.affinity(vcpu) == changed.to_cpus:
+                    self._hypervisor.pin(vcpu, record.affinity & self._online)
+                    self._again_ns.pop(vcpu.uuid, None)
+                    self._on_change(changed)
+                    return
             except ConnectionLostError:
-                self._book.note(self._book.ledger.not_reset(vcpu))
                 raise
             except HypervisorError:
                 self._again_ns[vcpu.uuid] = now_ns + AGAIN_NS
-            else:
-                self._again_ns.pop(vcpu.uuid, None)
-                self._on_change(changed)
-                return
         # The next sample finds it undone once more: it counts when it was made.
         self._book.note(self._book.ledger.not_reset(vcpu))
 

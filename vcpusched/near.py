@@ -97,13 +97,13 @@ def worth_going(
     by_size = sorted(moved(board.home, place), key=lambda vcpu: (board.loads[vcpu], vcpu))
     for vcpu in by_size:
         home, target, size = board.home[vcpu], now[vcpu], board.loads[vcpu]
-        far = stretch(board, vcpu, target)
-        if far <= CACHE:
+        far, way = cost(board, vcpu, target), stretch(board, vcpu, target)
+        if way <= CACHE:
             continue
         if board.sites[home].capacity_ppm < min(size, board.sites[target].capacity_ppm):
             continue  # a misfit went for what it gets there
         leaving = outside(levels[home] + size) - outside(levels[home])
-        if leaving + outside(levels[target] - size) - outside(levels[target]) >= gains.at(far):
+        if leaving + outside(levels[target] - size) - outside(levels[target]) >= gains.at(way):
             continue
         guest = board.vcpus[vcpu].id.uuid
         levels[target] -= size
@@ -116,8 +116,9 @@ def worth_going(
                 if levels[cpu] <= levels[home]
                 and board.allowed[vcpu] >> cpu & 1
                 and cpu != home
-                and (then := stretch(board, vcpu, cpu)) < far
-                and leaving + outside(levels[cpu]) - outside(levels[cpu] + size) >= gains.at(then)
+                and (then := cost(board, vcpu, cpu)) < far
+                and leaving + outside(levels[cpu]) - outside(levels[cpu] + size)
+                >= gains.at(stretch(board, vcpu, cpu))
                 and not _is_weaker(board, cpu, target)
                 and not guests[guest, cpu]
             )
