@@ -15,6 +15,7 @@ from vcpusched.unit import is_restart, is_restarting, own_unit
         ),
         ("0::/system.slice/system-getty.slice/getty@tty1.service", "getty@tty1.service"),
         ("0::/machine.slice/vcpusched.service", "vcpusched.service"),
+        ("9:name=systemd:/\n0::/system.slice/vcpusched.service", "vcpusched.service"),
         ("0::/user.slice/user-0.slice/session-3.scope\n", None),
         ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/a.service", None),
         ("0::/../../system.slice/vcpusched.service", None),

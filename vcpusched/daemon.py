@@ -67,6 +67,9 @@ s), shorter than the unit's TimeoutStopSec=60, which it extends for as long as i
 STOP_CONNECT_PATIENCE_S: Final = 10.0
 """How long a stop waits for a libvirt that does not answer."""
 
+STOP_RECONNECT_S: Final = 5.0
+"""What of that is left at least to a stop that loses libvirt while it gives back."""
+
 REQUESTS_S: Final = 0.5
 
 ABANDONED_MAX: Final = 4
@@ -390,8 +393,9 @@ class _Daemon:
 
     def _on_lost(self, why: str, now_s: float, *, denied: bool = False) -> None:
         if self._may_reconnect and self._state is not _State.CONNECTING:
-            # A stop that was at work may find libvirt again, but not for ever and ever.
-            self._progress_s, self._may_reconnect = now_s, False
+            # One that was just restarted is soon found again; this is not for ever and ever.
+            least_s = now_s - STOP_CONNECT_PATIENCE_S + STOP_RECONNECT_S
+            self._progress_s, self._may_reconnect = max(self._progress_s, least_s), False
         self._state = _State.WAITING
         self._desk.fail(exits.UNAVAILABLE, f"libvirt: {printable(why, 300)}")
         delay_s = RETRY_DENIED_S if denied else min(RETRY_S, self._settings.period)

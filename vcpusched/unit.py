@@ -21,8 +21,9 @@ def own_unit(cgroups: str) -> str | None:
         _number, controllers, path = [*line.split(":", 2), "", ""][:3]
         parts = path.strip("/").split("/")
         # It may have been put into any slice but the users'; ".." is another machine's view.
-        if controllers in {"", "name=systemd"} and parts[0] not in {"user.slice", ".."}:
-            return parts[-1] if parts[-1].endswith(".service") else None
+        is_systemds = controllers in {"", "name=systemd"} and parts[0] not in {"user.slice", ".."}
+        if is_systemds and parts[-1].endswith(".service"):
+            return parts[-1]
     return None
 
 
