@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -301,39 +302,40 @@ def ask_its_monitor(uri: str, uuid: str) -> None:
     connection.close()
 
 
-def test_a_pause(lab: Lab) -> None:
-    """Begun by the verb: nothing is pinned, also by the next run, until the time is over."""
+@contextlib.contextmanager
+def paused(lab: Lab, *args: str) -> Iterator[Service]:
+    """Have a host that is out of balance, a run that was paused and killed, and the next one."""
     crowd(lab)
     with running(lab, "0.5") as first:
         first.wait("its directory", first.run_directory.exists)
         assert first.ask("pause").returncode == 0
         first.process.kill()
         first.process.wait()
-        with first.succeeded(lab.uri, "0.5") as service:
-            service.wait("a plan", lambda: bool((service.state.get("plan") or {}).get("moves")))
-            service.wait_cycles(6)
-            assert service.state["pins"] == 0
-            assert service.status.startswith('Paused until "vcpusched resume". Unbalanced, gap')
-            assert service.ask("status").returncode == 0
-            assert len(service.lines("nothing is pinned")) == 1
-            assert service.ask("pause", "--for", "3s").returncode == 0
-            pinned(service, 2)
-            assert len(service.lines("Resumed")) == 1
-            assert are_all_on_0(lab) is False
+        with first.succeeded(lab.uri, "0.5", *args) as service:
+            yield service
+
+
+def test_a_pause(lab: Lab) -> None:
+    """Begun by the verb: nothing is pinned, also by the next run, until the time is over."""
+    with paused(lab) as service:
+        service.wait("a plan", lambda: bool((service.state.get("plan") or {}).get("moves")))
+        service.wait_cycles(6)
+        assert service.state["pins"] == 0
+        assert service.status.startswith('Paused until "vcpusched resume". Unbalanced, gap')
+        assert service.ask("status").returncode == 0
+        assert len(service.lines("nothing is pinned")) == 1
+        assert service.ask("pause", "--for", "3s").returncode == 0
+        pinned(service, 2)
+        assert len(service.lines("Resumed")) == 1
+        assert are_all_on_0(lab) is False
 
 
 def test_one_decision_while_paused(lab: Lab) -> None:
     """`run --once` plans, says that it is paused, and ends without a pin."""
-    crowd(lab)
-    with running(lab, "0.5") as first:
-        first.wait("its directory", first.run_directory.exists)
-        assert first.ask("pause").returncode == 0
-        first.process.kill()
-        first.process.wait()
-        with first.succeeded(lab.uri, "0.5", "--once") as service:
-            assert service.process.wait(30) == 0
-            assert service.lines('Paused until "vcpusched resume". Unbalanced, gap')
-            assert not service.lines("Pinned")
+    with paused(lab, "--once") as service:
+        assert service.process.wait(30) == 0
+        assert service.lines('Paused until "vcpusched resume". Unbalanced, gap')
+        assert not service.lines("Pinned")
     assert are_all_on_0(lab)
 
 
