@@ -2,7 +2,8 @@
 
 And where they are read again: journald is the only store there is.
 
-Rule: the only import of `systemd`.
+Rule: the only import of `systemd`, and only where it is used: who was not started by systemd needs
+no binding of it.
 """
 
 import contextlib
@@ -12,8 +13,6 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol, TextIO
-
-from systemd import daemon, journal
 
 from vcpusched.history import Told
 from vcpusched.report import Entry, Priority
@@ -33,6 +32,8 @@ class JournalLog:
 
     def write(self, entry: Entry) -> None:
         """Send one entry."""
+        from systemd import journal
+
         # A journald that is gone, or starts just now, is no reason to stop balancing.
         with contextlib.suppress(OSError):
             journal.send(
@@ -71,6 +72,10 @@ def choose_log() -> Log:
 
 def notify(*assignments: str) -> None:
     """Tell systemd, as sd_notify(3) describes; does nothing where systemd did not start us."""
+    if "NOTIFY_SOCKET" not in os.environ:
+        return
+    from systemd import daemon
+
     with contextlib.suppress(OSError):  # a socket that is gone is systemd's matter
         daemon.notify("\n".join(assignments))
 
@@ -101,6 +106,8 @@ def past(
     From the journal of this host, or from the files in `directory`. Raises UnreadableError, and
     OSError for a journal that is damaged.
     """
+    from systemd import journal
+
     found = False
     with journal.Reader(
         path=None if directory is None else str(directory),
@@ -122,6 +129,8 @@ def past(
 
 
 def _is_system_readable() -> bool:
+    from systemd import journal
+
     with journal.Reader(flags=journal.SYSTEM) as reader:
         return bool(reader.get_usage())
 
