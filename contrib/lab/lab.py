@@ -45,7 +45,8 @@ class Lab:
 
     All of it lives in `directory` (absent or empty, at most 38 characters, gone after `close`; by
     default a new one in memory) and runs as `user` (by default the caller, or nobody for root).
-    `domain_type` is "qemu" for emulated guests or "kvm".
+    `domain_type` is "qemu" for emulated guests or "kvm". What libvirt learns of the emulator stays
+    in the directory `cache`, for the labs that are given the same one after this.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Lab:
         user: str | None = None,
         *,
         domain_type: str = "qemu",
+        cache: Path | None = None,
     ) -> None:
         privileged = os.geteuid() == 0
         name = user or (UNPRIVILEGED if privileged else pwd.getpwuid(os.geteuid()).pw_name)
@@ -70,6 +72,7 @@ class Lab:
         self._daemon_program = daemon
         self._emulator = emulator
         self._domain_type = domain_type
+        self._cache = cache
         self._privileged = privileged
         self._given_directory = directory
         self._directory: Path | None = None
@@ -111,7 +114,7 @@ class Lab:
             "TMPDIR": str(self.directory / "temporary"),
             "XDG_RUNTIME_DIR": str(self.directory / "run"),
             "XDG_CONFIG_HOME": str(self.directory / "config"),
-            "XDG_CACHE_HOME": str(self.directory / "cache"),
+            "XDG_CACHE_HOME": str(self._cache or self.directory / "cache"),
             "XDG_DATA_HOME": str(self.directory / "data"),
             "LIBVIRT_DEFAULT_URI": self.uri,
         }
@@ -279,7 +282,8 @@ class Lab:
         conf = QEMU_CONF.format(memory=directory / "memory")
         (directory / "config/libvirt/qemu.conf").write_text(conf)
         if self._privileged:
-            for path in (directory, *directory.rglob("*")):
+            shared = [] if self._cache is None else [self._cache]
+            for path in (directory, *directory.rglob("*"), *shared):
                 os.chown(path, self._account.pw_uid, self._account.pw_gid)
         (directory / "run").chmod(0o700)
         reach = self.command(["test", "-w", str(directory / "home")])
