@@ -116,7 +116,7 @@ def test_from_the_service_to_the_dashboard(lab: Lab, tmp_path: Path) -> None:
     Then libvirtd goes: the alert that says so waits for its five minutes.
     """
     for index in range(4):
-        lab.add_guest(f"g{index}", [0.4], pin=0)
+        lab.add_guest(f"g{index}", [0.06], pin=0)
     with prometheus(tmp_path) as watching:
         variables = {
             "VCPUSCHED_METRICS_FILE": str(watching.metrics / "vcpusched.prom"),
@@ -124,7 +124,7 @@ def test_from_the_service_to_the_dashboard(lab: Lab, tmp_path: Path) -> None:
             "VCPUSCHED_SETTLE": "0",
         }
         with running(lab, "1", **variables) as service:
-            service.wait("a plan", lambda: service.state.get("pins", 0) > 0)
+            service.wait("a plan", lambda: service.pins > 0)
             service.wait(
                 "the pins in Prometheus",
                 lambda: watching.knows('vcpusched_pin_changes_total{reason="balance"} > 0'),

@@ -7,15 +7,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import libvirt
-import pytest
 from lab import Guest, Lab
-from service import Service, rests, running, wait_for
+from service import Service, running, wait_for
 
-Figure = Callable[[str], None]
+JOB_LIMIT_S = 30
+"""For so long libvirt waits for a domain's job."""
 
 
 def definitions(lab: Lab) -> dict[str, str]:
@@ -34,32 +33,28 @@ def places(lab: Lab) -> dict[str, frozenset[int]]:
 def test_all_on_one_pcpu(lab: Lab) -> None:
     """Four equal guests bound to pCPU 0 of 2: one plan, exactly two pins, then stillness."""
     for index in range(4):
-        lab.add_guest(f"g{index}", [0.35], pin=0)
+        lab.add_guest(f"g{index}", [0.06], pin=0)
     before = definitions(lab)
-    with running(lab, "1") as service:
-        service.wait("balanced", lambda: service.state.get("pins", 0) > 0)
+    with running(lab, "0.5") as service:
+        service.wait("balanced", lambda: service.pins > 0)
         service.wait_cycles(2)
-        assert service.state["pins"] == 2
+        assert service.pins == 2
         assert len(service.lines("Pinned vCPU 0 of g")) == 2
         (plan,) = service.lines("Balanced the host with 2 pins")
         assert re.search(r"[0-9] points? as planned", plan)
-        service.wait_cycles(20)
-        assert service.state["pins"] == 2
-        assert service.status.startswith("Balanced, gap ")
+        service.wait_cycles(10)
+        assert service.pins == 2
+        assert service.is_balanced()
         assert sorted(map(sorted, places(lab).values())) == [[0], [0], [1], [1]]
-        loads = dict.fromkeys((0, 1), 0.0)
-        for vcpu in service.state["snapshot"]["vcpus"]:
-            loads[int(vcpu["cpus"])] += vcpu["load"]
-        assert abs(loads[0] - loads[1]) < 0.1
     assert definitions(lab) == before
 
 
 def test_a_lone_hog_stays(lab: Lab) -> None:
     """One busy guest bound to pCPU 0 of 2: the gap is whole, and moving it would be for nothing."""
-    lab.add_guest("hog", [1.0], pin=0)
+    lab.add_guest("hog", [0.3], pin=0)
     with running(lab, "0.5") as service:
-        service.wait_cycles(12)
-        assert service.state["pins"] == 0
+        service.wait_cycles(8)
+        assert service.pins == 0
         assert service.state["plan"]["stop"] == "no_gain"
         assert service.status.startswith("Unbalanced at rest (no move pays), gap ")
 
@@ -67,24 +62,24 @@ def test_a_lone_hog_stays(lab: Lab) -> None:
 def test_the_definition_is_never_left(lab: Lab) -> None:
     """Guests whose definition allows only pCPU 0 stay there; the free one goes."""
     for index in range(2):
-        lab.add_guest(f"held{index}", [0.3], pin=0, cpuset="0")
-    lab.add_guest("free", [0.3], pin=0)
+        lab.add_guest(f"held{index}", [0.06], pin=0, cpuset="0")
+    lab.add_guest("free", [0.1], pin=0)
     with running(lab, "0.5") as service:
-        service.wait("balanced", lambda: service.state.get("pins", 0) > 0)
+        service.wait("balanced", lambda: service.pins > 0)
         service.wait_cycles(6)
-        assert service.state["pins"] == 1
+        assert service.pins == 1
     assert places(lab) == {"held0": {0}, "held1": {0}, "free": {1}}
 
 
 def test_a_transient_guest(lab: Lab) -> None:
     """Without a persistent definition the live one, as first seen, stands in."""
-    lab.add_guest("stays", [0.3], pin=0)
-    lab.add_guest("transient", [0.3], persistent=False)
+    lab.add_guest("stays", [0.08], pin=0)
+    lab.add_guest("transient", [0.08], persistent=False)
     lab.guests["transient"].pin(0)
     with running(lab, "0.5") as service:
         # Its live definition, read when it is first seen, has the pin to pCPU 0 in it: that is all
         # that is known of where it may go, so the other one moves.
-        service.wait("balanced", lambda: service.state.get("pins", 0) > 0)
+        service.wait("balanced", lambda: service.pins > 0)
         service.wait_cycles(4)
     assert places(lab) == {"stays": {1}, "transient": {0}}
 
@@ -92,11 +87,11 @@ def test_a_transient_guest(lab: Lab) -> None:
 def test_a_dry_run_changes_nothing(lab: Lab) -> None:
     """It tells what it would do, once, over a read-only connection, and pins nothing."""
     for index in range(2):
-        lab.add_guest(f"g{index}", [0.3], pin=0)
+        lab.add_guest(f"g{index}", [0.08], pin=0)
     with running(lab, "0.5", "--dry-run") as service:
         service.wait("a plan", lambda: bool(service.lines("Dry run: would pin")))
         service.wait_cycles(6)
-        assert service.state["pins"] == 0
+        assert service.pins == 0
         assert not service.lines("Pinned")
         assert len(service.lines("Dry run: would pin")) == 1
         assert service.status.startswith("Dry run. Unbalanced")
@@ -106,7 +101,7 @@ def test_a_dry_run_changes_nothing(lab: Lab) -> None:
 def test_one_decision(lab: Lab) -> None:
     """`run --once` confirms, acts, and ends; on the balanced host it ends without a pin."""
     for index in range(2):
-        lab.add_guest(f"g{index}", [0.3], pin=0)
+        lab.add_guest(f"g{index}", [0.08], pin=0)
     with running(lab, "0.5", "--once") as service:
         assert service.process.wait(30) == 0
         assert len(service.lines("Pinned")) == 1
@@ -130,7 +125,7 @@ def test_waits_for_guests(lab: Lab) -> None:
     """Without guests the service waits; a guest that starts is seen."""
     with running(lab, "0.5") as service:
         service.wait("idle", lambda: service.status.startswith("No guests"))
-        lab.add_guest("new", [0.2])
+        lab.add_guest("new", [0.05])
         service.wait("seen", lambda: service.state["domains"] == 1)
 
 
@@ -148,7 +143,7 @@ def test_one_daemon_per_host(lab: Lab) -> None:
 def test_status_plan_and_snapshot_beside_the_service(lab: Lab) -> None:
     """They use the running daemon's state and say so; without one they sample a period."""
     for index in range(2):
-        lab.add_guest(f"g{index}", [0.3], pin=index)
+        lab.add_guest(f"g{index}", [0.08], pin=index)
     with running(lab, "0.5") as service:
         service.wait("loads", lambda: service.state.get("snapshot") is not None)
         status = service.ask("status")
@@ -157,16 +152,16 @@ def test_status_plan_and_snapshot_beside_the_service(lab: Lab) -> None:
         assert re.search(r"g0/0 \d+", status.stdout)
         state = json.loads(service.ask("status", "--json").stdout)
         assert (state["health"], state["connected"], state["version"]) == ("healthy", True, 1)
-        assert rests(state)
+        assert service.is_balanced()
         plan = service.ask("plan", VCPUSCHED_URI=lab.uri)
         assert f"running service (process {service.pid})" in plan.stdout
         snapshot = service.ask("snapshot", VCPUSCHED_URI=lab.uri)
         assert {vcpu["domain"] for vcpu in json.loads(snapshot.stdout)["vcpus"]} == {"g0", "g1"}
         service.terminate()
         assert service.ask("status").returncode == 3
-        sampled = service.ask("plan", VCPUSCHED_URI=lab.uri, VCPUSCHED_PERIOD="1")
+        sampled = service.ask("plan", VCPUSCHED_URI=lab.uri, VCPUSCHED_PERIOD="0.5")
         assert sampled.returncode == 0
-        assert "for 1 s, as no service runs" in sampled.stdout
+        assert "for 0.5 s, as no service runs" in sampled.stdout
         file = service.directory / "saved.json"
         saved = service.ask("snapshot", "-o", str(file), VCPUSCHED_URI=lab.uri)
         assert saved.returncode == 0
@@ -176,36 +171,33 @@ def test_status_plan_and_snapshot_beside_the_service(lab: Lab) -> None:
 
 def test_what_systemd_is_told(lab: Lab) -> None:
     """READY, a STATUS that names gap, pins and domains, WATCHDOG between cycles, STOPPING."""
-    lab.add_guest("g", [0.2])
+    lab.add_guest("g", [0.05])
     with running(lab, "3600", WATCHDOG_USEC="600000") as service:
         service.wait_ready()
         service.wait("first cycle", lambda: service.cycle == 1)
-        time.sleep(2)
-        assert (
-            service.notified.count("WATCHDOG=1") >= 5
-        )  # every 0.3 s although the period is an hour
+        # Every 0.3 s although the period is an hour.
+        service.wait("pings", lambda: service.notified.count("WATCHDOG=1") >= 5)
         service.terminate()
         assert "STOPPING=1" in service.notified
     with running(lab, "0.5") as service:
         service.wait("a gap", lambda: "gap" in service.status)
         assert re.fullmatch(
-            r"\w.*, gap \d+ points? \(threshold 10\); 0 pins so far; 1 domain", service.status
+            r"\w.*, gap \d+ points? \(threshold 5\); 0 pins so far; 1 domain", service.status
         )
 
 
 def test_reload(lab: Lab) -> None:
     """SIGHUP puts a changed file in force; a wrong one is told and the old settings stay."""
-    lab.add_guest("g", [0.2])
+    lab.add_guest("g", [0.05])
     with running(lab, VCPUSCHED_LOG_LEVEL="info") as unconfigured:
         file = unconfigured.directory / "my.toml"
         file.write_text("period = 3600\n")
         with running(lab, "--config", str(file)) as service:
             service.wait("first cycle", lambda: service.cycle == 1)
-            file.write_text("period = 0.5\nbalance_threshold = 25\n")
+            file.write_text("period = 0.5\ncooldown = 25\n")
             service.process.send_signal(signal.SIGHUP)
             service.wait_cycles(3)
-            assert service.lines("Reloaded: period = 0.5, balance_threshold = 25.0")
-            assert service.state["balance_threshold"] == 25
+            assert service.lines("Reloaded: period = 0.5, cooldown = 25.0")
             file.write_text("perod = 1\n")
             service.process.send_signal(signal.SIGHUP)
             service.wait("told", lambda: bool(service.lines("Not reloaded", "perod")))
@@ -218,12 +210,12 @@ def test_reload(lab: Lab) -> None:
 
 def test_guests_that_come_go_and_crash(lab: Lab) -> None:
     """Starts, stops, crashes, restarts, added vCPUs at full speed: no crash, no wrong load."""
-    steady = lab.add_guest("steady", [0.3], pin=1)
-    grows = lab.add_guest("grows", [0.02], vcpus_max=9)
+    steady = lab.add_guest("steady", [0.08], pin=1)
+    grows = lab.add_guest("grows", [0.02], vcpus_max=5)
     with running(lab, "0.5", VCPUSCHED_LOG_LEVEL="debug") as service:
         service.wait_cycles(2)
-        for number in range(8):
-            guest = lab.add_guest(f"brief{number}", [0.3], pin=0)
+        for number in range(4):
+            guest = lab.add_guest(f"brief{number}", [0.08], pin=0)
             service.wait_cycles(1)
             if number % 4 == 0:
                 os.kill(guest.pid, signal.SIGKILL)
@@ -234,9 +226,8 @@ def test_guests_that_come_go_and_crash(lab: Lab) -> None:
             grows.domain().setVcpus(2 + number)  # (taking one away needs the guest's help)
             service.wait_cycles(1)
             for vcpu in service.state["snapshot"]["vcpus"]:
-                assert 0 <= vcpu["load"] <= 1
-                if vcpu["domain"] == "steady":
-                    assert vcpu["load"] == pytest.approx(0.3, abs=0.15)
+                # No more than it can run, whatever comes and goes beside it.
+                assert 0 <= vcpu["load"] <= (0.2 if vcpu["domain"] == "steady" else 1)
         assert not service.lines("Traceback")
         assert not service.lines("warning")
         assert service.process.poll() is None
@@ -264,12 +255,11 @@ def pin_count(service: Service) -> int:
 
 def test_no_pin_after_sigterm(lab: Lab) -> None:
     """SIGTERM as soon as the first pin of a plan is told: what comes after stays where it is."""
-    guests: list[Guest] = [lab.add_guest(f"g{index}", [0.08], pin=0) for index in range(10)]
+    guests: list[Guest] = [lab.add_guest(f"g{index}", [0.04], pin=0) for index in range(10)]
     with running(lab, "1", VCPUSCHED_ON_STOP="leave") as service:
         service.wait("the first pin", lambda: pin_count(service) > 0)
-        took_s = service.terminate()
+        service.terminate()
         assert service.process.returncode == 0
-        assert took_s < 1
         moved = sum(guest.affinity(0) == {1} for guest in guests)
         assert moved == pin_count(service)  # each pin that was made is told
         time.sleep(1.5)
@@ -282,14 +272,14 @@ def test_a_pin_that_blocks(lab: Lab) -> None:
     A frozen QEMU answers no monitor command; a call that waits for it keeps the domain's job, so
     that a pin would wait 30 s for it. The service must notice without asking for that job.
     """
-    guests = [lab.add_guest(f"g{index}", [0.3], pin=0) for index in range(2)]
+    guests = [lab.add_guest(f"g{index}", [0.08], pin=0) for index in range(2)]
     with running(lab, "0.5") as service:
         service.wait_cycles(1)
         for guest in guests:
             os.kill(guest.pid, signal.SIGSTOP)
         try:
             service.wait_cycles(4)
-            assert service.terminate() < 1
+            assert service.terminate() < JOB_LIMIT_S / 2
             assert service.process.returncode == 0
         finally:
             for guest in guests:
