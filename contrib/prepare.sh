@@ -17,6 +17,19 @@ system_python() {
   printf '%s\n' "$python"
 }
 
+# Any Python that is new enough, for what needs no bindings.
+quick_python() {
+  local python
+  for python in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do
+    python=$(command -v "$python") || continue
+    if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      printf '%s\n' "$python"
+      return
+    fi
+  done
+  fail "there is no Python 3.11 or newer"
+}
+
 # bring_packages LOG PACKAGE-OF-DEBIAN=PACKAGE-OF-FEDORA ... : installs those that are missing.
 bring_packages() {
   local log=$1 pair missing=()

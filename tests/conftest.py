@@ -1,16 +1,30 @@
-"""What all tests share: a loud word on skips, and the figures that tests measured."""
+"""What all tests share: what a quick run leaves to the full one, and a loud word on skips."""
 
 import signal
-from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import pytest
-from lab import Lab
 
-FIGURES: pytest.StashKey[list[str]] = pytest.StashKey()
+BINDINGS = ("libvirt", "systemd")
+"""PyPI has these as sources only; a full run takes them from the distribution."""
+
+collect_ignore = (
+    []
+    if all(map(find_spec, BINDINGS))
+    else ["test_faults.py", "test_libvirt_host.py", "test_live.py"]
+)
+
+SLOWEST = 15
+"""So many tests are named at the end of each run: that is where its minutes go."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the release of tests/system be chosen."""
+    """Let a part be left to the full run, and the release of tests/system be chosen."""
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help='leave out what is marked "full": long sweeps, and what needs system packages',
+    )
     parser.addoption(
         "--release",
         choices=["bookworm", "trixie"],
@@ -20,48 +34,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare the place for figures, the fixtures of tests/system, and signals."""
-    config.stash[FIGURES] = []
+    """Prepare the fixtures of real guests, and signals."""
+    config.addinivalue_line(
+        "markers", "full: left to the full run, since it takes long or needs system packages"
+    )
+    config.option.durations = config.option.durations or SLOWEST
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # As in the background of a shell: programs that tests start and interrupt inherit it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.pluginmanager.import_plugin("booted")
+    if not collect_ignore:
+        config.pluginmanager.import_plugin("guests")
+        config.pluginmanager.import_plugin("booted")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let a test be tried anew that failed for what it does not test; pytest shows each time.
-
-    One on real guests that ends with DisturbedError, at most twice; one whose emulated machine was
-    lost, once, in another machine.
-    """
-    for item in items:
-        if item.path.parent.name == "integration":
-            again = pytest.mark.flaky(reruns=2, reruns_delay=10, only_rerun=["DisturbedError"])
-            item.add_marker(again)
-        elif item.path.parent.name == "system":
-            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=["MachineLostError"]))
-
-
-@pytest.fixture
-def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Give a function that keeps a measured figure for the summary."""
-    return request.config.stash[FIGURES].append
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """Give a libvirt of its own, removed with all its guests after the test."""
-    with Lab() as opened:
-        yield opened
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave to the full run what is marked so."""
+    if config.option.quick:
+        left = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show the figures that were measured."""
-    figures = terminalreporter.config.stash[FIGURES]
-    if figures:
-        terminalreporter.section("measured")
-        for line in figures:
-            terminalreporter.write_line(line)
+    """Say what a quick run left out."""
+    if terminalreporter.config.option.quick:
+        left = f"{len(terminalreporter.stats.get('deselected', []))} tests"
+        files = f", and the files {' and '.join(collect_ignore)}" if collect_ignore else ""
+        terminalreporter.write_line(f"Left to the full run: {left}{files}, by tests/run.")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

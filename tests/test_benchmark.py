@@ -289,6 +289,7 @@ def test_the_scaling_part(tmp_path: Path) -> None:
     assert pictures.draw_scaling(points, tmp_path)
 
 
+@pytest.mark.full
 def test_the_replay_part(tmp_path: Path) -> None:
     """Traces of both kinds and made-up loads: all competitors want the same; some do not pin."""
     chance = random.Random(5)
@@ -319,6 +320,7 @@ def test_a_folder_without_traces_is_refused(tmp_path: Path) -> None:
         replay.load_sets(tmp_path, replay.QUICK)
 
 
+@pytest.mark.full
 def test_a_short_soak(tmp_path: Path) -> None:
     """A hundredth of the long one: nothing of what must be true is broken."""
     assert soak.soak(1000, 2, tmp_path)

@@ -3,6 +3,8 @@
 import random
 from pathlib import Path
 
+import pytest
+
 from vcpusched.config import Settings
 from vcpusched.keeper import Keeper
 from vcpusched.ledger_file import NAME, Book, LedgerFile
@@ -15,6 +17,7 @@ PERIODS = 1200
 """An hour."""
 
 
+@pytest.mark.full
 def test_a_thousand_guests_in_an_hour(tmp_path: Path) -> None:
     """Each of half a minute to two minutes, bound to a pCPU by chance; 20 run at a time.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from test_metrics import SERVICE, TALLY
 
 from vcpusched import metrics
@@ -41,6 +42,7 @@ def test_it_shows_all_that_is_measured_and_nothing_else() -> None:
     assert shown == written
 
 
+@pytest.mark.full
 def test_prometheus_can_read_it(tmp_path: Path) -> None:
     """Each expression parses, by Prometheus' own tool."""
     rules = [

@@ -246,6 +246,7 @@ def journal_file(directory: Path, entries: Iterable[Told]) -> None:
     )
 
 
+@pytest.mark.full
 def test_a_real_journal(tmp_path: Path) -> None:
     """What is not ours and what is older is not read; fields come as they were written."""
     odd = [
@@ -262,6 +263,7 @@ def test_a_real_journal(tmp_path: Path) -> None:
     assert history.came_of_it(event, NOON_S) == "helped: 4 vCPUs had to wait before"
 
 
+@pytest.mark.full
 def test_no_journal_and_a_damaged_one(tmp_path: Path) -> None:
     """An empty directory holds no entries; a file cut short is read as far as it goes."""
     assert list(journal.past(history.MESSAGE_IDS, 0.0, tmp_path)) == []

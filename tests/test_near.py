@@ -146,6 +146,7 @@ def test_siblings_stay_where_no_core_idles() -> None:
     assert plan(on(machine(4, 1, 4), host([90], [90], [], [])), POLICY).moves == ()
 
 
+@pytest.mark.full
 def test_on_random_machines() -> None:
     """Masks and fixed vCPUs hold, the gap never grows, and it ends.
 

@@ -57,6 +57,7 @@ def run(*command: str, **options: object) -> str:
     return str(done.stdout + done.stderr)
 
 
+@pytest.mark.full
 def test_the_unit_is_right_for_systemd(tmp_path: Path) -> None:
     """`systemd-analyze verify` finds nothing to say; only the program's path is put in place."""
     unit = tmp_path / "vcpusched.service"
@@ -68,6 +69,7 @@ def test_the_unit_is_right_for_systemd(tmp_path: Path) -> None:
     assert [line for line in said.splitlines() if "vcpusched" in line] == []
 
 
+@pytest.mark.full
 def test_the_unit_is_hardened(tmp_path: Path) -> None:
     """The exposure that systemd itself makes out, of at most 10, is at most 1.0."""
     unit = tmp_path / "vcpusched.service"
@@ -93,6 +95,7 @@ def test_the_unit_and_the_code_agree() -> None:
     assert not re.search(r"^(Requires|BindsTo|PartOf|Wants)=", unit, re.MULTILINE)
 
 
+@pytest.mark.full
 def test_the_catalog_explains_every_message(tmp_path: Path) -> None:
     """The journal takes the catalog in, and finds all messages in it by their IDs."""
     catalog = tmp_path / "usr/lib/systemd/catalog"
@@ -107,6 +110,7 @@ def test_the_catalog_explains_every_message(tmp_path: Path) -> None:
         assert "Defined-By: vcpusched" in shown
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("page", ["vcpusched.8", "vcpusched.toml.5"])
 def test_the_man_pages_can_be_read(page: str) -> None:
     """`man` formats them without a warning."""

@@ -139,6 +139,7 @@ def test_a_stop_that_would_never_end(service: Served) -> None:
     assert originals(service) == before == dict.fromkeys(before, "0")
 
 
+@pytest.mark.full
 def test_a_stop_during_a_request_that_would_never_end(service: Served) -> None:
     """Who asked finds no service any more, and no libvirt either: one line, exit status 69."""
     asker = begin_request(service)

@@ -341,6 +341,7 @@ def test_version_and_help() -> None:
         assert f"\n    {verb}" in text
 
 
+@pytest.mark.full
 def test_libvirt_that_is_not_there(tmp_path: Path) -> None:
     """One-shot verbs say so in one line, with exit status 69."""
     uri = f"qemu:///system?socket={tmp_path}/none"
@@ -350,6 +351,7 @@ def test_libvirt_that_is_not_there(tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
+@pytest.mark.full
 def test_restore_without_a_ledger_looks_for_marks(tmp_path: Path) -> None:
     """So it must have a libvirt; who is held only the ledger knows."""
     uri = f"qemu:///system?socket={tmp_path}/none"
@@ -359,6 +361,7 @@ def test_restore_without_a_ledger_looks_for_marks(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "No vCPU is held.\n")
 
 
+@pytest.mark.full
 def test_a_run_directory_that_cannot_be_made() -> None:
     """One line that says what to do, exit status 77."""
     done = vcpusched("run", RUNTIME_DIRECTORY="/proc/vcpusched")
