@@ -2,6 +2,7 @@
 
 import signal
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,9 @@ collect_ignore = (
     if all(map(find_spec, BINDINGS))
     else ["test_faults.py", "test_libvirt_host.py", "test_live.py"]
 )
+
+LEFT: pytest.StashKey[int] = pytest.StashKey()
+"""How many tests a quick run leaves out."""
 
 SLOWEST = 15
 """So many tests are named at the end of each run: that is where its minutes go."""
@@ -50,17 +54,25 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave to the full run what is marked so."""
     if config.option.quick:
-        left = [item for item in items if item.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=left)
+        left = sum(item.get_closest_marker("full") is not None for item in items)
         items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.stash[LEFT] = left
+        if hasattr(config, "workeroutput"):  # that of a worker, on its way to where it is told
+            config.workeroutput["left"] = left
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401  pytest-xdist's
+    """Take what a worker left out: each has collected all tests."""
+    node.config.stash[LEFT] = getattr(node, "workeroutput", {}).get("left", 0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what a quick run left out."""
     if terminalreporter.config.option.quick:
-        left = f"{len(terminalreporter.stats.get('deselected', []))} tests"
-        files = f", and the files {' and '.join(collect_ignore)}" if collect_ignore else ""
-        terminalreporter.write_line(f"Left to the full run: {left}{files}, by tests/run.")
+        left = f"{terminalreporter.config.stash[LEFT]} tests"
+        files = f", and the files {', '.join(collect_ignore)}" if collect_ignore else ""
+        terminalreporter.write_line(f"Left to the full run, tests/run: {left}{files}.")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
