@@ -5,8 +5,8 @@ The answers are in the shape of libvirt-python 9 to 12: tuples of numbers and of
 
 import libvirt
 
-from vcpusched.libvirt_host import LibvirtHost, parse_vcpus
-from vcpusched.model import NO_CPUS, CpuSet
+from vcpusched.libvirt_host import FirstSeen, LibvirtHost, parse_vcpus
+from vcpusched.model import NO_CPUS, CpuSet, Definition, DomainUuid
 
 
 def test_vcpus_with_gaps_in_their_numbers() -> None:
@@ -66,3 +66,42 @@ def test_without_a_topology_the_pcpus_have_their_numbers_only() -> None:
         assert host.sample(NO_CPUS).topology is topology  # and it is not asked every time
     finally:
         host.close()
+
+
+TRANSIENT = """<domain type="test"><name>passing</name>
+<uuid>5e9b2a7c-6c1f-4c55-8f0e-3b7d1f0a9c42</uuid><memory>65536</memory>
+<vcpu cpuset="{}">1</vcpu><os><type>hvm</type></os></domain>"""
+
+
+def sampled(host: LibvirtHost) -> Definition:
+    """Give the definition of the transient domain in a sample."""
+    (found,) = (domain for domain in host.sample(NO_CPUS).domains if domain.name == "passing")
+    return found.definition
+
+
+def test_a_transient_domain_may_go_where_it_might_when_it_was_first_seen() -> None:
+    """A pin is in its live definition, and it has no other: no pin makes its mask narrower.
+
+    Neither when its definition is read anew, nor over the next connection. Once it has ended, it
+    begins anew.
+    """
+    outside = libvirt.open("test:///default")  # all of a process see the same domains
+    domain = outside.createXML(TRANSIENT.format("0,2"))
+    first_seen: FirstSeen = {}
+    host = LibvirtHost.open("test:///default", first_seen=first_seen)
+    try:
+        assert str(sampled(host).allowed[0]) == "0,2"
+        domain.pinVcpu(0, (False, False, True))
+        again = host.definition(DomainUuid(domain.UUIDString()))
+        assert (str(again.booked[0]), str(again.allowed[0])) == ("2", "0,2")
+        host.close()
+        host = LibvirtHost.open("test:///default", first_seen=first_seen)
+        assert str(sampled(host).allowed[0]) == "0,2"
+        domain.destroy()
+        host.sample(NO_CPUS)
+        domain = outside.createXML(TRANSIENT.format("4"))
+        assert str(sampled(host).allowed[0]) == "4"
+    finally:
+        domain.destroy()
+        host.close()
+        outside.close()
