@@ -4,14 +4,27 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hosts import SECOND_NS, MemoryHost
 
 from vcpusched.house import HouseRules
 from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
+from vcpusched.keeper import Keeper
+from vcpusched.ledger_file import Book, LedgerFile
 from vcpusched.load import Measure, Smoothing
-from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, Definition, Host, Sample, Waited
+from vcpusched.model import (
+    ALL_CPUS,
+    NO_CPUS,
+    CpuSet,
+    Definition,
+    DomainUuid,
+    Host,
+    Sample,
+    VcpuId,
+    Waited,
+)
 from vcpusched.planner import Move, Plan, Policy, plan
 from vcpusched.proof import Verdict
 from vcpusched.scheduler import ActOn, Cycle, Rules, Scheduler
@@ -142,6 +155,56 @@ def test_who_was_moved_in_vain_is_left_alone() -> None:
     held = {vcpu.domain: vcpu.why for vcpu in last.vcpus if vcpu.fixed}
     assert held.keys() == {name for name, _ in host.pins}
     assert set(held.values()) == {"moved in vain, so left alone for 5 min more"}
+
+
+def bound_in_vain(directory: Path, elsewhere: float) -> tuple[Stubborn, Keeper]:
+    """Give two guests of 50 % that may use both pCPUs, bound to pCPU 0 by us, and wait half.
+
+    `elsewhere` is how busy the other pCPU is.
+    """
+    names = ["a", "b"]
+    host = Stubborn(2, dict.fromkeys(names, 0.5), dict.fromkeys(names, "0-1"))
+    host.host_wants = {0: 0.0, 1: elsewhere}
+    kept = Keeper(host, Book(LedgerFile(directory)))
+    kept.sample(NO_CPUS)
+    for name in names:
+        kept.pin(VcpuId(DomainUuid(name), host.domain_ids[name], 0), CpuSet.of([0]))
+    host.pins.clear()
+    return host, kept
+
+
+@pytest.mark.parametrize(("elsewhere", "freed"), [(0.0, 2), (0.3, 1), (0.6, 0)])
+def test_those_that_wait_share_the_room_that_they_would_find(
+    elsewhere: float, freed: int, tmp_path: Path
+) -> None:
+    """Each waits half of the time: an idle pCPU has room for both, one of 30 % for one of them."""
+    host, kept = bound_in_vain(tmp_path, elsewhere)
+    scheduler = Scheduler()
+    scheduler.cycle(kept, Rules())
+    host.pass_time()
+    cycle = scheduler.cycle(kept, Rules())
+    assert len(cycle.waits) == 2
+    assert [str(move.to_cpus) for move in cycle.freed] == ["0-1"] * freed
+    assert host.pins == [(move.domain, "0-1") for move in cycle.freed]
+
+
+def test_no_original_is_given_back_that_the_definition_does_not_allow_any_more(
+    tmp_path: Path,
+) -> None:
+    """Edited since they were bound: one that may use pCPU 0 only by now stays there, and is told.
+
+    The other one, of which nothing was edited, goes.
+    """
+    host, kept = bound_in_vain(tmp_path, 0.0)
+    scheduler = Scheduler()
+    scheduler.cycle(kept, Rules())
+    host.pass_time()
+    host.definitions["a"] = Definition({0: CpuSet.of([0])}, booked={0: CpuSet.of([0])})
+    cycle = scheduler.cycle(kept, Rules())
+    assert host.pins == [("b", "0-1")]
+    (failure,) = cycle.failures
+    assert (failure.move.domain, failure.expected) == ("a", True)
+    assert "does not allow that any more" in failure.why
 
 
 def test_one_odd_sample_moves_nothing() -> None:
@@ -401,6 +464,24 @@ def test_a_restarted_guest_is_unknown_for_a_period() -> None:
     host.pass_time()
     run(scheduler, host, 5)
     assert host.pins == []
+
+
+@pytest.mark.parametrize(
+    ("took_s", "unknown_for"),
+    [(0.0, 1), (0.5, 5)],  # 0.5 s of uncertainty are too much for less than 5 s
+)
+def test_a_counter_that_goes_backwards_begins_anew(took_s: float, unknown_for: int) -> None:
+    """The same domain id, since libvirtd, too, was restarted: what was known is another vCPU's.
+
+    It was 80 % and is 20 %; until that is known it has no load at all.
+    """
+    host, scheduler = MemoryHost(1, {"a": 0.8}, {"a": "0"}), Scheduler()
+    host.took_ns = round(took_s * SECOND_NS)
+    run(scheduler, host, 7)
+    host.run_ns["a"], host.wants["a"] = 0, 0.2
+    seen = [run(scheduler, host, 1).host for _ in range(unknown_for + 1)]
+    loads = [[vcpu.load_ppm for vcpu in found.vcpus] for found in seen if found is not None]
+    assert loads == [*[[]] * unknown_for, [200_000]]
 
 
 def test_guests_that_come_and_go() -> None:
