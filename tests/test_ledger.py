@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -225,3 +228,45 @@ def test_who_only_reads_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not ours"):
         book.save(Ledger({DomainUuid("a"): Entry("a", 1, {}, held=True)}))
     assert [found.name for found in tmp_path.iterdir()] == ["affinity.json"]
+
+
+def on_each_fsync(what: Callable[[], None], action: Callable[[], None]) -> None:
+    """Do something, and something else just before each fsync that this makes.
+
+    The interpreter itself tells of each call of its own functions (sys.setprofile).
+    """
+
+    def told(_frame: FrameType, event: str, function: object) -> None:
+        if event == "c_call" and function is os.fsync:
+            action()
+
+    before = sys.getprofile()
+    sys.setprofile(told)
+    try:
+        what()
+    finally:
+        sys.setprofile(before)
+
+
+def test_it_is_on_disk_before_it_is_relied_on(tmp_path: Path) -> None:
+    """First what is in the new file, before it has the name; then the directory, when it has.
+
+    What is synced is what is open there at that time. A crash of the machine shows either text.
+    """
+    book = Book(LedgerFile(tmp_path))
+    book.save(Ledger({DomainUuid("a"): Entry("a", 1, {}, held=True)}))
+    path = tmp_path / "affinity.json"
+    old = path.read_text()
+    seen: list[tuple[str, str, str]] = []
+
+    def look() -> None:
+        links = list(Path("/proc/self/fd").iterdir())  # that which lists them is closed by now
+        opened = [link.readlink() for link in links if os.path.lexists(link)]
+        (synced,) = [found for found in opened if found.is_relative_to(tmp_path)]
+        in_it = "" if synced.is_dir() else synced.read_text()
+        seen.append((synced.name, in_it, path.read_text()))
+
+    on_each_fsync(lambda: book.save(Ledger({DomainUuid("b"): Entry("b", 1, {}, held=True)})), look)
+    new = path.read_text()
+    assert seen == [(f".affinity.json.{os.getpid()}", new, old), (tmp_path.name, "", new)]
+    assert old != new
