@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import stat
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from vcpusched.model import (
 from vcpusched.request import Request, Verb
 from vcpusched.restore import carry_out
 from vcpusched.scheduler import Cycle, Rules, Scheduler
+from vcpusched.worker import Cycled, Worker
 
 
 class Killed(BaseException):
@@ -755,6 +757,57 @@ def test_marks_go_with_their_pins(tmp_path: Path) -> None:
     assert not host.definitions[other].origin
     kept.restore()
     assert not host.definitions[name].origin
+
+
+class Session(MemoryHost):
+    """A host over a connection that never breaks."""
+
+    def is_alive(self) -> bool:
+        """Tell that it stands."""
+        return True
+
+    def close(self) -> None:
+        """Let go of nothing."""
+
+
+def marked_in_vain() -> tuple[Session, list[str]]:
+    """Give a host whose guest bears a mark and has no pin of ours, and whose mark was written."""
+    host = Session(2, {"g": 0.25}, {"g": "0"})
+    known = host.definitions["g"]
+    host.definitions["g"] = dataclasses.replace(known, origin={0: CpuSet.of([0])})
+    written: list[str] = []
+    host.on_mark = written.append
+    return host, written
+
+
+@pytest.mark.parametrize("rests", [Rules(dry_run=True), Rules(paused=True)])
+def test_no_mark_is_touched_in_a_dry_run_or_a_pause(rests: Rules, tmp_path: Path) -> None:
+    """A mark that is to go stays until it is over; as the service runs its cycles."""
+    host, written = marked_in_vain()
+    ended = threading.Semaphore(0)
+    worker = Worker(lambda: host, Book(LedgerFile(tmp_path)), ended.release)
+    worker.connect()
+    assert ended.acquire(timeout=60)
+    worker.take()
+    for rules, marks in ((rests, []), (rests, []), (Rules(), ["g"]), (Rules(), ["g"])):
+        host.pass_time()
+        worker.cycle(rules)
+        assert ended.acquire(timeout=60)
+        assert [type(outcome) for outcome in worker.take()] == [Cycled]
+        assert written == marks
+    assert not host.definitions["g"].origin
+    worker.cancel()
+    assert worker.join(60)
+
+
+def test_who_only_looks_touches_no_mark(tmp_path: Path) -> None:
+    """As `vcpusched plan` does."""
+    host, written = marked_in_vain()
+    kept = Keeper(host, Book(LedgerFile(tmp_path), writes=False), acts=False)
+    for _ in range(3):
+        assert not reading(kept, host, "g").held
+    assert written == []
+    assert not any(tmp_path.iterdir())
 
 
 def test_no_pin_without_a_mark(tmp_path: Path) -> None:
