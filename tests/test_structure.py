@@ -1,7 +1,9 @@
-"""The shape of the package: which module may import which."""
+"""The shape of the package: which module may import which; and what is nowhere in the tree."""
 
 import ast
 import graphlib
+import re
+import subprocess
 from pathlib import Path
 
 import vcpusched
@@ -219,3 +221,60 @@ def test_planning_needs_no_libvirt_and_no_systemd() -> None:
         reached.add(name)
         open_ends |= MODULES[name][0] - reached
     assert not reached & {"libvirt_host", "faults", "journal"}
+
+
+TREE = Path(__file__).parent.parent
+
+PLACES = re.compile(r"(?<![\w.~$})-])/(?:work/|home/\w|Users/\w|root\b)")
+"""Where developers have their files."""
+
+OWN_ROOT = ("tests/system/", "contrib/benchmark/live_machine.py")
+"""Who may name the home of root: that of the containers and machines which these make."""
+
+SKIPS = {"skip", "skipif", "skipIf", "skipUnless", "skipTest", "SkipTest", "importorskip", "xfail"}
+
+
+def tracked() -> dict[str, str]:
+    """Give the text of each file of the tree that is tracked, by its path in it."""
+    # Whoever owns the checkout: fresh machines get it from elsewhere.
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
+    done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=True)
+    names = [name for name in done.stdout.split("\0") if (TREE / name).is_file()]
+    return {name: (TREE / name).read_text() for name in names}  # all are text
+
+
+def words(source: str) -> set[str]:
+    """Give the names that a program uses, in any role; what is only in a string is none."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.alias):
+            found.add(node.name)
+    return found
+
+
+def test_nothing_names_a_place_on_one_machine() -> None:
+    """No path that only whoever wrote it has."""
+    texts = tracked()
+    assert "tests/test_structure.py" in texts
+    found = {
+        f"{name}: {line.strip()}"
+        for name, text in texts.items()
+        for line in text.splitlines()
+        for place in PLACES.findall(line)
+        if not (place.endswith("root") and name.startswith(OWN_ROOT))
+    }
+    assert found == set()
+
+
+def test_no_test_is_skipped() -> None:
+    """Neither always nor under a condition, nor expected to fail."""
+    found = {
+        name: skips
+        for name, text in tracked().items()
+        if name.endswith(".py") and (skips := words(text) & SKIPS)
+    }
+    assert found == {}
