@@ -11,10 +11,14 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import libvirt
+import pytest
 from lab import Guest, Lab
 from service import Service, running, wait_for
 
 from vcpusched.definition import ORIGIN
+from vcpusched.hypervisor import BusyError
+from vcpusched.libvirt_host import LibvirtHost
+from vcpusched.model import NO_CPUS, CpuSet, VcpuId
 
 
 def pinned(service: Service, count: int) -> None:
@@ -474,3 +478,38 @@ def test_guests_come_and_go(lab: Lab) -> None:
         service.terminate()
         for name in ("g8", "g9"):
             assert [lab.guests[name].affinity(vcpu) for vcpu in (0, 1)] == [{0}, {0}]
+
+
+def test_nothing_is_pinned_while_a_guest_is_dumped(lab: Lab) -> None:
+    """Nor while it is saved or migrated, for libvirt all one: refused at once, where it would wait.
+
+    The dump goes into a pipe that nobody reads, so it is under way for as long as we like.
+    """
+    guest = lab.add_guest("g", [0.1], pin=0)
+    host = LibvirtHost.open(lab.uri)
+    (found,) = host.sample(NO_CPUS).domains
+    vcpu = VcpuId(found.uuid, found.domain_id, 0)
+    pipe = lab.directory / "pipe"
+    os.mkfifo(pipe)
+    pipe.chmod(0o666)
+    dumped = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    dump = threading.Thread(
+        target=guest.domain().coreDump, args=(str(pipe), libvirt.VIR_DUMP_LIVE), daemon=True
+    )
+    dump.start()
+    try:
+        wait_for("under way", lambda: guest.domain().jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+        with pytest.raises(BusyError, match="is being migrated, saved or the like"):
+            host.pin(vcpu, CpuSet.of([1]))
+        with pytest.raises(BusyError, match="is being migrated, saved or the like"):
+            host.mark(vcpu.uuid, vcpu.domain_id, {0: CpuSet.of([0])})
+        assert dump.is_alive()
+    finally:
+        while dump.is_alive():
+            with contextlib.suppress(BlockingIOError):
+                os.read(dumped, 1 << 20)
+            dump.join(0.01)
+        os.close(dumped)
+    host.pin(vcpu, CpuSet.of([1]))
+    assert guest.affinity(0) == {1}
+    host.close()
