@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from intervals import Interval, ratio_of_pairs, student_t
+from intervals import Interval, mean_of, ratio_of_pairs, student_t
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,13 @@ def test_limits_of_an_interval_count() -> None:
     assert Interval(1.1, 1.001, 1.2).is_above_one
     assert not Interval(1.1, 0.999, 1.2).is_above_one
     assert Interval(0.9, 0.8, 0.999).is_below_one
+
+
+def test_the_interval_of_a_mean() -> None:
+    """Of 1, 2 and 3 as above, but of the values themselves; one value says nothing of noise."""
+    found = mean_of([1.0, 2.0, 3.0])
+    reach = 4.3027 / math.sqrt(3)
+    limits = (found.low, found.value, found.high)
+    assert limits == pytest.approx((2 - reach, 2, 2 + reach), abs=0.0005)
+    with pytest.raises(ValueError, match="noise"):
+        mean_of([1.0])

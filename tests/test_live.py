@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 
+import live_accuracy
+import live_cost
 import pytest
 from live_blocks import Block, Got, Obedience, Timing
 from live_scenarios import Claim, Scenario, Shape, pools, scenarios
@@ -162,6 +164,14 @@ def test_alike_means_no_pin_and_no_gain_either() -> None:
     assert judge(kind, blocks(1.0, pins_failing=1)).answer is Answer.FAILS
 
 
+def test_bound_once_means_as_many_pins_as_vcpus_at_most() -> None:
+    """Two guests of one vCPU: a third pin fails it, and so does a loss; a gain does not."""
+    kind = scenario(Claim.ONCE)
+    assert judge(kind, blocks(1.2, pins=2)).answer is Answer.HOLDS
+    assert judge(kind, blocks(1.2, pins=3)).answer is Answer.FAILS
+    assert judge(kind, blocks(0.9)).answer is Answer.FAILS
+
+
 @pytest.mark.parametrize(
     ("took", "answer"),
     [
@@ -196,6 +206,31 @@ def test_tables_of_all_scenarios() -> None:
         len(row) == len(table.columns)
         for table, row in itertools.product(tables[:1], tables[0].rows)
     )
+
+
+def test_the_table_of_what_is_reported() -> None:
+    """Differences are of the blocks, in points: 1 and 3 are 2 +- 12.706, and half a point always.
+
+    Only a Linux guest has a view of its own.
+    """
+    readings = [
+        live_accuracy.Reading("busy", 0.51, 0.50, 0.0, None),
+        live_accuracy.Reading("linux", 0.90, 0.895, 0.09, 0.985),
+        live_accuracy.Reading("busy", 0.53, 0.50, 0.0, None),
+        live_accuracy.Reading("linux", 0.80, 0.795, 0.19, 0.985),
+    ]
+    busy, linux = live_accuracy.table(readings, Timing(2, 1, 1)).rows
+    assert busy == ("busy", "52.0", "50.0", "+2.00 (-10.71 to +14.71)", "0.0", "-", "-")
+    assert linux[3:6] == ("+0.50 (+0.50 to +0.50)", "14.0", "98.5")
+    assert linux[6] == "+0.50 (+0.50 to +0.50)"
+
+
+def test_the_table_of_costs() -> None:
+    """Means of the runs, each with its limits."""
+    costs = [live_cost.Cost(10, ours_ms, 8.0, 50.0, 0.5) for ours_ms in (4.0, 4.5, 5.0)]
+    rows = live_cost.table(costs, Timing(3, 1, 1)).rows
+    assert rows[0][1:] == ("4.50", "3.26", "5.74")
+    assert [row[1:] for row in rows[1:]] == [("8.00",) * 3, ("50.00",) * 3, ("0.50",) * 3]
 
 
 def test_the_soak_understands_the_log() -> None:

@@ -1,4 +1,4 @@
-"""Ratios of paired measurements, and how far they can be trusted.
+"""Means of repeated measurements and ratios of paired ones, and how far they can be trusted.
 
 Rule: pure functions of numbers; nothing here knows what was measured.
 
@@ -17,9 +17,18 @@ from typing import Final
 CONFIDENCE: Final = 0.95
 
 PAIRS_MIN: Final = 2
-"""From one pair nothing can be said of the noise."""
+"""From one pair, or value, nothing can be said of the noise."""
 
 _HALVINGS: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean and the limits between which it lies with a confidence of `CONFIDENCE`."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,16 @@ class Interval:
         return self.high < 1
 
 
+def mean_of(values: Sequence[float]) -> Mean:
+    """Give the mean of these values. Raises ValueError for fewer than `PAIRS_MIN`."""
+    if len(values) < PAIRS_MIN:
+        raise ValueError(f"{len(values)} values say nothing of the noise")
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    reach = student_t(CONFIDENCE, len(values) - 1) * error
+    return Mean(mean, mean - reach, mean + reach)
+
+
 def ratio_of_pairs(before: Sequence[float], after: Sequence[float]) -> Interval:
     """Give the ratio of `after` to `before`, whose values belong together pair by pair.
 
@@ -51,11 +70,8 @@ def ratio_of_pairs(before: Sequence[float], after: Sequence[float]) -> Interval:
         raise ValueError(f"{len(before)} and {len(after)} values are not {PAIRS_MIN} or more pairs")
     if min(*before, *after) <= 0:
         raise ValueError("a ratio needs values above 0")
-    logs = [math.log(new / old) for old, new in zip(before, after, strict=True)]
-    mean = statistics.fmean(logs)
-    error = statistics.stdev(logs) / math.sqrt(len(logs))
-    reach = student_t(CONFIDENCE, len(logs) - 1) * error
-    return Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
+    mean = mean_of([math.log(new / old) for old, new in zip(before, after, strict=True)])
+    return Interval(math.exp(mean.value), math.exp(mean.low), math.exp(mean.high))
 
 
 def student_t(confidence: float, degrees: int) -> float:

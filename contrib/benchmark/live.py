@@ -1,4 +1,4 @@
-"""The command behind contrib/benchmark/run live: real guests, without and with the daemon.
+"""The command behind contrib/benchmark/run live: what is claimed of real guests, measured.
 
 Rule: arguments, signals, files and order live here.
 """
@@ -14,10 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+import live_accuracy
+import live_cost
 import results
 from image import ImageError
 from intervals import PAIRS_MIN
 from lab import Lab, LabError
+from linux_guest import LinuxGuestError
 from live_blocks import Block, Timing, furnish, measure
 from live_machine import in_machine
 from live_scenarios import Scenario, scenarios
@@ -27,7 +30,7 @@ from live_tables import guests_table, live_tables
 from live_verdict import Answer, Measure, Verdict, judge
 from machine import MachineError
 from progress import follow, say
-from tables import show
+from tables import Table, show
 
 from vcpusched.model import CpuSet
 
@@ -36,7 +39,11 @@ QUICK: Final = Timing(pairs=4, rest_s=6.0, measure_s=3.0)
 
 TOP: Final = Path(__file__).resolve().parents[2]
 
-NAMES: Final = ("bad", "floating", "half", "pool")
+NAMES: Final = ("bad", "floating", "once", "half", "pool")
+"""The scenarios: what is measured if nothing is chosen."""
+
+READINGS: Final = ("accuracy", "cost")
+"""What is measured of the daemon itself, on emulated guests."""
 
 _SERVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -45,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the live part; gives the exit status: 1 where a claim does not hold, else 0."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
+    if (chosen.machine or chosen.system) and set(READINGS) & set(chosen.names):
+        parser.error(f"{' and '.join(READINGS)} are measured in neither --machine nor --system")
     if chosen.machine:
         return _in_machine(parser, chosen, arguments)
     online = CpuSet.of(os.sched_getaffinity(0))
@@ -60,19 +69,25 @@ def main(arguments: Sequence[str]) -> int:
     verdicts: dict[str, Verdict] = {}
     began_s = time.monotonic()
     try:
+        for name in READINGS:
+            if name in chosen.names:
+                readings, table = _readings(name, timing)
+                show([table])
+                results.write(chosen.out, name, readings, [table], quick=chosen.quick)
         for name, scenario in taken.items():
             blocks[name] = _measure(scenario, timing, online, system=chosen.system)
             verdicts[name] = judge(scenario, blocks[name], Measure(chosen.by))
             show([guests_table(scenario, verdicts[name])])
-    except (LabError, LiveError, ValueError) as error:
+    except (LabError, LinuxGuestError, LiveError, ValueError) as error:
         say(f"live: {error}")
         return 1
-    tables = live_tables(taken, verdicts, timing)
-    show(tables[-1:])
-    figures = _figures(taken, timing, blocks, verdicts)
-    results.write(chosen.out, "live", figures, tables, quick=chosen.quick)
+    if taken:
+        tables = live_tables(taken, verdicts, timing)
+        show(tables[-1:])
+        figures = _figures(taken, timing, blocks, verdicts)
+        results.write(chosen.out, "live", figures, tables, quick=chosen.quick)
     took_min = (time.monotonic() - began_s) / 60
-    say(f"Done in {took_min:.1f} minutes. In {chosen.out}: live.json, live.md")
+    say(f"Done in {took_min:.1f} minutes. Tables and figures are in {chosen.out}")
     return int(any(verdict.answer is Answer.FAILS for verdict in verdicts.values()))
 
 
@@ -80,12 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run live",
         description="Measures real guests that count their own work, in interleaved blocks without"
-        " and with the daemon. It takes about 25 minutes, --quick 6.",
+        " and with the daemon; or what the daemon reports (accuracy) and what it costs (cost)."
+        " The scenarios take about half an hour, --quick 7 minutes; accuracy as long, cost 4.",
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        type=_name,
+        metavar="NAME",
+        help=f"only these: {', '.join((*NAMES, *READINGS))} (default: {', '.join(NAMES)})",
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks")
-    parser.add_argument(
-        "--scenario", choices=NAMES, action="append", help="only this one (may be given again)"
-    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--machine",
@@ -148,7 +168,13 @@ def _taken(chosen: argparse.Namespace, online: CpuSet) -> dict[str, Scenario]:
     if count > len(online):
         raise ValueError(f"there are {len(online)} pCPUs, not {count}")
     known = scenarios(CpuSet.of(list(online)[:count]), chosen.groups)
-    return {name: known[name] for name in chosen.scenario or NAMES}
+    return {name: known[name] for name in chosen.names or NAMES if name in known}
+
+
+def _name(text: str) -> str:
+    if text not in {*NAMES, *READINGS}:
+        raise argparse.ArgumentTypeError(f"there is no {text!r}")
+    return text
 
 
 def _count(text: str) -> int:
@@ -186,6 +212,17 @@ def _measure(scenario: Scenario, timing: Timing, online: CpuSet, *, system: bool
     with SystemHost() if system else Lab() as host:
         furnish(host, scenario, online)
         return list(follow(measure(host, scenario, timing), 2 * timing.pairs, scenario.title))
+
+
+def _readings(name: str, timing: Timing) -> tuple[Sequence[object], Table]:
+    """Measure what the daemon reports or costs; gives all readings as JSON values, and a table."""
+    with Lab() as lab:
+        if name == "cost":
+            costs = list(follow(live_cost.measure(lab, timing), timing.pairs, live_cost.TITLE))
+            return [dataclasses.asdict(one) for one in costs], live_cost.table(costs, timing)
+        total = live_accuracy.GUESTS * timing.pairs
+        found = list(follow(live_accuracy.measure(lab, timing), total, live_accuracy.TITLE))
+        return [dataclasses.asdict(one) for one in found], live_accuracy.table(found, timing)
 
 
 def _figures(

@@ -27,6 +27,7 @@ class Claim(enum.StrEnum):
 
     GAINS = "the worst-off guest gains, none loses more than the noise"
     ALIKE = "no pin, difference within the noise"
+    ONCE = "each vCPU bound at most once, no guest loses more than the noise"
     OBEYED = "obeyed in the next cycle, nothing held"
 
 
@@ -71,6 +72,7 @@ def scenarios(cpus: CpuSet, groups: int | None = None) -> dict[str, Scenario]:
     makers: dict[str, Callable[[CpuSet, int], Scenario]] = {
         "bad": _bound_badly,
         "floating": _all_floating,
+        "once": _bound_once,
         "half": _half_bound,
         "pool": _pool_rewritten,
     }
@@ -102,6 +104,13 @@ def _all_floating(cpus: CpuSet, groups: int) -> Scenario:
         tuple(Shape(guest.name, guest.shares, cpus) for guest in bound),
         {**SETTINGS, "floating": '"kernel"'},
     )
+
+
+def _bound_once(cpus: CpuSet, groups: int) -> Scenario:
+    """Place them likewise, and let the daemon bind whom it likes."""
+    floating = _all_floating(cpus, groups).guests
+    settings = {**SETTINGS, "floating": '"pin"'}
+    return Scenario('All floating, floating = "pin"', Claim.ONCE, cpus, floating, settings)
 
 
 def _half_bound(cpus: CpuSet, groups: int) -> Scenario:

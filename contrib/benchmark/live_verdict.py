@@ -162,6 +162,11 @@ def _answer(
                 failures.append(f"{pins} pins")
             failures += _losses(guests) + _gains(guests)
             doubts += _hidden(guests, gains=True)
+        case Claim.ONCE:
+            vcpus = sum(len(guest.shape.shares) for guest in guests)
+            failures += [f"{one.pins} pins" for one in having if one.pins > vcpus]
+            failures += _losses(guests)
+            doubts += _hidden(guests, gains=False)
         case Claim.OBEYED:
             failures += _disobedience(having)
     if failures:

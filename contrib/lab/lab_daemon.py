@@ -82,12 +82,6 @@ class Daemon:
         """Send the daemon a signal."""
         self._running().send_signal(number)
 
-    def cpu_s(self) -> float:
-        """Return the CPU time, user and system, used so far."""
-        stat = Path(f"/proc/{self.pid}/stat").read_text()
-        user, system = stat.rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
     def _running(self) -> subprocess.Popen[bytes]:
         """Return the process, if it runs."""
         if self._process is None or self._process.poll() is not None:
