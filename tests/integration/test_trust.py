@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -480,36 +481,44 @@ def test_guests_come_and_go(lab: Lab) -> None:
             assert [lab.guests[name].affinity(vcpu) for vcpu in (0, 1)] == [{0}, {0}]
 
 
-def test_nothing_is_pinned_while_a_guest_is_dumped(lab: Lab) -> None:
-    """Nor while it is saved or migrated, for libvirt all one: refused at once, where it would wait.
+def test_nothing_is_pinned_while_a_guest_migrates(lab: Lab) -> None:
+    """Nor while it is saved, for libvirt all one: refused at once, where it would wait.
 
-    The dump goes into a pipe that nobody reads, so it is under way for as long as we like.
+    The host that it goes to takes the connection and never answers, so it is under way for as long
+    as we like.
     """
-    guest = lab.add_guest("g", [0.1], pin=0)
+    guest = lab.add_guest("g", [0.05], pin=0)
     host = LibvirtHost.open(lab.uri)
     (found,) = host.sample(NO_CPUS).domains
     vcpu = VcpuId(found.uuid, found.domain_id, 0)
-    pipe = lab.directory / "pipe"
-    os.mkfifo(pipe)
-    pipe.chmod(0o666)
-    dumped = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    dump = threading.Thread(
-        target=guest.domain().coreDump, args=(str(pipe), libvirt.VIR_DUMP_LIVE), daemon=True
-    )
-    dump.start()
+    mute, path = socket.socket(socket.AF_UNIX), lab.directory / "mute"
+    mute.bind(str(path))
+    path.chmod(0o666)  # for the lab's user
+    mute.listen()
+    migrate = threading.Thread(target=migrate_to, args=(lab.uri, guest.uuid, path), daemon=True)
+    migrate.start()
+    peer, _ = mute.accept()
     try:
-        wait_for("under way", lambda: guest.domain().jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
         with pytest.raises(BusyError, match="is being migrated, saved or the like"):
             host.pin(vcpu, CpuSet.of([1]))
         with pytest.raises(BusyError, match="is being migrated, saved or the like"):
             host.mark(vcpu.uuid, vcpu.domain_id, {0: CpuSet.of([0])})
-        assert dump.is_alive()
+        assert migrate.is_alive()
     finally:
-        while dump.is_alive():
-            with contextlib.suppress(BlockingIOError):
-                os.read(dumped, 1 << 20)
-            dump.join(0.01)
-        os.close(dumped)
+        peer.close()
+        mute.close()
+        migrate.join()
     host.pin(vcpu, CpuSet.of([1]))
     assert guest.affinity(0) == {1}
     host.close()
+
+
+def migrate_to(uri: str, uuid: str, path: Path) -> None:
+    """Have a guest migrated to the libvirtd that listens there; ends when that fails."""
+    connection = libvirt.open(uri)
+    flags = libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_UNSAFE
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.lookupByUUIDString(uuid).migrateToURI3(
+            f"qemu+unix:///session?socket={path}", {}, flags
+        )
+    connection.close()
