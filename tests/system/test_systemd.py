@@ -74,42 +74,12 @@ def test_the_journal(container: Container) -> None:
     assert f"of domain {pins[0]['VCPUSCHED_DOMAIN']}" in explained
 
 
-def test_history(container: Container) -> None:
-    """What the real journal tells of the plan, and that nobody else can put words into it."""
-    container.say(
-        *("setpriv", "--reuid=1234", "--clear-groups", "sh", "-c"),
-        f"printf 'MESSAGE_ID={MESSAGE_ID_PIN}\\nVCPUSCHED_VCPU=0\\nVCPUSCHED_DOMAIN=forged\\n"
-        "VCPUSCHED_CYCLE=1\\n' | logger --journald",
-    )
-    wait_for("the forged entry", lambda: len(entries(container, MESSAGE_ID_PIN, unit="")) == 3)
-    wait_for("the outcome", lambda: len(entries(container, MESSAGE_ID_OUTCOME)) == 1)
-    (plan,) = json.loads(container.say("vcpusched", "history", "--json"))["events"]
-    pins = entries(container, MESSAGE_ID_PIN)
-    assert [move["domain"] for move in plan["moves"]] == [pin["VCPUSCHED_DOMAIN"] for pin in pins]
-    assert plan["outcome"]["verdict"] in {"helped", "unclear", "no_wait"}
-    text = container.say("vcpusched", "history", "--since=1h")
-    assert "2 pins by the plan of cycle" in text
-    assert "forged" not in text
-    refusal = container.say(
-        *("setpriv", "--reuid=1235", "--clear-groups", "vcpusched", "history"), check=False
-    )
-    assert "it takes root or the group systemd-journal" in refusal
-
-
-def test_metrics(container: Container) -> None:
-    """The service in its sandbox gets into node_exporter's directory, as documented."""
-    directory = "/var/lib/prometheus/node-exporter"
-    container.say("mkdir", "--parents", directory)
-    container.say("chgrp", "vcpusched", directory)
-    container.say("chmod", "g+w", directory)
-    container.write(DROP_IN, f'period = 1.0\nmetrics_file = "{directory}/vcpusched.prom"\n')
-    container.say("systemctl", "restart", "vcpusched")
-    read = ("cat", f"{directory}/vcpusched.prom")
-    wait_for("metrics", lambda: "vcpusched_gap_ratio" in container.say(*read, check=False))
-    assert "vcpusched_domains 4.0" in container.say(*read)
-    container.write(DROP_IN, "period = 1.0\n")
-    container.say("systemctl", "reload", "vcpusched")
-    assert not container.say("ls", "--almost-all", directory).strip()
+def test_exposure(container: Container) -> None:
+    """At most 1.0 of 10, by systemd's own measure."""
+    told = container.say("systemd-analyze", "security", "vcpusched", "--no-pager")
+    exposure = re.search(r"Overall exposure level for vcpusched\.service: (\d+\.\d)", told)
+    assert exposure is not None
+    assert float(exposure[1]) <= 1.0
 
 
 def test_status_needs_no_privilege(container: Container) -> None:
@@ -135,12 +105,52 @@ def test_reload(container: Container) -> None:
     assert shown(container, "ActiveState") == "active"
 
 
+def test_history(container: Container) -> None:
+    """What the real journal tells of the plan, and that nobody else can put words into it."""
+    container.say(
+        *("setpriv", "--reuid=1234", "--clear-groups", "sh", "-c"),
+        f"printf 'MESSAGE_ID={MESSAGE_ID_PIN}\\nVCPUSCHED_VCPU=0\\nVCPUSCHED_DOMAIN=forged\\n"
+        "VCPUSCHED_CYCLE=1\\n' | logger --journald",
+    )
+    wait_for("the forged entry", lambda: len(entries(container, MESSAGE_ID_PIN, unit="")) == 3)
+    wait_for("the outcome", lambda: len(entries(container, MESSAGE_ID_OUTCOME)) == 1)
+    (plan,) = json.loads(container.say("vcpusched", "history", "--json"))["events"]
+    pins = entries(container, MESSAGE_ID_PIN)
+    assert [move["domain"] for move in plan["moves"]] == [pin["VCPUSCHED_DOMAIN"] for pin in pins]
+    (outcome,) = entries(container, MESSAGE_ID_OUTCOME)
+    assert plan["outcome"]["verdict"] == outcome["VCPUSCHED_VERDICT"]
+    text = container.say("vcpusched", "history", "--since=1h")
+    assert "2 pins by the plan of cycle" in text
+    assert "forged" not in text
+    refusal = container.say(
+        *("setpriv", "--reuid=1235", "--clear-groups", "vcpusched", "history"), check=False
+    )
+    assert "it takes root or the group systemd-journal" in refusal
+
+
+def test_metrics(container: Container) -> None:
+    """The service in its sandbox gets into node_exporter's directory, as documented."""
+    directory = "/var/lib/prometheus/node-exporter"
+    container.say("mkdir", "--parents", directory)
+    container.say("chgrp", "vcpusched", directory)
+    container.say("chmod", "g+w", directory)
+    container.write(DROP_IN, f'period = 1.0\nmetrics_file = "{directory}/vcpusched.prom"\n')
+    container.say("systemctl", "restart", "vcpusched")
+    read = ("cat", f"{directory}/vcpusched.prom")
+    wait_for("metrics", lambda: "vcpusched_gap_ratio" in container.say(*read, check=False))
+    assert "vcpusched_domains 4.0" in container.say(*read)
+    container.write(DROP_IN, "period = 1.0\n")
+    container.say("systemctl", "reload", "vcpusched")
+    assert not container.say("ls", "--almost-all", directory).strip()
+
+
 def test_a_bad_configuration_fails_once(container: Container) -> None:
     """Exit status 78, one readable line, no restart loop."""
     container.write(DROP_IN, "period = 0.1\n")
     container.say("systemctl", "restart", "vcpusched", check=False)
-    time.sleep(7)  # RestartSec is 5
-    assert (shown(container, "ActiveState"), shown(container, "NRestarts")) == ("failed", "0")
+    # One that is to be started again is "activating" while RestartSec passes.
+    wait_for("the end", lambda: shown(container, "ActiveState") == "failed")
+    assert shown(container, "NRestarts") == "0"
     assert shown(container, "ExecMainStatus") == "78"
     assert "period: 0.1 is not allowed: must be a number from 0.5 to 3600" in said(container)
     container.write(DROP_IN, "period = 1.0\n")
@@ -160,19 +170,20 @@ def test_the_environment_outranks_the_file(container: Container) -> None:
 
 
 def test_libvirtd_restarts_and_goes(container: Container) -> None:
-    """The service outlives libvirtd, and is back by itself within its period."""
-    pid = shown(container, "MainPID")
+    """The service outlives libvirtd, and is back by itself; pins stay, and none is made."""
+    pid, pinned = shown(container, "MainPID"), places(container)
+    pins = len(entries(container, MESSAGE_ID_PIN))
     container.say("systemctl", "restart", "libvirtd")
-    wait_for("back", lambda: "4 domains" in shown(container, "StatusText"), 5)
+    wait_for("back", lambda: "4 domains" in shown(container, "StatusText"))
     container.say(
         "systemctl", "stop", "libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket"
     )
     container.say("systemctl", "stop", "libvirtd.service")
-    wait_for("told", lambda: shown(container, "StatusText").startswith("Waiting for libvirt"), 5)
-    time.sleep(2)
+    wait_for("told", lambda: shown(container, "StatusText").startswith("Waiting for libvirt"))
     container.say("systemctl", "start", "libvirtd.socket", "libvirtd.service")
-    wait_for("back", lambda: "4 domains" in shown(container, "StatusText"), 5)
-    assert shown(container, "MainPID") == pid
+    wait_for("back", lambda: "4 domains" in shown(container, "StatusText"))
+    assert (shown(container, "MainPID"), places(container)) == (pid, pinned)
+    assert len(entries(container, MESSAGE_ID_PIN)) == pins
 
 
 def test_the_socket_of_the_modular_virtqemud(container: Container) -> None:
@@ -218,16 +229,22 @@ def test_a_restart_leaves_pins_and_a_stop_gives_them_back(container: Container) 
 
 
 def test_kill_and_hang_are_mended(container: Container) -> None:
-    """A kill -9 is restarted; a process that hangs is caught by the watchdog and restarted."""
+    """A process that is killed or hangs is replaced; the pins stay, and a stop gives them back."""
+    wait_for("balanced", lambda: places(container) == ["0", "0", "1", "1"])
     container.say("systemctl", "kill", "--signal=KILL", "vcpusched")
     wait_for("restart", lambda: shown(container, "NRestarts") == "1")
     wait_for("active", lambda: shown(container, "ActiveState") == "active")
+    wait_for("cycles", lambda: "4 domains" in shown(container, "StatusText"))
+    assert places(container) == ["0", "0", "1", "1"]
     override = "/etc/systemd/system/vcpusched.service.d/override.conf"
-    container.write(override, "[Service]\nWatchdogSec=3\n")
+    container.write(override, "[Service]\nWatchdogSec=5\n")
     container.say("systemctl", "daemon-reload")
-    container.say("systemctl", "restart", "vcpusched")
+    container.say("systemctl", "stop", "vcpusched")
+    assert places(container) == ["0", "0", "0", "0"]
+    container.say("systemctl", "start", "vcpusched")
+    pid = shown(container, "MainPID")
     time.sleep(7)
-    assert shown(container, "NRestarts") == "0"  # pinged in time
+    assert shown(container, "MainPID") == pid  # pinged in time
     container.say("systemctl", "kill", "--signal=STOP", "vcpusched")
     wait_for("watchdog", lambda: shown(container, "NRestarts") == "1")
 
@@ -236,7 +253,7 @@ def test_a_boot_beside_libvirtd(container: Container) -> None:
     """Enabled, it starts after libvirtd, and sees the guests that libvirt starts."""
     container.say("rm", "/etc/systemd/system/vcpusched.service.d/override.conf")
     container.say("virsh", "; ".join(f"autostart g{index}" for index in range(4)))
-    container.power_off()
+    container.shut_down()
     container.boot()
     wait_for("connected", lambda: "4 domains" in shown(container, "StatusText"))
     assert (shown(container, "ActiveState"), shown(container, "NRestarts")) == ("active", "0")
@@ -251,7 +268,7 @@ def test_a_boot_without_libvirtd(container: Container) -> None:
     container.say("mkdir", "--parents", "/etc/systemd/system/libvirtd.service.d")
     drop_in, allowed = "/etc/systemd/system/libvirtd.service.d/fail.conf", "/run/may-start"
     container.write(drop_in, f"[Service]\nExecStartPre=/usr/bin/test -e {allowed}\n")
-    container.power_off()
+    container.shut_down()
     container.boot(until="degraded")
     assert container.say("systemctl", "is-failed", "libvirtd.service") == "failed\n"
     wait_for("told", lambda: shown(container, "StatusText").startswith("Waiting for libvirt"))
@@ -272,14 +289,12 @@ def test_a_boot_without_libvirtd(container: Container) -> None:
 
 
 def test_stop_beside_a_hanging_libvirtd(container: Container) -> None:
-    """Stopping waits ten seconds for libvirtd, to give pins back; then it says they are left."""
+    """Stopping waits for libvirtd, to give pins back; then it ends, and says they are left."""
     wait_for("connected", lambda: "4 domains" in shown(container, "StatusText"))
     pid = container.say("systemctl", "show", "--property=MainPID", "--value", "libvirtd").strip()
     container.say("sh", "-c", f"kill -STOP {pid}")
     try:
-        began_s = time.monotonic()
         container.say("systemctl", "stop", "vcpusched")
-        assert time.monotonic() - began_s < 15
         assert shown(container, "Result") == "success"
         assert "Pins are left, since libvirt does not answer" in said(container)
     finally:

@@ -14,7 +14,7 @@ class Host(Protocol):
         ...
 
 
-def wait_for(what: str, condition: Callable[[], bool], patience_s: float = 40) -> float:
+def wait_for(what: str, condition: Callable[[], bool], patience_s: float = 120) -> float:
     """Wait until a condition holds; gives how long that took, in seconds."""
     began_s = time.monotonic()
     while not condition():
