@@ -5,8 +5,10 @@ machine is slow: the place for what is only between the service, systemd, libvir
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -33,9 +35,12 @@ class Container:
         self._console = directory / "console.log"
         self._container: subprocess.Popen[bytes] | None = None
         self._init = 0
+        # One at a time: without a systemd outside, nspawn gives all of them the same control group.
+        self._turn = (Path(tempfile.gettempdir()) / "vcpusched-container.lock").open("w")
 
     def build(self, image: Image) -> None:
         """Lay out the root from a machine's disk, with this checkout in /src."""
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
         # Taken out of its package, not installed: with it libvirt would look for a machined.
         self._tools.mkdir()
         with tempfile.TemporaryDirectory() as downloads:
@@ -67,21 +72,25 @@ class Container:
                 stdout=console,
                 stderr=subprocess.STDOUT,
             )
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 300
         while until not in self.say("systemctl", "is-system-running", check=False):
             if time.monotonic() > deadline_s or self._container.poll() is not None:
                 raise AssertionError(f"did not boot:\n{self._console.read_text(errors='replace')}")
             time.sleep(0.5)
 
+    def shut_down(self) -> None:
+        """Have it end as a host does that will boot again."""
+        assert self._container is not None
+        self.say("systemctl", "poweroff", check=False)
+        self._container.wait(timeout=180)
+
     def power_off(self) -> None:
         """End it, whatever state it is in."""
-        if self._container is None:
-            return
-        with contextlib.suppress(subprocess.SubprocessError):
-            self.say("systemctl", "poweroff", check=False)
-            self._container.wait(timeout=30)
-        self._container.kill()
-        self._container.wait()
+        if self._container is not None and self._container.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._init or self._container.pid, signal.SIGKILL)
+            self._container.wait()
+        self._turn.close()
 
     def say(self, *command: str, check: bool = True) -> str:
         """Run a command in the machine; gives what it printed."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from image import DPKG_OPTIONS
+
 ELSEWHERE: Final = ("proc", "sys", "dev")
 """What is the kernel's, not Debian's."""
 
@@ -22,9 +24,8 @@ class Fresh:
         """Lay it out; the packages that it is made of stay in its cache. Needs apt's network."""
         run(
             *("mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"),
-            *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=force-unsafe-io"),
-            *("--dpkgopt=path-exclude=/usr/share/locale/*", "--skip=cleanup/apt/cache"),
-            *(release, str(self.root)),
+            *(f"--dpkgopt={option}" for option in DPKG_OPTIONS),
+            *("--skip=cleanup/apt/cache", release, str(self.root)),
         )
 
     def say(self, *command: str) -> str:

@@ -328,23 +328,7 @@ def test_the_role_is_sound(tmp_path: Path) -> None:
     run(str(tmp_path / "tools/bin/pip"), "install", "--quiet", "ansible-lint")
     role = tmp_path / "ansible"
     shutil.copytree(TOP / "contrib" / "ansible", role)
-    path = f"{tmp_path}/tools/bin:/usr/bin:/bin"
-    run(
-        "env",
-        f"PATH={path}",
-        f"HOME={tmp_path}",
-        "ansible-playbook",
-        "--syntax-check",
-        "--inventory=localhost,",
-        "fleet.yml",
-        directory=role,
-    )
-    run(
-        "env",
-        f"PATH={path}",
-        f"HOME={tmp_path}",
-        "ansible-lint",
-        "--offline",
-        "--profile=production",
-        directory=role,
-    )
+    tools = ("env", f"PATH={tmp_path}/tools/bin:/usr/bin:/bin", f"HOME={tmp_path}")
+    syntax = ("ansible-playbook", "--syntax-check", "--inventory=localhost,", "fleet.yml")
+    run(*tools, *syntax, directory=role)
+    run(*tools, "ansible-lint", "--offline", "--profile=production", directory=role)
