@@ -74,6 +74,7 @@ class Container:
             )
         deadline_s = time.monotonic() + 300
         while until not in self.say("systemctl", "is-system-running", check=False):
+            self._init = 0  # nspawn has another child for a moment, before systemd
             if time.monotonic() > deadline_s or self._container.poll() is not None:
                 raise AssertionError(f"did not boot:\n{self._console.read_text(errors='replace')}")
             time.sleep(0.5)
@@ -87,17 +88,16 @@ class Container:
     def power_off(self) -> None:
         """End it, whatever state it is in."""
         if self._container is not None and self._container.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._init or self._container.pid, signal.SIGKILL)
+            for pid in (*self._children(), self._container.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._container.wait()
         self._turn.close()
 
     def say(self, *command: str, check: bool = True) -> str:
         """Run a command in the machine; gives what it printed."""
         if not self._init:
-            assert self._container is not None
-            children = Path(f"/proc/{self._container.pid}/task/{self._container.pid}/children")
-            self._init = int((children.read_text().split() or ["0"])[0])
+            self._init = next(iter(self._children()), 0)
             if not self._init:
                 return ""
         done = subprocess.run(
@@ -116,6 +116,12 @@ class Container:
         if check:
             assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout + done.stderr
+
+    def _children(self) -> list[int]:
+        """Name the processes that nspawn has begun: in the end one, systemd."""
+        assert self._container is not None
+        children = Path(f"/proc/{self._container.pid}/task/{self._container.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
 
     def write(self, path: str, text: str) -> None:
         """Write a file in the machine."""
