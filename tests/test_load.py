@@ -339,44 +339,6 @@ def test_a_guest_that_is_not_judged_yet_and_cannot_be_read_is_no_room() -> None:
     assert observe(new, unread, seen).host.unsettled == CpuSet.of([2])
 
 
-def test_a_pcpu_on_which_guests_always_start() -> None:
-    """Each other second a guest starts on pCPU 2, runs at 60 %, and ends before it is judged.
-
-    Settling takes 4 s, so after three times that, 12 s, the pCPU may give vCPUs, and the 60 %, or
-    120 while two of them are there, are load of it. A single guest that starts lets it be
-    unsettled for 4 s and the second after. When no more start it is a pCPU like any other.
-    """
-    smoothing = Smoothing(half_life_s=30.0, settle_s=4.0)
-    cpu = CpuSet.of([2])
-
-    def seconds(every: int, last: int) -> list[tuple[bool, bool, int]]:
-        seen: Observed | None = None
-        earlier: Sample | None = None
-        told = []
-        for at in range(1, 40):
-            running = [start for start in range(4, last, every) if start <= at < start + 3]
-            guests = [
-                dataclasses.replace(
-                    reading(at, 0.6 * (at - start), affinity=cpu), uuid=DomainUuid(f"{start}")
-                )
-                for start in running
-            ]
-            now = sample(reading(at, 0.1 * at), *guests)
-            seen, earlier = observe(earlier, now, seen, smoothing), now
-            (its,) = [one.host_load_ppm for one in seen.host.cpus if one.id == 2]
-            assert not (seen.host.unsettled & seen.host.starting)
-            told.append((2 in seen.host.unsettled, 2 in seen.host.starting, its))
-        return told
-
-    always = seconds(2, 30)
-    assert [unsettled for unsettled, _, _ in always] == [4 <= at < 16 for at in range(1, 40)]
-    assert [starting for _, starting, _ in always] == [16 <= at < 31 for at in range(1, 40)]
-    loads_told = {load for _, starting, load in always if starting}
-    assert all(load == pytest.approx(600_000, abs=150_000) for load in loads_told)
-    assert {load for _, starting, load in always if not starting} == {0}
-    assert not any(starting for _, starting, _ in seconds(10, 30))
-
-
 def test_a_long_half_life_pulls_no_load_down() -> None:
     """Half-life a day, a look each 3 s, 49 and 51 % in turns: the load stays at 50 %."""
     assert follow([50, 50, *([49, 51] * 2000)], 86_400)[-1] == pytest.approx(50, abs=0.1)

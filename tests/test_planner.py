@@ -8,7 +8,6 @@ from hosts import after, host, of_one_guest
 
 from vcpusched.model import CpuSet, DomainUuid, Host, Vcpu, VcpuId
 from vcpusched.planner import Floating, Plan, Policy, Stop, plan
-from vcpusched.units import Granularity
 
 POLICY = Policy(balance_threshold_ppm=100_000, min_gain_ppm=20_000)
 KERNEL = dataclasses.replace(POLICY, floating=Floating.KERNEL)
@@ -274,17 +273,6 @@ def test_an_unsettled_pcpu_neither_gives_nor_takes() -> None:
     assert loads(found) == [100, 100, 0]
     assert (found.gap_before_ppm, found.gap_after_ppm) == (2_000_000, 0)
     assert plan(dataclasses.replace(drawn, unsettled=CpuSet.of([0])), POLICY).balanced
-
-
-def test_a_pcpu_on_which_guests_always_start_gives_but_does_not_take() -> None:
-    """[50 50 50 50] [] [] and guests start on pCPU 0: two go. On pCPU 2: it stays empty."""
-    drawn = host([50, 50, 50, 50], [], [])
-    found = plan(dataclasses.replace(drawn, starting=CpuSet.of([0])), POLICY)
-    assert sorted(target for _, target in moves(found)) == ["1", "2"]
-    found = plan(dataclasses.replace(drawn, starting=CpuSet.of([2])), POLICY)
-    assert loads(found) == [100, 100, 0]
-    units = dataclasses.replace(POLICY, granularity=Granularity.CORE)
-    assert loads(plan(dataclasses.replace(drawn, starting=CpuSet.of([2])), units)) == [100, 100, 0]
 
 
 def test_vcpus_of_one_guest_are_kept_apart() -> None:

@@ -63,8 +63,7 @@ class Board:
         unjudged = {position[cpu] for cpu in host.unsettled if cpu in position}
         loads = [vcpu.load_ppm for vcpu in vcpus]
         home, allowed, water = [], [], []
-        starting = {position[cpu] for cpu in host.starting if cpu in position}
-        targets = _Targets(position, unjudged | starting)
+        targets = _Targets(position, unjudged)
         masks: dict[int, int] = {}
         known, numbered = masks.get, position.get
         for index, vcpu in enumerate(vcpus):

@@ -17,9 +17,6 @@ Algorithm: 1. Match readings by `VcpuId`; drop those that cannot be trusted. 2. 
     the load, with the weight that the half-life gives to the time between the readings. 3. Do the
     same for what the host itself runs, more slowly, and where it is known what the vCPUs ran.
     4. Have the rules of the house decide who may move (`house`).
-    5. Where guests start on one and the same pCPU time and again, so that it is never without one
-    that is not judged yet, all of these together count as if the host itself ran them: otherwise
-    the others on that pCPU could never leave it.
 Properties: a vCPU seen for the first time, restarted, or whose counter went backwards has no load,
     nor has one that began less than the settling time ago; one that was read badly keeps its last
     one. A load lies between the smallest and the largest demand. A host load that stays within
@@ -59,7 +56,7 @@ from vcpusched.model import (
     VcpuId,
     VcpuReading,
 )
-from vcpusched.track import RESTLESS_PPM, HostTrack, Starts, Track, explained, smoothed
+from vcpusched.track import RESTLESS_PPM, HostTrack, Track, explained, smoothed
 
 UNCERTAIN_MAX: Final = 10
 """A reading that took more than one part in this many of the interval is not used: when within
@@ -73,12 +70,6 @@ are, and goes elsewhere by itself."""
 HOST_STEP_PPM: Final = 50_000
 """The host's own load is told anew when it differs by as much from what was told before: noise of
 a few points must not move guests, and the readings that it is made of are no better."""
-
-
-STARTS_SETTLES: Final = 3
-STARTS_SAMPLES: Final = 5
-"""A pCPU that was not without a vCPU of unknown load for so many times the settling time, and in so
-many samples in a row, is one on which guests always start: one guest is done after one of each."""
 
 
 class Measure(enum.StrEnum):
@@ -107,8 +98,7 @@ class Observed:
 
     `crowded` are the pCPUs whose vCPUs should be asked how long they waited; `waits` tells of those
     that were, and may use no others, for which share of the time since the sample before they did;
-    `busy` how busy each pCPU was; `house` is what the rules come to. `starts` tells of the pCPUs to
-    which vCPUs are bound that are not judged yet.
+    `busy` how busy each pCPU was; `house` is what the rules come to.
     """
 
     host: Host
@@ -118,7 +108,6 @@ class Observed:
     waits: Mapping[VcpuId, int] = field(default_factory=dict)
     busy: Mapping[int, int] = field(default_factory=dict)
     house: House | None = None
-    starts: Mapping[int, Starts] = field(default_factory=dict)
 
     @property
     def contended(self) -> bool:
@@ -138,8 +127,8 @@ def observe(
     Every vCPU of `after` that `before` knows too has a load. One that could not be read well this
     time keeps the load that it had, and stays where it is while its domain cannot be read at all:
     taken for 0, it would look like room for others. The rest is absent; `Host.unsettled` are the
-    pCPUs that any of them are bound to, but `Host.starting` where that never ends. By the `rules`
-    some pCPUs are not managed, and no part of the host, and some vCPUs must stay.
+    pCPUs that any of them are bound to. By the `rules` some pCPUs are not managed, and no part of
+    the host, and some vCPUs must stay.
     """
     house = House.of(rules, after, earlier.house if earlier is not None else None)
     busy = busy_ppm(before.busy, after.busy) if before else {}
@@ -151,7 +140,7 @@ def observe(
         if vcpu.id.uuid in after.unread
     ]
     tracks = {identity: track for identity, track in known.items() if identity.uuid in after.unread}
-    unsettled, newcomers = CpuSet(), Counter[int]()
+    unsettled = CpuSet()
     for unread in tracks.values():
         if unread.load_ppm is None and len(unread.affinity) == 1:
             unsettled |= unread.affinity
@@ -169,15 +158,11 @@ def observe(
         if track.load_ppm is not None:
             vcpus.append(_vcpu(identity, domain, reading, track.load_ppm, house))
         elif len(reading.affinity) == 1:
-            newcomers[next(iter(reading.affinity))] += interval.newcomer_ppm(before)
-    starts = _follow_starts(earlier.starts if earlier else {}, newcomers, after, smoothing)
-    starting = CpuSet.of(cpu for cpu, start in starts.items() if start.always) - unsettled
-    unsettled |= CpuSet.of(starts) - starting
+            unsettled |= reading.affinity
     if before is not None and busy:
         unclear = _unclear(before, after, intervals)
         host_tracks = _follow_host(host_tracks, before, after, busy, intervals, unclear, smoothing)
     told_ppm = Counter({cpu: track.told_ppm for cpu, track in host_tracks.items()})
-    told_ppm.update({cpu: starts[cpu].track.told_ppm for cpu in starting})
     host = Host(
         cpus=tuple(
             HostCpu(cpu, told_ppm[cpu.id] * cpu.capacity_ppm // PPM)
@@ -186,7 +171,6 @@ def observe(
         ),
         vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
         unsettled=unsettled,
-        starting=starting,
     )
     # Before anything is known everybody is asked: loads that begin right need no correction.
     asked = crowded(busy) if busy else ALL_CPUS
@@ -198,7 +182,6 @@ def observe(
         waits=dict(_waits(intervals, asked, house.managed)),
         busy=busy,
         house=house,
-        starts=starts,
     )
 
 
@@ -268,18 +251,6 @@ class _Interval:
         if self.can_ppm == PPM:
             return time_ppm
         return PPM if time_ppm >= RESTLESS_PPM else time_ppm * self.can_ppm // PPM
-
-    def newcomer_ppm(self, before: Sample | None) -> int:
-        """Give the usage of one that is not judged yet; 0 where nothing can be said.
-
-        All that one which was not there before has run, it ran since.
-        """
-        if self.usage_ppm is not None:
-            return self.usage_ppm
-        if before is None or self.before is not None or not before.domains:
-            return 0
-        since_ns = max(domain.at_ns for domain in before.domains)
-        return usage_ppm(0, self.after.run_ns, self.domain.at_ns - since_ns) or 0
 
     @property
     def identity(self) -> VcpuId:
@@ -436,29 +407,6 @@ def _follow_host(  # noqa: PLR0913, PLR0917  all that the host's own load is wha
             half_life_s = smoothing.half_life_s * HOST_HALF_LIVES
             track = track.followed(load_ppm, passed_ns, half_life_s, HOST_STEP_PPM)
         followed[cpu] = track
-    return followed
-
-
-def _follow_starts(
-    known: Mapping[int, Starts],
-    newcomers: Mapping[int, int],
-    after: Sample,
-    smoothing: Smoothing,
-) -> Mapping[int, Starts]:
-    """Follow the pCPUs that vCPUs are bound to which are not judged yet, and what these ran."""
-    now_ns = max((domain.at_ns for domain in after.domains), default=0)
-    followed = {}
-    for cpu, ran_ppm in newcomers.items():
-        start = known.get(cpu)
-        if start is None:
-            followed[cpu] = Starts(now_ns, now_ns)
-            continue
-        half_life_s = smoothing.half_life_s * HOST_HALF_LIVES
-        track = start.track.followed(ran_ppm, now_ns - start.at_ns, half_life_s, HOST_STEP_PPM)
-        samples = start.samples + 1
-        long_ns = smoothing.settle_s * 1e9 * STARTS_SETTLES
-        always = samples >= STARTS_SAMPLES and now_ns - start.since_ns >= long_ns
-        followed[cpu] = Starts(start.since_ns, now_ns, samples, track, always)
     return followed
 
 

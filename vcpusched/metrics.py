@@ -24,7 +24,6 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from vcpusched import __version__
-from vcpusched.least import moves_least
 from vcpusched.model import PPM, Host, VcpuId
 from vcpusched.planner import Plan
 from vcpusched.report import Service, gap_now_ppm
@@ -96,13 +95,6 @@ def _of_host(host: Host, plan: Plan, gap_ppm: int) -> Iterator[Metric]:
         unmet_ppm(host) / PPM,
     )
     yield _gauge("plan_moves", "Pin changes of the last plan.", len(plan.moves))
-    least = moves_least(host, plan)
-    if least is not None:
-        yield _gauge(
-            "plan_moves_lower_bound",
-            "Pin changes that it takes at least to bring loads where the last plan brings them.",
-            least,
-        )
 
 
 def _of_tally(tally: Tally) -> Iterator[Metric]:

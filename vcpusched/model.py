@@ -338,14 +338,11 @@ class Host:
 
     Both tuples are sorted by number and by `VcpuId`. vCPUs whose load is not known yet are absent;
     the pCPUs that any of them are bound to are `unsettled`: what looks like room there may be none.
-    Those that would always be so, since guests start there time and again, are `starting` instead:
-    what such guests run is host load there, and they may give vCPUs, but take none.
     """
 
     cpus: tuple[HostCpu, ...]
     vcpus: tuple[Vcpu, ...]
     unsettled: CpuSet = NO_CPUS
-    starting: CpuSet = NO_CPUS
 
     @property
     def online(self) -> CpuSet:

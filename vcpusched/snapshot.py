@@ -55,7 +55,6 @@ class _CpuEntry(_Entry):
     capacity: _Capacity = 1.0
     host_load: _Load = 0.0
     unsettled: bool = False
-    starting: bool = False
 
 
 class _VcpuEntry(_Entry):
@@ -205,7 +204,6 @@ def _host(snapshot: _Snapshot) -> Host:
         cpus=tuple(sorted(cpus, key=lambda cpu: cpu.id)),
         vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
         unsettled=CpuSet.of(entry.id for entry in snapshot.cpus if entry.unsettled),
-        starting=CpuSet.of(entry.id for entry in snapshot.cpus if entry.starting),
     )
 
 
@@ -249,7 +247,6 @@ def host_as_json(host: Host) -> dict[str, Any]:
                 **({"capacity": cpu.cpu.capacity_ppm / PPM} if cpu.cpu.capacity_ppm < PPM else {}),
                 "host_load": cpu.host_load_ppm / PPM,
                 **({"unsettled": True} if cpu.id in host.unsettled else {}),
-                **({"starting": True} if cpu.id in host.starting else {}),
             }
             for cpu in host.cpus
         ],

@@ -122,21 +122,6 @@ class HostTrack:
         return HostTrack(mean_ppm, weight_ppm, mean_ppm if differs else self.told_ppm)
 
 
-@dataclass(frozen=True, slots=True)
-class Starts:
-    """What is remembered of a pCPU that a vCPU is bound to which is not judged yet.
-
-    It has not been without one since `since_ns`, in `samples` samples after that, the last of them
-    at `at_ns`; `track` is what all of these ran. `always`: for longer than one guest needs.
-    """
-
-    since_ns: int
-    at_ns: int
-    samples: int = 0
-    track: HostTrack = field(default_factory=lambda: HostTrack(weight_ppm=0))
-    always: bool = False
-
-
 def explained(
     cpus: Iterable[int],
     host_tracks: Mapping[int, HostTrack],

@@ -182,9 +182,7 @@ def grouped(host: Host, granularity: Granularity) -> Units:
             )
         )
     unsettled = CpuSet.of({of_cpu[cpu] for cpu in host.unsettled if cpu in of_cpu})
-    # In a set of several pCPUs there is room beside one on which guests start.
-    starting = CpuSet.of(unit for unit, cpus in members.items() if cpus.is_within(host.starting))
-    return Units(Host(tuple(cpus), vcpus, unsettled, starting), of_cpu, members)
+    return Units(Host(tuple(cpus), vcpus, unsettled), of_cpu, members)
 
 
 def _by_thread(cpus: Sequence[HostCpu]) -> dict[int, int]:
