@@ -13,12 +13,12 @@ from vcpusched.model import (
     Definition,
     DomainReading,
     DomainUuid,
+    Granularity,
     Sample,
     Topology,
     Unread,
     VcpuReading,
 )
-from vcpusched.units import Granularity
 
 
 def cpus(text: str) -> CpuSet:

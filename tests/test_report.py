@@ -12,12 +12,11 @@ from vcpusched import report, snapshot
 from vcpusched.announcer import UNTOLD_PATIENCE, Announcer
 from vcpusched.config import Settings
 from vcpusched.journal import StreamLog
-from vcpusched.model import DomainUuid
+from vcpusched.model import DomainUuid, Granularity
 from vcpusched.planner import Policy, plan
 from vcpusched.proof import Proof, Verdict
 from vcpusched.report import Priority, Service
 from vcpusched.scheduler import Cycle, Failure, Unclear
-from vcpusched.units import Granularity
 
 SERVICE = Service(
     pid=1, started_at_s=0.0, uri="qemu:///system", period_s=3, threshold_ppm=100_000, connected=True

@@ -9,11 +9,22 @@ from hosts import after, host, of_one_guest, random_host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, DomainUuid, Host, HostCpu, Vcpu, VcpuId
+from vcpusched.model import (
+    PPM,
+    PPM_PER_POINT,
+    Cpu,
+    CpuSet,
+    DomainUuid,
+    Granularity,
+    Host,
+    HostCpu,
+    Vcpu,
+    VcpuId,
+)
 from vcpusched.planner import TRIES_MAX, Plan, Policy, Stop, plan
 from vcpusched.service import LOSS_MAX_PPM, fair_ppm, refusal, served_ppm
 from vcpusched.sharing import ROUNDING_PPM
-from vcpusched.units import Granularity, capacity_ppm, grouped
+from vcpusched.units import capacity_ppm, grouped
 
 
 def change(drawn: Host, *names: str, **values: object) -> Host:

@@ -15,11 +15,20 @@ from vcpusched.config import Settings
 from vcpusched.house import HouseRules
 from vcpusched.hypervisor import BusyError, HypervisorError, VanishedError
 from vcpusched.load import Measure, Smoothing
-from vcpusched.model import NO_CPUS, PPM_PER_POINT, Cpu, CpuSet, DomainUuid, Host, Topology, VcpuId
+from vcpusched.model import (
+    NO_CPUS,
+    PPM_PER_POINT,
+    Cpu,
+    CpuSet,
+    DomainUuid,
+    Granularity,
+    Host,
+    Topology,
+    VcpuId,
+)
 from vcpusched.planner import Plan, Policy, plan
 from vcpusched.scheduler import ActOn, Cycle, Rules, Scheduler
 from vcpusched.simulator import PERIOD_NS, Place, SimulatedHost, simulate
-from vcpusched.units import Granularity
 from vcpusched.workload import Guest, Refusal, Workload
 
 PERIODS = 60

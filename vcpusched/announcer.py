@@ -16,12 +16,11 @@ from vcpusched import journal, report, rundir
 from vcpusched.config import Settings
 from vcpusched.keeper import GivenBack
 from vcpusched.ledger import Change, Changed
-from vcpusched.model import PPM_PER_POINT, CpuSet
+from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.pause import Pause
 from vcpusched.report import Entry, PastPin, Priority, Service
 from vcpusched.scheduler import Cycle
 from vcpusched.tally import GIVEN_BACK, RESET, Recent, Tally
-from vcpusched.units import Granularity
 from vcpusched.worker import Pinned
 
 LAST_PINS_MAX: Final = 10

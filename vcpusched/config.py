@@ -28,11 +28,10 @@ from pydantic_settings import (
 
 from vcpusched.house import HouseRules
 from vcpusched.load import Measure, Smoothing
-from vcpusched.model import PPM_PER_POINT, CpuSet
+from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.planner import Floating, Policy
 from vcpusched.scheduler import ActOn, Rules
 from vcpusched.text import printable
-from vcpusched.units import Granularity
 
 DEFAULT_FILE: Final = Path("/etc/vcpusched/vcpusched.toml")
 DROP_INS: Final = Path("/etc/vcpusched/conf.d")

@@ -36,11 +36,12 @@ from vcpusched.model import (
     Definition,
     DomainReading,
     DomainUuid,
+    Granularity,
     Sample,
     VcpuReading,
+    sets,
 )
 from vcpusched.text import printable
-from vcpusched.units import Granularity, sets
 
 
 class Wish(enum.StrEnum):

@@ -5,6 +5,8 @@ integers in parts per million of one pCPU (`_ppm`), since with floats a plan wou
 order of its input.
 """
 
+import enum
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NewType, Self
@@ -156,6 +158,36 @@ class Topology:
     def online(self) -> CpuSet:
         """The numbers of the pCPUs."""
         return CpuSet.of(cpu.id for cpu in self.cpus)
+
+
+class Granularity(enum.StrEnum):
+    """What a vCPU is pinned to."""
+
+    CPU = "cpu"
+    CORE = "core"
+    CACHE = "cache"
+    NODE = "node"
+
+
+def sets(cpus: Iterable[Cpu], granularity: Granularity) -> tuple[CpuSet, ...]:
+    """Give the units of a host, in rising order of their lowest pCPU.
+
+    Where the machine does not tell caches, nodes stand in for them; pCPUs of which neither is known
+    are one unit. A pCPU without a core is one by itself.
+    """
+    found: defaultdict[tuple[int, ...], int] = defaultdict(int)
+    for cpu in cpus:
+        node = -1 if cpu.node is None else cpu.node
+        if granularity is Granularity.CPU or (granularity is Granularity.CORE and cpu.core is None):
+            key: tuple[int, ...] = (0, cpu.id)
+        elif granularity is Granularity.CORE and cpu.core is not None:
+            key = (1, cpu.core)
+        elif granularity is Granularity.CACHE and cpu.cache is not None:
+            key = (2, cpu.cache)
+        else:
+            key = (3, node)
+        found[key] |= 1 << cpu.id
+    return tuple(CpuSet(bits) for bits in sorted(found.values(), key=lambda bits: bits & -bits))
 
 
 @dataclass(frozen=True, slots=True)

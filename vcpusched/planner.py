@@ -43,11 +43,11 @@ from vcpusched.arrange import Step, after, as_far_as_ordered, in_order, keep_apa
 from vcpusched.board import Board
 from vcpusched.frame import Problem, own_by_cpu
 from vcpusched.misfit import differ, on_stronger, without_idle_steps_up
-from vcpusched.model import PPM, CpuSet, Host, VcpuId
+from vcpusched.model import PPM, CpuSet, Granularity, Host, VcpuId
 from vcpusched.near import Gains, core_loads, is_flat, nearer, part_siblings, worth_going
 from vcpusched.service import Judge
 from vcpusched.solve import solve
-from vcpusched.units import Granularity, Units, grouped, narrow
+from vcpusched.units import Units, grouped, narrow
 
 __all__ = ["Floating", "Move", "Plan", "Policy", "Stop", "plan"]
 

@@ -32,15 +32,16 @@ from vcpusched.model import (
     Definition,
     DomainReading,
     DomainUuid,
+    Granularity,
     Sample,
     Topology,
     VcpuId,
     VcpuReading,
     Waited,
+    sets,
 )
 from vcpusched.outcome import PeriodResult, PinChange, Result, VcpuResult
 from vcpusched.scheduler import Cycle, Rules, Scheduler
-from vcpusched.units import Granularity, sets
 from vcpusched.workload import Guest, Refusal, Workload
 
 PERIOD_NS: Final = 3_000_000_000

@@ -18,28 +18,18 @@ Properties: a vCPU is moved only to units that its definition lets it use in ful
     have the same capacity the loads are those of the host divided by it, to a millionth.
 """
 
-import enum
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from vcpusched.model import NO_CPUS, PPM, Cpu, CpuSet, Host, HostCpu, Vcpu
+from vcpusched.model import NO_CPUS, PPM, Cpu, CpuSet, Granularity, Host, HostCpu, Vcpu, sets
 
 FURTHER_THREAD_PPM: Final = 250_000
 """What each further thread of a core adds while the first is busy, in ppm: about a quarter.
 
 On x86 a second one is said to add 10 to 30 %. Cores of four or eight threads (POWER) are made for
 it, and are said to add 60 % by the second alone: there this is a cautious figure."""
-
-
-class Granularity(enum.StrEnum):
-    """What a vCPU is pinned to."""
-
-    CPU = "cpu"
-    CORE = "core"
-    CACHE = "cache"
-    NODE = "node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +47,6 @@ class Units:
     def target(self, vcpu: Vcpu, unit: CpuSet) -> CpuSet:
         """Give the pCPUs that a vCPU is pinned to when it is moved to a unit of `host`."""
         return self.members[next(iter(unit))] & vcpu.allowed
-
-
-def sets(cpus: Iterable[Cpu], granularity: Granularity) -> tuple[CpuSet, ...]:
-    """Give the units of a host, in rising order of their lowest pCPU.
-
-    Where the machine does not tell caches, nodes stand in for them; pCPUs of which neither is known
-    are one unit. A pCPU without a core is one by itself.
-    """
-    found: defaultdict[tuple[int, ...], int] = defaultdict(int)
-    for cpu in cpus:
-        node = -1 if cpu.node is None else cpu.node
-        if granularity is Granularity.CPU or (granularity is Granularity.CORE and cpu.core is None):
-            key: tuple[int, ...] = (0, cpu.id)
-        elif granularity is Granularity.CORE and cpu.core is not None:
-            key = (1, cpu.core)
-        elif granularity is Granularity.CACHE and cpu.cache is not None:
-            key = (2, cpu.cache)
-        else:
-            key = (3, node)
-        found[key] |= 1 << cpu.id
-    return tuple(CpuSet(bits) for bits in sorted(found.values(), key=lambda bits: bits & -bits))
 
 
 def untold(cpus: Iterable[Cpu], granularity: Granularity) -> str:

@@ -29,12 +29,11 @@ from progress import follow
 from vcpusched.config import Settings
 from vcpusched.generator import generate
 from vcpusched.load import Measure
-from vcpusched.model import PPM, Cpu, Topology
+from vcpusched.model import PPM, Cpu, Granularity, Topology
 from vcpusched.outcome import Result
 from vcpusched.planner import plan
 from vcpusched.scheduler import Rules, Scheduler
 from vcpusched.simulator import Place, simulate
-from vcpusched.units import Granularity
 from vcpusched.workload import Workload, scaled
 from vcpusched.workload_files import read_trace
 
