@@ -24,7 +24,7 @@ from vcpusched.model import (
     VcpuId,
     VcpuReading,
 )
-from vcpusched.planner import Plan
+from vcpusched.plan.planner import Plan
 
 SECOND_NS = 1_000_000_000
 

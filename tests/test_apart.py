@@ -7,7 +7,7 @@ import pytest
 from hosts import after, host, of_one_guest, random_host
 
 from vcpusched.model import CpuSet, Host, VcpuId
-from vcpusched.planner import Plan, Policy, plan
+from vcpusched.plan.planner import Plan, Policy, plan
 
 
 def spread(drawn: Host, *domains: str) -> Host:

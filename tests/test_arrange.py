@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from hosts import host, of_one_guest, random_host
 
-from vcpusched.arrange import Step, after, as_far_as_ordered, in_order, keep_apart
-from vcpusched.board import Board
-from vcpusched.frame import moved
-from vcpusched.gains import exchanges
 from vcpusched.model import CpuSet, DomainUuid, Host, VcpuId
-from vcpusched.planner import Floating, Policy, plan
+from vcpusched.plan.arrange import Step, after, as_far_as_ordered, in_order, keep_apart
+from vcpusched.plan.board import Board
+from vcpusched.plan.frame import moved
+from vcpusched.plan.gains import exchanges
+from vcpusched.plan.planner import Floating, Policy, plan
 
 SPAN = 100_000
 

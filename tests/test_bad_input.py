@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched
 
-from vcpusched import capabilities, config, definition, explain, report, snapshot
+from vcpusched import capabilities, config, definition, report, snapshot
 from vcpusched.config import ConfigError
 from vcpusched.journal import StreamLog
 from vcpusched.keeper import GivenBack
 from vcpusched.ledger import Change, Changed
 from vcpusched.model import CpuSet, Definition, DomainUuid, Host, Topology, VcpuId
-from vcpusched.planner import Move, Policy, plan
+from vcpusched.plan import explain
+from vcpusched.plan.planner import Move, Policy, plan
 from vcpusched.report import Service
 
 BRIEF = settings(max_examples=200, deadline=None)

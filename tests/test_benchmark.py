@@ -20,7 +20,7 @@ from replay_tables import replay_tables
 from static_tables import scaling_tables, static_tables
 
 from vcpusched.model import PPM_PER_POINT, CpuSet, Host, HostCpu, Vcpu
-from vcpusched.planner import Plan, Policy, plan
+from vcpusched.plan.planner import Plan, Policy, plan
 
 RULES = [one_move, descent, repack, sticky_repack]
 SMALL = [

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from vcpusched.curves import SHIFT, Curve, Left
-from vcpusched.flow import Network
 from vcpusched.model import PPM
+from vcpusched.plan.curves import SHIFT, Curve, Left
+from vcpusched.plan.flow import Network
 
 
 def some_claims(chance: random.Random, most: int) -> list[tuple[int, int]]:

@@ -4,9 +4,9 @@ import dataclasses
 
 from hosts import host, of_one_guest
 
-from vcpusched.explain import explained, told, treatments_as_json
 from vcpusched.model import Cpu, CpuSet, Host, HostCpu
-from vcpusched.planner import Policy, plan
+from vcpusched.plan.explain import explained, told, treatments_as_json
+from vcpusched.plan.planner import Policy, plan
 
 
 def change(drawn: Host, name: str, **changes: object) -> Host:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from hosts import random_host
 
-from vcpusched.board import Board
-from vcpusched.fill import fill
-from vcpusched.search import UNBOUNDED, Task
+from vcpusched.plan.board import Board
+from vcpusched.plan.fill import fill
+from vcpusched.plan.search import UNBOUNDED, Task
 
 Own = list[list[tuple[int, int]]]
 

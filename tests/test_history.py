@@ -15,7 +15,7 @@ from vcpusched.history import History, Kind, Told
 from vcpusched.keeper import GivenBack
 from vcpusched.ledger import Change, Changed
 from vcpusched.model import CpuSet
-from vcpusched.planner import Policy, plan
+from vcpusched.plan.planner import Policy, plan
 from vcpusched.proof import Proof, Verdict
 from vcpusched.report import Entry
 from vcpusched.scheduler import Cycle

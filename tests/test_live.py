@@ -12,7 +12,7 @@ from soak_live import BY_HAND, PINNED
 
 from vcpusched.ledger import Change, Changed
 from vcpusched.model import CpuSet, DomainUuid, VcpuId
-from vcpusched.planner import Move
+from vcpusched.plan.planner import Move
 from vcpusched.report import changed_entry, pin_entry
 
 TWO = CpuSet.parse("0-1")

@@ -9,13 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcpusched.demand import INTERVAL_MIN_NS
-from vcpusched.load import (
-    Observed,
-    Smoothing,
-    baseline,
-    observe,
-    usage_ppm,
-)
+from vcpusched.load import Observed, Smoothing, baseline, observe, usage_ppm
 from vcpusched.model import (
     PPM,
     PPM_PER_POINT,

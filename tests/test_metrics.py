@@ -16,11 +16,11 @@ from vcpusched.journal import StreamLog
 from vcpusched.keeper import GivenBack
 from vcpusched.ledger import Change, Changed
 from vcpusched.model import PPM, CpuSet, Host
-from vcpusched.planner import Policy, plan
+from vcpusched.plan.planner import Policy, plan
+from vcpusched.plan.service import unmet_ppm
 from vcpusched.proof import Proof, Verdict
 from vcpusched.report import Service
 from vcpusched.scheduler import Cycle, Failure
-from vcpusched.service import unmet_ppm
 from vcpusched.tally import Tally
 
 RULES = Path(__file__).parent.parent / "contrib" / "prometheus" / "rules.yml"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pytest
 from hosts import after, host, random_host
 
-from vcpusched.board import Board
 from vcpusched.model import PPM_PER_POINT, Cpu, CpuSet, Host, HostCpu
-from vcpusched.near import ACROSS, CACHE, CORE, NODE, SAME, Gains, distance, part_siblings
-from vcpusched.planner import Floating, Plan, Policy, plan
+from vcpusched.plan.board import Board
+from vcpusched.plan.near import ACROSS, CACHE, CORE, NODE, SAME, Gains, distance, part_siblings
+from vcpusched.plan.planner import Floating, Plan, Policy, plan
 
 POLICY = Policy(balance_threshold_ppm=100_000, min_gain_ppm=20_000, node_gain_ppm=200_000)
 KERNEL = dataclasses.replace(POLICY, floating=Floating.KERNEL)

@@ -7,7 +7,7 @@ import pytest
 from hosts import after, host, of_one_guest
 
 from vcpusched.model import CpuSet, DomainUuid, Host, Vcpu, VcpuId
-from vcpusched.planner import Floating, Plan, Policy, Stop, plan
+from vcpusched.plan.planner import Floating, Plan, Policy, Stop, plan
 
 POLICY = Policy(balance_threshold_ppm=100_000, min_gain_ppm=20_000)
 KERNEL = dataclasses.replace(POLICY, floating=Floating.KERNEL)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcpusched.model import PPM_PER_POINT, Cpu, CpuSet, DomainUuid, Host, HostCpu, Vcpu, VcpuId
-from vcpusched.planner import SATURATION_PPM, Floating, Move, Plan, Policy, Stop, plan
+from vcpusched.plan.planner import SATURATION_PPM, Floating, Move, Plan, Policy, Stop, plan
 
 SWEPT = 10_000
 CHUNK = 1_000

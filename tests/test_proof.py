@@ -27,7 +27,7 @@ from vcpusched.model import (
     VcpuReading,
 )
 from vcpusched.patience import DOUBT_NS, Patience
-from vcpusched.planner import Floating, Policy, plan
+from vcpusched.plan.planner import Floating, Policy, plan
 from vcpusched.proof import PATIENCE_NS, Look, Promise, Verdict, promised, proven, worse_bound
 from vcpusched.scheduler import Cycle, Rules, Scheduler
 from vcpusched.simulator import Place, SimulatedHost

@@ -13,7 +13,7 @@ from vcpusched.announcer import UNTOLD_PATIENCE, Announcer
 from vcpusched.config import Settings
 from vcpusched.journal import StreamLog
 from vcpusched.model import DomainUuid, Granularity
-from vcpusched.planner import Policy, plan
+from vcpusched.plan.planner import Policy, plan
 from vcpusched.proof import Proof, Verdict
 from vcpusched.report import Priority, Service
 from vcpusched.scheduler import Cycle, Failure, Unclear

@@ -12,7 +12,7 @@ from vcpusched.house import HouseRules
 from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.load import Measure, Smoothing
 from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, Definition, Host, Sample, Waited
-from vcpusched.planner import Move, Plan, Policy, plan
+from vcpusched.plan.planner import Move, Plan, Policy, plan
 from vcpusched.proof import Verdict
 from vcpusched.scheduler import ActOn, Cycle, Rules, Scheduler
 

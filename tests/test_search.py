@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcpusched.search import UNBOUNDED, Task, lower_bound, search
+from vcpusched.plan.search import UNBOUNDED, Task, lower_bound, search
 
 ENOUGH = 1_000_000
 """Steps that none of these tasks needs."""

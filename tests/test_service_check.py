@@ -21,10 +21,10 @@ from vcpusched.model import (
     Vcpu,
     VcpuId,
 )
-from vcpusched.planner import TRIES_MAX, Plan, Policy, Stop, plan
-from vcpusched.service import LOSS_MAX_PPM, fair_ppm, refusal, served_ppm
-from vcpusched.sharing import ROUNDING_PPM
-from vcpusched.units import capacity_ppm, grouped
+from vcpusched.plan.planner import TRIES_MAX, Plan, Policy, Stop, plan
+from vcpusched.plan.service import LOSS_MAX_PPM, fair_ppm, refusal, served_ppm
+from vcpusched.plan.sharing import ROUNDING_PPM
+from vcpusched.plan.units import capacity_ppm, grouped
 
 
 def change(drawn: Host, *names: str, **values: object) -> Host:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from vcpusched.curves import SHIFT, Claim, Curve
 from vcpusched.model import PPM, CpuSet
-from vcpusched.sharing import POOLS_MAX, ROUNDING_PPM, Core, fill
+from vcpusched.plan.curves import SHIFT, Claim, Curve
+from vcpusched.plan.sharing import POOLS_MAX, ROUNDING_PPM, Core, fill
 
 Placed = tuple[int, Claim]
 """The pCPUs that a claim may use, as bits, and the claim."""

@@ -26,7 +26,7 @@ from vcpusched.model import (
     Topology,
     VcpuId,
 )
-from vcpusched.planner import Plan, Policy, plan
+from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.scheduler import ActOn, Cycle, Rules, Scheduler
 from vcpusched.simulator import PERIOD_NS, Place, SimulatedHost, simulate
 from vcpusched.workload import Guest, Refusal, Workload

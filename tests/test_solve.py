@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pytest
 from hosts import random_host
 
-from vcpusched.board import Board
-from vcpusched.frame import Frame, Problem
-from vcpusched.gains import exchanges
 from vcpusched.model import Host, Vcpu
-from vcpusched.planner import Policy, Stop, plan
-from vcpusched.solve import UNREACHED_GAIN_PPM, solve
+from vcpusched.plan.board import Board
+from vcpusched.plan.frame import Frame, Problem
+from vcpusched.plan.gains import exchanges
+from vcpusched.plan.planner import Policy, Stop, plan
+from vcpusched.plan.solve import UNREACHED_GAIN_PPM, solve
 
 SIZES = [(1, 4), (2, 6), (2, 8), (2, 9), (3, 5), (3, 6), (3, 7), (4, 5)]
 """pCPUs and vCPUs of hosts whose assignments can all be tried."""

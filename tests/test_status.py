@@ -15,7 +15,7 @@ from program import vcpusched
 from vcpusched import report, rundir
 from vcpusched.drawing import blocks
 from vcpusched.model import Cpu, CpuSet, Host, HostCpu
-from vcpusched.planner import Policy, plan
+from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import PastPin, Service
 from vcpusched.scheduler import Cycle
 from vcpusched.tally import Recent

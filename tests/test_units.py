@@ -6,8 +6,8 @@ import pytest
 from hosts import after, host, random_host
 
 from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, Granularity, Host, HostCpu, sets
-from vcpusched.planner import Policy, plan
-from vcpusched.units import capacity_ppm, grouped, narrow, untold
+from vcpusched.plan.planner import Policy, plan
+from vcpusched.plan.units import capacity_ppm, grouped, narrow, untold
 
 
 def machine(cpus: int, per_core: int = 1, per_cache: int = 4, per_node: int = 8) -> list[Cpu]:

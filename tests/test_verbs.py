@@ -18,7 +18,7 @@ from program import environment, vcpusched, without_the_lock
 import vcpusched as package
 from vcpusched import rundir, snapshot
 from vcpusched.model import Cpu, Host, HostCpu
-from vcpusched.planner import Policy, plan
+from vcpusched.plan.planner import Policy, plan
 
 CROWDED = {
     "version": 1,

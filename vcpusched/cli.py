@@ -218,7 +218,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import explain, planner, snapshot, source, units
+    from vcpusched import snapshot, source
+    from vcpusched.plan import explain, planner, units
 
     if options.snapshot is not None:
         host, where = source.saved(options.snapshot)
@@ -270,7 +271,8 @@ def _snapshot(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from vcpusched import display, explain, rundir, snapshot, source
+    from vcpusched import display, rundir, snapshot, source
+    from vcpusched.plan import explain
     from vcpusched.text import printable
 
     try:
@@ -372,7 +374,8 @@ def _check_config(options: argparse.Namespace) -> int:
 
 def _simulate(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import display, outcome, units
+    from vcpusched import display, outcome
+    from vcpusched.plan import units
     from vcpusched.scheduler import Scheduler
     from vcpusched.simulator import Place, simulate
 

@@ -29,7 +29,7 @@ from pydantic_settings import (
 from vcpusched.house import HouseRules
 from vcpusched.load import Measure, Smoothing
 from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
-from vcpusched.planner import Floating, Policy
+from vcpusched.plan.planner import Floating, Policy
 from vcpusched.scheduler import ActOn, Rules
 from vcpusched.text import printable
 

@@ -14,12 +14,13 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from vcpusched import drawing, explain, history
-from vcpusched.explain import Explanation
+from vcpusched import drawing, history
 from vcpusched.history import Event, History
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, VcpuId
 from vcpusched.outcome import Result, VcpuResult
-from vcpusched.planner import Plan, Stop
+from vcpusched.plan import explain
+from vcpusched.plan.explain import Explanation
+from vcpusched.plan.planner import Plan, Stop
 from vcpusched.report import cpus_text, points
 from vcpusched.snapshot import SavedState
 from vcpusched.text import printable

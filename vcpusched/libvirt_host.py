@@ -28,12 +28,7 @@ from typing import Any, Final
 import libvirt
 
 from vcpusched import capabilities, definition, faults, kernel
-from vcpusched.hypervisor import (
-    BusyError,
-    ConnectionLostError,
-    HypervisorError,
-    VanishedError,
-)
+from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import (
     PPM,
     CpuSet,

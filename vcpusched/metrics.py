@@ -25,9 +25,9 @@ from prometheus_client.registry import Collector
 
 from vcpusched import __version__
 from vcpusched.model import PPM, Host, VcpuId
-from vcpusched.planner import Plan
+from vcpusched.plan.planner import Plan
+from vcpusched.plan.service import unmet_ppm
 from vcpusched.report import Service, gap_now_ppm
-from vcpusched.service import unmet_ppm
 from vcpusched.tally import BUCKETS_S, Durations, Tally
 from vcpusched.text import printable
 

@@ -21,7 +21,7 @@ from typing import Final
 
 from vcpusched.demand import CROWDED_PPM, WAITS_PPM
 from vcpusched.model import PPM, CpuSet, Host, Sample, Vcpu, VcpuId
-from vcpusched.planner import Move, Plan
+from vcpusched.plan.planner import Move, Plan
 
 PATIENCE_NS: Final = 20_000_000_000
 """So long after a plan the wait may take to fall."""

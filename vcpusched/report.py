@@ -13,12 +13,12 @@ from vcpusched.keeper import GivenBack
 from vcpusched.ledger import RESETS_MAX, Change, Changed
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.pause import Pause
-from vcpusched.planner import Move, Plan, Stop
+from vcpusched.plan.planner import Move, Plan, Stop
+from vcpusched.plan.units import untold
 from vcpusched.proof import Proof, Verdict
 from vcpusched.scheduler import Cycle, Failure, Unclear
 from vcpusched.snapshot import host_as_json, plan_as_json
 from vcpusched.text import printable
-from vcpusched.units import untold
 
 STATE_VERSION: Final = 1
 MESSAGE_ID_PIN: Final = "64672ee17c744ff39534af4c63f2e545"

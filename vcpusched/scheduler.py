@@ -32,7 +32,7 @@ from vcpusched.model import (
     VcpuId,
 )
 from vcpusched.patience import Patience
-from vcpusched.planner import Move, Plan, Policy, plan
+from vcpusched.plan.planner import Move, Plan, Policy, plan
 from vcpusched.proof import Look, Promise, Proof, Verdict, promised, proven, worse_bound
 
 GLANCE_SHARE: Final = 8

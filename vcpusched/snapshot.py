@@ -21,7 +21,7 @@ from vcpusched.model import (
     Vcpu,
     VcpuId,
 )
-from vcpusched.planner import Plan
+from vcpusched.plan.planner import Plan
 
 VERSION: Final = 1
 

@@ -22,7 +22,7 @@ from vcpusched.keeper import GivenBack, Keeper
 from vcpusched.ledger import Changed
 from vcpusched.ledger_file import Book
 from vcpusched.model import Host
-from vcpusched.planner import Move, Plan, Policy, plan
+from vcpusched.plan.planner import Move, Plan, Policy, plan
 from vcpusched.request import Answer, Request
 from vcpusched.restore import carry_out
 from vcpusched.scheduler import Cycle, Rules, Scheduler

@@ -31,7 +31,7 @@ from vcpusched.generator import generate
 from vcpusched.load import Measure
 from vcpusched.model import PPM, Cpu, Granularity, Topology
 from vcpusched.outcome import Result
-from vcpusched.planner import plan
+from vcpusched.plan.planner import plan
 from vcpusched.scheduler import Rules, Scheduler
 from vcpusched.simulator import Place, simulate
 from vcpusched.workload import Workload, scaled

@@ -28,12 +28,7 @@ from typing import Final
 
 from progress import follow, say
 
-from vcpusched.hypervisor import (
-    BusyError,
-    ConnectionLostError,
-    HypervisorError,
-    VanishedError,
-)
+from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.keeper import Keeper
 from vcpusched.ledger import Entry
 from vcpusched.ledger_file import NAME, Book, LedgerFile
@@ -50,7 +45,7 @@ from vcpusched.model import (
     VcpuId,
     VcpuReading,
 )
-from vcpusched.planner import Policy
+from vcpusched.plan.planner import Policy
 from vcpusched.scheduler import Rules, Scheduler
 
 CPUS: Final = 8

@@ -30,8 +30,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.curves import NO_CLAIMS, Curve, Left
-from vcpusched.flow import Network
+from vcpusched.plan.curves import NO_CLAIMS, Curve, Left
+from vcpusched.plan.flow import Network
 
 ROUNDING_PPM: Final = 4
 """By how much, in ppm of a pCPU, a result may differ from the exact share."""

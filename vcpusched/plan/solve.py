@@ -20,11 +20,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Final
 
-from vcpusched.fill import fill
-from vcpusched.frame import Frame, Problem, any_will_do, moved
-from vcpusched.gains import Answer, pays
-from vcpusched.groups import Groups
-from vcpusched.search import UNBOUNDED, Task, lower_bound, search
+from vcpusched.plan.fill import fill
+from vcpusched.plan.frame import Frame, Problem, any_will_do, moved
+from vcpusched.plan.gains import Answer, pays
+from vcpusched.plan.groups import Groups
+from vcpusched.plan.search import UNBOUNDED, Task, lower_bound, search
 
 SMALL_CPUS_MAX: Final = 4
 SMALL_VCPUS_MAX: Final = 16

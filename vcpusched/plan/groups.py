@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from vcpusched.frame import Problem
-from vcpusched.search import UNBOUNDED, Task, search
+from vcpusched.plan.frame import Problem
+from vcpusched.plan.search import UNBOUNDED, Task, search
 
 GROUP_STEPS: Final = 200
 GROUP_CPUS: Final = range(4, 9)

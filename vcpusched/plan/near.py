@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.board import Board
-from vcpusched.frame import moved
 from vcpusched.model import Cpu
+from vcpusched.plan.board import Board
+from vcpusched.plan.frame import moved
 
 SAME, CORE, CACHE, NODE, ACROSS = range(5)
 

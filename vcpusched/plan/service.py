@@ -28,11 +28,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.curves import Claim, Curve
 from vcpusched.model import PPM_PER_POINT, CpuSet, Host, HostCpu, Vcpu, VcpuId
-from vcpusched.sharing import ROUNDING_PPM, Core, fill
+from vcpusched.plan.curves import Claim, Curve
+from vcpusched.plan.sharing import ROUNDING_PPM, Core, fill
+from vcpusched.plan.units import capacity_ppm
 from vcpusched.text import printable
-from vcpusched.units import capacity_ppm
 
 LOSS_MAX_PPM: Final = PPM_PER_POINT
 """What a vCPU that has no more than its fair share may lose at most, in ppm of a pCPU."""

@@ -37,17 +37,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from vcpusched.answer import Move, Plan, Stop, told
-from vcpusched.apart import Apart, separated
-from vcpusched.arrange import Step, after, as_far_as_ordered, in_order, keep_apart
-from vcpusched.board import Board
-from vcpusched.frame import Problem, own_by_cpu
-from vcpusched.misfit import differ, on_stronger, without_idle_steps_up
 from vcpusched.model import PPM, CpuSet, Granularity, Host, VcpuId
-from vcpusched.near import Gains, core_loads, is_flat, nearer, part_siblings, worth_going
-from vcpusched.service import Judge
-from vcpusched.solve import solve
-from vcpusched.units import Units, grouped, narrow
+from vcpusched.plan.answer import Move, Plan, Stop, told
+from vcpusched.plan.apart import Apart, separated
+from vcpusched.plan.arrange import Step, after, as_far_as_ordered, in_order, keep_apart
+from vcpusched.plan.board import Board
+from vcpusched.plan.frame import Problem, own_by_cpu
+from vcpusched.plan.misfit import differ, on_stronger, without_idle_steps_up
+from vcpusched.plan.near import Gains, core_loads, is_flat, nearer, part_siblings, worth_going
+from vcpusched.plan.service import Judge
+from vcpusched.plan.solve import solve
+from vcpusched.plan.units import Units, grouped, narrow
 
 __all__ = ["Floating", "Move", "Plan", "Policy", "Stop", "plan"]
 

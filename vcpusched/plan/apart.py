@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
 
-from vcpusched.board import NOWHERE, Board
+from vcpusched.plan.board import NOWHERE, Board
 
 
 class Apart:

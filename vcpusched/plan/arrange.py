@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
-from vcpusched.board import Board
-from vcpusched.frame import moved
-from vcpusched.gains import exchanges
 from vcpusched.model import DomainUuid
+from vcpusched.plan.board import Board
+from vcpusched.plan.frame import moved
+from vcpusched.plan.gains import exchanges
 
 Step = tuple[int, ...]
 """One vCPU to move, or two that change places, by position on the board."""

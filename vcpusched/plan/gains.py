@@ -9,7 +9,7 @@ load outside the band that suits best.
 import operator
 from collections.abc import Sequence
 
-from vcpusched.frame import Frame, moved, total_excess
+from vcpusched.plan.frame import Frame, moved, total_excess
 
 
 def exchanges(home: Sequence[int], place: Sequence[int]) -> list[tuple[int, ...]]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Self
 
-from vcpusched.frame import moved, own_by_cpu
 from vcpusched.model import PPM, Cpu, Host, Vcpu
+from vcpusched.plan.frame import moved, own_by_cpu
 
 POURINGS: Final = 12
 """How often water in overlapping masks is poured anew: none of 20,000 random hosts needed more

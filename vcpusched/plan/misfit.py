@@ -17,10 +17,10 @@ Properties: a move brings at least the gain that its distance needs, an exchange
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from vcpusched.apart import Apart
-from vcpusched.board import NOWHERE, Board
-from vcpusched.frame import moved
-from vcpusched.near import Gains, cost, stretch
+from vcpusched.plan.apart import Apart
+from vcpusched.plan.board import NOWHERE, Board
+from vcpusched.plan.frame import moved
+from vcpusched.plan.near import Gains, cost, stretch
 
 
 def on_stronger(board: Board, gains: Gains) -> Sequence[int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
-from vcpusched.search import UNBOUNDED, Task
+from vcpusched.plan.search import UNBOUNDED, Task
 
 SHOWN_BY: Final = 64
 """So many of the largest vCPUs are looked at before all loads that may come are added up."""

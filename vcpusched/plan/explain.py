@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu
-from vcpusched.planner import Plan, Stop
+from vcpusched.plan.planner import Plan, Stop
 from vcpusched.text import printable
 
 NAMES_MAX: Final = 24

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.arrange import Step
-from vcpusched.board import Board
 from vcpusched.model import PPM, CpuSet, VcpuId
+from vcpusched.plan.arrange import Step
+from vcpusched.plan.board import Board
 from vcpusched.text import printable
 
 POURED_STEPS_MAX: Final = 64

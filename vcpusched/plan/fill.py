@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from vcpusched.frame import Own, excess
-from vcpusched.search import UNBOUNDED, Task
+from vcpusched.plan.frame import Own, excess
+from vcpusched.plan.search import UNBOUNDED, Task
 
 CLOSE_LOOK_MAX: Final = 24
 """Up to this many pCPUs all are tried as partners of one that is stuck; else some that promise."""
