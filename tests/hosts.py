@@ -4,7 +4,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from vcpusched.hypervisor import HypervisorError, VanishedError
+from vcpusched.host.hypervisor import HypervisorError, VanishedError
 from vcpusched.model import (
     ALL_CPUS,
     NO_CPUS,

@@ -13,7 +13,7 @@ from pathlib import Path
 from hosts import MemoryHost
 
 from vcpusched import config, daemon, journal, rundir
-from vcpusched.hypervisor import ConnectionLostError, PermissionDeniedError
+from vcpusched.host.hypervisor import ConnectionLostError, PermissionDeniedError
 from vcpusched.model import CpuSet, Sample, VcpuId
 
 GUESTS = ("g0", "g1", "g2", "g3")

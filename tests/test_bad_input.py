@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched
 
-from vcpusched import capabilities, config, definition, report, snapshot
+from vcpusched import capabilities, config, report, snapshot
 from vcpusched.config import ConfigError
+from vcpusched.host import libvirt_xml
 from vcpusched.journal import StreamLog
 from vcpusched.keeper import GivenBack
 from vcpusched.ledger import Change, Changed
@@ -78,7 +79,7 @@ TAG_NAMES = (
     "vcpu cputune vcpupin vcpusched numatune memory memnode metadata shares quota period cpu numa "
     "cell cells topology host cache bank"
 )
-OURS = (f"{{{definition.ORIGIN}}}origin", f"{{{definition.NAMESPACE}}}domain")
+OURS = (f"{{{libvirt_xml.ORIGIN}}}origin", f"{{{libvirt_xml.NAMESPACE}}}domain")
 TAGS = st.sampled_from([*TAG_NAMES.split(), *OURS])
 TEXTS = st.sampled_from(["", "1", "-1", "4", "99999999999999999999", "x", "1.5", "٣"])
 
@@ -173,10 +174,10 @@ def test_snapshots_that_are_almost_right(vcpus: list[dict[str, object]]) -> None
 def test_domain_xml(xml: str) -> None:
     """A definition, or a ValueError: then the domain is held."""
     try:
-        found = definition.parse(xml)
+        found = libvirt_xml.parse(xml)
     except ValueError:
         return
-    assert isinstance(definition.combined(found, found), Definition)
+    assert isinstance(libvirt_xml.combined(found, found), Definition)
 
 
 @BRIEF
@@ -207,7 +208,7 @@ def test_xml_bombs_are_refused(bomb: str) -> None:
     """At once, unread, and without looking anywhere."""
     began_s = time.monotonic()
     with pytest.raises(ValueError, match="document type"):
-        definition.parse(bomb)
+        libvirt_xml.parse(bomb)
     assert capabilities.parse(bomb, CpuSet.of([0])).online == CpuSet.of([0])
     assert time.monotonic() - began_s < 1
 

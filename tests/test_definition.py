@@ -2,7 +2,7 @@
 
 import pytest
 
-from vcpusched.definition import ORIGIN, combined, origin_xml, parse
+from vcpusched.host.libvirt_xml import ORIGIN, combined, origin_xml, parse
 from vcpusched.model import ALL_CPUS, PPM, SHARES, CpuSet, Definition
 
 ONLINE = CpuSet.parse("0-7")

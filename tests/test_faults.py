@@ -7,7 +7,7 @@ import pytest
 from hosts import MemoryHost
 
 from vcpusched.faults import CONNECTION, FAULTS, Fault, on_connecting, translate
-from vcpusched.hypervisor import (
+from vcpusched.host.hypervisor import (
     ConnectionLostError,
     HypervisorError,
     PermissionDeniedError,

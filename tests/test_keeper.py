@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hosts import MemoryHost
 
-from vcpusched.hypervisor import (
+from vcpusched.host.hypervisor import (
     BusyError,
     ConnectionLostError,
     HypervisorError,

@@ -5,7 +5,7 @@ The answers are in the shape of libvirt-python 9 to 12: tuples of numbers and of
 
 import libvirt
 
-from vcpusched.libvirt_host import LibvirtHost, parse_vcpus
+from vcpusched.host.libvirt_host import LibvirtHost, parse_vcpus
 from vcpusched.model import NO_CPUS, CpuSet
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from hosts import SECOND_NS, MemoryHost
 
+from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.house import HouseRules
-from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.load import Measure, Smoothing
 from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, Definition, Host, Sample, Waited
 from vcpusched.plan.planner import Move, Plan, Policy, plan

@@ -12,8 +12,8 @@ import pytest
 
 from vcpusched import outcome
 from vcpusched.config import Settings
+from vcpusched.host.hypervisor import BusyError, HypervisorError, VanishedError
 from vcpusched.house import HouseRules
-from vcpusched.hypervisor import BusyError, HypervisorError, VanishedError
 from vcpusched.load import Measure, Smoothing
 from vcpusched.model import (
     NO_CPUS,

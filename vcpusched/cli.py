@@ -193,7 +193,7 @@ def _settings(options: argparse.Namespace) -> "Effective":
 def _run(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
     from vcpusched import config, daemon, journal, rundir
-    from vcpusched.libvirt_host import FirstSeen, LibvirtHost
+    from vcpusched.host.libvirt_host import FirstSeen, LibvirtHost
 
     first_seen: FirstSeen = {}
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import libvirt
 
-from vcpusched.hypervisor import (
+from vcpusched.host.hypervisor import (
     BusyError,
     ConnectionLostError,
     HypervisorError,

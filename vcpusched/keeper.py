@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from vcpusched.hypervisor import (
+from vcpusched.host.hypervisor import (
     BusyError,
     ConnectionLostError,
     HypervisorError,

@@ -10,7 +10,7 @@ domain: each writing of it takes the domain's job, and commonly its vCPUs are pi
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from vcpusched.hypervisor import (
+from vcpusched.host.hypervisor import (
     ConnectionLostError,
     HypervisorError,
     MarkingHypervisor,

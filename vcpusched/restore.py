@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from vcpusched import exits
-from vcpusched.hypervisor import (
+from vcpusched.host.hypervisor import (
     ConnectionLostError,
     HypervisorError,
     NotRecordedError,

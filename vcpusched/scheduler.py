@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vcpusched.house import HouseRules, why_unclear
-from vcpusched.hypervisor import (
+from vcpusched.host.hypervisor import (
     ConnectionLostError,
     Hypervisor,
     HypervisorError,
     NotRecordedError,
     VanishedError,
 )
+from vcpusched.house import HouseRules, why_unclear
 from vcpusched.load import Measure, Observed, Smoothing, baseline, observe
 from vcpusched.model import (
     ALL_CPUS,

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.hypervisor import BusyError, HypervisorError, VanishedError
+from vcpusched.host.hypervisor import BusyError, HypervisorError, VanishedError
 from vcpusched.machine import Machine, Thread
 from vcpusched.model import (
     PPM,

@@ -16,7 +16,7 @@ from vcpusched.text import printable
 
 if TYPE_CHECKING:
     from vcpusched.config import Settings
-    from vcpusched.libvirt_host import LibvirtHost
+    from vcpusched.host.libvirt_host import LibvirtHost
 
 CONNECT_PATIENCE_S: Final = 10.0
 WORK_PATIENCE_S: Final = 600.0
@@ -96,7 +96,7 @@ def _do(settings: "Settings", asked: Request) -> int:
 
 
 def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
-    from vcpusched.hypervisor import ConnectionLostError
+    from vcpusched.host.hypervisor import ConnectionLostError
     from vcpusched.keeper import Keeper
     from vcpusched.ledger_file import NAME, Book, LedgerFile
     from vcpusched.restore import carry_out
@@ -125,8 +125,8 @@ def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
 
 
 def _connect(settings: "Settings") -> "LibvirtHost":
-    from vcpusched.hypervisor import HypervisorError, PermissionDeniedError
-    from vcpusched.libvirt_host import LibvirtHost
+    from vcpusched.host.hypervisor import HypervisorError, PermissionDeniedError
+    from vcpusched.host.libvirt_host import LibvirtHost
     from vcpusched.worker import call_within
 
     try:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from vcpusched.hypervisor import (
+from vcpusched.host.hypervisor import (
     ConnectionLostError,
     HypervisorError,
     MarkingHypervisor,

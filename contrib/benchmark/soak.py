@@ -28,7 +28,7 @@ from typing import Final
 
 from progress import follow, say
 
-from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
+from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.keeper import Keeper
 from vcpusched.ledger import Entry
 from vcpusched.ledger_file import NAME, Book, LedgerFile

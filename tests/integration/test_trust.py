@@ -14,7 +14,7 @@ import libvirt
 from lab import Guest, Lab
 from service import Service, running, wait_for
 
-from vcpusched.definition import ORIGIN
+from vcpusched.host.libvirt_xml import ORIGIN
 
 
 def pinned(service: Service, count: int) -> None:

@@ -27,8 +27,9 @@ from typing import Any, Final
 
 import libvirt
 
-from vcpusched import capabilities, definition, faults, kernel
-from vcpusched.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
+from vcpusched import capabilities, faults
+from vcpusched.host import kernel, libvirt_xml
+from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import (
     PPM,
     CpuSet,
@@ -294,7 +295,7 @@ class LibvirtHost:
 
         Like a pin this takes the domain's job, and is refused to whoever may not pin.
         """
-        xml = definition.origin_xml(origin) if origin else None
+        xml = libvirt_xml.origin_xml(origin) if origin else None
         self._change(
             uuid,
             domain_id,
@@ -302,7 +303,7 @@ class LibvirtHost:
                 libvirt.VIR_DOMAIN_METADATA_ELEMENT,
                 xml,
                 ORIGIN_PREFIX,
-                definition.ORIGIN,
+                libvirt_xml.ORIGIN,
                 libvirt.VIR_DOMAIN_AFFECT_LIVE,
             ),
         )
@@ -421,7 +422,7 @@ class LibvirtHost:
             # A transient domain has no persistent definition: the live one stands in for it, as it
             # was when the domain was first seen, since later our own pins are in it.
             stated = replace(self._first_seen.setdefault(uuid, live), wish=None)
-        found = definition.combined(live, stated)
+        found = libvirt_xml.combined(live, stated)
         self._definitions[uuid, domain.ID()] = _Read(found, time.monotonic_ns())
         return found
 
@@ -477,6 +478,6 @@ def _refuse_busy(domain: Any) -> None:  # noqa: ANN401
 
 def _parsed(xml: str) -> Definition:
     try:
-        return definition.parse(xml)
+        return libvirt_xml.parse(xml)
     except ValueError as error:
         raise HypervisorError(f"its definition cannot be understood: {error}") from None
