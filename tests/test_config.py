@@ -12,8 +12,8 @@ import pytest
 from program import vcpusched
 
 from vcpusched.config import Settings, allowed, load
-from vcpusched.house import HouseRules
 from vcpusched.model import CpuSet
+from vcpusched.observe.placement_rules import HouseRules
 
 PACKAGED = Path(__file__).parent.parent / "packaging" / "vcpusched.toml"
 

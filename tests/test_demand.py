@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcpusched.demand import busy_ppm, crowded, demand_ppm, host_loads_ppm, wait_ppm
 from vcpusched.model import PPM, Busy, CpuSet, Waited
+from vcpusched.observe.demand import busy_ppm, crowded, demand_ppm, host_loads_ppm, wait_ppm
 
 SECOND_NS = 1_000_000_000
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from vcpusched.house import House, HouseRules, Standing, why_unclear
 from vcpusched.model import (
     ALL_CPUS,
     NO_CPUS,
@@ -19,6 +18,7 @@ from vcpusched.model import (
     Unread,
     VcpuReading,
 )
+from vcpusched.observe.placement_rules import House, HouseRules, Standing, why_unclear
 
 
 def cpus(text: str) -> CpuSet:

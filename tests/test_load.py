@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcpusched.demand import INTERVAL_MIN_NS
-from vcpusched.load import Observed, Smoothing, baseline, observe, usage_ppm
 from vcpusched.model import (
     PPM,
     PPM_PER_POINT,
@@ -24,6 +22,8 @@ from vcpusched.model import (
     Unread,
     VcpuReading,
 )
+from vcpusched.observe.demand import INTERVAL_MIN_NS
+from vcpusched.observe.observe import Observed, Smoothing, baseline, observe, usage_ppm
 from vcpusched.track import Track, smoothed
 
 SECOND_NS = 1_000_000_000

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hosts import host
 
-from vcpusched.house import HouseRules
 from vcpusched.keeper import Keeper
 from vcpusched.ledger_file import Book, LedgerFile
 from vcpusched.model import (
@@ -26,6 +25,7 @@ from vcpusched.model import (
     VcpuId,
     VcpuReading,
 )
+from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.patience import DOUBT_NS, Patience
 from vcpusched.plan.planner import Floating, Policy, plan
 from vcpusched.proof import PATIENCE_NS, Look, Promise, Verdict, promised, proven, worse_bound

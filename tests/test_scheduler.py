@@ -9,9 +9,9 @@ import pytest
 from hosts import SECOND_NS, MemoryHost
 
 from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
-from vcpusched.house import HouseRules
-from vcpusched.load import Measure, Smoothing
 from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, Definition, Host, Sample, Waited
+from vcpusched.observe.observe import Measure, Smoothing
+from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Move, Plan, Policy, plan
 from vcpusched.proof import Verdict
 from vcpusched.scheduler import ActOn, Cycle, Rules, Scheduler

@@ -13,8 +13,6 @@ import pytest
 from vcpusched import outcome
 from vcpusched.config import Settings
 from vcpusched.host.hypervisor import BusyError, HypervisorError, VanishedError
-from vcpusched.house import HouseRules
-from vcpusched.load import Measure, Smoothing
 from vcpusched.model import (
     NO_CPUS,
     PPM_PER_POINT,
@@ -26,6 +24,8 @@ from vcpusched.model import (
     Topology,
     VcpuId,
 )
+from vcpusched.observe.observe import Measure, Smoothing
+from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.scheduler import ActOn, Cycle, Rules, Scheduler
 from vcpusched.simulator import PERIOD_NS, Place, SimulatedHost, simulate

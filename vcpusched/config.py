@@ -26,9 +26,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from vcpusched.house import HouseRules
-from vcpusched.load import Measure, Smoothing
 from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
+from vcpusched.observe.observe import Measure, Smoothing
+from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Floating, Policy
 from vcpusched.scheduler import ActOn, Rules
 from vcpusched.text import printable

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.demand import CROWDED_PPM, WAITS_PPM
 from vcpusched.model import PPM, CpuSet, Host, Sample, Vcpu, VcpuId
+from vcpusched.observe.demand import CROWDED_PPM, WAITS_PPM
 from vcpusched.plan.planner import Move, Plan
 
 PATIENCE_NS: Final = 20_000_000_000

@@ -18,8 +18,6 @@ from vcpusched.host.hypervisor import (
     NotRecordedError,
     VanishedError,
 )
-from vcpusched.house import HouseRules, why_unclear
-from vcpusched.load import Measure, Observed, Smoothing, baseline, observe
 from vcpusched.model import (
     ALL_CPUS,
     NO_CPUS,
@@ -31,6 +29,8 @@ from vcpusched.model import (
     Unread,
     VcpuId,
 )
+from vcpusched.observe.observe import Measure, Observed, Smoothing, baseline, observe
+from vcpusched.observe.placement_rules import HouseRules, why_unclear
 from vcpusched.patience import Patience
 from vcpusched.plan.planner import Move, Plan, Policy, plan
 from vcpusched.proof import Look, Promise, Proof, Verdict, promised, proven, worse_bound

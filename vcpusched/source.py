@@ -64,7 +64,7 @@ def _sampled(settings: Settings) -> Host:
     from vcpusched.host.libvirt_host import LibvirtHost
     from vcpusched.keeper import Keeper
     from vcpusched.ledger_file import Book, LedgerFile
-    from vcpusched.load import Smoothing, observe
+    from vcpusched.observe.observe import Smoothing, observe
     from vcpusched.worker import call_within
 
     def sample_twice() -> Host:

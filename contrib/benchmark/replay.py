@@ -28,8 +28,8 @@ from progress import follow
 
 from vcpusched.config import Settings
 from vcpusched.generator import generate
-from vcpusched.load import Measure
 from vcpusched.model import PPM, Cpu, Granularity, Topology
+from vcpusched.observe.observe import Measure
 from vcpusched.outcome import Result
 from vcpusched.plan.planner import plan
 from vcpusched.scheduler import Rules, Scheduler

@@ -31,17 +31,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vcpusched.demand import (
-    INTERVAL_MIN_NS,
-    WAITS_PPM,
-    busy_ppm,
-    crowded,
-    demand_ppm,
-    host_loads_ppm,
-    is_undisturbed,
-    wait_ppm,
-)
-from vcpusched.house import DEFAULT_RULES, House, HouseRules
 from vcpusched.model import (
     ALL_CPUS,
     NO_CPUS,
@@ -56,6 +45,17 @@ from vcpusched.model import (
     VcpuId,
     VcpuReading,
 )
+from vcpusched.observe.demand import (
+    INTERVAL_MIN_NS,
+    WAITS_PPM,
+    busy_ppm,
+    crowded,
+    demand_ppm,
+    host_loads_ppm,
+    is_undisturbed,
+    wait_ppm,
+)
+from vcpusched.observe.placement_rules import DEFAULT_RULES, House, HouseRules
 from vcpusched.track import RESTLESS_PPM, HostTrack, Track, explained, smoothed
 
 UNCERTAIN_MAX: Final = 10
