@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched
 
 from vcpusched import capabilities, config, report, snapshot
+from vcpusched.act.keeper import GivenBack
+from vcpusched.act.ledger import Change, Changed
 from vcpusched.config import ConfigError
 from vcpusched.host import libvirt_xml
 from vcpusched.journal import StreamLog
-from vcpusched.keeper import GivenBack
-from vcpusched.ledger import Change, Changed
 from vcpusched.model import CpuSet, Definition, DomainUuid, Host, Topology, VcpuId
 from vcpusched.plan import explain
 from vcpusched.plan.planner import Move, Policy, plan

@@ -6,6 +6,8 @@ import libvirt
 import pytest
 from hosts import MemoryHost
 
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.act.patience import ASIDE_CYCLES
 from vcpusched.faults import CONNECTION, FAULTS, Fault, on_connecting, translate
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
@@ -13,8 +15,6 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
     VanishedError,
 )
-from vcpusched.patience import ASIDE_CYCLES
-from vcpusched.scheduler import Cycle, Rules, Scheduler
 
 EVERY = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: str(fault.code))
 

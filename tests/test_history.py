@@ -11,14 +11,14 @@ from hosts import host
 from program import vcpusched
 
 from vcpusched import display, history, journal, report
+from vcpusched.act.cycle import Cycle
+from vcpusched.act.keeper import GivenBack
+from vcpusched.act.ledger import Change, Changed
+from vcpusched.act.proof import Proof, Verdict
 from vcpusched.history import History, Kind, Told
-from vcpusched.keeper import GivenBack
-from vcpusched.ledger import Change, Changed
 from vcpusched.model import CpuSet
 from vcpusched.plan.planner import Policy, plan
-from vcpusched.proof import Proof, Verdict
 from vcpusched.report import Entry
-from vcpusched.scheduler import Cycle
 from vcpusched.text import as_json
 
 DAY_S = 86_400.0

@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 from hosts import MemoryHost
 
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.act.keeper import AGAIN_NS, Keeper
+from vcpusched.act.ledger import UNSEEN_NS_MAX, Change, Changed
+from vcpusched.act.ledger_file import Book, LedgerFile
+from vcpusched.act.ledger_text import parse
 from vcpusched.host.hypervisor import (
     BusyError,
     ConnectionLostError,
@@ -19,10 +24,6 @@ from vcpusched.host.hypervisor import (
     NotRecordedError,
     VanishedError,
 )
-from vcpusched.keeper import AGAIN_NS, Keeper
-from vcpusched.ledger import UNSEEN_NS_MAX, Change, Changed
-from vcpusched.ledger_file import Book, LedgerFile
-from vcpusched.ledger_text import parse
 from vcpusched.model import (
     ALL_CPUS,
     NO_CPUS,
@@ -35,7 +36,6 @@ from vcpusched.model import (
 )
 from vcpusched.request import Request, Verb
 from vcpusched.restore import carry_out
-from vcpusched.scheduler import Cycle, Rules, Scheduler
 
 
 class Killed(BaseException):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcpusched.ledger import RESETS_MAX, Entry, Hold, Ledger, Record
-from vcpusched.ledger_file import SIZE_MAX, Book, LedgerFile
-from vcpusched.ledger_text import LedgerError, parse
+from vcpusched.act.ledger import RESETS_MAX, Entry, Hold, Ledger, Record
+from vcpusched.act.ledger_file import SIZE_MAX, Book, LedgerFile
+from vcpusched.act.ledger_text import LedgerError, parse
 from vcpusched.model import CpuSet, DomainUuid, VcpuId
 
 SETS = st.sets(st.integers(0, 300), min_size=1).map(CpuSet.of)

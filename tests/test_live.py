@@ -10,7 +10,7 @@ from live_tables import live_tables
 from live_verdict import Answer, Measure, judge
 from soak_live import BY_HAND, PINNED
 
-from vcpusched.ledger import Change, Changed
+from vcpusched.act.ledger import Change, Changed
 from vcpusched.model import CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Move
 from vcpusched.report import changed_entry, pin_entry

@@ -10,17 +10,17 @@ import pytest
 from hosts import host
 
 from vcpusched import metrics
+from vcpusched.act.cycle import Cycle, Failure
+from vcpusched.act.keeper import GivenBack
+from vcpusched.act.ledger import Change, Changed
+from vcpusched.act.proof import Proof, Verdict
 from vcpusched.announcer import Announcer
 from vcpusched.config import ConfigError, Settings, load
 from vcpusched.journal import StreamLog
-from vcpusched.keeper import GivenBack
-from vcpusched.ledger import Change, Changed
 from vcpusched.model import PPM, CpuSet, Host
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.plan.service import unmet_ppm
-from vcpusched.proof import Proof, Verdict
 from vcpusched.report import Service
-from vcpusched.scheduler import Cycle, Failure
 from vcpusched.tally import Tally
 
 RULES = Path(__file__).parent.parent / "contrib" / "prometheus" / "rules.yml"

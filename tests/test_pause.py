@@ -9,8 +9,8 @@ from hosts import MemoryHost
 from program import vcpusched
 
 from vcpusched import pause
+from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.pause import Pause
-from vcpusched.scheduler import Rules, Scheduler
 
 
 def test_an_empty_file_pauses(tmp_path: Path) -> None:

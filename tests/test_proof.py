@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from hosts import host
 
-from vcpusched.keeper import Keeper
-from vcpusched.ledger_file import Book, LedgerFile
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.act.keeper import Keeper
+from vcpusched.act.ledger_file import Book, LedgerFile
+from vcpusched.act.patience import DOUBT_NS, Patience
+from vcpusched.act.proof import PATIENCE_NS, Look, Promise, Verdict, promised, proven, worse_bound
 from vcpusched.model import (
     NO_CPUS,
     PPM,
@@ -26,10 +29,7 @@ from vcpusched.model import (
     VcpuReading,
 )
 from vcpusched.observe.placement_rules import HouseRules
-from vcpusched.patience import DOUBT_NS, Patience
 from vcpusched.plan.planner import Floating, Policy, plan
-from vcpusched.proof import PATIENCE_NS, Look, Promise, Verdict, promised, proven, worse_bound
-from vcpusched.scheduler import Cycle, Rules, Scheduler
 from vcpusched.simulator import Place, SimulatedHost
 from vcpusched.workload import Guest, Workload
 

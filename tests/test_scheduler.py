@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 from hosts import SECOND_NS, MemoryHost
 
+from vcpusched.act.cycle import ActOn, Cycle, Rules, Scheduler
+from vcpusched.act.proof import Verdict
 from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, Definition, Host, Sample, Waited
 from vcpusched.observe.observe import Measure, Smoothing
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Move, Plan, Policy, plan
-from vcpusched.proof import Verdict
-from vcpusched.scheduler import ActOn, Cycle, Rules, Scheduler
 
 
 def crowded(on_pin: Callable[[str], None] = lambda _name: None) -> MemoryHost:

@@ -13,11 +13,11 @@ from hosts import host
 from program import vcpusched
 
 from vcpusched import report, rundir
+from vcpusched.act.cycle import Cycle
 from vcpusched.drawing import blocks
 from vcpusched.model import Cpu, CpuSet, Host, HostCpu
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import PastPin, Service
-from vcpusched.scheduler import Cycle
 from vcpusched.tally import Recent
 
 HOSTILE = "\x1b]0;owned\x07\nweb"

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import pytest
 from hosts import MemoryHost
 
+from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, Definition
 from vcpusched.observe.placement_rules import HouseRules
-from vcpusched.scheduler import Rules, Scheduler
 
 WANTS = {"a": 0.3, "b": 0.3, "c": 0.3, "d": 0.1}
 PLACES = {"a": "0", "b": "0", "c": "0", "d": "1"}

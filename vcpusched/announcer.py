@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from vcpusched import journal, report, rundir
+from vcpusched.act.cycle import Cycle
+from vcpusched.act.keeper import GivenBack
+from vcpusched.act.ledger import Change, Changed
 from vcpusched.config import Settings
-from vcpusched.keeper import GivenBack
-from vcpusched.ledger import Change, Changed
 from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.pause import Pause
 from vcpusched.report import Entry, PastPin, Priority, Service
-from vcpusched.scheduler import Cycle
 from vcpusched.tally import GIVEN_BACK, RESET, Recent, Tally
 from vcpusched.worker import Pinned
 

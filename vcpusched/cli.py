@@ -375,8 +375,8 @@ def _check_config(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
     from vcpusched import display, outcome
+    from vcpusched.act.cycle import Scheduler
     from vcpusched.plan import units
-    from vcpusched.scheduler import Scheduler
     from vcpusched.simulator import Place, simulate
 
     # Rather than end at once: a progress bar has hidden the cursor.

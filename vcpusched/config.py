@@ -26,11 +26,11 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from vcpusched.act.cycle import ActOn, Rules
 from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.observe.observe import Measure, Smoothing
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Floating, Policy
-from vcpusched.scheduler import ActOn, Rules
 from vcpusched.text import printable
 
 DEFAULT_FILE: Final = Path("/etc/vcpusched/vcpusched.toml")

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Final
 
 from vcpusched import __version__, exits, journal, pause, report, rivals, rundir, unit
+from vcpusched.act.cycle import Cycle
+from vcpusched.act.keeper import GivenBack
+from vcpusched.act.ledger import Changed
+from vcpusched.act.ledger_file import Book, LedgerFile
 from vcpusched.announcer import Announcer
 from vcpusched.config import ConfigError, Settings
 from vcpusched.desk import Desk
-from vcpusched.keeper import GivenBack
-from vcpusched.ledger import Changed
-from vcpusched.ledger_file import Book, LedgerFile
 from vcpusched.report import Entry, Priority, Service
 from vcpusched.request import Answer, Request, Verb
-from vcpusched.scheduler import Cycle
 from vcpusched.text import printable
 from vcpusched.worker import (
     CYCLE_MAX_S,

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from vcpusched.act.proof import PATIENCE_NS, Verdict
 from vcpusched.model import PPM, PPM_PER_POINT
-from vcpusched.proof import PATIENCE_NS, Verdict
 from vcpusched.report import (
     MESSAGE_ID_GIVEN_BACK,
     MESSAGE_ID_OUTCOME,

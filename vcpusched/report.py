@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from vcpusched.keeper import GivenBack
-from vcpusched.ledger import RESETS_MAX, Change, Changed
+from vcpusched.act.cycle import Cycle, Failure, Unclear
+from vcpusched.act.keeper import GivenBack
+from vcpusched.act.ledger import RESETS_MAX, Change, Changed
+from vcpusched.act.proof import Proof, Verdict
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.pause import Pause
 from vcpusched.plan.planner import Move, Plan, Stop
 from vcpusched.plan.units import untold
-from vcpusched.proof import Proof, Verdict
-from vcpusched.scheduler import Cycle, Failure, Unclear
 from vcpusched.snapshot import host_as_json, plan_as_json
 from vcpusched.text import printable
 

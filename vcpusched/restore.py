@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from vcpusched import exits
+from vcpusched.act.keeper import GivenBack, Keeper
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
     HypervisorError,
     NotRecordedError,
     PermissionDeniedError,
 )
-from vcpusched.keeper import GivenBack, Keeper
 from vcpusched.model import NO_CPUS, CpuSet, DomainUuid
 from vcpusched.request import Answer, Request, Verb
 from vcpusched.text import printable

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.host.hypervisor import BusyError, HypervisorError, VanishedError
 from vcpusched.machine import Machine, Thread
 from vcpusched.model import (
@@ -41,7 +42,6 @@ from vcpusched.model import (
     sets,
 )
 from vcpusched.outcome import PeriodResult, PinChange, Result, VcpuResult
-from vcpusched.scheduler import Cycle, Rules, Scheduler
 from vcpusched.workload import Guest, Refusal, Workload
 
 PERIOD_NS: Final = 3_000_000_000

@@ -60,10 +60,10 @@ def present(settings: Settings) -> tuple[Host, str]:
 
 def _sampled(settings: Settings) -> Host:
     # A state or a saved snapshot needs no libvirt.
+    from vcpusched.act.keeper import Keeper
+    from vcpusched.act.ledger_file import Book, LedgerFile
     from vcpusched.host.hypervisor import HypervisorError, PermissionDeniedError
     from vcpusched.host.libvirt_host import LibvirtHost
-    from vcpusched.keeper import Keeper
-    from vcpusched.ledger_file import Book, LedgerFile
     from vcpusched.observe.observe import Smoothing, observe
     from vcpusched.worker import call_within
 

@@ -8,9 +8,9 @@ from bisect import bisect_left
 from collections import Counter
 from typing import Final
 
+from vcpusched.act.cycle import Cycle
+from vcpusched.act.proof import Verdict
 from vcpusched.model import PPM, VcpuId
-from vcpusched.proof import Verdict
-from vcpusched.scheduler import Cycle
 
 BALANCE: Final = "balance"
 WORSE_OFF: Final = "worse_off"

@@ -96,9 +96,9 @@ def _do(settings: "Settings", asked: Request) -> int:
 
 
 def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
+    from vcpusched.act.keeper import Keeper
+    from vcpusched.act.ledger_file import NAME, Book, LedgerFile
     from vcpusched.host.hypervisor import ConnectionLostError
-    from vcpusched.keeper import Keeper
-    from vcpusched.ledger_file import NAME, Book, LedgerFile
     from vcpusched.restore import carry_out
     from vcpusched.worker import call_within
 

@@ -12,20 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.act.keeper import GivenBack, Keeper
+from vcpusched.act.ledger import Changed
+from vcpusched.act.ledger_file import Book
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
     HypervisorError,
     MarkingHypervisor,
     PermissionDeniedError,
 )
-from vcpusched.keeper import GivenBack, Keeper
-from vcpusched.ledger import Changed
-from vcpusched.ledger_file import Book
 from vcpusched.model import Host
 from vcpusched.plan.planner import Move, Plan, Policy, plan
 from vcpusched.request import Answer, Request
 from vcpusched.restore import carry_out
-from vcpusched.scheduler import Cycle, Rules, Scheduler
 
 CYCLE_MAX_S: Final = 45.0
 """A cycle longer than this is stuck: libvirt itself gives up waiting for a busy domain after 30 s,

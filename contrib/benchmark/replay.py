@@ -26,13 +26,13 @@ from baselines import Rule, descent, one_move, repack, sticky_repack
 from methods import METHODS, OURS, OURS_CHECKED
 from progress import follow
 
+from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.config import Settings
 from vcpusched.generator import generate
 from vcpusched.model import PPM, Cpu, Granularity, Topology
 from vcpusched.observe.observe import Measure
 from vcpusched.outcome import Result
 from vcpusched.plan.planner import plan
-from vcpusched.scheduler import Rules, Scheduler
 from vcpusched.simulator import Place, simulate
 from vcpusched.workload import Workload, scaled
 from vcpusched.workload_files import read_trace

@@ -28,11 +28,12 @@ from typing import Final
 
 from progress import follow, say
 
+from vcpusched.act.cycle import Rules, Scheduler
+from vcpusched.act.keeper import Keeper
+from vcpusched.act.ledger import Entry
+from vcpusched.act.ledger_file import NAME, Book, LedgerFile
+from vcpusched.act.ledger_text import parse
 from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
-from vcpusched.keeper import Keeper
-from vcpusched.ledger import Entry
-from vcpusched.ledger_file import NAME, Book, LedgerFile
-from vcpusched.ledger_text import parse
 from vcpusched.model import (
     Cpu,
     CpuSet,
@@ -46,7 +47,6 @@ from vcpusched.model import (
     VcpuReading,
 )
 from vcpusched.plan.planner import Policy
-from vcpusched.scheduler import Rules, Scheduler
 
 CPUS: Final = 8
 GUESTS_MAX: Final = 16

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from vcpusched.act.ledger import Change, Changed, Entry, Hold, Ledger, Record
+from vcpusched.act.ledger_file import Book
+from vcpusched.act.marks import Marks
 from vcpusched.host.hypervisor import (
     BusyError,
     ConnectionLostError,
@@ -22,9 +25,6 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
     VanishedError,
 )
-from vcpusched.ledger import Change, Changed, Entry, Hold, Ledger, Record
-from vcpusched.ledger_file import Book
-from vcpusched.marks import Marks
 from vcpusched.model import CpuSet, Definition, DomainReading, DomainUuid, Sample, VcpuId
 from vcpusched.text import printable
 

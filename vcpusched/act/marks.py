@@ -10,13 +10,13 @@ domain: each writing of it takes the domain's job, and commonly its vCPUs are pi
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from vcpusched.act.ledger import Entry, Ledger, Record
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
     HypervisorError,
     MarkingHypervisor,
     VanishedError,
 )
-from vcpusched.ledger import Entry, Ledger, Record
 from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, Sample, VcpuId
 
 RETRY_NS: Final = 60 * 1_000_000_000

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from vcpusched.act.patience import Patience
+from vcpusched.act.proof import Look, Promise, Proof, Verdict, promised, proven, worse_bound
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
     Hypervisor,
@@ -31,9 +33,7 @@ from vcpusched.model import (
 )
 from vcpusched.observe.observe import Measure, Observed, Smoothing, baseline, observe
 from vcpusched.observe.placement_rules import HouseRules, why_unclear
-from vcpusched.patience import Patience
 from vcpusched.plan.planner import Move, Plan, Policy, plan
-from vcpusched.proof import Look, Promise, Proof, Verdict, promised, proven, worse_bound
 
 GLANCE_SHARE: Final = 8
 """Until a plan is about to be carried out an eighth of the search will do to see whether there is

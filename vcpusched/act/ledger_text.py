@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vcpusched.ledger import RESETS_MAX, Entry, Hold, Ledger, Record, is_kept
+from vcpusched.act.ledger import RESETS_MAX, Entry, Hold, Ledger, Record, is_kept
 from vcpusched.model import CpuSet, DomainUuid
 
 VERSION: Final = 1

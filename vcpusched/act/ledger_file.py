@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from vcpusched import rundir
-from vcpusched.ledger import Entry, Ledger
-from vcpusched.ledger_text import VERSION, LedgerError, entry_as_json, parse
+from vcpusched.act.ledger import Entry, Ledger
+from vcpusched.act.ledger_text import VERSION, LedgerError, entry_as_json, parse
 from vcpusched.model import DomainUuid
 from vcpusched.text import printable
 
