@@ -12,9 +12,10 @@ from pathlib import Path
 
 from hosts import MemoryHost
 
-from vcpusched import config, daemon, journal, rundir
+from vcpusched import daemon, journal, rundir
 from vcpusched.host.hypervisor import ConnectionLostError, PermissionDeniedError
 from vcpusched.model import CpuSet, Sample, VcpuId
+from vcpusched.settings import load
 
 GUESTS = ("g0", "g1", "g2", "g3")
 PATIENCE_S = 2.0
@@ -56,7 +57,7 @@ class ServedHost(MemoryHost):
 def main() -> int:
     """Serve until told to end."""
     host = ServedHost(Path(sys.argv[1]))
-    settings = config.load(None, {"period": 0.5}).settings
+    settings = load(None, {"period": 0.5}).settings
 
     def session(_uri: str, _read_only: bool) -> ServedHost:  # noqa: FBT001  as Orders has it
         if (host.directory / "denied").exists():

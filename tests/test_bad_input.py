@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched
 
-from vcpusched import capabilities, config, report, snapshot
+from vcpusched import capabilities, report, snapshot
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
-from vcpusched.config import ConfigError
 from vcpusched.host import libvirt_xml
 from vcpusched.journal import StreamLog
 from vcpusched.model import CpuSet, Definition, DomainUuid, Host, Topology, VcpuId
 from vcpusched.plan import explain
 from vcpusched.plan.planner import Move, Policy, plan
 from vcpusched.report import Service
+from vcpusched.settings import ConfigError, Settings, load
 
 BRIEF = settings(max_examples=200, deadline=None)
 
@@ -105,13 +105,13 @@ XML = st.recursive(elements(st.just("")), elements, max_leaves=12).map(
 
 
 @BRIEF
-@given(st.sampled_from(sorted(config.Settings.model_fields)), TOML_VALUES)
+@given(st.sampled_from(sorted(Settings.model_fields)), TOML_VALUES)
 def test_settings_in_a_file(tmp_path_factory: pytest.TempPathFactory, key: str, value: str) -> None:
     """A value is taken, or told in a line that names file and key."""
     file = tmp_path_factory.getbasetemp() / "fuzzed.toml"
     file.write_text(f"{key} = {value}\n", encoding="utf-8", errors="surrogateescape")
     try:
-        config.load(file).settings.rules()
+        load(file).settings.rules()
     except ConfigError as error:
         told = error.lines
     else:
@@ -126,7 +126,7 @@ def test_files_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: b
     file = tmp_path_factory.getbasetemp() / "binary.toml"
     file.write_bytes(content)
     try:
-        config.load(file)
+        load(file)
     except ConfigError as error:
         told = error.lines
     else:

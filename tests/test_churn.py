@@ -6,8 +6,8 @@ from pathlib import Path
 from vcpusched.act.cycle import Scheduler
 from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger_file import NAME, Book, LedgerFile
-from vcpusched.config import Settings
 from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet
+from vcpusched.settings import Settings
 from vcpusched.simulator import SimulatedHost
 from vcpusched.workload import Guest, Workload
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from program import vcpusched
 
-from vcpusched.config import Settings, allowed, load
 from vcpusched.model import CpuSet
 from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.settings import Settings, allowed, load
 
 PACKAGED = Path(__file__).parent.parent / "packaging" / "vcpusched.toml"
 

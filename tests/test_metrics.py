@@ -15,12 +15,12 @@ from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
 from vcpusched.act.proof import Proof, Verdict
 from vcpusched.announcer import Announcer
-from vcpusched.config import ConfigError, Settings, load
 from vcpusched.journal import StreamLog
 from vcpusched.model import PPM, CpuSet, Host
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.plan.service import unmet_ppm
 from vcpusched.report import Service
+from vcpusched.settings import ConfigError, Settings, load
 from vcpusched.tally import Tally
 
 RULES = Path(__file__).parent.parent / "contrib" / "prometheus" / "rules.yml"

@@ -10,7 +10,7 @@ import pytest
 from program import vcpusched
 
 from vcpusched import __version__, daemon, exits, report
-from vcpusched.config import Settings
+from vcpusched.settings import Settings
 
 TOP = Path(__file__).parent.parent
 PACKAGING = TOP / "packaging"

@@ -12,11 +12,11 @@ from vcpusched import report, snapshot
 from vcpusched.act.cycle import Cycle, Failure, Unclear
 from vcpusched.act.proof import Proof, Verdict
 from vcpusched.announcer import UNTOLD_PATIENCE, Announcer
-from vcpusched.config import Settings
 from vcpusched.journal import StreamLog
 from vcpusched.model import DomainUuid, Granularity
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import Priority, Service
+from vcpusched.settings import Settings
 
 SERVICE = Service(
     pid=1, started_at_s=0.0, uri="qemu:///system", period_s=3, threshold_ppm=100_000, connected=True

@@ -12,7 +12,6 @@ import pytest
 
 from vcpusched import outcome
 from vcpusched.act.cycle import ActOn, Cycle, Rules, Scheduler
-from vcpusched.config import Settings
 from vcpusched.host.hypervisor import BusyError, HypervisorError, VanishedError
 from vcpusched.model import (
     NO_CPUS,
@@ -28,6 +27,7 @@ from vcpusched.model import (
 from vcpusched.observe.observe import Measure, Smoothing
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Plan, Policy, plan
+from vcpusched.settings import Settings
 from vcpusched.simulator import PERIOD_NS, Place, SimulatedHost, simulate
 from vcpusched.workload import Guest, Refusal, Workload
 

@@ -16,10 +16,10 @@ from vcpusched import journal, report, rundir
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
-from vcpusched.config import Settings
 from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.pause import Pause
 from vcpusched.report import Entry, PastPin, Priority, Service
+from vcpusched.settings import Settings
 from vcpusched.tally import GIVEN_BACK, RESET, Recent, Tally
 from vcpusched.worker import Pinned
 

@@ -19,7 +19,7 @@ from vcpusched import __version__, exits
 from vcpusched.text import as_json
 
 if TYPE_CHECKING:
-    from vcpusched.config import Effective
+    from vcpusched.settings import Effective
     from vcpusched.workload import Workload
 
 
@@ -181,19 +181,20 @@ def _flags(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _settings(options: argparse.Namespace) -> "Effective":
-    from vcpusched import config
+    from vcpusched.settings import ConfigError, load
 
     try:
-        return config.load(options.config, _flags(options))
-    except config.ConfigError as error:
+        return load(options.config, _flags(options))
+    except ConfigError as error:
         status = exits.USAGE if error.on_command_line else exits.BAD_CONFIGURATION
         raise exits.Refusal(status, *error.lines) from None
 
 
 def _run(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import config, daemon, journal, rundir
+    from vcpusched import daemon, journal, rundir
     from vcpusched.host.libvirt_host import FirstSeen, LibvirtHost
+    from vcpusched.settings import load
 
     first_seen: FirstSeen = {}
 
@@ -202,7 +203,7 @@ def _run(options: argparse.Namespace) -> int:
 
     orders = daemon.Orders(
         settings=settings,
-        reload=lambda: config.load(options.config, _flags(options)).settings,
+        reload=lambda: load(options.config, _flags(options)).settings,
         open_session=open_session,
         directory=rundir.locate(),
         once=options.once,

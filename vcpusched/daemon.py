@@ -25,10 +25,10 @@ from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book, LedgerFile
 from vcpusched.announcer import Announcer
-from vcpusched.config import ConfigError, Settings
 from vcpusched.desk import Desk
 from vcpusched.report import Entry, Priority, Service
 from vcpusched.request import Answer, Request, Verb
+from vcpusched.settings import ConfigError, Settings
 from vcpusched.text import printable
 from vcpusched.worker import (
     CYCLE_MAX_S,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from vcpusched import exits, rundir, snapshot
-from vcpusched.config import Settings
 from vcpusched.model import ALL_CPUS, NO_CPUS, Host
+from vcpusched.settings import Settings
 from vcpusched.text import printable
 
 ONE_SHOT_PATIENCE_S: Final = 10.0

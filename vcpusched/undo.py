@@ -15,8 +15,8 @@ from vcpusched.request import Answer, Request, Verb
 from vcpusched.text import printable
 
 if TYPE_CHECKING:
-    from vcpusched.config import Settings
     from vcpusched.host.libvirt_host import LibvirtHost
+    from vcpusched.settings import Settings
 
 CONNECT_PATIENCE_S: Final = 10.0
 WORK_PATIENCE_S: Final = 600.0

@@ -27,12 +27,12 @@ from methods import METHODS, OURS, OURS_CHECKED
 from progress import follow
 
 from vcpusched.act.cycle import Rules, Scheduler
-from vcpusched.config import Settings
 from vcpusched.generator import generate
 from vcpusched.model import PPM, Cpu, Granularity, Topology
 from vcpusched.observe.observe import Measure
 from vcpusched.outcome import Result
 from vcpusched.plan.planner import plan
+from vcpusched.settings import Settings
 from vcpusched.simulator import Place, simulate
 from vcpusched.workload import Workload, scaled
 from vcpusched.workload_files import read_trace
