@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched
 
-from vcpusched import capabilities, report, snapshot
+from vcpusched import capabilities
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
 from vcpusched.host import libvirt_xml
@@ -24,7 +24,8 @@ from vcpusched.journal import StreamLog
 from vcpusched.model import CpuSet, Definition, DomainUuid, Host, Topology, VcpuId
 from vcpusched.plan import explain
 from vcpusched.plan.planner import Move, Policy, plan
-from vcpusched.report import Service
+from vcpusched.report import messages, snapshot
+from vcpusched.report.messages import Service
 from vcpusched.settings import ConfigError, Settings, load
 
 BRIEF = settings(max_examples=200, deadline=None)
@@ -225,12 +226,12 @@ def test_no_name_forges_a_line(name: str) -> None:
     vcpu, one, two = VcpuId(DomainUuid("a"), 1, 0), CpuSet.of([1]), CpuSet.of([2])
     move = Move(vcpu, name, one, two, 1000, "why")
     entries = [
-        report.pin_entry(1, move),
-        report.unread_entry(name, name),
-        report.given_back_entry(GivenBack(vcpu, name, one, two)),
-        report.given_back_entry(GivenBack(vcpu, name, one, two, why_not=name)),
+        messages.pin_entry(1, move),
+        messages.unread_entry(name, name),
+        messages.given_back_entry(GivenBack(vcpu, name, one, two)),
+        messages.given_back_entry(GivenBack(vcpu, name, one, two, why_not=name)),
         *(
-            report.changed_entry(Changed(change, vcpu, name, one, two, was_ours=True))
+            messages.changed_entry(Changed(change, vcpu, name, one, two, was_ours=True))
             for change in Change
         ),
     ]
@@ -242,7 +243,7 @@ def test_no_name_forges_a_line(name: str) -> None:
         StreamLog(stream).write(entry)
     assert len(stream.getvalue().splitlines()) == len(entries)
     service = Service(1, 0.0, name, 1, 1, trouble=name)
-    assert report.status_line(service).isprintable()
+    assert messages.status_line(service).isprintable()
     host = renamed(drawn([50, 50], []), name)
     assert all(line.isprintable() for line in explain.told(host))
     for told in explain.explained(host, plan(host, Policy()), name):

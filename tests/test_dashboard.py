@@ -9,7 +9,7 @@ from typing import Any
 
 from test_metrics import SERVICE, TALLY
 
-from vcpusched import metrics
+from vcpusched.report import metrics
 
 DASHBOARD = Path(__file__).parent.parent / "contrib" / "grafana" / "vcpusched.json"
 

@@ -10,15 +10,16 @@ import pytest
 from hosts import host
 from program import vcpusched
 
-from vcpusched import display, history, journal, report
+from vcpusched import journal
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
 from vcpusched.act.proof import Proof, Verdict
-from vcpusched.history import History, Kind, Told
 from vcpusched.model import CpuSet
 from vcpusched.plan.planner import Policy, plan
-from vcpusched.report import Entry
+from vcpusched.report import display, history, messages
+from vcpusched.report.history import History, Kind, Told
+from vcpusched.report.messages import Entry
 from vcpusched.text import as_json
 
 DAY_S = 86_400.0
@@ -39,10 +40,10 @@ def told(entry: Entry | None, at_s: float, **trusted: str) -> Told:
 
 def a_plan(at_s: float = NOON_S, *, proven: bool = True, **trusted: str) -> list[Told]:
     """Give what the service writes about a plan of two pins, and what came of it."""
-    entries = [told(report.pin_entry(7, move), at_s, **trusted) for move in FOUND.moves]
-    entries.append(told(report.plan_entry(CYCLE), at_s + 0.1, **trusted))
+    entries = [told(messages.pin_entry(7, move), at_s, **trusted) for move in FOUND.moves]
+    entries.append(told(messages.plan_entry(CYCLE), at_s + 0.1, **trusted))
     if proven:
-        entries.append(told(report.outcome_entry(PROOF), at_s + 3, **trusted))
+        entries.append(told(messages.outcome_entry(PROOF), at_s + 3, **trusted))
     return entries
 
 
@@ -92,10 +93,10 @@ def test_pins_without_a_plan_and_what_was_given_back() -> None:
     given = GivenBack(move.vcpu, move.domain, CpuSet.of([1]), CpuSet.of([0]))
     refused = dataclasses.replace(given, why_not="it is busy")
     entries = [
-        told(report.pin_entry(8, move), NOON_S),
-        *(told(report.given_back_entry(given), NOON_S + after_s) for after_s in (5, 6, 50)),
+        told(messages.pin_entry(8, move), NOON_S),
+        *(told(messages.given_back_entry(given), NOON_S + after_s) for after_s in (5, 6, 50)),
     ]
-    assert "MESSAGE_ID" not in report.given_back_entry(refused).fields
+    assert "MESSAGE_ID" not in messages.given_back_entry(refused).fields
     events = past(entries).events
     assert [(event.kind, len(event.moves)) for event in events] == [
         (Kind.PINS, 1),
@@ -110,8 +111,8 @@ def test_what_the_kernel_undid() -> None:
     vcpu, one, all_cpus = FOUND.moves[0].vcpu, CpuSet.of([1]), CpuSet.parse("0-3")
     undone = Changed(Change.RESET, vcpu, "g0", one, all_cpus, was_ours=True)
     left = dataclasses.replace(undone, change=Change.LEFT)
-    assert "MESSAGE_ID" not in report.changed_entry(left).fields
-    found = past([told(report.changed_entry(undone), NOON_S + after_s) for after_s in (0, 3)])
+    assert "MESSAGE_ID" not in messages.changed_entry(left).fields
+    found = past([told(messages.changed_entry(undone), NOON_S + after_s) for after_s in (0, 3)])
     assert [(event.kind, len(event.moves)) for event in found.events] == [(Kind.RESET, 2)]
     assert history.sentence(found.events[0].moves[0]) == "vCPU 0 of g0 0-3 → 1"
     assert history.headline(found.events[0]) == "2 pins made again, which the kernel had undone"

@@ -13,7 +13,7 @@ from soak_live import BY_HAND, PINNED
 from vcpusched.act.ledger import Change, Changed
 from vcpusched.model import CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Move
-from vcpusched.report import changed_entry, pin_entry
+from vcpusched.report.messages import changed_entry, pin_entry
 
 TWO = CpuSet.parse("0-1")
 EIGHT = CpuSet.parse("0-7")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hosts import host
 
-from vcpusched import metrics
 from vcpusched.act.cycle import Cycle, Failure
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
@@ -19,9 +18,10 @@ from vcpusched.journal import StreamLog
 from vcpusched.model import PPM, CpuSet, Host
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.plan.service import unmet_ppm
-from vcpusched.report import Service
+from vcpusched.report import metrics
+from vcpusched.report.messages import Service
+from vcpusched.report.tally import Tally
 from vcpusched.settings import ConfigError, Settings, load
-from vcpusched.tally import Tally
 
 RULES = Path(__file__).parent.parent / "contrib" / "prometheus" / "rules.yml"
 RULES_TEST = Path(__file__).parent / "data" / "rules_test.yml"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from program import vcpusched
 
-from vcpusched import __version__, daemon, exits, report
+from vcpusched import __version__, daemon, exits
+from vcpusched.report import messages
 from vcpusched.settings import Settings
 
 TOP = Path(__file__).parent.parent
@@ -39,7 +40,7 @@ VERBS = (
 )
 
 
-MESSAGE_IDS = [value for name, value in vars(report).items() if name.startswith("MESSAGE_ID")]
+MESSAGE_IDS = [value for name, value in vars(messages).items() if name.startswith("MESSAGE_ID")]
 
 
 def plain(value: object) -> str:

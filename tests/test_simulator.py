@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from vcpusched import outcome
 from vcpusched.act.cycle import ActOn, Cycle, Rules, Scheduler
 from vcpusched.host.hypervisor import BusyError, HypervisorError, VanishedError
 from vcpusched.model import (
@@ -27,6 +26,7 @@ from vcpusched.model import (
 from vcpusched.observe.observe import Measure, Smoothing
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Plan, Policy, plan
+from vcpusched.report import simulation
 from vcpusched.settings import Settings
 from vcpusched.simulator import PERIOD_NS, Place, SimulatedHost, simulate
 from vcpusched.workload import Guest, Refusal, Workload
@@ -51,12 +51,12 @@ def guest(name: str, percents: Sequence[float], pin: str | None = None) -> Guest
     return Guest(name, (loads,), pin=CpuSet.parse(pin) if pin is not None else None)
 
 
-def run(workload: Workload, place: Place = Place.RANDOM) -> outcome.Result:
+def run(workload: Workload, place: Place = Place.RANDOM) -> simulation.Result:
     """Run a workload under the scheduler."""
     return simulate(workload, Scheduler(), place=place)
 
 
-def last_gap(result: outcome.Result) -> float:
+def last_gap(result: simulation.Result) -> float:
     """Give the mean gap of the last ten periods, in points."""
     return sum(period.gap_ppm for period in result.periods[-10:]) / 10 / PPM_PER_POINT
 
@@ -426,7 +426,7 @@ from vcpusched.simulator import Place, simulate
 from vcpusched.workload import scaled
 made = scaled(generate(cpu_count=6, vcpu_count=24, periods=30, seed={seed}), 700_000)
 for place in (Place.RANDOM, Place.FLOATING):
-    print(json.dumps(outcome.as_json(simulate(made, Scheduler(), place=place))))
+    print(json.dumps(simulation.as_json(simulate(made, Scheduler(), place=place))))
 """
 
 
@@ -451,14 +451,14 @@ def test_a_run_can_be_repeated() -> None:
 def test_the_json_form() -> None:
     """Gaps in pCPUs, shares of 1, each pin with its period."""
     result = run(drawn([20, 20], [], periods=10))
-    form = json.loads(json.dumps(outcome.as_json(result)))
+    form = json.loads(json.dumps(simulation.as_json(result)))
     assert form["gap"][0] == 0.4
     assert len(form["gap"]) == 10
     assert form["demanded_s"] == 12.0
     assert (form["plans"], form["refused"], form["moved_back"]) == (1, 0, 0)
     (pin,) = form["pins"]
     assert (pin["vcpu"], pin["from"], pin["to"]) == (0, "0", "1")
-    about = outcome.about_as_json(drawn([20, 20], []), "random", PERIOD_NS)
+    about = simulation.about_as_json(drawn([20, 20], []), "random", PERIOD_NS)
     assert (about["version"], about["cpus"], about["vcpus"], about["mean_load"]) == (1, 2, 2, 0.2)
 
 
@@ -714,7 +714,7 @@ def test_sets_of_pcpus_need_fewer_pins() -> None:
     workload = Workload("", 8, 120, guests)
     topology = Topology(tuple(Cpu(cpu, 0, cpu, cpu // 4) for cpu in range(8)))
 
-    def simulated(granularity: Granularity) -> outcome.Result:
+    def simulated(granularity: Granularity) -> simulation.Result:
         rules = Rules(
             policy=Policy(granularity=granularity),
             house=HouseRules(granularity=granularity),

@@ -12,13 +12,14 @@ import pytest
 from hosts import host
 from program import vcpusched
 
-from vcpusched import report, rundir
+from vcpusched import rundir
 from vcpusched.act.cycle import Cycle
-from vcpusched.drawing import blocks
 from vcpusched.model import Cpu, CpuSet, Host, HostCpu
 from vcpusched.plan.planner import Policy, plan
-from vcpusched.report import PastPin, Service
-from vcpusched.tally import Recent
+from vcpusched.report import messages
+from vcpusched.report.draw import blocks
+from vcpusched.report.messages import PastPin, Service
+from vcpusched.report.tally import Recent
 
 HOSTILE = "\x1b]0;owned\x07\nweb"
 
@@ -79,7 +80,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 def shown(directory: Path, of: Service, *options: str, **variables: str) -> str:
     """Give what `status` prints of a service; its exit status must be that of a healthy one."""
-    rundir.write_state(directory, report.state_as_json(of, time.time()))
+    rundir.write_state(directory, messages.state_as_json(of, time.time()))
     done = vcpusched("status", *options, RUNTIME_DIRECTORY=str(directory), **variables)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -136,7 +137,7 @@ def test_states_that_need_a_word(directory: Path) -> None:
     text = shown(directory, service(dry_run=True))
     assert "dry run     nothing is changed" in text
     rundir.write_state(
-        directory, report.state_as_json(service(pins_failing=(HOSTILE,)), time.time() - 60)
+        directory, messages.state_as_json(service(pins_failing=(HOSTILE,)), time.time() - 60)
     )
     done = vcpusched("status", RUNTIME_DIRECTORY=str(directory))
     assert done.returncode == 1
@@ -159,7 +160,7 @@ def test_as_json(directory: Path) -> None:
 
 def test_a_state_of_an_older_service(directory: Path) -> None:
     """One that lacks what is new is read all the same: status may be upgraded first."""
-    state = report.state_as_json(service(), time.time())
+    state = messages.state_as_json(service(), time.time())
     for key in ("gap", "waits", "left_alone", "pins_last_hour", "pins_last_day"):
         del state[key]
     for pin in state["last_pins"]:

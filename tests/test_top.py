@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched, without_the_lock
 from test_status import DRAWN, HOSTILE, machine, service
 
-from vcpusched import report, rundir, snapshot
+from vcpusched import rundir
 from vcpusched.model import Host
+from vcpusched.report import messages, snapshot
 from vcpusched.top import Seen, View, keys_in, look_at, pressed, screen
 
 NOW_S = 1_790_000_000.0
@@ -30,7 +31,7 @@ UP, PAGE_DOWN = "\x1b[A", "\x1b[6~"
 
 def seen(drawn: Host = DRAWN) -> Seen:
     """Give what is seen of a service."""
-    state = snapshot.parse_state(json.dumps(report.state_as_json(service(drawn), NOW_S)))
+    state = snapshot.parse_state(json.dumps(messages.state_as_json(service(drawn), NOW_S)))
     return Seen(state, snapshot.saved_host(state))
 
 
@@ -145,7 +146,7 @@ def test_looking(tmp_path: Path) -> None:
     assert look(Seen()).problem.startswith("vcpusched is not running on this host (")
     with rundir.locked(tmp_path):
         assert look(Seen()).problem == "The service has told nothing yet."
-        rundir.write_state(tmp_path, report.state_as_json(service(), NOW_S))
+        rundir.write_state(tmp_path, messages.state_as_json(service(), NOW_S))
         first = look(Seen())
         assert first.host is not None
         assert look(first) is first
@@ -161,7 +162,7 @@ def test_looking_without_privilege() -> None:
     """Who may not open the lock sees the service all the same."""
     with tempfile.TemporaryDirectory() as name, rundir.locked(Path(name)):
         Path(name).chmod(0o755)
-        rundir.write_state(Path(name), report.state_as_json(service(), NOW_S))
+        rundir.write_state(Path(name), messages.state_as_json(service(), NOW_S))
         look = look_at(Path(name))
         assert without_the_lock(Path(name), lambda: look(Seen()).host is not None)
 
@@ -215,7 +216,7 @@ class Terminal:
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     """Give a terminal on which `top` shows a service."""
     with rundir.locked(tmp_path):
-        rundir.write_state(tmp_path, report.state_as_json(service(), time.time()))
+        rundir.write_state(tmp_path, messages.state_as_json(service(), time.time()))
         opened = Terminal(tmp_path)
         try:
             opened.wait_for(lambda text: "by demand" in text)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from program import environment, vcpusched, without_the_lock
 
 import vcpusched as package
-from vcpusched import rundir, snapshot
+from vcpusched import rundir
 from vcpusched.model import Cpu, Host, HostCpu
 from vcpusched.plan.planner import Policy, plan
+from vcpusched.report import snapshot
 
 CROWDED = {
     "version": 1,

@@ -12,15 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from vcpusched import journal, report, rundir
+from vcpusched import journal, rundir
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
 from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.pause import Pause
-from vcpusched.report import Entry, PastPin, Priority, Service
+from vcpusched.report import messages
+from vcpusched.report.messages import Entry, PastPin, Priority, Service
+from vcpusched.report.tally import GIVEN_BACK, RESET, Recent, Tally
 from vcpusched.settings import Settings
-from vcpusched.tally import GIVEN_BACK, RESET, Recent, Tally
 from vcpusched.worker import Pinned
 
 LAST_PINS_MAX: Final = 10
@@ -82,7 +83,7 @@ class Announcer:
 
     def pinned(self, outcome: Pinned) -> None:
         """Tell of a pin at once when it is made."""
-        self.write(report.pin_entry(outcome.number, outcome.move))
+        self.write(messages.pin_entry(outcome.number, outcome.move))
         mended = {outcome.move.vcpu.uuid, _OURSELVES}
         self._told = {cause for cause in self._told if _subject_of(cause) not in mended}
         past = PastPin(time.time(), outcome.move)
@@ -108,19 +109,19 @@ class Announcer:
 
     def changed(self, changed: Changed) -> None:
         """Tell of an affinity that another hand or the kernel changed."""
-        self.write(report.changed_entry(changed))
+        self.write(messages.changed_entry(changed))
         if changed.change is Change.RESET:
             self._tally.pinned(RESET)
 
     def given_back(self, given: GivenBack) -> None:
         """Tell of an original affinity that was given back, or was not."""
-        self.write(report.given_back_entry(given))
+        self.write(messages.given_back_entry(given))
         if not given.why_not:
             self._tally.pinned(GIVEN_BACK)
 
     def plan_done(self, cycle: Cycle) -> None:
         """Tell of an executed plan."""
-        entry = report.plan_entry(cycle)
+        entry = messages.plan_entry(cycle)
         if entry is not None:
             self.write(entry)
         if cycle.plan is None or not (cycle.executed and cycle.dry_run):
@@ -129,7 +130,7 @@ class Announcer:
         # it is told when what it would do to the pCPUs changes.
         would = Counter((move.from_cpus, move.to_cpus) for move in cycle.plan.moves)
         if would != self._last_dry_run:
-            for dry in report.dry_run_entries(cycle.plan):
+            for dry in messages.dry_run_entries(cycle.plan):
                 self.write(dry)
         self._last_dry_run = would
 
@@ -139,7 +140,7 @@ class Announcer:
         """Tell what a cycle did and what went wrong in it; it took so long, so long to plan."""
         self._tally.cycled(cycle, took_s, planned_s)
         for proof in cycle.proofs:
-            self.write(report.outcome_entry(proof))
+            self.write(messages.outcome_entry(proof))
         self.plan_done(cycle)
         now_s = time.monotonic()
         self._unread_since_s = {
@@ -147,13 +148,13 @@ class Announcer:
         }
         for unread in cycle.unread:
             if now_s - self._unread_since_s[unread.name] >= UNREAD_PATIENCE_S:
-                self.once(("unread", unread.name), report.unread_entry(unread.name, unread.why))
+                self.once(("unread", unread.name), messages.unread_entry(unread.name, unread.why))
         for unclear in cycle.unclear:
             cause = ("wish", unclear.uuid, unclear.why)
-            self.once(cause, report.unclear_entry(unclear))
+            self.once(cause, messages.unclear_entry(unclear))
         for failure in cycle.failures:
             whose = _OURSELVES if failure.of_ours else failure.move.vcpu.uuid
-            self.once(("pin", whose, failure.kind), report.failure_entry(failure))
+            self.once(("pin", whose, failure.kind), messages.failure_entry(failure))
         failing = tuple(
             f"vCPU {failure.move.vcpu.vcpu} of {failure.move.domain}: {failure.why}"
             for failure in cycle.failures
@@ -167,19 +168,19 @@ class Announcer:
         untold = self.service.untold
         self._untold_cycles = self._untold_cycles + 1 if untold else 0
         if self._untold_cycles > UNTOLD_PATIENCE:
-            self.once(("untold", untold), report.untold_entry(untold))
+            self.once(("untold", untold), messages.untold_entry(untold))
         self.publish()
 
     def publish(self) -> None:
         """Bring the status line, the state file and the metrics file up to date."""
         hour, day = self._recent.counts(time.time())
         self.service = replace(self.service, pins_last_hour=hour, pins_last_day=day)
-        status = report.status_line(self.service)
+        status = messages.status_line(self.service)
         if status != self._status:
             journal.notify(f"STATUS={status}")
             self._status = status
         try:
-            rundir.write_state(self._directory, report.state_as_json(self.service, time.time()))
+            rundir.write_state(self._directory, messages.state_as_json(self.service, time.time()))
         except OSError as error:
             text = f"Could not write the state file, so `status` is out of date: {error}"
             self.once("state file", Entry(Priority.WARNING, text))
@@ -190,7 +191,7 @@ class Announcer:
         if not self._metrics_file:
             return
         try:
-            from vcpusched import metrics  # noqa: PLC0415  whoever wants no file needs no library
+            from vcpusched.report import metrics  # noqa: PLC0415  whoever wants no file needs no library
 
             metrics.write(
                 Path(self._metrics_file),

@@ -219,8 +219,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import snapshot, source
+    from vcpusched import source
     from vcpusched.plan import explain, planner, units
+    from vcpusched.report import snapshot
 
     if options.snapshot is not None:
         host, where = source.saved(options.snapshot)
@@ -242,7 +243,7 @@ def _plan(options: argparse.Namespace) -> int:
         print(f"vcpusched: {where}", file=sys.stderr)
         print(as_json(answer, indent=2))
         return exits.OK
-    from vcpusched import display
+    from vcpusched.report import display
 
     where = f"{where}\n{untold}" if untold else where
     if explanations:
@@ -254,7 +255,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _snapshot(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import snapshot, source
+    from vcpusched import source
+    from vcpusched.report import snapshot
 
     host, where = source.present(settings)
     text = as_json(snapshot.host_as_json(host), indent=1)
@@ -272,8 +274,9 @@ def _snapshot(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from vcpusched import display, rundir, snapshot, source
+    from vcpusched import rundir, source
     from vcpusched.plan import explain
+    from vcpusched.report import display, snapshot
     from vcpusched.text import printable
 
     try:
@@ -315,7 +318,8 @@ def _top(_options: argparse.Namespace) -> int:
 
 
 def _history(options: argparse.Namespace) -> int:
-    from vcpusched import display, history, journal, pause
+    from vcpusched import journal, pause
+    from vcpusched.report import display, history
 
     now_s = time.time()
     try:
@@ -365,7 +369,7 @@ def _resume(_options: argparse.Namespace) -> int:
 
 def _check_config(options: argparse.Namespace) -> int:
     effective = _settings(options)
-    from vcpusched import display
+    from vcpusched.report import display
 
     values = effective.settings.model_dump()
     rows = [(key, json.dumps(value), effective.origin[key]) for key, value in values.items()]
@@ -375,9 +379,9 @@ def _check_config(options: argparse.Namespace) -> int:
 
 def _simulate(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import display, outcome
     from vcpusched.act.cycle import Scheduler
     from vcpusched.plan import units
+    from vcpusched.report import display, simulation
     from vcpusched.simulator import Place, simulate
 
     # Rather than end at once: a progress bar has hidden the cursor.
@@ -403,8 +407,8 @@ def _simulate(options: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
     if options.json:
-        about = outcome.about_as_json(workload, place.value, period_ns)
-        results = {"with": outcome.as_json(runs[0]), "without": outcome.as_json(runs[1])}
+        about = simulation.about_as_json(workload, place.value, period_ns)
+        results = {"with": simulation.as_json(runs[0]), "without": simulation.as_json(runs[1])}
         print(as_json(about | results))
     else:
         display.show(display.draw_simulation(workload, *runs))

@@ -19,14 +19,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from vcpusched import __version__, exits, journal, pause, report, rivals, rundir, unit
+from vcpusched import __version__, exits, journal, pause, rivals, rundir, unit
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book, LedgerFile
 from vcpusched.announcer import Announcer
 from vcpusched.desk import Desk
-from vcpusched.report import Entry, Priority, Service
+from vcpusched.report import messages
+from vcpusched.report.messages import Entry, Priority, Service
 from vcpusched.request import Answer, Request, Verb
 from vcpusched.settings import ConfigError, Settings
 from vcpusched.text import printable
@@ -446,7 +447,7 @@ class _Daemon:
             self._say.write(Entry(Priority.INFO, "No active domains; ending as told"))
             self._exit_status = exits.OK
         elif self._orders.once and (self._is_decided(cycle) or cycle.domains == 0):
-            self._say.write(Entry(Priority.INFO, report.status_line(self._say.service)))
+            self._say.write(Entry(Priority.INFO, messages.status_line(self._say.service)))
             failed = bool(self._say.service.pins_failing)
             self._exit_status = exits.FAILURE if failed else exits.OK
 

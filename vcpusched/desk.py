@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vcpusched import request
 from vcpusched.announcer import Announcer
-from vcpusched.report import Entry, Priority
+from vcpusched.report.messages import Entry, Priority
 from vcpusched.request import Answer, Request
 
 

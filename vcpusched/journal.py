@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol, TextIO
 
 from systemd import daemon, journal
 
-from vcpusched.history import Told
-from vcpusched.report import Entry, Priority
+from vcpusched.report.history import Told
+from vcpusched.report.messages import Entry, Priority
 
 IDENTIFIER: Final = "vcpusched"
 

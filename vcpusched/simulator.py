@@ -41,7 +41,7 @@ from vcpusched.model import (
     Waited,
     sets,
 )
-from vcpusched.outcome import PeriodResult, PinChange, Result, VcpuResult
+from vcpusched.report.simulation import PeriodResult, PinChange, Result, VcpuResult
 from vcpusched.workload import Guest, Refusal, Workload
 
 PERIOD_NS: Final = 3_000_000_000

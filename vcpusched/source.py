@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Final, NoReturn
 
-from vcpusched import exits, rundir, snapshot
+from vcpusched import exits, rundir
 from vcpusched.model import ALL_CPUS, NO_CPUS, Host
+from vcpusched.report import snapshot
 from vcpusched.settings import Settings
 from vcpusched.text import printable
 

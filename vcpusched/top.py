@@ -20,10 +20,11 @@ from typing import Any, Final, Self
 from rich.console import Console
 from rich.text import Text
 
-from vcpusched import drawing, rundir, snapshot
+from vcpusched import rundir
 from vcpusched.model import PPM, PPM_PER_POINT, Host, Vcpu
-from vcpusched.report import points
-from vcpusched.snapshot import SavedPin, SavedState
+from vcpusched.report import draw, snapshot
+from vcpusched.report.messages import points
+from vcpusched.report.snapshot import SavedPin, SavedState
 from vcpusched.text import printable
 
 LOOK_S: Final = 0.5
@@ -141,19 +142,19 @@ def _head(view: View, seen: Seen, now_s: float) -> Iterator[Text]:
     health = "healthy" if state.is_healthy(age_s) and not seen.problem else "degraded"
     yield Text(f"vcpusched is {health}: {printable(state.status, 400)}", "bold")
     if seen.problem:
-        yield Text(printable(seen.problem, 300), drawing.HOT)
+        yield Text(printable(seen.problem, 300), draw.HOT)
     line = Text("PAUSED", "bold reverse") + Text(" ") if view.paused else Text()
     if state.gap is not None:
         gap_ppm = round(state.gap * PPM)
         threshold_ppm = round(state.balance_threshold * PPM_PER_POINT)
-        line += Text("gap ") + drawing.gauge(gap_ppm, threshold_ppm) + Text(f" {points(gap_ppm)}  ")
+        line += Text("gap ") + draw.gauge(gap_ppm, threshold_ppm) + Text(f" {points(gap_ppm)}  ")
     counts = f"pins {state.pins_last_hour} last hour, {state.pins_last_day} last day"
     line += Text(f"{age_s:.0f} s ago  {counts}")
     yield line
     if state.last_pins:
         pin = state.last_pins[-1]
         is_new = _is_new(pin, state, now_s)
-        when = drawing.clock(pin.at, "%H:%M:%S")
+        when = draw.clock(pin.at, "%H:%M:%S")
         whose = f"{printable(pin.domain)}/{pin.vcpu} {printable(pin.from_cpus)}"
         text = f"{when} {whose} → {printable(pin.to_cpus)}: {printable(pin.reason, 300)}"
         yield Text(text, "bold reverse" if is_new else "")
@@ -167,7 +168,7 @@ def _is_new(pin: SavedPin, state: SavedState, now_s: float) -> bool:
 def _machine(host: Host, loads_ppm: Mapping[int, int], width: int, room: int) -> Iterator[Text]:
     """Draw the pCPUs on at most `room` lines: each with a bar, or by node and cache, or by node."""
     columns = max(1, width // _CELL)
-    cpus = [cpu for block in drawing.blocks(host) for cpu in block.cpus]
+    cpus = [cpu for block in draw.blocks(host) for cpu in block.cpus]
     count = -(-len(cpus) // columns)
     if count <= room:
         digits = len(str(max((cpu.id for cpu in cpus), default=0)))
@@ -177,12 +178,12 @@ def _machine(host: Host, loads_ppm: Mapping[int, int], width: int, room: int) ->
             for cpu in cpus[line::count]:
                 load_ppm = loads_ppm.get(cpu.id, 0)
                 drawn += _cell(str(cpu.id), digits, "right") + Text(" ")
-                drawn += _cell(drawing.bar(load_ppm, _BAR), _BAR)
-                drawn += _cell(drawing.percent(load_ppm), 7, "right")
+                drawn += _cell(draw.bar(load_ppm, _BAR), _BAR)
+                drawn += _cell(draw.percent(load_ppm), 7, "right")
                 drawn.append(" " * max(1, _CELL - digits - _BAR - 8))
             yield drawn
         return
-    blocks = [(block.name, [cpu.id for cpu in block.cpus]) for block in drawing.blocks(host)]
+    blocks = [(block.name, [cpu.id for cpu in block.cpus]) for block in draw.blocks(host)]
     if len(blocks) > room:
         nodes: dict[str, list[int]] = {}
         for cpu in cpus:
@@ -195,12 +196,12 @@ def _machine(host: Host, loads_ppm: Mapping[int, int], width: int, room: int) ->
     for name, numbers in blocks:
         loads = [loads_ppm.get(cpu, 0) for cpu in numbers]
         mean_ppm, most_ppm = sum(loads) // len(loads), max(loads)
-        drawn = _cell(name or "all", max(3, names)) + _cell(drawing.percent(mean_ppm), 7, "right")
-        drawn += _cell(drawing.percent(most_ppm), 8, "right") + Text(" ")
+        drawn = _cell(name or "all", max(3, names)) + _cell(draw.percent(mean_ppm), 7, "right")
+        drawn += _cell(draw.percent(most_ppm), 8, "right") + Text(" ")
         # Where there is no room for each, each letter is the busiest of some.
         each = -(-len(loads) // length)
         busiest = (max(loads[first : first + each]) for first in range(0, len(loads), each))
-        yield drawn + drawing.strip(busiest, length)
+        yield drawn + draw.strip(busiest, length)
 
 
 def _rows(  # noqa: PLR0913, PLR0917  what is shown, and how
@@ -239,8 +240,8 @@ def _rows(  # noqa: PLR0913, PLR0917  what is shown, and how
     lines = [heading]
     for vcpu, name in zip(shown, names, strict=True):
         pin = new.get((vcpu.id.uuid, vcpu.id.vcpu))
-        line = _cell(name, max(name_width, 10)) + _cell(drawing.bar(vcpu.load_ppm, _BAR), _BAR)
-        line += _cell(drawing.percent(vcpu.load_ppm), 7, "right") + _cell(
+        line = _cell(name, max(name_width, 10)) + _cell(draw.bar(vcpu.load_ppm, _BAR), _BAR)
+        line += _cell(draw.percent(vcpu.load_ppm), 7, "right") + _cell(
             _wait(wait_ppm(vcpu)), 8, "right"
         )
         on = "" if vcpu.is_bound or vcpu.on is None else f" ({vcpu.on})"
@@ -363,7 +364,7 @@ class _Terminal:
             with self._console.capture() as capture:
                 self._console.print(line, end="", no_wrap=True, overflow="crop")
             drawn.append(capture.get() + _TO_LINE_END)
-        text = drawing.fitting("\r\n".join(drawn), self._console.encoding)
+        text = draw.fitting("\r\n".join(drawn), self._console.encoding)
         print(_TO_TOP + text, end="", flush=True)
 
     def keys(self, patience_s: float) -> Iterator[str]:

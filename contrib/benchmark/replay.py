@@ -30,8 +30,8 @@ from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.generator import generate
 from vcpusched.model import PPM, Cpu, Granularity, Topology
 from vcpusched.observe.observe import Measure
-from vcpusched.outcome import Result
 from vcpusched.plan.planner import plan
+from vcpusched.report.simulation import Result
 from vcpusched.settings import Settings
 from vcpusched.simulator import Place, simulate
 from vcpusched.workload import Workload, scaled

@@ -20,7 +20,7 @@ from unit import entries, said, shown, wait_for
 
 from vcpusched.capabilities import parse
 from vcpusched.model import CpuSet
-from vcpusched.report import MESSAGE_ID_PIN, MESSAGE_ID_PLAN
+from vcpusched.report.messages import MESSAGE_ID_PIN, MESSAGE_ID_PLAN
 
 CAPTURED = Path(__file__).parents[1] / "data/capabilities"
 THREADS = {"bookworm": 1, "trixie": 2}

@@ -17,7 +17,7 @@ from image import RELEASES, TOP, Image
 from unit import entries, said, shown, wait_for
 
 from vcpusched import __version__
-from vcpusched.report import MESSAGE_ID_PIN
+from vcpusched.report.messages import MESSAGE_ID_PIN
 
 NEWER: Final = "99.0"
 ANSIBLE: Final = "/opt/ansible"

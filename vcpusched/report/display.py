@@ -14,15 +14,15 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from vcpusched import drawing, history
-from vcpusched.history import Event, History
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, VcpuId
-from vcpusched.outcome import Result, VcpuResult
 from vcpusched.plan import explain
 from vcpusched.plan.explain import Explanation
 from vcpusched.plan.planner import Plan, Stop
-from vcpusched.report import cpus_text, points
-from vcpusched.snapshot import SavedState
+from vcpusched.report import draw, history
+from vcpusched.report.history import Event, History
+from vcpusched.report.messages import cpus_text, points
+from vcpusched.report.simulation import Result, VcpuResult
+from vcpusched.report.snapshot import SavedState
 from vcpusched.text import printable
 from vcpusched.workload import Workload
 
@@ -39,7 +39,7 @@ def show(*parts: RenderableType) -> None:
         console = Console(highlight=False, markup=False, emoji=False, width=200)
     with console.capture() as capture:
         console.print(*parts, sep="\n")
-    text = drawing.fitting(capture.get(), console.encoding)
+    text = draw.fitting(capture.get(), console.encoding)
     print("\n".join(line.rstrip() for line in text.splitlines()))
 
 
@@ -53,7 +53,7 @@ def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
     parts: list[RenderableType] = [
         Text(source),
         Text(),
-        drawing.draw_host(host, before_ppm, *then),
+        draw.draw_host(host, before_ppm, *then),
         Text(),
         *_treatments(host),
     ]
@@ -95,7 +95,7 @@ def draw_status(headline: str, state: SavedState, host: Host | None, now_s: floa
     parts: list[RenderableType] = [Text(headline, "bold"), Text(), _facts(state, now_s)]
     if host is not None:
         loads_ppm = {int(cpu): round(load * PPM) for cpu, load in state.loads.items()}
-        parts += [Text(), drawing.draw_host(host, loads_ppm)]
+        parts += [Text(), draw.draw_host(host, loads_ppm)]
     alone = [
         f"pCPUs {printable(left.cpus)} are left alone: {left.why}" for left in state.left_alone
     ]
@@ -103,11 +103,11 @@ def draw_status(headline: str, state: SavedState, host: Host | None, now_s: floa
     parts += [Text(printable(line, 300)) for line in alone]
     parts += _treatments(host)[:-1] if host is not None else []
     if state.last_pins:
-        pins = drawing.table("last pins", "vCPU", "_places", "why", fold="why")
+        pins = draw.table("last pins", "vCPU", "_places", "why", fold="why")
         for pin in state.last_pins:
             whose = f"{printable(pin.domain)}/{pin.vcpu}"
             places = f"{printable(pin.from_cpus)} → {printable(pin.to_cpus)}"
-            when = drawing.clock(pin.at, "%m-%d %H:%M:%S")
+            when = draw.clock(pin.at, "%m-%d %H:%M:%S")
             pins.add_row(when, whose, places, Text(printable(pin.reason, 400)))
         parts += [Text(), pins]
     return Group(*parts)
@@ -123,7 +123,7 @@ def _facts(state: SavedState, now_s: float) -> Table:
     def fact(name: str, what: str | Text) -> None:
         facts.add_row(name, what if isinstance(what, Text) else Text(what))
 
-    started = drawing.clock(state.started_at)
+    started = draw.clock(state.started_at)
     fact("process", f"{state.pid}, since {started}, at {printable(state.uri, 200)}")
     fact("last cycle", f"number {state.cycle}, {age_s:.0f} s ago; one every {state.period:g} s")
     if age_s > state.age_max_s:
@@ -135,7 +135,7 @@ def _facts(state: SavedState, now_s: float) -> Table:
             round(state.gap * PPM),
             round(state.balance_threshold * PPM_PER_POINT),
         )
-        gauge = drawing.gauge(gap_ppm, threshold_ppm)
+        gauge = draw.gauge(gap_ppm, threshold_ppm)
         threshold = f" {points(gap_ppm)}, threshold {state.balance_threshold:g}"
         fact("gap", gauge + Text(threshold))
     counts = f"{state.pins_last_hour} in the last hour, {state.pins_last_day} in the last day"
@@ -143,7 +143,7 @@ def _facts(state: SavedState, now_s: float) -> Table:
     if state.untold:
         fact("untold", printable(state.untold, 300))
     for failing in state.pins_failing:
-        fact("failing", Text(printable(failing, 300), drawing.HOT))
+        fact("failing", Text(printable(failing, 300), draw.HOT))
     return facts
 
 
@@ -177,12 +177,12 @@ def draw_history(past: History) -> Group:
     parts: list[RenderableType] = []
     for event in past.events:
         parts += [*_event(event, past.until_s), Text()]
-    since = drawing.clock(past.since_s)
+    since = draw.clock(past.since_s)
     return Group(*parts, Text(f"{history.summary(past)}, since {since}.", "bold"))
 
 
 def _event(event: Event, now_s: float) -> Iterator[RenderableType]:
-    yield Text(f"{drawing.clock(event.at_s)}  {history.headline(event)}", "bold")
+    yield Text(f"{draw.clock(event.at_s)}  {history.headline(event)}", "bold")
     rows = history.figures(event)
     if rows:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -250,7 +250,7 @@ def _line(run: Result, highest_ppm: int) -> str:
     for column in range(length):
         first, last = (len(gaps_ppm) * end // length for end in (column, column + 1))
         mean_ppm = sum(gaps_ppm[first:last]) // (last - first)
-        line += drawing.LEVELS[mean_ppm * (len(drawing.LEVELS) - 1) // max(1, highest_ppm)]
+        line += draw.LEVELS[mean_ppm * (len(draw.LEVELS) - 1) // max(1, highest_ppm)]
     return line
 
 

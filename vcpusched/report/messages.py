@@ -17,7 +17,7 @@ from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.pause import Pause
 from vcpusched.plan.planner import Move, Plan, Stop
 from vcpusched.plan.units import untold
-from vcpusched.snapshot import host_as_json, plan_as_json
+from vcpusched.report.snapshot import host_as_json, plan_as_json
 from vcpusched.text import printable
 
 STATE_VERSION: Final = 1

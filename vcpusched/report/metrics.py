@@ -27,8 +27,8 @@ from vcpusched import __version__
 from vcpusched.model import PPM, Host, VcpuId
 from vcpusched.plan.planner import Plan
 from vcpusched.plan.service import unmet_ppm
-from vcpusched.report import Service, gap_now_ppm
-from vcpusched.tally import BUCKETS_S, Durations, Tally
+from vcpusched.report.messages import Service, gap_now_ppm
+from vcpusched.report.tally import BUCKETS_S, Durations, Tally
 from vcpusched.text import printable
 
 PREFIX: Final = "vcpusched_"

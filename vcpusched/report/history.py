@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from vcpusched.act.proof import PATIENCE_NS, Verdict
 from vcpusched.model import PPM, PPM_PER_POINT
-from vcpusched.report import (
+from vcpusched.report.messages import (
     MESSAGE_ID_GIVEN_BACK,
     MESSAGE_ID_OUTCOME,
     MESSAGE_ID_PIN,
