@@ -8,8 +8,8 @@ from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger_file import NAME, Book, LedgerFile
 from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet
 from vcpusched.settings import Settings
-from vcpusched.simulator import SimulatedHost
-from vcpusched.workload import Guest, Workload
+from vcpusched.simulate.simulator import SimulatedHost
+from vcpusched.simulate.workload import Guest, Workload
 
 PERIODS = 1200
 """An hour."""

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from vcpusched.machine import Machine, Thread
+from vcpusched.simulate.machine import Machine, Thread
 
 MS = 1_000_000
 SECOND = 1000 * MS

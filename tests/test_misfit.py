@@ -14,8 +14,8 @@ from vcpusched.plan.planner import Floating, Plan, Policy, plan
 from vcpusched.plan.service import served_ppm
 from vcpusched.report import snapshot
 from vcpusched.settings import Settings
-from vcpusched.simulator import simulate
-from vcpusched.workload import Guest, Workload
+from vcpusched.simulate.simulator import simulate
+from vcpusched.simulate.workload import Guest, Workload
 
 BOTH = pytest.mark.parametrize("granularity", [Granularity.CPU, Granularity.CORE])
 

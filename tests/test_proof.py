@@ -30,8 +30,8 @@ from vcpusched.model import (
 )
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Floating, Policy, plan
-from vcpusched.simulator import Place, SimulatedHost
-from vcpusched.workload import Guest, Workload
+from vcpusched.simulate.simulator import Place, SimulatedHost
+from vcpusched.simulate.workload import Guest, Workload
 
 POLICY = Policy(min_gain_ppm=0)
 SECOND_NS = 1_000_000_000

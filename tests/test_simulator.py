@@ -28,8 +28,8 @@ from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.report import simulation
 from vcpusched.settings import Settings
-from vcpusched.simulator import PERIOD_NS, Place, SimulatedHost, simulate
-from vcpusched.workload import Guest, Refusal, Workload
+from vcpusched.simulate.simulator import PERIOD_NS, Place, SimulatedHost, simulate
+from vcpusched.simulate.workload import Guest, Refusal, Workload
 
 PERIODS = 60
 DEFAULTS = Settings.model_validate({}).rules()

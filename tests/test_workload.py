@@ -11,8 +11,8 @@ import pytest
 
 from vcpusched import generator
 from vcpusched.model import PPM, Cpu, CpuSet, Topology
-from vcpusched.workload import Guest, Refusal, Workload, WorkloadError, scaled, split
-from vcpusched.workload_files import read_toml, read_trace
+from vcpusched.simulate.workload import Guest, Refusal, Workload, WorkloadError, scaled, split
+from vcpusched.simulate.workload_files import read_toml, read_trace
 
 HEAD = "cpus = 4\nperiods = 10\n"
 

@@ -20,7 +20,7 @@ from vcpusched.text import as_json
 
 if TYPE_CHECKING:
     from vcpusched.settings import Effective
-    from vcpusched.workload import Workload
+    from vcpusched.simulate.workload import Workload
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -382,7 +382,7 @@ def _simulate(options: argparse.Namespace) -> int:
     from vcpusched.act.cycle import Scheduler
     from vcpusched.plan import units
     from vcpusched.report import display, simulation
-    from vcpusched.simulator import Place, simulate
+    from vcpusched.simulate.simulator import Place, simulate
 
     # Rather than end at once: a progress bar has hidden the cursor.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -416,8 +416,9 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _workload(options: argparse.Namespace, period_s: float) -> "Workload":
-    from vcpusched import generator, workload, workload_files
+    from vcpusched import generator
     from vcpusched.model import PPM
+    from vcpusched.simulate import workload, workload_files
 
     try:
         if options.workload is not None:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vcpusched.model import PPM
-from vcpusched.workload import Guest, Workload, check_size, shares_of_vcpus, split
+from vcpusched.simulate.workload import Guest, Workload, check_size, shares_of_vcpus, split
 
 SAMPLE_S: Final = 300.0
 DAY_S: Final = 86_400.0

@@ -33,9 +33,9 @@ from vcpusched.observe.observe import Measure
 from vcpusched.plan.planner import plan
 from vcpusched.report.simulation import Result
 from vcpusched.settings import Settings
-from vcpusched.simulator import Place, simulate
-from vcpusched.workload import Workload, scaled
-from vcpusched.workload_files import read_trace
+from vcpusched.simulate.simulator import Place, simulate
+from vcpusched.simulate.workload import Workload, scaled
+from vcpusched.simulate.workload_files import read_trace
 
 VCPUS: Final = 256
 PERIOD_S: Final = 3

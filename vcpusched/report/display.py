@@ -23,8 +23,8 @@ from vcpusched.report.history import Event, History
 from vcpusched.report.messages import cpus_text, points
 from vcpusched.report.simulation import Result, VcpuResult
 from vcpusched.report.snapshot import SavedState
+from vcpusched.simulate.workload import Workload
 from vcpusched.text import printable
-from vcpusched.workload import Workload
 
 _LINE_LENGTH: Final = 40
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vcpusched.model import PPM, CpuSet
-from vcpusched.workload import Workload
+from vcpusched.simulate.workload import Workload
 
 VERSION: Final = 1
 """Of the JSON form; version 1 grows by further keys only."""

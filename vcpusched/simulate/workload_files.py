@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vcpusched import traces
 from vcpusched.model import (
     ALL_CPUS,
     NO_CPUS,
@@ -25,8 +24,8 @@ from vcpusched.model import (
     CpuSet,
     Topology,
 )
-from vcpusched.text import printable, shown
-from vcpusched.workload import (
+from vcpusched.simulate import traces
+from vcpusched.simulate.workload import (
     BURST_MS,
     CPUS_MAX,
     PERIODS_MAX,
@@ -37,6 +36,7 @@ from vcpusched.workload import (
     WorkloadError,
     check_size,
 )
+from vcpusched.text import printable, shown
 
 SIZE_MAX: Final = 256 << 20
 """Bytes of a workload file once unpacked: the PlanetLab trace has 4 MiB."""

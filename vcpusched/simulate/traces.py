@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from vcpusched.model import PPM, PPM_PER_POINT
+from vcpusched.simulate.workload import Guest, WorkloadError, shares_of_vcpus, split
 from vcpusched.text import printable, shown
-from vcpusched.workload import Guest, WorkloadError, shares_of_vcpus, split
 
 PLANETLAB_VALUES: Final = 288
 """The 5 minutes of a day."""

@@ -25,7 +25,6 @@ from typing import Final
 
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.host.hypervisor import BusyError, HypervisorError, VanishedError
-from vcpusched.machine import Machine, Thread
 from vcpusched.model import (
     PPM,
     Busy,
@@ -42,7 +41,8 @@ from vcpusched.model import (
     sets,
 )
 from vcpusched.report.simulation import PeriodResult, PinChange, Result, VcpuResult
-from vcpusched.workload import Guest, Refusal, Workload
+from vcpusched.simulate.machine import Machine, Thread
+from vcpusched.simulate.workload import Guest, Refusal, Workload
 
 PERIOD_NS: Final = 3_000_000_000
 TICK_NS: Final = 10_000_000
