@@ -12,9 +12,9 @@ from pathlib import Path
 
 from hosts import MemoryHost
 
-from vcpusched import daemon, journal, rundir
 from vcpusched.host.hypervisor import ConnectionLostError, PermissionDeniedError
 from vcpusched.model import CpuSet, Sample, VcpuId
+from vcpusched.service import daemon, run_directory, systemd
 from vcpusched.settings import load
 
 GUESTS = ("g0", "g1", "g2", "g3")
@@ -70,10 +70,10 @@ def main() -> int:
         settings=settings,
         reload=lambda: settings,
         open_session=session,
-        directory=rundir.locate(),
+        directory=run_directory.locate(),
         restore_patience_s=PATIENCE_S,
     )
-    return daemon.serve(orders, journal.choose_log())
+    return daemon.serve(orders, systemd.choose_log())
 
 
 if __name__ == "__main__":

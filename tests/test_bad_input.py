@@ -20,12 +20,12 @@ from vcpusched import capabilities
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
 from vcpusched.host import libvirt_xml
-from vcpusched.journal import StreamLog
 from vcpusched.model import CpuSet, Definition, DomainUuid, Host, Topology, VcpuId
 from vcpusched.plan import explain
 from vcpusched.plan.planner import Move, Policy, plan
 from vcpusched.report import messages, snapshot
 from vcpusched.report.messages import Service
+from vcpusched.service.systemd import StreamLog
 from vcpusched.settings import ConfigError, Settings, load
 
 BRIEF = settings(max_examples=200, deadline=None)

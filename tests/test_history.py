@@ -10,7 +10,6 @@ import pytest
 from hosts import host
 from program import vcpusched
 
-from vcpusched import journal
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
@@ -20,6 +19,7 @@ from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import display, history, messages
 from vcpusched.report.history import History, Kind, Told
 from vcpusched.report.messages import Entry
+from vcpusched.service import systemd
 from vcpusched.text import as_json
 
 DAY_S = 86_400.0
@@ -255,7 +255,7 @@ def test_a_real_journal(tmp_path: Path) -> None:
     other = Told(NOON_S, {"MESSAGE": "something else", "MESSAGE_ID": "0" * 32, "_UID": "0"})
     old = [Told(one.at_s, {**one.fields}) for one in a_plan(NOON_S - 2 * DAY_S)]
     journal_file(tmp_path, [*old, other, *odd])
-    entries = list(journal.past(history.MESSAGE_IDS, NOON_S - DAY_S, tmp_path))
+    entries = list(systemd.past(history.MESSAGE_IDS, NOON_S - DAY_S, tmp_path))
     assert len(entries) == len(odd)
     assert [round(one.at_s - NOON_S, 3) for one in entries] == [0.0, 0.0, 0.1, 3.0]
     (event,) = past(entries).events
@@ -265,11 +265,11 @@ def test_a_real_journal(tmp_path: Path) -> None:
 
 def test_no_journal_and_a_damaged_one(tmp_path: Path) -> None:
     """An empty directory holds no entries; a file cut short is read as far as it goes."""
-    assert list(journal.past(history.MESSAGE_IDS, 0.0, tmp_path)) == []
+    assert list(systemd.past(history.MESSAGE_IDS, 0.0, tmp_path)) == []
     journal_file(tmp_path, a_plan())
     file = tmp_path / "test.journal"
     file.write_bytes(file.read_bytes()[:4096])
-    assert list(journal.past(history.MESSAGE_IDS, 0.0, tmp_path)) == []
+    assert list(systemd.past(history.MESSAGE_IDS, 0.0, tmp_path)) == []
 
 
 @pytest.mark.parametrize("time", ["", "1w", "yesterday", "0s", "-1h", "400d"])

@@ -34,8 +34,8 @@ from vcpusched.model import (
     VcpuId,
     VcpuReading,
 )
-from vcpusched.request import Request, Verb
-from vcpusched.restore import carry_out
+from vcpusched.service.control import Request, Verb
+from vcpusched.service.restore import carry_out
 
 
 class Killed(BaseException):

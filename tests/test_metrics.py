@@ -13,14 +13,14 @@ from vcpusched.act.cycle import Cycle, Failure
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
 from vcpusched.act.proof import Proof, Verdict
-from vcpusched.announcer import Announcer
-from vcpusched.journal import StreamLog
 from vcpusched.model import PPM, CpuSet, Host
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.plan.service import unmet_ppm
 from vcpusched.report import metrics
 from vcpusched.report.messages import Service
 from vcpusched.report.tally import Tally
+from vcpusched.service.announcer import Announcer
+from vcpusched.service.systemd import StreamLog
 from vcpusched.settings import ConfigError, Settings, load
 
 RULES = Path(__file__).parent.parent / "contrib" / "prometheus" / "rules.yml"

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from program import vcpusched
 
-from vcpusched import __version__, daemon, exits
+from vcpusched import __version__
 from vcpusched.report import messages
+from vcpusched.service import daemon, exits
 from vcpusched.settings import Settings
 
 TOP = Path(__file__).parent.parent

@@ -10,12 +10,12 @@ from hosts import host
 
 from vcpusched.act.cycle import Cycle, Failure, Unclear
 from vcpusched.act.proof import Proof, Verdict
-from vcpusched.announcer import UNTOLD_PATIENCE, Announcer
-from vcpusched.journal import StreamLog
 from vcpusched.model import DomainUuid, Granularity
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import messages, snapshot
 from vcpusched.report.messages import Priority, Service
+from vcpusched.service.announcer import UNTOLD_PATIENCE, Announcer
+from vcpusched.service.systemd import StreamLog
 from vcpusched.settings import Settings
 
 SERVICE = Service(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vcpusched import request, rundir
-from vcpusched.request import Answer, Request, Verb
+from vcpusched.service import control, run_directory
+from vcpusched.service.control import Answer, Request, Verb
 
 
 def test_asked_and_answered(tmp_path: Path) -> None:
@@ -17,12 +17,12 @@ def test_asked_and_answered(tmp_path: Path) -> None:
     asked: list[Request] = []
 
     def serve() -> None:
-        with rundir.locked(tmp_path):
+        with run_directory.locked(tmp_path):
             ready.set()
             while not asked:
-                for name, found in request.take(tmp_path):
+                for name, found in control.take(tmp_path):
                     asked.append(found)
-                    request.answer(tmp_path, name, Answer(1, ("shop: …",), ("mail\n",)))
+                    control.answer(tmp_path, name, Answer(1, ("shop: …",), ("mail\n",)))
                 time.sleep(0.01)
             done.wait(10)
 
@@ -30,30 +30,30 @@ def test_asked_and_answered(tmp_path: Path) -> None:
     server = threading.Thread(target=serve)
     server.start()
     ready.wait(10)
-    answer = request.ask(tmp_path, Request(Verb.RESTORE, ("shop", "mail\n")))
+    answer = control.ask(tmp_path, Request(Verb.RESTORE, ("shop", "mail\n")))
     done.set()
     server.join()
     assert answer == Answer(1, ("shop: …",), ("mail\n",))
     assert asked == [Request(Verb.RESTORE, ("shop", "mail\n"))]
-    assert [path.name for path in tmp_path.iterdir()] == [rundir.LOCK]
+    assert [path.name for path in tmp_path.iterdir()] == [run_directory.LOCK]
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
     """Without a service there is no answer, and no file; nor when it ends before it answers."""
-    assert request.ask(tmp_path, Request(Verb.RELEASE)) is None
+    assert control.ask(tmp_path, Request(Verb.RELEASE)) is None
     ready = threading.Event()
 
     def end() -> None:
-        with rundir.locked(tmp_path):
+        with run_directory.locked(tmp_path):
             ready.set()
             time.sleep(0.5)
 
     ending = threading.Thread(target=end)
     ending.start()
     ready.wait(10)
-    assert request.ask(tmp_path, Request(Verb.RELEASE)) is None
+    assert control.ask(tmp_path, Request(Verb.RELEASE)) is None
     ending.join()
-    assert [path.name for path in tmp_path.iterdir()] == [rundir.LOCK]
+    assert [path.name for path in tmp_path.iterdir()] == [run_directory.LOCK]
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,13 @@ def test_nobody_answers(tmp_path: Path) -> None:
         '{"verb": "erase", "domains": []}',
         '{"verb": "restore", "domains": "shop"}',
         '{"verb": "restore", "domains": [1]}',
-        '{"verb": "restore", "domains": ["' + "x" * request.SIZE_MAX + '"]}',
+        '{"verb": "restore", "domains": ["' + "x" * control.SIZE_MAX + '"]}',
     ],
 )
 def test_what_is_no_request_is_removed(tmp_path: Path, text: str) -> None:
     """It stays nobody's problem for ever."""
     (tmp_path / "request-1.json").write_text(text)
-    assert list(request.take(tmp_path)) == []
+    assert list(control.take(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -83,7 +83,7 @@ def test_what_is_no_file_is_removed(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text(json.dumps({"verb": "restore", "domains": []}))
     (tmp_path / "request-2.json").symlink_to(elsewhere)
-    assert list(request.take(tmp_path)) == []
+    assert list(control.take(tmp_path)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_removed_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "request-0.json").mkdir()
     text = json.dumps({"verb": "restore", "domains": []})
     (tmp_path / "request-1.json").write_text(text)
-    assert [name for name, _asked in request.take(tmp_path)] == ["1"]
+    assert [name for name, _asked in control.take(tmp_path)] == ["1"]
     assert [path.name for path in tmp_path.iterdir()] == ["request-0.json"]
 
 
@@ -102,7 +102,7 @@ def test_a_request_that_is_taken_back(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         (tmp_path / f"request-{number}.json").write_text(text)
     taken = []
-    for name, _asked in request.take(tmp_path):
+    for name, _asked in control.take(tmp_path):
         taken.append(name)
         (tmp_path / "request-2.json").unlink(missing_ok=True)
     assert taken == ["1", "3"]
@@ -113,7 +113,7 @@ def test_odd_names_are_not_answered(tmp_path: Path, name: str) -> None:
     """The name of the answer's file is made of them."""
     text = json.dumps({"verb": "restore", "domains": []})
     (tmp_path / f"request-{name}.json").write_text(text)
-    assert list(request.take(tmp_path)) == []
+    assert list(control.take(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -122,7 +122,7 @@ def test_whatever_the_permissions(tmp_path: Path) -> None:
     path = tmp_path / "request-1.json"
     path.write_text(json.dumps({"verb": "restore", "domains": []}))
     path.chmod(0)
-    assert len(list(request.take(tmp_path))) <= 1
+    assert len(list(control.take(tmp_path))) <= 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -144,9 +144,9 @@ def test_what_is_no_answer(tmp_path: Path, text: str | None) -> None:
     ready, done = threading.Event(), threading.Event()
 
     def serve() -> None:
-        with rundir.locked(tmp_path):
+        with run_directory.locked(tmp_path):
             ready.set()
-            while not (found := [name for name, _asked in request.take(tmp_path)]):
+            while not (found := [name for name, _asked in control.take(tmp_path)]):
                 time.sleep(0.01)
             answer = tmp_path / f"answer-{found[0]}.json"
             if text is None:
@@ -159,21 +159,21 @@ def test_what_is_no_answer(tmp_path: Path, text: str | None) -> None:
     server.start()
     ready.wait(10)
     try:
-        with pytest.raises(request.AnswerError):
-            request.ask(tmp_path, Request(Verb.RESTORE))
+        with pytest.raises(control.AnswerError):
+            control.ask(tmp_path, Request(Verb.RESTORE))
     finally:
         done.set()
         server.join()
-    assert [path.name for path in tmp_path.iterdir()] == [rundir.LOCK]
+    assert [path.name for path in tmp_path.iterdir()] == [run_directory.LOCK]
 
 
 def test_old_requests_are_forgotten(tmp_path: Path) -> None:
     """Who asked them has gone long ago."""
     path = tmp_path / "request-1.json"
     path.write_text(json.dumps({"verb": "restore", "domains": []}))
-    long_ago_s = time.time() - request.ANSWER_PATIENCE_S - 1
+    long_ago_s = time.time() - control.ANSWER_PATIENCE_S - 1
     os.utime(path, (long_ago_s, long_ago_s))
-    assert list(request.take(tmp_path)) == []
+    assert list(control.take(tmp_path)) == []
 
 
 def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
     path.write_text(json.dumps({"verb": "restore", "domains": []}))
     later_s = time.time() + 3600
     os.utime(path, (later_s, later_s))
-    assert [name for name, _asked in request.take(tmp_path)] == ["1"]
+    assert [name for name, _asked in control.take(tmp_path)] == ["1"]
 
 
 def test_old_answers_are_taken_away(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_old_answers_are_taken_away(tmp_path: Path) -> None:
     old, new = tmp_path / "answer-1.json", tmp_path / "answer-2.json"
     for path in (old, new):
         path.touch()
-    long_ago_s = time.time() - request.ANSWER_PATIENCE_S - 1
+    long_ago_s = time.time() - control.ANSWER_PATIENCE_S - 1
     os.utime(old, (long_ago_s, long_ago_s))
-    assert list(request.take(tmp_path)) == []
+    assert list(control.take(tmp_path)) == []
     assert list(tmp_path.iterdir()) == [new]

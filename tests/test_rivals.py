@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vcpusched import rivals
+from vcpusched.service import rivals
 
 
 def processes(tmp_path: Path, *names: str) -> Path:

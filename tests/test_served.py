@@ -13,7 +13,7 @@ import pytest
 import served
 from program import PROGRAM, environment
 
-from vcpusched import daemon
+from vcpusched.service import daemon
 
 PATIENCE_S = 60.0
 UNIT = Path(__file__).parents[1] / "packaging/vcpusched.service"

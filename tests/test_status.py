@@ -12,7 +12,6 @@ import pytest
 from hosts import host
 from program import vcpusched
 
-from vcpusched import rundir
 from vcpusched.act.cycle import Cycle
 from vcpusched.model import Cpu, CpuSet, Host, HostCpu
 from vcpusched.plan.planner import Policy, plan
@@ -20,6 +19,7 @@ from vcpusched.report import messages
 from vcpusched.report.draw import blocks
 from vcpusched.report.messages import PastPin, Service
 from vcpusched.report.tally import Recent
+from vcpusched.service import run_directory
 
 HOSTILE = "\x1b]0;owned\x07\nweb"
 
@@ -74,13 +74,13 @@ def service(drawn: Host = DRAWN, **values: object) -> Service:
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
     """Give a run directory in which a service seems to run."""
-    with rundir.locked(tmp_path):
+    with run_directory.locked(tmp_path):
         yield tmp_path
 
 
 def shown(directory: Path, of: Service, *options: str, **variables: str) -> str:
     """Give what `status` prints of a service; its exit status must be that of a healthy one."""
-    rundir.write_state(directory, messages.state_as_json(of, time.time()))
+    run_directory.write_state(directory, messages.state_as_json(of, time.time()))
     done = vcpusched("status", *options, RUNTIME_DIRECTORY=str(directory), **variables)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -136,7 +136,7 @@ def test_states_that_need_a_word(directory: Path) -> None:
     """A dry run, pins that fail, an old state."""
     text = shown(directory, service(dry_run=True))
     assert "dry run     nothing is changed" in text
-    rundir.write_state(
+    run_directory.write_state(
         directory, messages.state_as_json(service(pins_failing=(HOSTILE,)), time.time() - 60)
     )
     done = vcpusched("status", RUNTIME_DIRECTORY=str(directory))
@@ -165,7 +165,7 @@ def test_a_state_of_an_older_service(directory: Path) -> None:
         del state[key]
     for pin in state["last_pins"]:
         del pin["uuid"], pin["reason"]
-    rundir.write_state(directory, state)
+    run_directory.write_state(directory, state)
     done = vcpusched("status", RUNTIME_DIRECTORY=str(directory))
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched, without_the_lock
 from test_status import DRAWN, HOSTILE, machine, service
 
-from vcpusched import rundir
 from vcpusched.model import Host
 from vcpusched.report import messages, snapshot
+from vcpusched.service import run_directory
 from vcpusched.top import Seen, View, keys_in, look_at, pressed, screen
 
 NOW_S = 1_790_000_000.0
@@ -144,13 +144,13 @@ def test_looking(tmp_path: Path) -> None:
     """A state is read when it was replaced; one that is damaged leaves the last one to see."""
     look = look_at(tmp_path)
     assert look(Seen()).problem.startswith("vcpusched is not running on this host (")
-    with rundir.locked(tmp_path):
+    with run_directory.locked(tmp_path):
         assert look(Seen()).problem == "The service has told nothing yet."
-        rundir.write_state(tmp_path, messages.state_as_json(service(), NOW_S))
+        run_directory.write_state(tmp_path, messages.state_as_json(service(), NOW_S))
         first = look(Seen())
         assert first.host is not None
         assert look(first) is first
-        (tmp_path / rundir.STATE).write_text("{")
+        (tmp_path / run_directory.STATE).write_text("{")
         damaged = look(first)
         assert damaged.problem.startswith("The service's state cannot be read: not JSON")
         assert damaged.host is first.host
@@ -160,9 +160,9 @@ def test_looking(tmp_path: Path) -> None:
 
 def test_looking_without_privilege() -> None:
     """Who may not open the lock sees the service all the same."""
-    with tempfile.TemporaryDirectory() as name, rundir.locked(Path(name)):
+    with tempfile.TemporaryDirectory() as name, run_directory.locked(Path(name)):
         Path(name).chmod(0o755)
-        rundir.write_state(Path(name), messages.state_as_json(service(), NOW_S))
+        run_directory.write_state(Path(name), messages.state_as_json(service(), NOW_S))
         look = look_at(Path(name))
         assert without_the_lock(Path(name), lambda: look(Seen()).host is not None)
 
@@ -215,8 +215,8 @@ class Terminal:
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     """Give a terminal on which `top` shows a service."""
-    with rundir.locked(tmp_path):
-        rundir.write_state(tmp_path, messages.state_as_json(service(), time.time()))
+    with run_directory.locked(tmp_path):
+        run_directory.write_state(tmp_path, messages.state_as_json(service(), time.time()))
         opened = Terminal(tmp_path)
         try:
             opened.wait_for(lambda text: "by demand" in text)

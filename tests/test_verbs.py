@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from program import environment, vcpusched, without_the_lock
 
 import vcpusched as package
-from vcpusched import rundir
 from vcpusched.model import Cpu, Host, HostCpu
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import snapshot
+from vcpusched.service import run_directory
 
 CROWDED = {
     "version": 1,
@@ -270,9 +270,9 @@ def test_status_where_nothing_runs(tmp_path: Path) -> None:
 
 def test_status_of_a_damaged_state_file(tmp_path: Path) -> None:
     """A truncated, foreign or empty state is one line, not a traceback."""
-    with rundir.locked(tmp_path):
+    with run_directory.locked(tmp_path):
         for text in ("", "{", "[]", "{}", '{"version": 1, "snapshot": 5}', '{"at": "x"}'):
-            (tmp_path / rundir.STATE).write_text(text)
+            (tmp_path / run_directory.STATE).write_text(text)
             done = vcpusched("status", RUNTIME_DIRECTORY=str(tmp_path))
             assert done.returncode == 1, (text, done)
             assert len(done.stderr.splitlines()) == 1, (text, done.stderr)
@@ -280,29 +280,29 @@ def test_status_of_a_damaged_state_file(tmp_path: Path) -> None:
 
 def test_the_lock_is_for_one(tmp_path: Path) -> None:
     """A second holder is told who the first is; a look from outside takes nothing away."""
-    assert not rundir.is_locked(tmp_path)
-    with rundir.locked(tmp_path):
-        assert rundir.is_locked(tmp_path)
+    assert not run_directory.is_locked(tmp_path)
+    with run_directory.locked(tmp_path):
+        assert run_directory.is_locked(tmp_path)
         with (
-            pytest.raises(rundir.AlreadyRunningError, match=f"process {os.getpid()}"),
-            rundir.locked(tmp_path),
+            pytest.raises(run_directory.AlreadyRunningError, match=f"process {os.getpid()}"),
+            run_directory.locked(tmp_path),
         ):
             pass
-    assert not rundir.is_locked(tmp_path)
+    assert not run_directory.is_locked(tmp_path)
 
 
 def test_the_lock_is_nobody_elses(tmp_path: Path) -> None:
     """Whoever else could open it could lock it for ever; that of an older version is closed."""
-    lock = tmp_path / rundir.LOCK
+    lock = tmp_path / run_directory.LOCK
     lock.touch()
     lock.chmod(0o644)
-    with rundir.locked(tmp_path):
+    with run_directory.locked(tmp_path):
         assert stat.S_IMODE(lock.stat().st_mode) == 0o600
 
 
 def lives(directory: Path) -> bool:
     """Tell whether somebody sees a service live who may not open its lock."""
-    return without_the_lock(directory, lambda: rundir.lives(directory))
+    return without_the_lock(directory, lambda: run_directory.lives(directory))
 
 
 def test_who_lives_is_seen_without_the_lock() -> None:
@@ -312,24 +312,26 @@ def test_who_lives_is_seen_without_the_lock() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         directory.chmod(0o755)
-        with rundir.locked(directory):
+        with run_directory.locked(directory):
             assert not lives(directory)
-            rundir.write_state(directory, {"version": 1})
+            run_directory.write_state(directory, {"version": 1})
             assert lives(directory)
-            told = json.loads((directory / rundir.STATE).read_text())
+            told = json.loads((directory / run_directory.STATE).read_text())
             others = ({"process_start": told["process_start"] + 1}, {"pid": ended.pid})
             odd = ({"pid": 0}, {"pid": -1}, {"pid": "1"}, {"pid": 1 << 70}, {"process_start": None})
             for changed in (*others, *odd):
-                rundir.replace_file(directory / rundir.STATE, json.dumps({**told, **changed}))
+                run_directory.replace_file(
+                    directory / run_directory.STATE, json.dumps({**told, **changed})
+                )
                 assert not lives(directory), changed
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     """Where it cannot be written, the old one stays and nothing is left beside it."""
     target = tmp_path / "state"
-    rundir.replace_file(target, "old")
+    run_directory.replace_file(target, "old")
     with pytest.raises(UnicodeEncodeError):
-        rundir.replace_file(target, "new \ud800")
+        run_directory.replace_file(target, "new \ud800")
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vcpusched import __version__, exits
+from vcpusched import __version__
+from vcpusched.service import exits
 from vcpusched.text import as_json
 
 if TYPE_CHECKING:
@@ -192,8 +193,8 @@ def _settings(options: argparse.Namespace) -> "Effective":
 
 def _run(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import daemon, journal, rundir
     from vcpusched.host.libvirt_host import FirstSeen, LibvirtHost
+    from vcpusched.service import daemon, run_directory, systemd
     from vcpusched.settings import load
 
     first_seen: FirstSeen = {}
@@ -205,14 +206,14 @@ def _run(options: argparse.Namespace) -> int:
         settings=settings,
         reload=lambda: load(options.config, _flags(options)).settings,
         open_session=open_session,
-        directory=rundir.locate(),
+        directory=run_directory.locate(),
         once=options.once,
     )
     try:
-        return daemon.serve(orders, journal.choose_log())
-    except rundir.AlreadyRunningError as error:
+        return daemon.serve(orders, systemd.choose_log())
+    except run_directory.AlreadyRunningError as error:
         raise exits.Refusal(exits.FAILURE, str(error)) from None
-    except rundir.RunDirectoryError as error:
+    except run_directory.RunDirectoryError as error:
         hint = "run it as root, or name a directory of your own in RUNTIME_DIRECTORY"
         raise exits.Refusal(exits.NOT_PERMITTED, f"{error}; {hint}") from None
 
@@ -274,22 +275,23 @@ def _snapshot(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from vcpusched import rundir, source
+    from vcpusched import source
     from vcpusched.plan import explain
     from vcpusched.report import display, snapshot
+    from vcpusched.service import run_directory
     from vcpusched.text import printable
 
     try:
         text = source.live_state()
         state = snapshot.parse_state(text) if text is not None else None
         host = snapshot.saved_host(state) if state is not None else None
-    except (rundir.RunDirectoryError, snapshot.SnapshotError) as error:
+    except (run_directory.RunDirectoryError, snapshot.SnapshotError) as error:
         raise exits.Refusal(exits.DEGRADED, f"the daemon's state cannot be read: {error}") from None
     if state is None or text is None:
         if options.json:
             print(json.dumps({"version": 1, "health": "not running"}))
         else:
-            print(f"vcpusched is not running on this host ({rundir.locate()}).")
+            print(f"vcpusched is not running on this host ({run_directory.locate()}).")
         return exits.NOT_RUNNING
     healthy = state.is_healthy(time.time() - state.at)
     health = "healthy" if healthy else "degraded"
@@ -304,11 +306,12 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _top(_options: argparse.Namespace) -> int:
-    from vcpusched import rundir, top
+    from vcpusched import top
+    from vcpusched.service import run_directory
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise exits.Refusal(exits.USAGE, 'top: needs a terminal; "vcpusched status" does not')
-    look = top.look_at(rundir.locate())
+    look = top.look_at(run_directory.locate())
     seen = look(top.Seen())
     if seen.state is None:
         print(seen.problem)
@@ -318,8 +321,9 @@ def _top(_options: argparse.Namespace) -> int:
 
 
 def _history(options: argparse.Namespace) -> int:
-    from vcpusched import journal, pause
+    from vcpusched import pause
     from vcpusched.report import display, history
+    from vcpusched.service import systemd
 
     now_s = time.time()
     try:
@@ -327,9 +331,9 @@ def _history(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise exits.Refusal(exits.USAGE, f"--since: {error}") from None
     try:
-        entries = journal.past(history.MESSAGE_IDS, since_s - history.MARGIN_S)
+        entries = systemd.past(history.MESSAGE_IDS, since_s - history.MARGIN_S)
         past = history.history(entries, since_s, now_s, domain=options.domain, own_uid=os.geteuid())
-    except journal.UnreadableError as error:
+    except systemd.UnreadableError as error:
         raise exits.Refusal(exits.NOT_PERMITTED, str(error)) from None
     except OSError as error:
         line = f"the journal cannot be read: {error.strerror}"

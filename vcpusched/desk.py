@@ -5,10 +5,10 @@ Rule: one at a time; what is asked for is done elsewhere.
 
 from pathlib import Path
 
-from vcpusched import request
-from vcpusched.announcer import Announcer
 from vcpusched.report.messages import Entry, Priority
-from vcpusched.request import Answer, Request
+from vcpusched.service import control
+from vcpusched.service.announcer import Announcer
+from vcpusched.service.control import Answer, Request
 
 
 class Desk:
@@ -22,7 +22,7 @@ class Desk:
     def take(self) -> Request | None:
         """Take the next request, if there is one; it must be answered before the next."""
         try:
-            self._name, asked = next(request.take(self._directory), (None, None))
+            self._name, asked = next(control.take(self._directory), (None, None))
         except OSError as error:
             text = f"Could not read requests in the run directory: {error.strerror}"
             self._say.once("requests", Entry(Priority.WARNING, text))
@@ -35,7 +35,7 @@ class Desk:
         if name is None:
             return
         try:
-            request.answer(self._directory, name, answer)
+            control.answer(self._directory, name, answer)
         except OSError as error:
             text = f"Could not answer a request in the run directory: {error.strerror}"
             self._say.once("answer", Entry(Priority.WARNING, text))

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from vcpusched import rundir
+from vcpusched.service import run_directory
 from vcpusched.text import printable
 
 NAME: Final = "pause"
@@ -48,7 +48,7 @@ def read(directory: Path) -> Pause | None:
     """Give the pause that there is now; one that is over is removed."""
     path = directory / NAME
     try:
-        text = rundir.read_file(path, SIZE_MAX).strip()
+        text = run_directory.read_file(path, SIZE_MAX).strip()
         until_s = _parsed(text) if text else None
     except FileNotFoundError:
         return None
@@ -68,7 +68,7 @@ def begin(directory: Path, seconds: float | None) -> Pause:
     pause = Pause(None if seconds is None else float(round(time.time() + seconds)))
     text = "" if pause.until_s is None else f"{datetime.fromtimestamp(pause.until_s, UTC):%FT%TZ}\n"
     directory.mkdir(mode=0o755, exist_ok=True)
-    rundir.replace_file(directory / NAME, text)
+    run_directory.replace_file(directory / NAME, text)
     return pause
 
 

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Final, NoReturn
 
-from vcpusched import exits, rundir
 from vcpusched.model import ALL_CPUS, NO_CPUS, Host
 from vcpusched.report import snapshot
+from vcpusched.service import exits, run_directory
 from vcpusched.settings import Settings
 from vcpusched.text import printable
 
@@ -48,7 +48,7 @@ def present(settings: Settings) -> tuple[Host, str]:
         text = live_state()
         state = snapshot.parse_state(text) if text is not None else None
         host = snapshot.saved_host(state) if state is not None else None
-    except (rundir.RunDirectoryError, snapshot.SnapshotError):
+    except (run_directory.RunDirectoryError, snapshot.SnapshotError):
         state = host = None  # `status` tells what is wrong with it; here it is only a shortcut
     if state is not None and host is not None and state.uri == settings.uri:
         age_s = max(0.0, time.time() - state.at)
@@ -66,14 +66,14 @@ def _sampled(settings: Settings) -> Host:
     from vcpusched.host.hypervisor import HypervisorError, PermissionDeniedError
     from vcpusched.host.libvirt_host import LibvirtHost
     from vcpusched.observe.observe import Smoothing, observe
-    from vcpusched.worker import call_within
+    from vcpusched.service.worker import call_within
 
     def sample_twice() -> Host:
         session = LibvirtHost.open(settings.uri, read_only=True)
         # Which pCPUs are crowded is not known before the first sample.
         asked = ALL_CPUS if settings.measure == "demand" else NO_CPUS
         # Who is held, and whose pin is whose, the last run of the service wrote down.
-        book = Book(LedgerFile(rundir.locate()), settings.uri, writes=False)
+        book = Book(LedgerFile(run_directory.locate()), settings.uri, writes=False)
         keeper = Keeper(session, book, acts=False)
         before = keeper.sample(asked)
         time.sleep(settings.period)
@@ -102,5 +102,5 @@ def _end_at_once(status: int, line: str) -> NoReturn:
 
 def live_state() -> str | None:
     """Give what the running daemon last wrote; None where none runs. Raises RunDirectoryError."""
-    directory = rundir.locate()
-    return rundir.read_state(directory) if rundir.lives(directory) else None
+    directory = run_directory.locate()
+    return run_directory.read_state(directory) if run_directory.lives(directory) else None

@@ -20,11 +20,11 @@ from typing import Any, Final, Self
 from rich.console import Console
 from rich.text import Text
 
-from vcpusched import rundir
 from vcpusched.model import PPM, PPM_PER_POINT, Host, Vcpu
 from vcpusched.report import draw, snapshot
 from vcpusched.report.messages import points
 from vcpusched.report.snapshot import SavedPin, SavedState
+from vcpusched.service import run_directory
 from vcpusched.text import printable
 
 LOOK_S: Final = 0.5
@@ -280,20 +280,20 @@ def look_at(directory: Path) -> Callable[[Seen], Seen]:
     def look(seen: Seen) -> Seen:
         nonlocal read
         try:
-            if not rundir.lives(directory):
+            if not run_directory.lives(directory):
                 read = None
                 return Seen(problem=f"vcpusched is not running on this host ({directory}).")
-            status = (directory / rundir.STATE).stat()
+            status = (directory / run_directory.STATE).stat()
             now = status.st_ino, status.st_mtime_ns
             if now == read:
                 return seen
-            text = rundir.read_state(directory)
+            text = run_directory.read_state(directory)
             state = snapshot.parse_state(text or "")
             read = now
             return Seen(state, snapshot.saved_host(state))
         except FileNotFoundError:
             return replace(seen, problem="The service has told nothing yet.")
-        except (OSError, rundir.RunDirectoryError, snapshot.SnapshotError) as error:
+        except (OSError, run_directory.RunDirectoryError, snapshot.SnapshotError) as error:
             return replace(seen, problem=f"The service's state cannot be read: {error}")
 
     return look

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from vcpusched import exits, request, rundir
 from vcpusched import pause as pause_file
-from vcpusched.request import Answer, Request, Verb
+from vcpusched.service import control, exits, run_directory
+from vcpusched.service.control import Answer, Request, Verb
 from vcpusched.text import printable
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def release(settings: "Settings", domains: Sequence[str]) -> int:
 
 def pause(duration: str | None) -> int:
     """Have nothing pinned for a while, whether a service runs or not. Raises Refusal."""
-    directory = rundir.locate()
+    directory = run_directory.locate()
     try:
         seconds = None if duration is None else pause_file.parse_duration(duration)
     except ValueError as error:
@@ -53,7 +53,7 @@ def pause(duration: str | None) -> int:
 
 def resume() -> int:
     """End a pause. Raises Refusal."""
-    directory = rundir.locate()
+    directory = run_directory.locate()
     try:
         was_paused = pause_file.end(directory)
     except OSError as error:
@@ -68,21 +68,21 @@ def _unwritable(directory: Path, error: OSError) -> exits.Refusal:
 
 
 def _do(settings: "Settings", asked: Request) -> int:
-    directory = rundir.locate()
+    directory = run_directory.locate()
     try:
-        answer = request.ask(directory, asked)
+        answer = control.ask(directory, asked)
         if answer is None:
             answer = _do_alone(directory, settings, asked)
     except TimeoutError:
-        line = f"the running service did not answer within {request.ANSWER_PATIENCE_S:.0f} s"
+        line = f"the running service did not answer within {control.ANSWER_PATIENCE_S:.0f} s"
         raise exits.Refusal(exits.FAILURE, line) from None
-    except request.AnswerError:
+    except control.AnswerError:
         line = "the running service gave an answer that cannot be understood"
         raise exits.Refusal(exits.FAILURE, line) from None
-    except rundir.AlreadyRunningError:
+    except run_directory.AlreadyRunningError:
         line = "the service started just now: try again"
         raise exits.Refusal(exits.FAILURE, line) from None
-    except rundir.RunDirectoryError as error:
+    except run_directory.RunDirectoryError as error:
         raise exits.Refusal(exits.NOT_PERMITTED, f"{error}; run it as root") from None
     except OSError as error:
         raise _unwritable(directory, error) from None
@@ -99,13 +99,13 @@ def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
     from vcpusched.act.keeper import Keeper
     from vcpusched.act.ledger_file import NAME, Book, LedgerFile
     from vcpusched.host.hypervisor import ConnectionLostError
-    from vcpusched.restore import carry_out
-    from vcpusched.worker import call_within
+    from vcpusched.service.restore import carry_out
+    from vcpusched.service.worker import call_within
 
     if asked.verb is Verb.RELEASE and not asked.domains and not (directory / NAME).exists():
         # What is pinned a guest itself may say; what is held nobody but the ledger.
         return Answer(exits.OK, ("No vCPU is held.",))
-    with rundir.locked(directory):
+    with run_directory.locked(directory):
         book = Book(LedgerFile(directory), settings.uri)
         if book.problem:
             return Answer(exits.FAILURE, problems=(book.problem,))
@@ -127,7 +127,7 @@ def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
 def _connect(settings: "Settings") -> "LibvirtHost":
     from vcpusched.host.hypervisor import HypervisorError, PermissionDeniedError
     from vcpusched.host.libvirt_host import LibvirtHost
-    from vcpusched.worker import call_within
+    from vcpusched.service.worker import call_within
 
     try:
         session: LibvirtHost = call_within(

@@ -14,10 +14,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Final, Protocol
 
-from vcpusched import rundir
 from vcpusched.act.ledger import Entry, Ledger
 from vcpusched.act.ledger_text import VERSION, LedgerError, entry_as_json, parse
 from vcpusched.model import DomainUuid
+from vcpusched.service import run_directory
 from vcpusched.text import printable
 
 NAME: Final = "affinity.json"
@@ -48,7 +48,7 @@ class LedgerFile:
     def read(self) -> str | None:
         """Give the text of the file."""
         try:
-            return rundir.read_file(self.path, SIZE_MAX)
+            return run_directory.read_file(self.path, SIZE_MAX)
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -56,7 +56,7 @@ class LedgerFile:
 
     def replace(self, text: str) -> None:
         """Replace the file; it and its name are on disk when this returns."""
-        rundir.replace_file(self.path, text, durable=True)
+        run_directory.replace_file(self.path, text, durable=True)
 
     def set_aside(self) -> str:
         """Give the file a name that is free."""

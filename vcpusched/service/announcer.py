@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from vcpusched import journal, rundir
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
@@ -21,8 +20,9 @@ from vcpusched.pause import Pause
 from vcpusched.report import messages
 from vcpusched.report.messages import Entry, PastPin, Priority, Service
 from vcpusched.report.tally import GIVEN_BACK, RESET, Recent, Tally
+from vcpusched.service import run_directory, systemd
+from vcpusched.service.worker import Pinned
 from vcpusched.settings import Settings
-from vcpusched.worker import Pinned
 
 LAST_PINS_MAX: Final = 10
 TOLD_MAX: Final = 1000
@@ -40,7 +40,7 @@ class Announcer:
     """Keeps what is known of the service, and tells it where it changes."""
 
     def __init__(
-        self, log: journal.Log, directory: Path, service: Service, settings: Settings
+        self, log: systemd.Log, directory: Path, service: Service, settings: Settings
     ) -> None:
         self.service = with_settings(service, settings)
         self._log = log
@@ -177,10 +177,12 @@ class Announcer:
         self.service = replace(self.service, pins_last_hour=hour, pins_last_day=day)
         status = messages.status_line(self.service)
         if status != self._status:
-            journal.notify(f"STATUS={status}")
+            systemd.notify(f"STATUS={status}")
             self._status = status
         try:
-            rundir.write_state(self._directory, messages.state_as_json(self.service, time.time()))
+            run_directory.write_state(
+                self._directory, messages.state_as_json(self.service, time.time())
+            )
         except OSError as error:
             text = f"Could not write the state file, so `status` is out of date: {error}"
             self.once("state file", Entry(Priority.WARNING, text))

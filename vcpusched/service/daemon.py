@@ -19,19 +19,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from vcpusched import __version__, exits, journal, pause, rivals, rundir, unit
+from vcpusched import __version__, pause, unit
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book, LedgerFile
-from vcpusched.announcer import Announcer
 from vcpusched.desk import Desk
 from vcpusched.report import messages
 from vcpusched.report.messages import Entry, Priority, Service
-from vcpusched.request import Answer, Request, Verb
-from vcpusched.settings import ConfigError, Settings
-from vcpusched.text import printable
-from vcpusched.worker import (
+from vcpusched.service import exits, rivals, run_directory, systemd
+from vcpusched.service.announcer import Announcer
+from vcpusched.service.control import Answer, Request, Verb
+from vcpusched.service.worker import (
     CYCLE_MAX_S,
     Alive,
     Answered,
@@ -45,6 +44,8 @@ from vcpusched.worker import (
     Unreadable,
     Worker,
 )
+from vcpusched.settings import ConfigError, Settings
+from vcpusched.text import printable
 
 RETRY_S: Final = 1.0
 RETRY_DENIED_S: Final = 10.0
@@ -106,12 +107,12 @@ class Orders:
     restore_patience_s: float = RESTORE_PATIENCE_S
 
 
-def serve(orders: Orders, log: journal.Log) -> int:
+def serve(orders: Orders, log: systemd.Log) -> int:
     """Run the service until it is told to end; gives the exit status.
 
-    Raises `rundir.RunDirectoryError` and `rundir.AlreadyRunningError`.
+    Raises `run_directory.RunDirectoryError` and `run_directory.AlreadyRunningError`.
     """
-    with rundir.locked(orders.directory):
+    with run_directory.locked(orders.directory):
         # Blocked before any thread exists, so that every thread inherits it and the signals wait
         # for `sigtimedwait`.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SERVED)
@@ -128,7 +129,7 @@ def serve(orders: Orders, log: journal.Log) -> int:
 
 
 class _Daemon:
-    def __init__(self, orders: Orders, log: journal.Log) -> None:
+    def __init__(self, orders: Orders, log: systemd.Log) -> None:
         self._orders = orders
         self._settings = orders.settings
         self._main_thread = threading.get_ident()
@@ -156,7 +157,7 @@ class _Daemon:
 
     def run(self) -> int:
         """Serve until there is an exit status."""
-        journal.notify("READY=1")
+        systemd.notify("READY=1")
         self._say.write(
             Entry(
                 Priority.INFO,
@@ -182,7 +183,7 @@ class _Daemon:
         """Have no further pin made, and tell those under way; False when a thread is stuck."""
         for worker in (self._worker, *self._abandoned):
             worker.cancel()
-        journal.notify("STOPPING=1", "STATUS=Stopping")
+        systemd.notify("STOPPING=1", "STATUS=Stopping")
         ended = self._worker.join(STOP_PATIENCE_S)
         self._take_pins()
         self._say.end_metrics()
@@ -204,7 +205,7 @@ class _Daemon:
         elif unit.is_restarting():
             self._say.write(Entry(Priority.INFO, "The service is being restarted: pins are left"))
         else:
-            journal.notify("STOPPING=1", "STATUS=Giving original affinities back")
+            systemd.notify("STOPPING=1", "STATUS=Giving original affinities back")
             self._restoring_since_s = self._progress_s = time.monotonic()
             self._may_reconnect = True
 
@@ -217,7 +218,7 @@ class _Daemon:
             self._give_up("libvirt does not answer")
             return False
         # More time from systemd, as long as it gets on.
-        journal.notify(f"EXTEND_TIMEOUT_USEC={round((patience_s + 10) * 1e6)}")
+        systemd.notify(f"EXTEND_TIMEOUT_USEC={round((patience_s + 10) * 1e6)}")
         return True
 
     def _give_up(self, why: str) -> None:
@@ -257,7 +258,7 @@ class _Daemon:
 
     def _next_due_s(self) -> float:
         due = [self._next_rivals_s, time.monotonic() + REQUESTS_S]
-        if journal.watchdog_interval_s() is not None:
+        if systemd.watchdog_interval_s() is not None:
             due.append(self._next_ping_s)
         busy_since_s = self._worker.busy_since_s
         if self._state is _State.WAITING:
@@ -302,10 +303,10 @@ class _Daemon:
         self._next_connect_s = time.monotonic()
 
     def _ping(self, now_s: float) -> None:
-        interval_s = journal.watchdog_interval_s()
+        interval_s = systemd.watchdog_interval_s()
         if interval_s is not None and now_s >= self._next_ping_s:
             self._next_ping_s = now_s + interval_s
-            journal.notify("WATCHDOG=1")
+            systemd.notify("WATCHDOG=1")
 
     # What happened.
 
@@ -463,7 +464,7 @@ class _Daemon:
             self._reload()
 
     def _reload(self) -> None:
-        journal.reloading()
+        systemd.reloading()
         try:
             settings = self._orders.reload()
         except ConfigError as error:
@@ -490,7 +491,7 @@ class _Daemon:
                 self._say.service = replace(
                     self._say.service, connected=False, trouble=None, cycle=None
                 )
-        journal.notify("READY=1")
+        systemd.notify("READY=1")
         self._say.publish()
 
     def _uri(self) -> str:

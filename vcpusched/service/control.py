@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from vcpusched import rundir
+from vcpusched.service import run_directory
 
 ANSWER_PATIENCE_S: Final = 120.0
 """How long an answer is waited for, and how old a request may be."""
@@ -69,13 +69,15 @@ def ask(directory: Path, request: Request) -> Answer | None:
     """
     name = uuid.uuid4().hex
     question, answer = directory / f"request-{name}.json", directory / f"answer-{name}.json"
-    if not rundir.is_locked(directory):
+    if not run_directory.is_locked(directory):
         return None
-    rundir.replace_file(question, json.dumps({"version": 1, **asdict(request)}))
+    run_directory.replace_file(question, json.dumps({"version": 1, **asdict(request)}))
     deadline_s = time.monotonic() + ANSWER_PATIENCE_S
     try:
         while time.monotonic() < deadline_s:
-            is_alive = rundir.is_locked(directory)  # before the look: it answers, then it ends
+            is_alive = run_directory.is_locked(
+                directory
+            )  # before the look: it answers, then it ends
             if os.path.lexists(answer):
                 return _answered(answer)
             if not is_alive:
@@ -90,7 +92,7 @@ def ask(directory: Path, request: Request) -> Answer | None:
 def _answered(path: Path) -> Answer:
     """Read an answer. Raises AnswerError for what is none."""
     try:
-        told = json.loads(rundir.read_file(path, ANSWER_SIZE_MAX))
+        told = json.loads(run_directory.read_file(path, ANSWER_SIZE_MAX))
         status, lines, problems = told["status"], told["lines"], told["problems"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         raise AnswerError from None
@@ -128,12 +130,12 @@ def take(directory: Path) -> Iterator[tuple[str, Request]]:
 
 def answer(directory: Path, name: str, told: Answer) -> None:
     """Answer a request. Raises OSError."""
-    rundir.replace_file(directory / f"answer-{name}.json", json.dumps(asdict(told)))
+    run_directory.replace_file(directory / f"answer-{name}.json", json.dumps(asdict(told)))
 
 
 def _parsed(path: Path) -> Request | None:
     try:
-        told = json.loads(rundir.read_file(path, SIZE_MAX))
+        told = json.loads(run_directory.read_file(path, SIZE_MAX))
         verb, domains = Verb(told["verb"]), told["domains"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None

@@ -6,7 +6,6 @@ Rule: done through a `Keeper`, by the service or by a verb under the service's l
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from vcpusched import exits
 from vcpusched.act.keeper import GivenBack, Keeper
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
@@ -15,7 +14,8 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
 )
 from vcpusched.model import NO_CPUS, CpuSet, DomainUuid
-from vcpusched.request import Answer, Request, Verb
+from vcpusched.service import exits
+from vcpusched.service.control import Answer, Request, Verb
 from vcpusched.text import printable
 
 

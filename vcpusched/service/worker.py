@@ -24,8 +24,8 @@ from vcpusched.host.hypervisor import (
 )
 from vcpusched.model import Host
 from vcpusched.plan.planner import Move, Plan, Policy, plan
-from vcpusched.request import Answer, Request
-from vcpusched.restore import carry_out
+from vcpusched.service.control import Answer, Request
+from vcpusched.service.restore import carry_out
 
 CYCLE_MAX_S: Final = 45.0
 """A cycle longer than this is stuck: libvirt itself gives up waiting for a busy domain after 30 s,
