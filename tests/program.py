@@ -10,7 +10,7 @@ import pytest
 
 from vcpusched.service import run_directory
 
-PROGRAM = (sys.executable, "-m", "vcpusched.cli")
+PROGRAM = (sys.executable, "-m", "vcpusched.cli.main")
 
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -103,7 +103,7 @@ def test_it_needs_neither_libvirt_nor_systemd(workload: str) -> None:
     """With both bindings impossible to import it works the same."""
     code = (
         "import sys; sys.modules['libvirt'] = sys.modules['systemd'] = None;"
-        f"from vcpusched.cli import main; sys.exit(main(['simulate', {workload!r}]))"
+        f"from vcpusched.cli.main import main; sys.exit(main(['simulate', {workload!r}]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False

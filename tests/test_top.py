@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched, without_the_lock
 from test_status import DRAWN, HOSTILE, machine, service
 
+from vcpusched.cli.top import Seen, View, keys_in, look_at, pressed, screen
 from vcpusched.model import Host
 from vcpusched.report import messages, snapshot
 from vcpusched.service import run_directory
-from vcpusched.top import Seen, View, keys_in, look_at, pressed, screen
 
 NOW_S = 1_790_000_000.0
 UP, PAGE_DOWN = "\x1b[A", "\x1b[6~"

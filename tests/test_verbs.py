@@ -133,7 +133,7 @@ def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:
     """With both bindings impossible to import it works the same."""
     code = (
         "import sys; sys.modules['libvirt'] = sys.modules['systemd'] = None;"
-        "from vcpusched.cli import main; sys.exit(main(['plan', '--from', '-', '--json']))"
+        "from vcpusched.cli.main import main; sys.exit(main(['plan', '--from', '-', '--json']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

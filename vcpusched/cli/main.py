@@ -220,14 +220,14 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import source
+    from vcpusched.cli import sources
     from vcpusched.plan import explain, planner, units
     from vcpusched.report import snapshot
 
     if options.snapshot is not None:
-        host, where = source.saved(options.snapshot)
+        host, where = sources.saved(options.snapshot)
     else:
-        host, where = source.present(settings)
+        host, where = sources.present(settings)
     policy = settings.policy()
     plan = planner.plan(host, policy)
     untold = units.untold((cpu.cpu for cpu in host.cpus), policy.granularity)
@@ -256,10 +256,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _snapshot(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import source
+    from vcpusched.cli import sources
     from vcpusched.report import snapshot
 
-    host, where = source.present(settings)
+    host, where = sources.present(settings)
     text = as_json(snapshot.host_as_json(host), indent=1)
     if options.output is None:
         print(text)
@@ -275,14 +275,14 @@ def _snapshot(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from vcpusched import source
+    from vcpusched.cli import sources
     from vcpusched.plan import explain
     from vcpusched.report import display, snapshot
     from vcpusched.service import run_directory
     from vcpusched.text import printable
 
     try:
-        text = source.live_state()
+        text = sources.live_state()
         state = snapshot.parse_state(text) if text is not None else None
         host = snapshot.saved_host(state) if state is not None else None
     except (run_directory.RunDirectoryError, snapshot.SnapshotError) as error:
@@ -306,7 +306,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _top(_options: argparse.Namespace) -> int:
-    from vcpusched import top
+    from vcpusched.cli import top
     from vcpusched.service import run_directory
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -347,26 +347,26 @@ def _history(options: argparse.Namespace) -> int:
 
 def _restore(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import undo
+    from vcpusched.cli import undo
 
     return undo.restore(settings, options.domains)
 
 
 def _release(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched import undo
+    from vcpusched.cli import undo
 
     return undo.release(settings, options.domains)
 
 
 def _pause(options: argparse.Namespace) -> int:
-    from vcpusched import undo
+    from vcpusched.cli import undo
 
     return undo.pause(options.time)
 
 
 def _resume(_options: argparse.Namespace) -> int:
-    from vcpusched import undo
+    from vcpusched.cli import undo
 
     return undo.resume()
 
