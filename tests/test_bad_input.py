@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched
 
-from vcpusched import capabilities
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
 from vcpusched.host import libvirt_xml
@@ -175,7 +174,7 @@ def test_snapshots_that_are_almost_right(vcpus: list[dict[str, object]]) -> None
 def test_domain_xml(xml: str) -> None:
     """A definition, or a ValueError: then the domain is held."""
     try:
-        found = libvirt_xml.parse(xml)
+        found = libvirt_xml.read_definition(xml)
     except ValueError:
         return
     assert isinstance(libvirt_xml.combined(found, found), Definition)
@@ -186,7 +185,7 @@ def test_domain_xml(xml: str) -> None:
 def test_capabilities_xml(xml: str) -> None:
     """Always a topology of the pCPUs that are online."""
     online = CpuSet.parse("0-3")
-    found = capabilities.parse(xml.replace("domain", "capabilities"), online)
+    found = libvirt_xml.read_topology(xml.replace("domain", "capabilities"), online)
     assert isinstance(found, Topology)
     assert found.online == online
 
@@ -209,8 +208,8 @@ def test_xml_bombs_are_refused(bomb: str) -> None:
     """At once, unread, and without looking anywhere."""
     began_s = time.monotonic()
     with pytest.raises(ValueError, match="document type"):
-        libvirt_xml.parse(bomb)
-    assert capabilities.parse(bomb, CpuSet.of([0])).online == CpuSet.of([0])
+        libvirt_xml.read_definition(bomb)
+    assert libvirt_xml.read_topology(bomb, CpuSet.of([0])).online == CpuSet.of([0])
     assert time.monotonic() - began_s < 1
 
 

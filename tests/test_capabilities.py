@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcpusched.capabilities import flat, parse
+from vcpusched.host.libvirt_xml import flat_topology, read_topology
 from vcpusched.model import PPM, Cpu, CpuSet, Topology
 
 DATA = Path(__file__).parent / "data/capabilities"
@@ -21,7 +21,7 @@ DATA = Path(__file__).parent / "data/capabilities"
 
 def parsed(name: str, online: str) -> Topology:
     """Read one of the files."""
-    return parse((DATA / f"{name}.xml").read_text(), CpuSet.parse(online))
+    return read_topology((DATA / f"{name}.xml").read_text(), CpuSet.parse(online))
 
 
 def groups(topology: Topology, of: str) -> dict[int | None, str]:
@@ -47,7 +47,7 @@ def xml(cells: Sequence[Sequence[str]], *banks: str) -> str:
 
 def placed(text: str, online: str) -> list[tuple[int, int | None, int | None, int | None]]:
     """Give number, node, core and cache of each pCPU."""
-    cpus = parse(text, CpuSet.parse(online)).cpus
+    cpus = read_topology(text, CpuSet.parse(online)).cpus
     return [(cpu.id, cpu.node, cpu.core, cpu.cache) for cpu in cpus]
 
 
@@ -131,7 +131,7 @@ def test_512_pcpus() -> None:
     ]
     caches = {low: f"{low}-{low + 7},{low + 256}-{low + 263}" for low in range(0, 256, 8)}
     banks = [f"id='{low // 8}' level='3' cpus='{cpus}'" for low, cpus in caches.items()]
-    topology = parse(xml(cells, *banks), CpuSet.parse("0-511"))
+    topology = read_topology(xml(cells, *banks), CpuSet.parse("0-511"))
     assert groups(topology, "node") == {0: "0-127,256-383", 1: "128-255,384-511"}
     assert len(caches) == 32
     assert groups(topology, "cache") == caches
@@ -159,7 +159,7 @@ def test_banks_of_whole_nodes_listed_many_times() -> None:
     banks = [
         f"id='{bank}' level='3' cpus='{bank // 4 * 4}-{bank // 4 * 4 + 3}'" for bank in range(8)
     ]
-    topology = parse(xml(cells, *banks), CpuSet.parse("0-7"))
+    topology = read_topology(xml(cells, *banks), CpuSet.parse("0-7"))
     assert groups(topology, "cache") == {0: "0-3", 4: "4-7"}
 
 
@@ -167,7 +167,7 @@ def test_overlapping_banks() -> None:
     """The smallest that holds a pCPU is its own; of equals the one that begins lower."""
     cells = [[f"id='{cpu}' siblings='{cpu}'" for cpu in range(8)]]
     banks = ["level='3' cpus='0-7'", "level='3' cpus='0-1'", "level='3' cpus='1-2'"]
-    topology = parse(xml(cells, *banks), CpuSet.parse("0-7"))
+    topology = read_topology(xml(cells, *banks), CpuSet.parse("0-7"))
     assert groups(topology, "cache") == {0: "0-1", 2: "2", 3: "3-7"}
 
 
@@ -178,7 +178,7 @@ def test_the_highest_level_is_the_last() -> None:
         "level='4' cpus='0-3'",
         *(f"level='3' cpus='{cpus}'" for cpus in ("0-1", "2-3", "4-5")),
     ]
-    topology = parse(xml(cells, *banks), CpuSet.parse("0-5"))
+    topology = read_topology(xml(cells, *banks), CpuSet.parse("0-5"))
     assert groups(topology, "cache") == {0: "0-3", 4: "4-5"}
 
 
@@ -235,14 +235,14 @@ def test_a_broken_part_harms_no_other(
     "text", ["", "<", "<capabilities/>", "<other><host/></other>", "\x00", "\ud800", xml([[]])]
 )
 def test_without_a_topology_the_numbers_remain(text: str) -> None:
-    """Broken or empty: the machine is flat."""
+    """Broken or empty: the machine is flat_topology."""
     online = CpuSet.parse("0,2")
-    assert parse(text, online) == flat(online) == Topology((Cpu(0), Cpu(2)))
+    assert read_topology(text, online) == flat_topology(online) == Topology((Cpu(0), Cpu(2)))
 
 
 def check(text: str, online: CpuSet) -> None:
     """Parse, and demand what holds of every topology."""
-    cpus = parse(text, online).cpus
+    cpus = read_topology(text, online).cpus
     assert [cpu.id for cpu in cpus] == list(online)
     # Groups are unique on the host and lie within each other.
     caches = {cpu.cache: cpu.node for cpu in cpus}

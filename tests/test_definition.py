@@ -2,7 +2,7 @@
 
 import pytest
 
-from vcpusched.host.libvirt_xml import ORIGIN, combined, origin_xml, parse
+from vcpusched.host.libvirt_xml import ORIGIN, combined, origin_xml, read_definition
 from vcpusched.model import ALL_CPUS, PPM, SHARES, CpuSet, Definition
 
 ONLINE = CpuSet.parse("0-7")
@@ -10,7 +10,7 @@ ONLINE = CpuSet.parse("0-7")
 
 def defined(inner: str) -> Definition:
     """Read a definition that holds this."""
-    return parse(f"<domain type='kvm'><name>g</name>{inner}</domain>")
+    return read_definition(f"<domain type='kvm'><name>g</name>{inner}</domain>")
 
 
 def allowed(inner: str) -> dict[int, str]:
@@ -68,7 +68,7 @@ def test_masks_beyond_64_pcpus() -> None:
 def test_a_definition_that_cannot_be_understood(xml: str) -> None:
     """It is an error, told as such."""
     with pytest.raises(ValueError, match=r"\S"):
-        parse(xml)
+        read_definition(xml)
 
 
 def test_realtime_vcpus() -> None:
@@ -208,7 +208,7 @@ def test_the_mark_says_where_vcpus_were() -> None:
     element = element.replace("</origin>", "</o:origin>")
     wish = '<p:domain xmlns:p="urn:vcpusched:domain:1" policy="hold"/>'
     xml = f"<domain><vcpu>4</vcpu><metadata>{element}{wish}</metadata></domain>"
-    found = parse(xml)
+    found = read_definition(xml)
     assert found.origin == origin
     assert found.wish == "hold"
 
@@ -228,13 +228,15 @@ def test_the_mark_says_where_vcpus_were() -> None:
 def test_a_mark_that_nobody_of_us_wrote_is_none(vcpus: str) -> None:
     """It neither moves a guest nor has it left out."""
     mark = f'<origin xmlns="{ORIGIN}">{vcpus}</origin>'
-    assert parse(f"<domain><vcpu>2</vcpu><metadata>{mark}</metadata></domain>").origin == {}
+    assert (
+        read_definition(f"<domain><vcpu>2</vcpu><metadata>{mark}</metadata></domain>").origin == {}
+    )
 
 
 def test_a_definition_made_of_a_running_guest() -> None:
     """Some managers take our pins into it; the mark in it says where the guest belongs."""
-    live = parse("<domain><vcpu>2</vcpu></domain>")
-    stated = parse(
+    live = read_definition("<domain><vcpu>2</vcpu></domain>")
+    stated = read_definition(
         "<domain><vcpu>2</vcpu>"
         f'<metadata><origin xmlns="{ORIGIN}"><vcpu id="0" cpus="all"/></origin></metadata>'
         '<cputune><vcpupin vcpu="0" cpuset="3"/><vcpupin vcpu="1" cpuset="2"/></cputune></domain>'

@@ -6,6 +6,7 @@ The answers are in the shape of libvirt-python 9 to 12: tuples of numbers and of
 import libvirt
 
 from vcpusched.host.libvirt_host import LibvirtHost, parse_vcpus
+from vcpusched.host.libvirt_xml import to_map
 from vcpusched.model import NO_CPUS, CpuSet
 
 
@@ -26,7 +27,7 @@ def test_maps_of_a_machine_with_offline_pcpus() -> None:
     flags = (True,) * 64 + (False,) * 64
     (reading,) = parse_vcpus([(0, 1, 0, 63)], [flags])
     assert str(reading.affinity) == "0-63"
-    assert CpuSet.of([63]).flags(128).index(True) == 63
+    assert to_map(CpuSet.of([63]), 128).index(True) == 63
 
 
 def test_against_the_test_driver() -> None:

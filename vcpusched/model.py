@@ -7,7 +7,7 @@ order of its input.
 
 import enum
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NewType, Self
 
@@ -41,11 +41,6 @@ class CpuSet:
         return cls(bits)
 
     @classmethod
-    def from_flags(cls, flags: Sequence[bool]) -> Self:
-        """Build a set from one boolean per pCPU, the form in which libvirt's binding gives maps."""
-        return cls.of(cpu for cpu, flag in enumerate(flags) if flag)
-
-    @classmethod
     def parse(cls, text: str) -> Self:
         """Parse the kernel's cpulist syntax ("0-3,8"), with libvirt's "^2" to take one out again.
 
@@ -67,14 +62,13 @@ class CpuSet:
             bits = bits & ~span if part.startswith("^") else bits | span
         return cls(bits)
 
-    def flags(self, length: int) -> tuple[bool, ...]:
-        """Give one boolean per pCPU below `length`, the form in which libvirt's binding takes maps.
-
-        Raises ValueError when the set reaches beyond `length`: the binding would silently cut it.
-        """
-        if self.bits >> length:
-            raise ValueError(f"pCPUs {self} do not fit into a map of {length}")
-        return tuple(bool(self.bits >> cpu & 1) for cpu in range(length))
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Return the pCPUs of a list as `parse` takes it, none where the text is no such list."""
+        try:
+            return cls.parse(text)
+        except ValueError:
+            return cls()
 
     def __iter__(self) -> Iterator[int]:
         bits = self.bits

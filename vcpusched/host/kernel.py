@@ -277,10 +277,7 @@ def _waited(thread: Path, quotas: Quotas) -> Waited | None:
 
 
 def _cpulist(path: Path) -> CpuSet:
-    try:
-        return CpuSet.parse((_text(path) or "").replace("(null)", "").strip())
-    except ValueError:
-        return CpuSet()
+    return CpuSet.read((_text(path) or "").replace("(null)", "").strip())
 
 
 def _number(path: Path) -> int | None:

@@ -1,6 +1,6 @@
 """The `Hypervisor` over libvirt: all XML, pCPU maps and error codes stop here.
 
-Rule: the only import of `libvirt`, with `faults`; nothing that libvirt made leaves this module.
+Rule: the only import of `libvirt`; nothing that libvirt made leaves this module.
 Every call may block, so all of it belongs into a worker thread.
 
 What a cycle costs, for D running domains: 2 + 3 D calls to libvirtd. One for the pCPUs that are
@@ -27,9 +27,16 @@ from typing import Any, Final
 
 import libvirt
 
-from vcpusched import capabilities, faults
 from vcpusched.host import kernel, libvirt_xml
-from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
+from vcpusched.host.hypervisor import (
+    ERRORS,
+    LOST_CODES,
+    BusyError,
+    ConnectionLostError,
+    HypervisorError,
+    PermissionDeniedError,
+    VanishedError,
+)
 from vcpusched.model import (
     PPM,
     CpuSet,
@@ -117,6 +124,32 @@ def _connect(uri: str, *, read_only: bool) -> Any:  # noqa: ANN401
     return connection
 
 
+_ERRORS: Final = {getattr(libvirt, name): error for name, error in ERRORS.items()}
+_LOST_CODES: Final = frozenset(getattr(libvirt, name) for name in LOST_CODES)
+_LOST_DOMAINS: Final = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE})
+
+
+def translate(error: Any, *, alive: bool) -> HypervisorError:  # noqa: ANN401  libvirt has no types
+    """Say in our words what a libvirt error means for us; `alive`: the connection stands."""
+    code, text = error.get_error_code(), _in_words(error)
+    if not alive or (code in _LOST_CODES and error.get_error_domain() in _LOST_DOMAINS):
+        return ConnectionLostError(text)
+    return _ERRORS.get(code, HypervisorError)(text)
+
+
+def on_connecting(error: Any) -> HypervisorError:  # noqa: ANN401
+    """Say what it means that a connection could not be opened."""
+    # What the kernel says of the socket libvirt tells in words only.
+    denied = _ERRORS.get(error.get_error_code()) is PermissionDeniedError
+    denied = denied or "Permission denied" in str(error)
+    return (PermissionDeniedError if denied else ConnectionLostError)(_in_words(error))
+
+
+def _in_words(error: Any) -> str:  # noqa: ANN401
+    """Return libvirt's own words, as one sentence without a full stop."""
+    return str(error.get_error_message() or error).strip().rstrip(".")
+
+
 class _Question:
     """One question for the capabilities, asked in a thread and over a connection of its own.
 
@@ -187,7 +220,7 @@ class LibvirtHost:
         try:
             connection = _connect(uri, read_only=read_only)
         except libvirt.libvirtError as error:
-            raise faults.on_connecting(error) from None
+            raise on_connecting(error) from None
         return cls(uri, connection, first_seen if first_seen is not None else {})
 
     def is_alive(self) -> bool:
@@ -283,7 +316,7 @@ class LibvirtHost:
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set the live affinity of one vCPU."""
-        cpu_map = cpus.flags(self._map_length)
+        cpu_map = libvirt_xml.to_map(cpus, self._map_length)
         self._change(
             vcpu.uuid,
             vcpu.domain_id,
@@ -340,7 +373,7 @@ class LibvirtHost:
         except libvirt.libvirtError as error:
             raise self._translated(error) from None
         self._map_length = length
-        return CpuSet.from_flags(flags)
+        return libvirt_xml.from_map(flags)
 
     def _topology_of(self, online: CpuSet) -> Topology:
         """Give the topology of these pCPUs, read anew when they are others than before.
@@ -350,7 +383,7 @@ class LibvirtHost:
         now_ns, patience_s = time.monotonic_ns(), TOPOLOGY_BRIEFLY_S
         due = self._ask_again_ns is not None and now_ns >= self._ask_again_ns
         if due or self._topology.online != online:
-            self._topology = _with_capacities(capabilities.flat(online))
+            self._topology = _with_capacities(libvirt_xml.flat_topology(online))
             self._question, self._ask_again_ns = _Question(self._uri), None
         elif self._question is not None:
             patience_s = max(0, self._question.until_ns - now_ns) / 1e9
@@ -361,7 +394,7 @@ class LibvirtHost:
                 if xml is None:
                     self._ask_again_ns = now_ns + TOPOLOGY_PAUSE_NS
                 else:
-                    self._topology = _with_capacities(capabilities.parse(xml, online))
+                    self._topology = _with_capacities(libvirt_xml.read_topology(xml, online))
         return self._topology
 
     def _forget_ended(self) -> None:
@@ -427,7 +460,7 @@ class LibvirtHost:
         return found
 
     def _translated(self, error: Exception) -> HypervisorError:
-        return faults.translate(error, alive=self.is_alive())
+        return translate(error, alive=self.is_alive())
 
 
 def _with_capacities(topology: Topology) -> Topology:
@@ -452,7 +485,7 @@ def parse_vcpus(
         VcpuReading(
             vcpu=number,
             run_ns=run_ns,
-            affinity=CpuSet.from_flags(flags),
+            affinity=libvirt_xml.from_map(flags),
             on=on if on >= 0 else None,
         )
         for (number, _state, run_ns, on), flags in zip(infos, maps, strict=True)
@@ -478,6 +511,6 @@ def _refuse_busy(domain: Any) -> None:  # noqa: ANN401
 
 def _parsed(xml: str) -> Definition:
     try:
-        return libvirt_xml.parse(xml)
+        return libvirt_xml.read_definition(xml)
     except ValueError as error:
         raise HypervisorError(f"its definition cannot be understood: {error}") from None

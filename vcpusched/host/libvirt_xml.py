@@ -1,6 +1,7 @@
-"""Reads what a domain's definition says about where its vCPUs belong.
+"""libvirt's XML and pCPU maps, read into values of ours, and what is written in them.
 
-Rule: pure; takes libvirt's XML as text and gives a `Definition`.
+Rule: pure. What a host says badly of its pCPUs is unknown, and raises nothing; a definition that
+cannot be understood raises ValueError.
 
 Sources: libvirt's formatdomain for `<vcpu>`, `<cputune>`, `<numatune>`, the cells of `<cpu>` and
 `<metadata>`; the order in which masks hold is that of `virDomainDefGetVcpuPinInfoHelper`. Of a
@@ -8,15 +9,31 @@ strict or restrictive `<numatune>` libvirt makes memory policies and `cpuset.mem
 near that memory (only QEMU while it starts), so that is for us to do. An administrator writes the
 wish with `virsh metadata DOMAIN --uri urn:vcpusched:domain:1 --key vcpusched --set '<domain
 policy="hold"/>'`, and with `--live`, `--config` or both.
+
+libvirt's formatcaps, and src/conf/capabilities.c where that says too little, for the topology: a
+`<cpu>` of a cell says its `siblings` with its own number among them, or nothing but its number when
+it was offline or could not be asked; `core_id` begins anew in each socket and `cluster_id` came
+with 10.1, so neither is read. `<bank>`s begin at level 3, and are left out where the kernel gives
+them no number, as on most ARM boards and in many virtual machines. Without NUMA support in libvirt
+all is in cells numbered 0, with siblings guessed from how many there are.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, NoReturn
 from xml.etree import ElementTree as ET
 
-from vcpusched import markup
-from vcpusched.model import ALL_CPUS, NO_CPUS, PPM, SHARES, CpuSet, Definition
+from vcpusched.model import (
+    ALL_CPUS,
+    CPU_ID_MAX,
+    NO_CPUS,
+    PPM,
+    SHARES,
+    Cpu,
+    CpuSet,
+    Definition,
+    Topology,
+)
 
 NAMESPACE: Final = "urn:vcpusched:domain:1"
 """The namespace of the metadata element in which a domain asks us for something."""
@@ -44,13 +61,13 @@ QUOTA_PERIOD_US: Final = 100_000
 """What a quota is given for where the definition names no period, as libvirt and the kernel do."""
 
 
-def parse(xml: str) -> Definition:
+def read_definition(xml: str) -> Definition:
     """Read a domain's XML, live or inactive. Raises ValueError when it is no domain definition.
 
     A `<vcpupin>` outranks `<vcpu cpuset>`, which outranks all pCPUs; with `placement='auto'`
     libvirt ignores the cpuset. Pins of emulator and I/O threads say nothing about vCPUs.
     """
-    root = markup.parse(xml)
+    root = _root(xml)
     allowed = _allowed(root)
     nodes, strict = _memory(root, allowed)
     return Definition(
@@ -189,3 +206,115 @@ def _wish(root: ET.Element) -> str | None:
     for element in root.iterfind(f"metadata/{{{NAMESPACE}}}*"):
         return element.get("policy", "")
     return None
+
+
+def flat_topology(online: CpuSet) -> Topology:
+    """Give the topology of pCPUs of which only the numbers are known."""
+    return Topology(tuple(Cpu(cpu) for cpu in online))
+
+
+def read_topology(xml: str, online: CpuSet) -> Topology:
+    """Place the pCPUs of `online`, and no others, as the XML says.
+
+    `node` is the number of the cell, `cache` and `core` the lowest of the pCPUs that share it. Each
+    lies within the one before: a bank that spans several nodes (sub-NUMA clustering) counts as one
+    in each. Of several banks that hold a pCPU the smallest of the highest level is its own, of
+    several cells (NUMA emulation) the first. A pCPU that is not mentioned, or whose part is broken,
+    has a number only, and so have all when the text is no XML. Raises nothing; capacities are for
+    others to add.
+    """
+    try:
+        root = _root(xml)
+    except ValueError:
+        return flat_topology(online)
+    nodes: dict[int, int] = {}
+    siblings: dict[int, CpuSet] = {}
+    for node, cpu, listed in _cpus(root):
+        if node is not None:
+            nodes.setdefault(cpu, node)
+        if listed:
+            siblings.setdefault(cpu, (listed | CpuSet.of([cpu])) & online)
+    banks = _banks(root, online)
+    caches: dict[tuple[int | None, CpuSet], int] = {}
+    cores: dict[tuple[int | None, int | None, int], int] = {}
+    cpus = []
+    # In rising order, so that the first of a group, whose number it takes, is its lowest.
+    for cpu in online:
+        node = nodes.get(cpu)
+        cache = caches.setdefault((node, banks[cpu]), cpu) if cpu in banks else None
+        core = None
+        if cpu in siblings:
+            lowest = next(iter(siblings[cpu]))
+            core = cores.setdefault((node, cache, lowest), cpu)
+        cpus.append(Cpu(cpu, node, core, cache))
+    return Topology(tuple(cpus))
+
+
+def _cpus(root: ET.Element) -> Iterator[tuple[int | None, int, CpuSet]]:
+    """Give the cell, the number and the listed siblings of each pCPU."""
+    for cell in root.iterfind("host/topology/cells/cell"):
+        for entry in cell.iterfind("cpus/cpu"):
+            cpu = _number(entry.get("id"))
+            if cpu is not None:
+                yield _number(cell.get("id")), cpu, CpuSet.read(entry.get("siblings", ""))
+
+
+def _banks(root: ET.Element, online: CpuSet) -> dict[int, CpuSet]:
+    """Give the pCPUs with which each pCPU shares its last-level cache; it may be listed often."""
+    listed = {
+        (level, cpus)
+        for bank in root.iterfind("host/cache/bank")
+        if (level := _number(bank.get("level"))) is not None
+        and (cpus := CpuSet.read(bank.get("cpus", "")) & online)
+    }
+    found = {}
+    # The last word has the highest level, there the smallest bank, of equals that further down.
+    for _level, cpus in sorted(listed, key=lambda bank: (bank[0], -len(bank[1]), -bank[1].bits)):
+        found.update(dict.fromkeys(cpus, cpus))
+    return found
+
+
+def _number(text: str | None) -> int | None:
+    """Read a number up to `CPU_ID_MAX`, which no node and no level of a cache exceeds either."""
+    if text is None or not (text.isascii() and text.isdigit()) or len(text) > len(str(CPU_ID_MAX)):
+        return None
+    number = int(text)
+    return number if number <= CPU_ID_MAX else None
+
+
+def from_map(flags: Sequence[bool]) -> CpuSet:
+    """Return the pCPUs of one boolean per pCPU, the form in which libvirt's binding gives maps."""
+    return CpuSet.of(cpu for cpu, flag in enumerate(flags) if flag)
+
+
+def to_map(cpus: CpuSet, length: int) -> tuple[bool, ...]:
+    """Return one boolean per pCPU below `length`, the form in which libvirt's binding takes maps.
+
+    Raises ValueError when the set reaches beyond `length`: the binding would silently cut it.
+    """
+    if cpus.bits >> length:
+        raise ValueError(f"pCPUs {cpus} do not fit into a map of {length}")
+    return tuple(bool(cpus.bits >> cpu & 1) for cpu in range(length))
+
+
+class _Builder(ET.TreeBuilder):
+    def doctype(self, *_told: object) -> NoReturn:
+        """Refuse a document type. Raises ValueError."""
+        raise ValueError("it has a document type, as no XML of libvirt's has")
+
+
+def _root(xml: str) -> ET.Element:
+    """Read XML of others. Raises ValueError for anything else.
+
+    libvirt's XML has no document type, so there is no entity in it that could grow, and none that
+    names a file. Whatever has one is refused before it is read.
+    """
+    parser = ET.XMLParser(target=_Builder())  # noqa: S314  what is dangerous in it is refused
+    try:
+        parser.feed(xml)
+        root = parser.close()
+    except ET.ParseError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(root, ET.Element):
+        raise ValueError("it is empty")  # noqa: TRY004  a wrong text, not a wrong type
+    return root
