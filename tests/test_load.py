@@ -22,9 +22,8 @@ from vcpusched.model import (
     Unread,
     VcpuReading,
 )
-from vcpusched.observe.demand import INTERVAL_MIN_NS
+from vcpusched.observe.demand import INTERVAL_MIN_NS, Track, smoothed
 from vcpusched.observe.observe import Observed, Smoothing, baseline, observe, usage_ppm
-from vcpusched.track import Track, smoothed
 
 SECOND_NS = 1_000_000_000
 ALL = CpuSet.parse("0-3")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcpusched.model import PPM, CpuSet
-from vcpusched.track import HostTrack, Track, explained, smoothed
+from vcpusched.observe.demand import HostTrack, Track, explained, smoothed
 
 SECOND_NS = 1_000_000_000
 PERIOD_NS = 3 * SECOND_NS

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vcpusched.unit import is_restart, is_restarting, own_unit
+from vcpusched.service.systemd import is_restart, is_restarting, own_unit
 
 
 @pytest.mark.parametrize(

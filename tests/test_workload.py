@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vcpusched import generator
 from vcpusched.model import PPM, Cpu, CpuSet, Topology
+from vcpusched.simulate import traces
 from vcpusched.simulate.workload import Guest, Refusal, Workload, WorkloadError, scaled, split
 from vcpusched.simulate.workload_files import read_toml, read_trace
 
@@ -329,7 +329,7 @@ def test_made_up_guests_are_as_published() -> None:
     means, peaks = [], []
     for number in range(2000):
         chance = random.Random(f"test/{number}")
-        loads = generator.Profile.drawn(chance).loads(chance, 1440, 30.0, 0.0)
+        loads = traces.Profile.drawn(chance).loads(chance, 1440, 30.0, 0.0)
         means.append(sum(loads) / len(loads))
         highest = sorted(max(loads[step : step + 10]) for step in range(0, len(loads), 10))
         peaks.append(highest[len(highest) * 95 // 100])
@@ -337,12 +337,12 @@ def test_made_up_guests_are_as_published() -> None:
         assert part_up_to(means, limit) == pytest.approx(part, abs=0.03)
     for limit, part in ((0.2, 0.34), (0.5, 0.51), (0.8, 0.75), (0.95, 0.85)):
         assert part_up_to(peaks, limit) == pytest.approx(part, abs=0.03)
-    workload = generator.generate(cpu_count=1, vcpu_count=16_000, periods=1)
+    workload = traces.generate(cpu_count=1, vcpu_count=16_000, periods=1)
     sizes = [len(guest.loads_ppm) for guest in workload.guests]
     for size, part in ((2, 0.59), (4, 0.89), (8, 0.96)):
         assert part_up_to(sizes, size) == pytest.approx(part, abs=0.03)
     chance = random.Random(1)
-    lives = [generator.life_s(chance) / 3600 for _ in range(5000)]
+    lives = [traces.life_s(chance) / 3600 for _ in range(5000)]
     for hours, part in ((1, 0.65), (8, 0.8), (24, 0.87), (100, 0.9)):
         assert part_up_to(lives, hours) == pytest.approx(part, abs=0.03)
 
@@ -360,7 +360,7 @@ def test_made_up_guests_remember_as_published() -> None:
     Of each kind 40 for a day at steps of 30 s, without bursts and swing over the day; the loads
     of 5 minutes are less alike than the level under them, since steps swing around it.
     """
-    drawn = [generator.Profile.drawn(random.Random(f"kind/{number}")) for number in range(2000)]
+    drawn = [traces.Profile.drawn(random.Random(f"kind/{number}")) for number in range(2000)]
     forgetful = sum(profile.memory == 0.1 for profile in drawn)
     assert forgetful / len(drawn) == pytest.approx(0.6, abs=0.03)
     for memory in (0.1, 0.75):
@@ -381,9 +381,7 @@ def test_made_up_guests_come_and_go() -> None:
 
     By Little's law; of 100 to 150 guests, with a mean life of 59 hours, about 300 more arrive.
     """
-    workload = generator.generate(
-        cpu_count=64, vcpu_count=400, periods=2016, seed=3, period_s=300.0
-    )
+    workload = traces.generate(cpu_count=64, vcpu_count=400, periods=2016, seed=3, period_s=300.0)
     running = [
         sum(len(guest.loads_ppm) for guest in workload.guests if guest.start <= at < guest.end)
         for at in range(0, 2016, 24)
@@ -398,7 +396,7 @@ def test_made_up_loads_move_within_minutes() -> None:
     near = far = 0.0
     for number in range(200):
         chance = random.Random(number)
-        loads = generator.Profile.drawn(chance).loads(chance, 90, 3.0, 0.0)
+        loads = traces.Profile.drawn(chance).loads(chance, 90, 3.0, 0.0)
         near += sum(abs(a - b) for a, b in itertools.pairwise(loads)) / 89
         far += sum(abs(a - b) for a, b in zip(loads, loads[30:], strict=False)) / 60
     assert 0 < near < 0.75 * far
@@ -407,7 +405,7 @@ def test_made_up_loads_move_within_minutes() -> None:
 def test_the_same_seed_makes_up_the_same_guests() -> None:
     """Another seed makes others."""
     one, same, other = (
-        generator.generate(cpu_count=4, vcpu_count=16, periods=20, seed=seed) for seed in (1, 1, 2)
+        traces.generate(cpu_count=4, vcpu_count=16, periods=20, seed=seed) for seed in (1, 1, 2)
     )
     assert one == same
     assert one.guests != other.guests

@@ -27,13 +27,13 @@ from methods import METHODS, OURS, OURS_CHECKED
 from progress import follow
 
 from vcpusched.act.cycle import Rules, Scheduler
-from vcpusched.generator import generate
 from vcpusched.model import PPM, Cpu, Granularity, Topology
 from vcpusched.observe.observe import Measure
 from vcpusched.plan.planner import plan
 from vcpusched.report.simulation import Result
 from vcpusched.settings import Settings
 from vcpusched.simulate.simulator import Place, simulate
+from vcpusched.simulate.traces import generate
 from vcpusched.simulate.workload import Workload, scaled
 from vcpusched.simulate.workload_files import read_trace
 

@@ -420,9 +420,8 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _workload(options: argparse.Namespace, period_s: float) -> "Workload":
-    from vcpusched import generator
     from vcpusched.model import PPM
-    from vcpusched.simulate import workload, workload_files
+    from vcpusched.simulate import traces, workload, workload_files
 
     try:
         if options.workload is not None:
@@ -443,7 +442,7 @@ def _workload(options: argparse.Namespace, period_s: float) -> "Workload":
                 seed=seed,
             )
         else:
-            made = generator.generate(
+            made = traces.generate(
                 cpu_count=cpus,
                 vcpu_count=vcpus,
                 periods=options.periods or 288,

@@ -47,16 +47,20 @@ from vcpusched.model import (
 )
 from vcpusched.observe.demand import (
     INTERVAL_MIN_NS,
+    RESTLESS_PPM,
     WAITS_PPM,
+    HostTrack,
+    Track,
     busy_ppm,
     crowded,
     demand_ppm,
+    explained,
     host_loads_ppm,
     is_undisturbed,
+    smoothed,
     wait_ppm,
 )
 from vcpusched.observe.placement_rules import DEFAULT_RULES, House, HouseRules
-from vcpusched.track import RESTLESS_PPM, HostTrack, Track, explained, smoothed
 
 UNCERTAIN_MAX: Final = 10
 """A reading that took more than one part in this many of the interval is not used: when within

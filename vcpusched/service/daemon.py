@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from vcpusched import __version__, pause, unit
+from vcpusched import __version__, pause
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Changed
@@ -202,7 +202,7 @@ class _Daemon:
             return
         if self._settings.dry_run:
             self._say.write(Entry(Priority.INFO, "Dry run: pins of an earlier run are left"))
-        elif unit.is_restarting():
+        elif systemd.is_restarting():
             self._say.write(Entry(Priority.INFO, "The service is being restarted: pins are left"))
         else:
             systemd.notify("STOPPING=1", "STATUS=Giving original affinities back")
