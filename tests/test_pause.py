@@ -8,19 +8,19 @@ import pytest
 from hosts import MemoryHost
 from program import vcpusched
 
-from vcpusched import pause
 from vcpusched.act.cycle import Rules, Scheduler
-from vcpusched.pause import Pause
+from vcpusched.report.messages import Pause
+from vcpusched.service import control
 
 
 def test_an_empty_file_pauses(tmp_path: Path) -> None:
     """Until it is removed."""
-    assert pause.read(tmp_path) is None
+    assert control.read_pause(tmp_path) is None
     (tmp_path / "pause").touch()
-    assert pause.read(tmp_path) == Pause()
-    assert pause.end(tmp_path)
-    assert pause.read(tmp_path) is None
-    assert not pause.end(tmp_path)
+    assert control.read_pause(tmp_path) == Pause()
+    assert control.end_pause(tmp_path)
+    assert control.read_pause(tmp_path) is None
+    assert not control.end_pause(tmp_path)
 
 
 def test_a_pause_ends_by_itself(tmp_path: Path) -> None:
@@ -28,12 +28,12 @@ def test_a_pause_ends_by_itself(tmp_path: Path) -> None:
     (tmp_path / "pause").write_text("2026-11-24T21:00:00Z\n")
     past = tmp_path / "pause"
     (tmp_path / "pause").write_text("2020-01-01T00:00:00+01:00")
-    assert pause.read(tmp_path) is None
+    assert control.read_pause(tmp_path) is None
     assert not past.exists()
-    begun = pause.begin(tmp_path, 60)
+    begun = control.begin_pause(tmp_path, 60)
     assert begun.until_s is not None
     assert begun.until_s == pytest.approx(time.time() + 60, abs=2)
-    assert pause.read(tmp_path) == begun
+    assert control.read_pause(tmp_path) == begun
     assert begun.text.startswith("Paused until ")
 
 
@@ -52,7 +52,7 @@ def test_a_pause_ends_by_itself(tmp_path: Path) -> None:
 def test_a_typo_pauses(tmp_path: Path, content: str) -> None:
     """What is no time pauses until it is removed, and one line says what is wrong."""
     (tmp_path / "pause").write_text(content)
-    found = pause.read(tmp_path)
+    found = control.read_pause(tmp_path)
     assert found is not None
     assert found.until_s is None
     assert len(found.problem.splitlines()) == 1
@@ -63,13 +63,13 @@ def test_whatever_is_there_pauses(tmp_path: Path) -> None:
     """A pipe, which must block nobody, a directory, a link."""
     path = tmp_path / "pause"
     os.mkfifo(path)
-    assert pause.read(tmp_path) is not None
+    assert control.read_pause(tmp_path) is not None
     path.unlink()
     path.mkdir()
-    assert pause.read(tmp_path) is not None
+    assert control.read_pause(tmp_path) is not None
     path.rmdir()
     path.symlink_to(tmp_path / "elsewhere")
-    assert pause.read(tmp_path) is not None
+    assert control.read_pause(tmp_path) is not None
 
 
 def test_the_verbs(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_the_verbs(tmp_path: Path) -> None:
     where = {"RUNTIME_DIRECTORY": str(tmp_path / "run")}
     assert vcpusched("pause", **where).stdout == 'Paused until "vcpusched resume".\n'
     assert vcpusched("pause", "--for", "30m", **where).stdout.startswith("Paused until ")
-    found = pause.read(tmp_path / "run")
+    found = control.read_pause(tmp_path / "run")
     assert found is not None
     assert found.until_s == pytest.approx(time.time() + 1800, abs=30)
     assert vcpusched("resume", **where).stdout == "Resumed.\n"

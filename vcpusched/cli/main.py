@@ -321,13 +321,12 @@ def _top(_options: argparse.Namespace) -> int:
 
 
 def _history(options: argparse.Namespace) -> int:
-    from vcpusched import pause
     from vcpusched.report import display, history
-    from vcpusched.service import systemd
+    from vcpusched.service import control, systemd
 
     now_s = time.time()
     try:
-        since_s = now_s - pause.parse_duration(options.time)
+        since_s = now_s - control.parse_duration(options.time)
     except ValueError as error:
         raise exits.Refusal(exits.USAGE, f"--since: {error}") from None
     try:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from vcpusched import pause as pause_file
 from vcpusched.service import control, exits, run_directory
+from vcpusched.service import control as pause_file
 from vcpusched.service.control import Answer, Request, Verb
 from vcpusched.text import printable
 
@@ -44,7 +44,7 @@ def pause(duration: str | None) -> int:
     except ValueError as error:
         raise exits.Refusal(exits.USAGE, f"--for: {error}") from None
     try:
-        begun = pause_file.begin(directory, seconds)
+        begun = pause_file.begin_pause(directory, seconds)
     except OSError as error:
         raise _unwritable(directory, error) from None
     print(f"{begun.text}.")
@@ -55,7 +55,7 @@ def resume() -> int:
     """End a pause. Raises Refusal."""
     directory = run_directory.locate()
     try:
-        was_paused = pause_file.end(directory)
+        was_paused = pause_file.end_pause(directory)
     except OSError as error:
         raise _unwritable(directory, error) from None
     print("Resumed." if was_paused else "There was no pause.")

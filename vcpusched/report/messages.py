@@ -7,6 +7,7 @@ sequence; journal fields keep them as they are, since journald frames them.
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 from vcpusched.act.cycle import Cycle, Failure, Unclear
@@ -14,7 +15,6 @@ from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import RESETS_MAX, Change, Changed
 from vcpusched.act.proof import Proof, Verdict
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
-from vcpusched.pause import Pause
 from vcpusched.plan.planner import Move, Plan, Stop
 from vcpusched.plan.units import untold
 from vcpusched.report.snapshot import host_as_json, plan_as_json
@@ -52,6 +52,23 @@ class PastPin:
 
     at_s: float
     move: Move
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A pause; `until_s` is seconds since the epoch, None without an end."""
+
+    until_s: float | None = None
+    problem: str = ""
+
+    @property
+    def text(self) -> str:
+        """Say until when, as a person reads the clock."""
+        if self.until_s is None:
+            return 'Paused until "vcpusched resume"'
+        moment = datetime.fromtimestamp(self.until_s).astimezone()
+        form = "%H:%M:%S" if moment.date() == datetime.now().astimezone().date() else "%F %H:%M:%S"
+        return f"Paused until {moment:{form}}"
 
 
 @dataclass(frozen=True, slots=True)

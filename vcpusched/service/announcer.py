@@ -16,9 +16,8 @@ from vcpusched.act.cycle import Cycle
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
 from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
-from vcpusched.pause import Pause
 from vcpusched.report import messages
-from vcpusched.report.messages import Entry, PastPin, Priority, Service
+from vcpusched.report.messages import Entry, PastPin, Pause, Priority, Service
 from vcpusched.report.tally import GIVEN_BACK, RESET, Recent, Tally
 from vcpusched.service import run_directory, systemd
 from vcpusched.service.worker import Pinned

@@ -19,17 +19,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from vcpusched import __version__, pause
+from vcpusched import __version__
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book, LedgerFile
-from vcpusched.desk import Desk
 from vcpusched.report import messages
 from vcpusched.report.messages import Entry, Priority, Service
-from vcpusched.service import exits, rivals, run_directory, systemd
+from vcpusched.service import control, exits, rivals, run_directory, systemd
 from vcpusched.service.announcer import Announcer
-from vcpusched.service.control import Answer, Request, Verb
+from vcpusched.service.control import Answer, Inbox, Request, Verb
 from vcpusched.service.worker import (
     CYCLE_MAX_S,
     Alive,
@@ -152,7 +151,10 @@ class _Daemon:
             pid=os.getpid(), started_at_s=time.time(), uri="", period_s=0, threshold_ppm=0
         )
         self._say = Announcer(log, orders.directory, service, orders.settings)
-        self._desk = Desk(orders.directory, self._say)
+        self._inbox = Inbox(
+            orders.directory,
+            lambda cause, text: self._say.once(cause, Entry(Priority.WARNING, text)),
+        )
         self._worker = self._new_worker(0)
 
     def run(self) -> int:
@@ -172,7 +174,7 @@ class _Daemon:
             self._check_limits(now_s)
             if self._exit_status is not None and not self._is_restoring(now_s):
                 return self._exit_status
-            self._say.paused(pause.read(self._orders.directory))
+            self._say.paused(control.read_pause(self._orders.directory))
             self._begin_due(now_s)
             self._ping(now_s)
             received = signal.sigtimedwait(_SERVED, max(0.0, self._next_due_s() - time.monotonic()))
@@ -290,7 +292,7 @@ class _Daemon:
 
     def _replace_worker(self, why: str) -> None:
         """Let another worker open another connection; of the old one only pins count."""
-        self._desk.fail(exits.UNAVAILABLE, why)
+        self._inbox.fail(exits.UNAVAILABLE, why)
         self._worker.abandon()
         self._abandoned = [worker for worker in self._abandoned if not worker.has_ended]
         self._abandoned.append(self._worker)
@@ -323,14 +325,14 @@ class _Daemon:
         is_away = self._state in {_State.WAITING, _State.CONNECTING} and trouble is not None
         if self._state is not _State.IDLE and not is_away:
             return
-        asked = self._desk.take()
+        asked = self._inbox.take()
         if asked is None:
             return
         if self._state is not _State.IDLE:
-            self._desk.fail(exits.UNAVAILABLE, f"libvirt: {printable(trouble or '', 300)}")
+            self._inbox.fail(exits.UNAVAILABLE, f"libvirt: {printable(trouble or '', 300)}")
         elif self._settings.dry_run and asked.verb is Verb.RESTORE:
             why = "the service runs with dry_run and changes no pin: stop it, then restore"
-            self._desk.fail(exits.FAILURE, why)
+            self._inbox.fail(exits.FAILURE, why)
         else:
             self._state = _State.SERVING
             self._worker.carry_out(asked, beside_service=True)
@@ -382,7 +384,7 @@ class _Daemon:
 
     def _on_answered(self, answer: Answer) -> None:
         if not self._gives_all_back:
-            self._desk.answer(answer)
+            self._inbox.answer(answer)
             return
         self._restoring_since_s = None  # that is all there was to do before the end
         for problem in answer.problems:
@@ -399,7 +401,7 @@ class _Daemon:
             least_s = now_s - STOP_CONNECT_PATIENCE_S + STOP_RECONNECT_S
             self._progress_s, self._may_reconnect = max(self._progress_s, least_s), False
         self._state = _State.WAITING
-        self._desk.fail(exits.UNAVAILABLE, f"libvirt: {printable(why, 300)}")
+        self._inbox.fail(exits.UNAVAILABLE, f"libvirt: {printable(why, 300)}")
         delay_s = RETRY_DENIED_S if denied else min(RETRY_S, self._settings.period)
         # A connection that has proven itself is opened again at once; one that falls to the first
         # question is not, or it would be opened a thousand times a second.
