@@ -5,8 +5,9 @@ from pathlib import Path
 
 from vcpusched.act.cycle import Scheduler
 from vcpusched.act.keeper import Keeper
-from vcpusched.act.ledger_file import NAME, Book, LedgerFile
+from vcpusched.act.ledger_file import Book
 from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet
+from vcpusched.service.run_directory import LEDGER, LedgerFile
 from vcpusched.settings import Settings
 from vcpusched.simulate.simulator import SimulatedHost
 from vcpusched.simulate.workload import Guest, Workload
@@ -50,7 +51,7 @@ def test_a_thousand_guests_in_an_hour(tmp_path: Path) -> None:
         assert pin.period - last.get(pin.domain, -100) >= 20, pin
         last[pin.domain] = pin.period
     assert len(last) > 100
-    assert (tmp_path / NAME).stat().st_size < 10_000
+    assert (tmp_path / LEDGER).stat().st_size < 10_000
     pinned = len(list(book.ledger.pins()))
     given = keeper.restore()
     assert len(given) == pinned > 0

@@ -15,7 +15,7 @@ from hosts import MemoryHost
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.keeper import AGAIN_NS, Keeper
 from vcpusched.act.ledger import UNSEEN_NS_MAX, Change, Changed
-from vcpusched.act.ledger_file import Book, LedgerFile
+from vcpusched.act.ledger_file import Book
 from vcpusched.act.ledger_text import parse
 from vcpusched.host.hypervisor import (
     BusyError,
@@ -36,6 +36,7 @@ from vcpusched.model import (
 )
 from vcpusched.service.control import Request, Verb
 from vcpusched.service.restore import carry_out
+from vcpusched.service.run_directory import LedgerFile
 
 
 class Killed(BaseException):

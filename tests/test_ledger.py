@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcpusched.act.ledger import RESETS_MAX, Entry, Hold, Ledger, Record
-from vcpusched.act.ledger_file import SIZE_MAX, Book, LedgerFile
+from vcpusched.act.ledger_file import Book
 from vcpusched.act.ledger_text import LedgerError, parse
 from vcpusched.model import CpuSet, DomainUuid, VcpuId
+from vcpusched.service.run_directory import LEDGER_SIZE_MAX, LedgerFile
 
 SETS = st.sets(st.integers(0, 300), min_size=1).map(CpuSet.of)
 RECORDS = st.builds(
@@ -163,7 +164,7 @@ def unusable(path: Path, kind: str) -> None:
         path.write_bytes(b"\xff\x00")
     elif kind == "huge":
         path.touch()
-        os.truncate(path, SIZE_MAX + 1)
+        os.truncate(path, LEDGER_SIZE_MAX + 1)
     else:
         path.write_text(texts[kind])
 

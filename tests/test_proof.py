@@ -9,7 +9,7 @@ from hosts import host
 
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.keeper import Keeper
-from vcpusched.act.ledger_file import Book, LedgerFile
+from vcpusched.act.ledger_file import Book
 from vcpusched.act.patience import DOUBT_NS, Patience
 from vcpusched.act.proof import PATIENCE_NS, Look, Promise, Verdict, promised, proven, worse_bound
 from vcpusched.model import (
@@ -30,6 +30,7 @@ from vcpusched.model import (
 )
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Floating, Policy, plan
+from vcpusched.service.run_directory import LedgerFile
 from vcpusched.simulate.simulator import Place, SimulatedHost
 from vcpusched.simulate.workload import Guest, Workload
 

@@ -33,7 +33,7 @@ PPM: Final = 1_000_000
 def of(room: str, name: str) -> Any:  # noqa: ANN401  whatever that side calls by this name
     """Return what a module of the side's package defines."""
     for path in ROOMS[room]:
-        with contextlib.suppress(ModuleNotFoundError):
+        with contextlib.suppress(ModuleNotFoundError, AttributeError):
             return getattr(importlib.import_module(f"vcpusched.{path}"), name)
     raise SystemExit(f"no module of this commit is known to be {room}")
 

@@ -31,7 +31,7 @@ from progress import follow, say
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger import Entry
-from vcpusched.act.ledger_file import NAME, Book, LedgerFile
+from vcpusched.act.ledger_file import Book
 from vcpusched.act.ledger_text import parse
 from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import (
@@ -47,6 +47,7 @@ from vcpusched.model import (
     VcpuReading,
 )
 from vcpusched.plan.planner import Policy
+from vcpusched.service.run_directory import LEDGER, LedgerFile
 
 CPUS: Final = 8
 GUESTS_MAX: Final = 16
@@ -396,7 +397,7 @@ def descriptors() -> int:
 
 def soak(cycles: int, seed: int, directory: Path) -> bool:
     """Run it; tells what happened and whether all that must be true was."""
-    world = World(seed, directory / NAME)
+    world = World(seed, directory / LEDGER)
     rules = Rules(policy=Policy(steps_max=STEPS_MAX), cooldown_s=60)
     process, pins, lives = Process(world, directory), 0, 1
     began_s, samples = time.monotonic(), []

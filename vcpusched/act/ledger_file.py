@@ -1,29 +1,17 @@
-"""The file in which the ledger outlives us: replaced atomically, on disk before it is relied on.
+"""The ledger as it outlives us: kept before it is relied on, by one hand at a time.
 
-Rule: text and files; what the ledger means is said in `ledger`.
-
-The file is in the run directory, so that it lives exactly as long as the machine is up, as the
-affinities do. One that is no ledger is set aside under another name and never overwritten: the
-original affinities may still be read from it by a person.
+Rule: text, and a `Store` that is passed in; what the ledger means is said in `ledger`.
 """
 
 import json
-import os
 import threading
 from collections import Counter
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 from vcpusched.act.ledger import Entry, Ledger
 from vcpusched.act.ledger_text import VERSION, LedgerError, entry_as_json, parse
 from vcpusched.model import DomainUuid
-from vcpusched.service import run_directory
 from vcpusched.text import printable
-
-NAME: Final = "affinity.json"
-SET_ASIDE: Final = "affinity.unusable-{}.json"
-SIZE_MAX: Final = 64 << 20
-"""Ten times what 10,000 vCPUs take."""
 
 
 class Store(Protocol):
@@ -37,34 +25,6 @@ class Store(Protocol):
 
     def set_aside(self) -> str:
         """Move what is there out of the way; gives where it is now. Raises OSError."""
-
-
-class LedgerFile:
-    """The file `affinity.json` in a directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / NAME
-
-    def read(self) -> str | None:
-        """Give the text of the file."""
-        try:
-            return run_directory.read_file(self.path, SIZE_MAX)
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise LedgerError(str(error)) from None
-
-    def replace(self, text: str) -> None:
-        """Replace the file; it and its name are on disk when this returns."""
-        run_directory.replace_file(self.path, text, durable=True)
-
-    def set_aside(self) -> str:
-        """Give the file a name that is free."""
-        number = 1
-        while os.path.lexists(there := self.path.with_name(SET_ASIDE.format(number))):
-            number += 1
-        self.path.rename(there)
-        return str(there)
 
 
 class Book:

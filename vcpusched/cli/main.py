@@ -409,12 +409,12 @@ def _simulate(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
+    about = workload.about(place.value, period_ns)
     if options.json:
-        about = simulation.about_as_json(workload, place.value, period_ns)
         results = {"with": simulation.as_json(runs[0]), "without": simulation.as_json(runs[1])}
-        print(as_json(about | results))
+        print(as_json(simulation.about_as_json(about) | results))
     else:
-        display.show(display.draw_simulation(workload, *runs))
+        display.show(display.draw_simulation(about, *runs))
     return exits.OK
 
 

@@ -62,10 +62,11 @@ def present(settings: Settings) -> tuple[Host, str]:
 def _sampled(settings: Settings) -> Host:
     # A state or a saved snapshot needs no libvirt.
     from vcpusched.act.keeper import Keeper
-    from vcpusched.act.ledger_file import Book, LedgerFile
+    from vcpusched.act.ledger_file import Book
     from vcpusched.host.hypervisor import HypervisorError, PermissionDeniedError
     from vcpusched.host.libvirt_host import LibvirtHost
     from vcpusched.observe.observe import Smoothing, observe
+    from vcpusched.service.run_directory import LedgerFile
     from vcpusched.service.worker import call_within
 
     def sample_twice() -> Host:

@@ -97,12 +97,13 @@ def _do(settings: "Settings", asked: Request) -> int:
 
 def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
     from vcpusched.act.keeper import Keeper
-    from vcpusched.act.ledger_file import NAME, Book, LedgerFile
+    from vcpusched.act.ledger_file import Book
     from vcpusched.host.hypervisor import ConnectionLostError
     from vcpusched.service.restore import carry_out
+    from vcpusched.service.run_directory import LEDGER, LedgerFile
     from vcpusched.service.worker import call_within
 
-    if asked.verb is Verb.RELEASE and not asked.domains and not (directory / NAME).exists():
+    if asked.verb is Verb.RELEASE and not asked.domains and not (directory / LEDGER).exists():
         # What is pinned a guest itself may say; what is held nobody but the ledger.
         return Answer(exits.OK, ("No vCPU is held.",))
     with run_directory.locked(directory):

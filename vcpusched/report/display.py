@@ -21,9 +21,8 @@ from vcpusched.plan.planner import Plan, Stop
 from vcpusched.report import draw, history
 from vcpusched.report.history import Event, History
 from vcpusched.report.messages import cpus_text, points
-from vcpusched.report.simulation import Result, VcpuResult
+from vcpusched.report.simulation import About, Result, VcpuResult
 from vcpusched.report.snapshot import SavedState
-from vcpusched.simulate.workload import Workload
 from vcpusched.text import printable
 
 _LINE_LENGTH: Final = 40
@@ -217,14 +216,13 @@ def progress(what: str, steps: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def draw_simulation(workload: Workload, balanced: Result, unmoved: Result) -> Group:
+def draw_simulation(about: About, balanced: Result, unmoved: Result) -> Group:
     """Draw what came of two runs of a workload: with vcpusched, and with nothing moved."""
-    period_s, count = balanced.period_ns / 1e9, len(balanced.periods)
-    headline = Text(f"{printable(workload.source, 200)}: ", "bold")
+    headline = Text(f"{printable(about.workload, 200)}: ", "bold")
     headline.append(
-        f"{workload.vcpu_count} vCPUs on {workload.cpu_count} pCPUs, mean load"
-        f" {workload.mean_ppm() / PPM_PER_POINT:.0f} %, {count} periods of {period_s:g} s,"
-        f" seed {workload.seed}",
+        f"{about.vcpus} vCPUs on {about.cpus} pCPUs, mean load"
+        f" {about.mean_ppm / PPM_PER_POINT:.0f} %, {about.periods} periods of"
+        f" {about.period_ns / 1e9:g} s, seed {about.seed}",
         "not bold",
     )
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))

@@ -7,10 +7,23 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vcpusched.model import PPM, CpuSet
-from vcpusched.simulate.workload import Workload
 
 VERSION: Final = 1
 """Of the JSON form; version 1 grows by further keys only."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What was run; `workload` says where its loads are from, `place` where vCPUs started."""
+
+    workload: str
+    seed: int
+    place: str
+    cpus: int
+    vcpus: int
+    periods: int
+    period_ns: int
+    mean_ppm: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +126,18 @@ class Result:
         return _share(time_ns, sum(period.demanded_ns for period in self.periods))
 
 
-def about_as_json(workload: Workload, place: str, period_ns: int) -> dict[str, Any]:
-    """Give the head of the JSON form: what was run."""
+def about_as_json(about: About) -> dict[str, Any]:
+    """Return the head of the JSON form: what was run."""
     return {
         "version": VERSION,
-        "workload": workload.source,
-        "seed": workload.seed,
-        "place": place,
-        "cpus": workload.cpu_count,
-        "vcpus": workload.vcpu_count,
-        "periods": workload.periods,
-        "period_s": period_ns / 1e9,
-        "mean_load": workload.mean_ppm() / PPM,
+        "workload": about.workload,
+        "seed": about.seed,
+        "place": about.place,
+        "cpus": about.cpus,
+        "vcpus": about.vcpus,
+        "periods": about.periods,
+        "period_s": about.period_ns / 1e9,
+        "mean_load": about.mean_ppm / PPM,
     }
 
 

@@ -23,12 +23,13 @@ from vcpusched import __version__
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Changed
-from vcpusched.act.ledger_file import Book, LedgerFile
+from vcpusched.act.ledger_file import Book
 from vcpusched.report import messages
 from vcpusched.report.messages import Entry, Priority, Service
 from vcpusched.service import control, exits, rivals, run_directory, systemd
 from vcpusched.service.announcer import Announcer
 from vcpusched.service.control import Answer, Inbox, Request, Verb
+from vcpusched.service.run_directory import LedgerFile
 from vcpusched.service.worker import (
     CYCLE_MAX_S,
     Alive,

@@ -1,6 +1,6 @@
 """The run directory: the lock that makes one daemon per host, and files replaced atomically.
 
-Rule: files only; nothing here knows what is in them.
+Rule: files only; what is in them is for others to know.
 """
 
 import contextlib
@@ -13,9 +13,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from vcpusched.act.ledger_text import LedgerError
+
 DEFAULT: Final = Path("/run/vcpusched")
 LOCK: Final = "lock"
 STATE: Final = "state.json"
+LEDGER: Final = "affinity.json"
+SET_ASIDE: Final = "affinity.unusable-{}.json"
+LEDGER_SIZE_MAX: Final = 64 << 20
+"""Ten times what 10,000 vCPUs take."""
 
 STATE_SIZE_MAX: Final = 256 << 20
 """Ten times what 10,000 vCPUs take, and more."""
@@ -224,3 +230,36 @@ def _process_start(pid: int) -> int:
     # Field 22 of proc(5); the second one is a name in parentheses, which may hold any letter.
     text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     return int(text.rpartition(")")[2].split()[19])
+
+
+class LedgerFile:
+    """The file that keeps the ledger.
+
+    It is in the run directory, so that it lives exactly as long as the machine is up, as the
+    affinities do. One that is no ledger is set aside under another name and never overwritten: the
+    original affinities may still be read from it by a person.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / LEDGER
+
+    def read(self) -> str | None:
+        """Give the text of the file."""
+        try:
+            return read_file(self.path, LEDGER_SIZE_MAX)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise LedgerError(str(error)) from None
+
+    def replace(self, text: str) -> None:
+        """Replace the file; it and its name are on disk when this returns."""
+        replace_file(self.path, text, durable=True)
+
+    def set_aside(self) -> str:
+        """Give the file a name that is free."""
+        number = 1
+        while os.path.lexists(there := self.path.with_name(SET_ASIDE.format(number))):
+            number += 1
+        self.path.rename(there)
+        return str(there)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vcpusched.model import ALL_CPUS, PPM, PPM_PER_POINT, SHARES, Cpu, CpuSet, Topology
+from vcpusched.report.simulation import About
 
 CPUS_MAX: Final = 1024
 VCPUS_MAX: Final = 16_384
@@ -96,6 +97,19 @@ class Workload:
     def machine(self) -> Topology:
         """Give what the machine is like: equal pCPUs that share nothing, where nothing is said."""
         return self.topology or Topology(tuple(Cpu(cpu) for cpu in range(self.cpu_count)))
+
+    def about(self, place: str, period_ns: int) -> About:
+        """Return what is said of a run of it."""
+        return About(
+            workload=self.source,
+            seed=self.seed,
+            place=place,
+            cpus=self.cpu_count,
+            vcpus=self.vcpu_count,
+            periods=self.periods,
+            period_ns=period_ns,
+            mean_ppm=self.mean_ppm(),
+        )
 
     def mean_ppm(self) -> int:
         """Give the mean load of a pCPU, were everybody served."""

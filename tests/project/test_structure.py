@@ -1,0 +1,145 @@
+"""The shape of the package: rooms, what each may import, one door for each library, and lengths."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import vcpusched
+
+PACKAGE = Path(vcpusched.__file__).parent
+
+MAY_IMPORT = {
+    "model": set(),
+    "text": {"model"},
+    "host": {"model", "text"},
+    "observe": {"model", "text"},
+    "plan": {"model", "text"},
+    "act": {"model", "text", "observe", "plan", "host.hypervisor"},
+    "settings": {"model", "text", "observe", "plan", "act"},
+    "report": {"model", "text", "observe", "plan", "act", "settings"},
+    "service": {"model", "text", "observe", "plan", "act", "settings", "report", "host.hypervisor"},
+    "simulate": {"model", "text", "act", "host.hypervisor", "report.simulation"},
+    "cli": {"model", "text", "host", "observe", "plan", "act", "settings", "report", "service"}
+    | {"simulate"},
+}
+"""For each room or module at the top: the rooms, or single modules of them, that it may import."""
+
+DOORS = {
+    "libvirt": {"host.libvirt_host"},
+    "systemd": {"service.systemd"},
+    "rich": {"cli.top", "report.display", "report.draw"},
+    "prometheus_client": {"report.metrics"},
+    "pydantic": {
+        "act.ledger_text",
+        "report.snapshot",
+        "settings",
+        "simulate.workload_files",
+    },
+    "pydantic_settings": {"settings"},
+}
+"""For each library the modules that import it; nothing else does."""
+
+LINES_MAX = 350
+
+LONGER = {
+    "act.cycle",
+    "act.keeper",
+    "act.ledger",
+    "cli.main",
+    "cli.top",
+    "host.libvirt_host",
+    "model",
+    "observe.observe",
+    "plan.near",
+    "plan.planner",
+    "report.history",
+    "report.messages",
+    "service.daemon",
+    "settings",
+    "simulate.machine",
+    "simulate.simulator",
+    "simulate.workload_files",
+}
+"""Modules above the limit. This list only shrinks: one that is no longer above it is taken out."""
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """Return the modules of ours and the other packages that a module imports anywhere."""
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            package, _, module = node.module.partition(".")
+            if package != "vcpusched":
+                others.add(package)
+            elif module in PATHS:
+                ours.add(module)
+            else:
+                room = f"{module}." if module else ""
+                ours |= {room + alias.name for alias in node.names if alias.name != "__version__"}
+        elif isinstance(node, ast.Import):
+            others |= {alias.name.partition(".")[0] for alias in node.names}
+    return ours, others
+
+
+PATHS = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in PACKAGE.rglob("*.py")
+    if path.stem != "__init__"
+}
+MODULES = {name: imports(path) for name, path in PATHS.items()}
+
+
+def room_of(name: str) -> str:
+    """Return the room that a module is in, or the module at the top itself."""
+    return name.partition(".")[0]
+
+
+def test_each_room_imports_what_it_may() -> None:
+    """And no module is imported that there is not."""
+    assert {room_of(name) for name in MODULES} == set(MAY_IMPORT)
+    for name, (ours, _others) in MODULES.items():
+        may = MAY_IMPORT[room_of(name)]
+        beyond = {
+            other
+            for other in ours
+            if room_of(other) != room_of(name) and not {other, room_of(other)} & may
+        }
+        assert not beyond, f"{name} imports {beyond}"
+        assert ours <= set(MODULES), name
+
+
+def test_no_module_imports_itself_in_the_end() -> None:
+    """There is no circle, within a room either."""
+    graphlib.TopologicalSorter({name: ours for name, (ours, _) in MODULES.items()}).prepare()
+
+
+def test_a_room_says_what_its_rule_is() -> None:
+    """In one docstring, and has no other code at its door."""
+    for init in PACKAGE.glob("*/__init__.py"):
+        (docstring,) = ast.parse(init.read_text()).body
+        assert isinstance(docstring, ast.Expr)
+        assert "\n\nRule: " in init.read_text()
+
+
+def test_each_library_has_one_door() -> None:
+    """Libraries are imported only where the design says."""
+    for library, modules in DOORS.items():
+        assert {name for name, (_, others) in MODULES.items() if library in others} == modules
+
+
+def test_planning_needs_no_libvirt_and_no_systemd() -> None:
+    """What `plan --from` and `simulate` import reaches neither, however far one follows."""
+    reached: set[str] = set()
+    open_ends = {"report.snapshot", "plan.planner", "settings", "report.display"}
+    open_ends |= {"simulate.simulator", "simulate.workload_files", "simulate.traces"}
+    while open_ends:
+        name = open_ends.pop()
+        reached.add(name)
+        open_ends |= MODULES[name][0] - reached
+    assert not reached & (DOORS["libvirt"] | DOORS["systemd"])
+
+
+def test_no_module_grows_too_long() -> None:
+    """At most 350 lines each, but for those that were longer when the rooms were made."""
+    lengths = {name: len(path.read_text().splitlines()) for name, path in PATHS.items()}
+    assert {name for name, length in lengths.items() if length > LINES_MAX} == LONGER
