@@ -25,6 +25,7 @@ from vcpusched.model import (
     VcpuReading,
 )
 from vcpusched.plan.planner import Plan
+from vcpusched.plan.service import Served
 
 SECOND_NS = 1_000_000_000
 
@@ -83,6 +84,31 @@ def after(drawn: Host, plan: Plan) -> Host:
             for vcpu in drawn.vcpus
         ),
     )
+
+
+def served_ppm(drawn: Host, affinities: Mapping[VcpuId, CpuSet]) -> Mapping[VcpuId, int]:
+    """Give what each vCPU gets, in ppm of a pCPU, with affinities that differ from the host's.
+
+    vCPUs whose affinity names no managed pCPU are left out.
+    """
+    served = Served(drawn).after(affinities)
+    short = served.short_ppm()
+    return {
+        vcpu.id: short.get(index, served.demand_ppm(index))
+        for index, vcpu in enumerate(served.vcpus)
+        if served.masks[index] & served.managed
+    }
+
+
+def fair_ppm(drawn: Host) -> Mapping[VcpuId, int]:
+    """Give the fair share of each vCPU that may be, or is, on a managed pCPU, in ppm of a pCPU."""
+    served = Served(drawn)
+    short = served.fair_short_ppm()
+    return {
+        vcpu.id: short.get(index, served.demand_ppm(index))
+        for index, vcpu in enumerate(served.vcpus)
+        if served.may(index)
+    }
 
 
 GRAINS = (

@@ -6,12 +6,11 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from hosts import after, host, random_host
+from hosts import after, host, random_host, served_ppm
 
 from vcpusched.act.cycle import Scheduler
 from vcpusched.model import PPM_PER_POINT, Cpu, CpuSet, Granularity, Host, HostCpu, Topology
 from vcpusched.plan.planner import Floating, Plan, Policy, plan
-from vcpusched.plan.service import served_ppm
 from vcpusched.report import snapshot
 from vcpusched.settings import Settings
 from vcpusched.simulate.simulator import simulate

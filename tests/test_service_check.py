@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from hosts import after, host, of_one_guest, random_host
+from hosts import after, fair_ppm, host, of_one_guest, random_host, served_ppm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ from vcpusched.model import (
     VcpuId,
 )
 from vcpusched.plan.planner import TRIES_MAX, Plan, Policy, Stop, plan
-from vcpusched.plan.service import LOSS_MAX_PPM, fair_ppm, refusal, served_ppm
+from vcpusched.plan.service import LOSS_MAX_PPM, Judge
 from vcpusched.plan.sharing import ROUNDING_PPM
 from vcpusched.plan.units import capacity_ppm, grouped
 
@@ -184,7 +184,7 @@ def test_who_has_more_than_its_fair_share_may_lose() -> None:
     """[100] [100 100 100] -> [100 100] [100 100]: 50 from one that had 100 where 50 are fair."""
     drawn = host([100], [100, 100, 100])
     assert served(drawn, g1=0) == [50] * 4
-    assert refusal(drawn, to(drawn, g1=0)) is None
+    assert Judge(drawn).refusal(to(drawn, g1=0)) is None
 
 
 def test_who_has_no_more_than_its_fair_share_may_not() -> None:
@@ -193,17 +193,17 @@ def test_who_has_no_more_than_its_fair_share_may_not() -> None:
     The 90 had more than that. With an idle pCPU more its fair share is 90, and it would have 50.
     """
     drawn = host([90], [100, 100, 50], [])
-    assert refusal(drawn, to(drawn, g1=0)) is None
+    assert Judge(drawn).refusal(to(drawn, g1=0)) is None
     roomier = host([90], [100, 100, 50], [], [])
     assert served(roomier) == [90, 33.3, 33.3, 33.3]
     assert served(roomier, g1=0) == [50, 50, 50, 50]
-    found = refusal(roomier, to(roomier, g1=0))
+    found = Judge(roomier).refusal(to(roomier, g1=0))
     assert found is not None
     assert found.why == (
         "would take 40 points from vCPU 0 of g0, which has no more than its fair share"
     )
     assert found.blamed == {roomier.vcpus[1].id}
-    assert refusal(roomier, to(roomier, g1=2)) is None
+    assert Judge(roomier).refusal(to(roomier, g1=2)) is None
 
 
 def test_a_point_may_be_lost() -> None:
@@ -212,15 +212,15 @@ def test_a_point_may_be_lost() -> None:
     But then somebody is short where nobody was; with two hogs on another pCPU somebody is anyway.
     """
     drawn = host([30, 30], [41], [])
-    assert refusal(host([30, 30], [40], []), to(drawn, g2=0)) is None
-    found = refusal(drawn, to(drawn, g2=0))
+    assert Judge(host([30, 30], [40], [])).refusal(to(drawn, g2=0)) is None
+    found = Judge(drawn).refusal(to(drawn, g2=0))
     assert found is not None
     assert found.why == (
         "would leave vCPU 0 of g2 with 97.6 % of what it wants, where nobody has less than 100 %"
         " now"
     )
     crowded = host([30, 30], [41], [100, 100])
-    assert refusal(crowded, to(crowded, g2=0)) is None
+    assert Judge(crowded).refusal(to(crowded, g2=0)) is None
 
 
 def test_the_worst_served_must_not_be_worse_off() -> None:
@@ -230,10 +230,10 @@ def test_the_worst_served_must_not_be_worse_off() -> None:
     both have 50 %.
     """
     drawn = host([100], [100, 100, 100], [100, 100, 100])
-    found = refusal(drawn, to(drawn, g1=0, g2=0, g3=0))
+    found = Judge(drawn).refusal(to(drawn, g1=0, g2=0, g3=0))
     assert found is not None
     assert found.blamed == {vcpu.id for vcpu in drawn.vcpus[1:4]}
-    assert refusal(drawn, to(drawn, g1=0)) is None
+    assert Judge(drawn).refusal(to(drawn, g1=0)) is None
 
 
 @st.composite
@@ -333,7 +333,7 @@ def test_the_order_does_not_matter(seed: int) -> None:
         for vcpu in drawn.vcpus
         if chance.random() < 0.3
     }
-    assert refusal(again, moved) == refusal(drawn, moved)
+    assert Judge(again).refusal(moved) == Judge(drawn).refusal(moved)
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -441,7 +441,7 @@ def test_no_plan_takes_what_it_must_not() -> None:
         free = plan(drawn, UNCHECKED)
         found = plan(drawn, CHECKED)
         check_kept(drawn, found)
-        if refusal(drawn, {move.vcpu: move.to_cpus for move in free.moves}) is None:
+        if Judge(drawn).refusal({move.vcpu: move.to_cpus for move in free.moves}) is None:
             assert found == free
             whole += bool(found.moves)
         else:

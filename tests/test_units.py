@@ -83,7 +83,7 @@ def test_a_second_thread_is_worth_a_quarter() -> None:
 def test_loads_are_shares_of_the_unit() -> None:
     """{40 40} {} | {40} {}: two caches of two pCPUs: 80 of 200 and 40 of 200 are 40 and 20."""
     units = grouped(on(machine(4, per_cache=2), host([40, 40], [], [40], [])), Granularity.CACHE)
-    assert [cpu.name for cpu in units.host.cpus] == ["pCPUs 0-1", "pCPUs 2-3"]
+    assert [str(cpu.members) for cpu in units.host.cpus] == ["0-1", "2-3"]
     assert [(vcpu.load_ppm, str(vcpu.cpus)) for vcpu in units.host.vcpus] == [
         (200_000, "0"),
         (200_000, "0"),

@@ -352,11 +352,6 @@ class HostCpu:
         """The number of the pCPU."""
         return self.cpu.id
 
-    @property
-    def name(self) -> str:
-        """What people call it."""
-        return f"pCPUs {self.members}" if len(self.members) > 1 else f"pCPU {self.cpu.id}"
-
 
 @dataclass(frozen=True, slots=True)
 class Host:

@@ -7,7 +7,6 @@ own, so a mistake in a file is told even where a variable outranks it.
 
 import contextlib
 import difflib
-import json
 import os
 import tomllib
 import typing
@@ -31,7 +30,7 @@ from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.observe.observe import Measure, Smoothing
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Floating, Policy
-from vcpusched.text import printable
+from vcpusched.text import printable, shown
 
 DEFAULT_FILE: Final = Path("/etc/vcpusched/vcpusched.toml")
 DROP_INS: Final = Path("/etc/vcpusched/conf.d")
@@ -425,13 +424,6 @@ def _problem(layer: _Layer, problem: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(key, Settings.model_fields, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{where}: no such setting{hint} (there are {', '.join(Settings.model_fields)})"
-    value = printable(_shown(problem["input"]), 120)
+    value = shown(problem["input"], 120)
     why = str(problem.get("ctx", {}).get("error", "")) if problem["type"] == "value_error" else ""
     return f"{where}: {value} is not allowed: {why or 'must be ' + allowed(key)}"
-
-
-def _shown(value: object) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, default=str)
-    except ValueError:
-        return "a number of thousands of digits"

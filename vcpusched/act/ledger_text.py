@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vcpusched.act.ledger import RESETS_MAX, Entry, Hold, Ledger, Record, is_kept
 from vcpusched.model import CpuSet, DomainUuid
+from vcpusched.text import place
 
 VERSION: Final = 1
 
@@ -59,8 +60,7 @@ def parse(text: str) -> Ledger:
         part = _LedgerPart.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(step) for step in first["loc"]) or "ledger"
-        raise LedgerError(f"{where}: {first['msg'].lower()}") from None
+        raise LedgerError(f"{place(first, 'ledger')}: {first['msg'].lower()}") from None
     entries: dict[DomainUuid, Entry] = {}
     for number, domain in enumerate(part.domains):
         records = {

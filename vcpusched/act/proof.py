@@ -22,6 +22,7 @@ from typing import Final
 from vcpusched.model import PPM, CpuSet, Host, Sample, Vcpu, VcpuId
 from vcpusched.observe.demand import CROWDED_PPM, WAITS_PPM
 from vcpusched.plan.planner import Move, Plan
+from vcpusched.text import percent
 
 PATIENCE_NS: Final = 20_000_000_000
 """So long after a plan the wait may take to fall."""
@@ -191,7 +192,7 @@ def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
                 to_cpus=original,
                 load_ppm=loads_ppm.get(vcpu, 0),
                 reason=(
-                    f"it waited for {_percent(wait_ppm)} of the time on pCPU {reading.affinity}, "
+                    f"it waited for {percent(wait_ppm)} of the time on pCPU {reading.affinity}, "
                     f"while others of its original affinity {original} idled"
                 ),
             )
@@ -222,7 +223,3 @@ def _wants_more(promise: Promise, asked: list[VcpuId], found: Plan) -> bool:
     cpus = {promise.cpus[vcpu] for vcpu in asked}
     planned_ppm = sum(promise.loads_ppm.get(cpu, 0) for cpu in cpus)
     return sum(loads.get(cpu, 0) for cpu in cpus) * 100 > planned_ppm * MORE_PERCENT
-
-
-def _percent(share_ppm: int) -> str:
-    return f"{share_ppm * 100 / PPM:.0f} %"

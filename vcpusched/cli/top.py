@@ -22,10 +22,9 @@ from rich.text import Text
 
 from vcpusched.model import PPM, PPM_PER_POINT, Host, Vcpu
 from vcpusched.report import draw, snapshot
-from vcpusched.report.messages import points
 from vcpusched.report.snapshot import SavedPin, SavedState
 from vcpusched.service import run_directory
-from vcpusched.text import printable
+from vcpusched.text import points, printable
 
 LOOK_S: Final = 0.5
 """How often the state is looked at."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.model import PPM, CpuSet, VcpuId
+from vcpusched.model import CpuSet, VcpuId
 from vcpusched.plan.arrange import Step
 from vcpusched.plan.board import Board
-from vcpusched.text import printable
+from vcpusched.text import percent, vcpu_text
 
 POURED_STEPS_MAX: Final = 64
 """Up to this many steps the reasons tell loads with the floaters in them; else without."""
@@ -122,9 +122,7 @@ def _move(  # noqa: PLR0913, PLR0917  all that one sentence tells of
         if other != vcpu:
             partner = board.vcpus[other]
             exchanged_with, together = partner.id, "together this"
-            exchange = (
-                f"in exchange for vCPU {partner.id.vcpu} of {printable(partner.domain)}, since "
-            )
+            exchange = f"in exchange for {vcpu_text(partner.id.vcpu, partner.domain)}, since "
     return Move(
         vcpu=moved.id,
         domain=moved.domain,
@@ -134,11 +132,7 @@ def _move(  # noqa: PLR0913, PLR0917  all that one sentence tells of
         exchanged_with=exchanged_with,
         reason=(
             f"{exchange}{names[0]} {'were' if names[0].startswith('pCPUs') else 'was'} at "
-            f"{_percent(before[source])} and {names[1]} at {_percent(before[target])}; {together} "
-            f"makes them {_percent(then[source])} and {_percent(then[target])}"
+            f"{percent(before[source])} and {names[1]} at {percent(before[target])}; {together} "
+            f"makes them {percent(then[source])} and {percent(then[target])}"
         ),
     )
-
-
-def _percent(load_ppm: int) -> str:
-    return f"{load_ppm * 100 / PPM:.0f} %"

@@ -7,13 +7,14 @@ vCPUs are positions in rising order of their numbers, since lists are quick.
 import dataclasses
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Self
 
-from vcpusched.model import PPM, Cpu, Host, Vcpu
+from vcpusched.model import PPM, Cpu, CpuSet, Host, Vcpu
 from vcpusched.plan.frame import moved, own_by_cpu
+from vcpusched.text import cpus_text
 
 POURINGS: Final = 12
 """How often water in overlapping masks is poured anew: none of 20,000 random hosts needed more
@@ -113,7 +114,7 @@ class Board:
             ),
             spread=[index for index, vcpu in enumerate(vcpus) if vcpu.spread],
             sites=tuple(cpu.cpu for cpu in cpus),
-            names=tuple(cpu.name for cpu in cpus),
+            names=tuple(cpus_text(cpu.members or CpuSet.of([cpu.id])) for cpu in cpus),
             lacks=tuple(cpu.lacks_ppm for cpu in cpus),
             gives=tuple(cpu.gives_ppm for cpu in cpus),
         )
@@ -186,7 +187,7 @@ class Board:
             for mask, load_ppm in self.pools:
                 for cpu, amount_ppm in shares.get(mask, ()):
                     levels[cpu] -= amount_ppm
-                shares[mask] = _pour(levels, mask, load_ppm)
+                shares[mask] = pour(levels, mask, load_ppm)
                 for cpu, amount_ppm in shares[mask]:
                     levels[cpu] += amount_ppm
         return levels
@@ -237,7 +238,9 @@ def _positions(mask: int) -> list[int]:
     return [bit for bit in range(mask.bit_length()) if mask >> bit & 1]
 
 
-def _pour(levels: Sequence[int], mask: Sequence[int], load_ppm: int) -> list[tuple[int, int]]:
+def pour(
+    levels: Sequence[int] | Mapping[int, int], mask: Sequence[int], load_ppm: int
+) -> list[tuple[int, int]]:
     """Share a load over the least loaded pCPUs of a mask so that their levels become equal."""
     order = sorted(mask, key=lambda cpu: (levels[cpu], cpu))
     total_ppm, wet = load_ppm, 0

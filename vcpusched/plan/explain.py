@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu
+from vcpusched.model import PPM, CpuSet, Host, Vcpu
 from vcpusched.plan.planner import Plan, Stop
-from vcpusched.text import printable
+from vcpusched.text import cpus_text, percent, printable
 
 NAMES_MAX: Final = 24
 """Of those that may be moved, so many are named to a person."""
@@ -118,18 +118,18 @@ def explanations_as_json(explanations: list[Explanation]) -> list[dict[str, Any]
 
 
 def _explained(host: Host, plan: Plan, vcpu: Vcpu, loads_ppm: Mapping[int, int]) -> Explanation:
-    who = f"vCPU {vcpu.id.vcpu} ({vcpu.load_ppm / PPM_PER_POINT:.0f} %)"
+    who = f"vCPU {vcpu.id.vcpu} ({percent(vcpu.load_ppm)})"
     for move in plan.moves:
         if move.vcpu == vcpu.id:
-            change = f"from {_cpus(move.from_cpus)} to {_cpus(move.to_cpus)}"
+            change = f"from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}"
             text = f"{who} is moved {change}: {move.reason}"
             return Explanation(vcpu.id.vcpu, movable=True, moved=True, text=text)
-    place = f"{who} stays on {_cpus(vcpu.cpus)}"
+    place = f"{who} stays on {cpus_text(vcpu.cpus)}"
     if vcpu.fixed:
         text = f"{place} and may not be moved: {vcpu.why or 'fixed'}"
         return Explanation(vcpu.id.vcpu, movable=False, moved=False, text=text)
     why = next(_why_not(host, plan, vcpu, loads_ppm))
-    text = f"{place}, though it may use {_cpus(vcpu.allowed)}: {why}"
+    text = f"{place}, though it may use {cpus_text(vcpu.allowed)}: {why}"
     return Explanation(vcpu.id.vcpu, movable=True, moved=False, text=text)
 
 
@@ -160,7 +160,3 @@ def _why_not(host: Host, plan: Plan, vcpu: Vcpu, loads_ppm: Mapping[int, int]) -
     if len(beside) == 1 and load_ppm == max(loads_ppm.values(), default=0):
         yield "it is alone on the busiest pCPU, and elsewhere it would be as busy"
     yield _ENDS[plan.stop]
-
-
-def _cpus(cpus: CpuSet) -> str:
-    return f"pCPU {cpus}" if len(cpus) == 1 else f"pCPUs {cpus}"

@@ -48,6 +48,7 @@ from vcpusched.plan.near import Gains, core_loads, is_flat, nearer, part_sibling
 from vcpusched.plan.service import Judge
 from vcpusched.plan.solve import solve
 from vcpusched.plan.units import Units, grouped, narrow
+from vcpusched.text import cpus_text
 
 __all__ = ["Floating", "Move", "Plan", "Policy", "Stop", "plan"]
 
@@ -176,7 +177,7 @@ def _with(host: Host, moved: Mapping[VcpuId, CpuSet]) -> Host:
 
 
 def _was(cpus: CpuSet) -> str:
-    return f"pCPUs {cpus} were" if len(cpus) > 1 else f"pCPU {cpus} was"
+    return f"{cpus_text(cpus)} {'were' if len(cpus) > 1 else 'was'}"
 
 
 def _each(units: Units, loads_ppm: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -32,7 +32,7 @@ from vcpusched.model import PPM_PER_POINT, CpuSet, Host, HostCpu, Vcpu, VcpuId
 from vcpusched.plan.curves import Claim, Curve
 from vcpusched.plan.sharing import ROUNDING_PPM, Core, fill
 from vcpusched.plan.units import capacity_ppm
-from vcpusched.text import printable
+from vcpusched.text import vcpu_text
 
 LOSS_MAX_PPM: Final = PPM_PER_POINT
 """What a vCPU that has no more than its fair share may lose at most, in ppm of a pCPU."""
@@ -52,59 +52,22 @@ class Refusal:
     blamed: frozenset[VcpuId]
 
 
-def served_ppm(host: Host, affinities: Mapping[VcpuId, CpuSet]) -> Mapping[VcpuId, int]:
-    """Give what each vCPU gets, in ppm of a pCPU: from 0 to its demand.
-
-    `affinities` are those that differ from the host's. vCPUs whose affinity names no managed pCPU
-    are left out.
-    """
-    served = _Served(host).after(affinities)
-    short = served.short_ppm()
-    return {
-        vcpu.id: short.get(index, served.demand_ppm(index))
-        for index, vcpu in enumerate(served.vcpus)
-        if served.masks[index] & served.managed
-    }
-
-
-def fair_ppm(host: Host) -> Mapping[VcpuId, int]:
-    """Give the fair share of each vCPU, in ppm of a pCPU: from 0 to its demand.
-
-    vCPUs that neither may be nor are on a managed pCPU are left out.
-    """
-    served = _Served(host)
-    short = served.fair_short_ppm()
-    return {
-        vcpu.id: short.get(index, served.demand_ppm(index))
-        for index, vcpu in enumerate(served.vcpus)
-        if served.may(index)
-    }
-
-
 def unmet_ppm(host: Host) -> int:
     """Give the demand that could not be met even if there were no pins, in ppm of a pCPU.
 
     Max-min fairness leaves no pCPU idle that somebody short could use, so no placement, nor any
     other division, gives more in all: only fewer guests, or more pCPUs, would do.
     """
-    served = _Served(host)
+    served = Served(host)
     short = served.fair_short_ppm()
     return sum(served.demand_ppm(index) - fair_ppm for index, fair_ppm in short.items())
-
-
-def refusal(host: Host, affinities: Mapping[VcpuId, CpuSet]) -> Refusal | None:
-    """Tell why a plan should not be carried out; None: it may.
-
-    `affinities` are those that the plan gives; every other vCPU keeps its own.
-    """
-    return Judge(host).refusal(affinities)
 
 
 class Judge:
     """Judges several plans for one host: what is true of the host is worked out once."""
 
     def __init__(self, host: Host) -> None:
-        self._before = _Served(host)
+        self._before = Served(host)
         self._short = self._before.short_ppm()
         self._worst = self._least_served(self._short)
         self._fair_short: Mapping[int, int] | None = None
@@ -170,7 +133,7 @@ class Judge:
         return self._got_ppm(index) > fair_ppm + ROUNDING_PPM
 
 
-class _Served:
+class Served:
     """The vCPUs of a host by where they are: who shares which pCPU. Goes by position in `vcpus`.
 
     `bound` are those bound to each pCPU, `wanted` what they want in all, `pools` the others by the
@@ -193,7 +156,7 @@ class _Served:
             if vcpu.load_ppm:
                 self._put(index, self.masks[index], 1)
 
-    def after(self, affinities: Mapping[VcpuId, CpuSet]) -> "_Served":
+    def after(self, affinities: Mapping[VcpuId, CpuSet]) -> "Served":
         """Give the same host once some vCPUs have other affinities."""
         then = copy.copy(self)
         then.masks = list(self.masks)
@@ -346,4 +309,4 @@ def _key(vcpu: Vcpu) -> tuple[str, int, int]:
 
 
 def _name(vcpu: Vcpu) -> str:
-    return f"vCPU {vcpu.id.vcpu} of {printable(vcpu.domain)}"
+    return vcpu_text(vcpu.id.vcpu, vcpu.domain)

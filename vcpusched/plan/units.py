@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from vcpusched.model import NO_CPUS, PPM, Cpu, CpuSet, Granularity, Host, HostCpu, Vcpu, sets
+from vcpusched.plan.board import pour
 
 FURTHER_THREAD_PPM: Final = 250_000
 """What each further thread of a core adds while the first is busy, in ppm: about a quarter.
@@ -276,13 +277,6 @@ def _let_off_cores(
 
 def _poured(own: dict[int, int], water: int) -> dict[int, int]:
     """Share what floats in a unit over its freest pCPUs."""
-    levels, order = dict(own), sorted(own, key=lambda cpu: (own[cpu], cpu))
-    total, wet = water, 0
-    for cpu in order:
-        if wet and total <= own[cpu] * wet:
-            break
-        total += own[cpu]
-        wet += 1
-    for cpu in order[:wet]:
-        levels[cpu] = total // wet
-    return levels
+    filled = pour(own, tuple(own), water)
+    level_ppm = min(own[cpu] + more_ppm for cpu, more_ppm in filled)
+    return own | {cpu: level_ppm for cpu, _ in filled}

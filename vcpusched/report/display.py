@@ -20,10 +20,9 @@ from vcpusched.plan.explain import Explanation
 from vcpusched.plan.planner import Plan, Stop
 from vcpusched.report import draw, history
 from vcpusched.report.history import Event, History
-from vcpusched.report.messages import cpus_text, points
 from vcpusched.report.simulation import About, Result, VcpuResult
 from vcpusched.report.snapshot import SavedState
-from vcpusched.text import printable
+from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
 
 _LINE_LENGTH: Final = 40
 
@@ -80,7 +79,7 @@ def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
     parts.append(f"{count}, and the gap goes from {before} to {after} ({threshold}); {end}:")
     digits = len(str(len(plan.moves)))
     for number, move in enumerate(plan.moves, 1):
-        whose = f"vCPU {move.vcpu.vcpu} of {printable(move.domain)}"
+        whose = vcpu_text(move.vcpu.vcpu, move.domain)
         line = Text(
             f"{whose} from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}", "bold"
         )
@@ -221,7 +220,7 @@ def draw_simulation(about: About, balanced: Result, unmoved: Result) -> Group:
     headline = Text(f"{printable(about.workload, 200)}: ", "bold")
     headline.append(
         f"{about.vcpus} vCPUs on {about.cpus} pCPUs, mean load"
-        f" {about.mean_ppm / PPM_PER_POINT:.0f} %, {about.periods} periods of"
+        f" {percent(about.mean_ppm)}, {about.periods} periods of"
         f" {about.period_ns / 1e9:g} s, seed {about.seed}",
         "not bold",
     )

@@ -22,7 +22,7 @@ from vcpusched.report.messages import (
     MESSAGE_ID_PLAN,
     MESSAGE_ID_RESET,
 )
-from vcpusched.text import printable
+from vcpusched.text import percent, printable, vcpu_text
 
 VERSION: Final = 1
 
@@ -326,10 +326,10 @@ def came_of_it(event: Event, now_s: float) -> str:
 
 def sentence(moved: Moved) -> str:
     """Tell of one move, with names that can do no harm."""
-    load = "" if moved.load_ppm is None else f" ({_percent(moved.load_ppm)})"
+    load = "" if moved.load_ppm is None else f" ({percent(moved.load_ppm)})"
     places = f"{printable(moved.from_cpus)} → {printable(moved.to_cpus)}"
     reason = f": {printable(moved.reason, 400)}" if moved.reason else ""
-    return f"vCPU {moved.vcpu} of {printable(moved.domain)}{load} {places}{reason}"
+    return f"{vcpu_text(moved.vcpu, moved.domain)}{load} {places}{reason}"
 
 
 def as_json(past: History) -> dict[str, Any]:
@@ -400,4 +400,4 @@ def _points(load_ppm: int | None) -> str:
 
 
 def _percent(share_ppm: int | None) -> str:
-    return "-" if share_ppm is None else f"{share_ppm / PPM_PER_POINT:.0f} %"
+    return "-" if share_ppm is None else percent(share_ppm)

@@ -14,11 +14,11 @@ from vcpusched.act.cycle import Cycle, Failure, Unclear
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import RESETS_MAX, Change, Changed
 from vcpusched.act.proof import Proof, Verdict
-from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
+from vcpusched.model import PPM, PPM_PER_POINT, Granularity
 from vcpusched.plan.planner import Move, Plan, Stop
 from vcpusched.plan.units import untold
 from vcpusched.report.snapshot import host_as_json, plan_as_json
-from vcpusched.text import printable
+from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
 
 STATE_VERSION: Final = 1
 MESSAGE_ID_PIN: Final = "64672ee17c744ff39534af4c63f2e545"
@@ -161,14 +161,14 @@ def outcome_entry(proof: Proof) -> Entry:
         f"as planned {points(proof.gap_promised_ppm)})"
     )
     vcpus = f"{proof.waiting} vCPU{'' if proof.waiting == 1 else 's'}"
-    before, now = _percent(proof.wait_before_ppm), _percent(proof.wait_ppm)
+    before, now = percent(proof.wait_before_ppm), percent(proof.wait_ppm)
     the_plan = f"plan of cycle {proof.number}"
     waited = f"{vcpus} that waited for {before} of the time, now for {now}"
     text = {
         Verdict.NO_WAIT: f"After the {the_plan} {gap}; nobody had to wait before",
         Verdict.HELPED: f"The {the_plan} helped: {waited}; {gap}",
         Verdict.NO_HELP: f"The {the_plan} did not help: {waited}, "
-        f"{_percent(proof.wait_promised_ppm)} as planned; {gap}. What it moved is left alone for "
+        f"{percent(proof.wait_promised_ppm)} as planned; {gap}. What it moved is left alone for "
         "a while",
         Verdict.UNCLEAR: f"Whether the {the_plan} helped cannot be told, since guests want "
         f"something else by now; {gap}",
@@ -216,7 +216,7 @@ def failure_entry(failure: Failure) -> Entry:
 def changed_entry(changed: Changed) -> Entry:
     """Tell of an affinity that was changed, and not by us."""
     now = cpus_text(changed.to_cpus)
-    whose = f"vCPU {changed.vcpu.vcpu} of {printable(changed.domain)}"
+    whose = vcpu_text(changed.vcpu.vcpu, changed.domain)
     books = f"{cpus_text(changed.from_cpus)}, where it was pinned"
     priority, text = {
         Change.PINNED: (
@@ -250,7 +250,7 @@ def changed_entry(changed: Changed) -> Entry:
 
 def given_back_entry(given: GivenBack) -> Entry:
     """Tell of an original affinity that was given back, or was not."""
-    whose = f"vCPU {given.vcpu.vcpu} of {printable(given.domain)}"
+    whose = vcpu_text(given.vcpu.vcpu, given.domain)
     fields = {
         "VCPUSCHED_DOMAIN": given.domain,
         "VCPUSCHED_DOMAIN_UUID": given.vcpu.uuid,
@@ -397,25 +397,10 @@ def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
     }
 
 
-def points(load_ppm: int) -> str:
-    """Give a difference of loads in percentage points."""
-    text = f"{load_ppm / PPM_PER_POINT:.0f}"
-    return f"{text} point{'' if text == '1' else 's'}"
-
-
-def cpus_text(cpus: CpuSet) -> str:
-    """Name pCPUs in a sentence."""
-    return f"pCPU {cpus}" if len(cpus) == 1 else f"pCPUs {cpus}"
-
-
 def _subject(move: Move) -> str:
     return (
         f"vCPU {move.vcpu.vcpu} of {printable(move.domain)} ({move.load_ppm / PPM_PER_POINT:.0f} %)"
     )
-
-
-def _percent(share_ppm: int) -> str:
-    return f"{share_ppm * 100 / PPM:.0f} %"
 
 
 def _decimal(load_ppm: int) -> str:

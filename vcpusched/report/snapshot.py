@@ -22,6 +22,7 @@ from vcpusched.model import (
     VcpuId,
 )
 from vcpusched.plan.planner import Plan
+from vcpusched.text import place
 
 VERSION: Final = 1
 
@@ -180,9 +181,8 @@ def _validated(model: type[_Model], text: str, kind: str) -> _Model:
         return model.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or kind
         what = _COMPLAINTS.get(first["type"], first["msg"].lower())
-        raise SnapshotError(f"{where}: {what}") from None
+        raise SnapshotError(f"{place(first, kind)}: {what}") from None
 
 
 def _host(snapshot: _Snapshot) -> Host:

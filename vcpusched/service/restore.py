@@ -13,10 +13,10 @@ from vcpusched.host.hypervisor import (
     NotRecordedError,
     PermissionDeniedError,
 )
-from vcpusched.model import NO_CPUS, CpuSet, DomainUuid
+from vcpusched.model import NO_CPUS, DomainUuid
 from vcpusched.service import exits
 from vcpusched.service.control import Answer, Request, Verb
-from vcpusched.text import printable
+from vcpusched.text import cpus_text, printable
 
 
 def carry_out(
@@ -103,7 +103,9 @@ def _told(
         name = printable(vcpus[0].domain)
         held = _held(name, hold=hold and wanted is not None)
         told.add(uuid)
-        back = [f"vCPU {one.vcpu.vcpu} to {_cpus(one.to_cpus)}" for one in vcpus if not one.why_not]
+        back = [
+            f"vCPU {one.vcpu.vcpu} to {cpus_text(one.to_cpus)}" for one in vcpus if not one.why_not
+        ]
         if back:
             lines.append(f"{name}: given back: {', '.join(back)}{held}")
         lines += [f"{name}: vCPU {one.vcpu.vcpu} has ended meanwhile" for one in vcpus if one.gone]
@@ -126,7 +128,3 @@ def _told(
 
 def _held(name: str, *, hold: bool) -> str:
     return f'; held until "vcpusched release {name}"' if hold else ""
-
-
-def _cpus(cpus: CpuSet) -> str:
-    return f"pCPU {cpus}" if len(cpus) == 1 else f"pCPUs {cpus}"

@@ -275,11 +275,7 @@ def _sets(
 
 
 def _list_of_cpus(text: str, count: int) -> CpuSet:
-    """Read a list of the pCPUs of a host; nothing when it is none."""
-    try:
-        cpus = CpuSet.parse(text)
-    except ValueError:
-        return NO_CPUS
+    cpus = CpuSet.read(text)
     return cpus if cpus.is_within(CpuSet.of(range(count))) else NO_CPUS
 
 
