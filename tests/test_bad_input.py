@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hosts import host as drawn
+from builders import host as drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched
