@@ -2,11 +2,14 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import vcpusched
 
 PACKAGE = Path(vcpusched.__file__).parent
+TOP = Path(__file__).parents[2]
+ARCHITECTURE = TOP / "contrib/ARCHITECTURE.md"
 
 MAY_IMPORT = {
     "model": set(),
@@ -143,3 +146,18 @@ def test_no_module_grows_too_long() -> None:
     """At most 350 lines each, but for those that were longer when the rooms were made."""
     lengths = {name: len(path.read_text().splitlines()) for name, path in PATHS.items()}
     assert {name for name, length in lengths.items() if length > LINES_MAX} == LONGER
+
+
+def test_the_architecture_names_files_that_there_are() -> None:
+    """Twenty tasks with their modules and tests; and each module that it speaks of exists."""
+    text = ARCHITECTURE.read_text()
+    rows = re.findall(r"^\| .+ \| `(vcpusched/\S+)` \| `(tests/\S+)` \|$", text, re.MULTILINE)
+    assert len(rows) == 20
+    named = {name for row in rows for name in row}
+    rooms = "|".join(sorted({room_of(name) for name in MODULES}))
+    named |= {f"vcpusched/{name}" for name in re.findall(rf"`((?:{rooms})/[a-z_]+\.py)`", text)}
+    assert [name for name in sorted(named) if not (TOP / name).is_file()] == []
+    assert set(re.findall(r"^\| `([a-z]+)/` \|", text, re.MULTILINE)) == {
+        path.parent.name for path in PACKAGE.glob("*/__init__.py")
+    }
+    assert "(contrib/ARCHITECTURE.md)" in (TOP / "README.md").read_text()
