@@ -97,7 +97,6 @@ class CpuSet:
         return not self.bits & ~other.bits
 
     def __str__(self) -> str:
-        """Give the kernel's cpulist syntax."""
         runs: list[list[int]] = []
         for cpu in self:
             if runs and cpu == runs[-1][1] + 1:

@@ -227,7 +227,6 @@ class Scheduler:
         return done
 
     def _prove(self, look: Look, *, is_last: bool = False) -> tuple[Proof, ...]:
-        """Judge the last plan, as soon as it can be."""
         if self._promise is None:
             return ()
         proof = proven(self._promise, look, is_last=is_last)

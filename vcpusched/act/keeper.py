@@ -264,7 +264,6 @@ class Keeper:
         return given
 
     def _pin_as_known(self, vcpu: VcpuId, cpus: CpuSet, record: Record) -> None:
-        """Pin a vCPU that no other hand has changed while it was planned and marked."""
         if self._by_another_hand(vcpu, record) is not None:
             # The next sample tells.
             raise VanishedError("its affinity was changed by another hand just now")

@@ -273,7 +273,6 @@ class Ledger:
 
 
 def _is_another_run(before: Entry, domain: DomainReading, *, is_unseen: bool) -> bool:
-    """Tell whether a domain was started anew since its entry was made."""
     if before.domain_id == domain.domain_id:
         return False
     return not is_unseen or any(

@@ -4,9 +4,11 @@ Rule: a saved snapshot, what the running service last wrote, or libvirt, looked 
 become one line and an exit status. libvirt is imported only where it is asked.
 """
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -63,7 +65,6 @@ def _sampled(settings: Settings) -> Host:
     # A state or a saved snapshot needs no libvirt.
     from vcpusched.act.keeper import Keeper
     from vcpusched.act.ledger_file import Book
-    from vcpusched.host.hypervisor import HypervisorError, PermissionDeniedError
     from vcpusched.host.libvirt_host import LibvirtHost
     from vcpusched.observe.observe import Smoothing, observe
     from vcpusched.service.run_directory import LedgerFile
@@ -84,15 +85,31 @@ def _sampled(settings: Settings) -> Host:
 
     if sys.stderr.isatty():
         print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)
-    try:
-        host: Host = call_within(settings.period + ONE_SHOT_PATIENCE_S, sample_twice)
-    except TimeoutError:
-        _end_at_once(exits.UNAVAILABLE, f"libvirt at {settings.uri} does not answer")
-    except PermissionDeniedError as error:
-        raise exits.Refusal(exits.NOT_PERMITTED, f"libvirt at {settings.uri}: {error}") from None
-    except HypervisorError as error:
-        raise exits.Refusal(exits.UNAVAILABLE, f"libvirt at {settings.uri}: {error}") from None
+    with reached(settings.uri):
+        try:
+            host: Host = call_within(settings.period + ONE_SHOT_PATIENCE_S, sample_twice)
+        except TimeoutError:
+            _end_at_once(exits.UNAVAILABLE, f"libvirt at {settings.uri} does not answer")
     return host
+
+
+@contextlib.contextmanager
+def reached(uri: str) -> Iterator[None]:
+    """Run what needs libvirt. Raises Refusal where it answers badly, or not in time."""
+    from vcpusched.host.hypervisor import HypervisorError, PermissionDeniedError
+
+    status = exits.UNAVAILABLE
+    try:
+        yield
+    except TimeoutError:
+        why = "it does not answer"
+    except PermissionDeniedError as error:
+        status, why = exits.NOT_PERMITTED, str(error)
+    except HypervisorError as error:
+        why = str(error)
+    else:
+        return
+    raise exits.Refusal(status, f"libvirt at {uri}: {why}")
 
 
 def _end_at_once(status: int, line: str) -> NoReturn:

@@ -206,7 +206,6 @@ def _machine(host: Host, loads_ppm: Mapping[int, int], width: int, room: int) ->
 def _rows(  # noqa: PLR0913, PLR0917  what is shown, and how
     view: View, state: SavedState, host: Host, room: int, width: int, now_s: float
 ) -> list[Text]:
-    """Draw the vCPUs: who, what it wants, how long it waited, where it is."""
     waits = {(one.uuid, one.id, one.vcpu): round(one.wait * PPM) for one in state.waits}
 
     def wait_ppm(vcpu: Vcpu) -> int:
@@ -259,7 +258,6 @@ def _wait(wait_ppm: int) -> Text:
 
 
 def _cell(content: str | Text, width: int, align: str = "left") -> Text:
-    """Give text cut or filled up to a width."""
     text = content.copy() if isinstance(content, Text) else Text(content)
     text.truncate(width, overflow="ellipsis")
     missing = " " * (width - text.cell_len)
@@ -329,7 +327,6 @@ class _Terminal:
         self._is_suspended = False
 
     def __enter__(self) -> Self:
-        """Take the terminal over."""
         self._before = termios.tcgetattr(self._stdin)
         handlers: dict[int, Callable[..., None]] = dict.fromkeys(_ENDS, _end)
         handlers[signal.SIGTSTP] = self._suspend
@@ -341,7 +338,6 @@ class _Terminal:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Give it back as it was."""
         self._give_back()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)

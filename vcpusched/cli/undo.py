@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vcpusched.service import control, exits, run_directory
-from vcpusched.service import control as pause_file
 from vcpusched.service.control import Answer, Request, Verb
 from vcpusched.text import printable
 
 if TYPE_CHECKING:
-    from vcpusched.host.libvirt_host import LibvirtHost
     from vcpusched.settings import Settings
 
 CONNECT_PATIENCE_S: Final = 10.0
@@ -40,11 +38,11 @@ def pause(duration: str | None) -> int:
     """Have nothing pinned for a while, whether a service runs or not. Raises Refusal."""
     directory = run_directory.locate()
     try:
-        seconds = None if duration is None else pause_file.parse_duration(duration)
+        seconds = None if duration is None else control.parse_duration(duration)
     except ValueError as error:
         raise exits.Refusal(exits.USAGE, f"--for: {error}") from None
     try:
-        begun = pause_file.begin_pause(directory, seconds)
+        begun = control.begin_pause(directory, seconds)
     except OSError as error:
         raise _unwritable(directory, error) from None
     print(f"{begun.text}.")
@@ -55,7 +53,7 @@ def resume() -> int:
     """End a pause. Raises Refusal."""
     directory = run_directory.locate()
     try:
-        was_paused = pause_file.end_pause(directory)
+        was_paused = control.end_pause(directory)
     except OSError as error:
         raise _unwritable(directory, error) from None
     print("Resumed." if was_paused else "There was no pause.")
@@ -98,7 +96,8 @@ def _do(settings: "Settings", asked: Request) -> int:
 def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
     from vcpusched.act.keeper import Keeper
     from vcpusched.act.ledger_file import Book
-    from vcpusched.host.hypervisor import ConnectionLostError
+    from vcpusched.cli.sources import reached
+    from vcpusched.host.libvirt_host import LibvirtHost
     from vcpusched.service.restore import carry_out
     from vcpusched.service.run_directory import LEDGER, LedgerFile
     from vcpusched.service.worker import call_within
@@ -110,39 +109,11 @@ def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
         book = Book(LedgerFile(directory), settings.uri)
         if book.problem:
             return Answer(exits.FAILURE, problems=(book.problem,))
-        session = _connect(settings)
-        keeper = Keeper(session, book)
-        keeper.rests = True  # what is not asked for is left as it is
-        try:
+        with reached(settings.uri):
+            session = call_within(CONNECT_PATIENCE_S, lambda: LibvirtHost.open(settings.uri))
+            keeper = Keeper(session, book)
+            keeper.rests = True  # what is not asked for is left as it is
             answer: Answer = call_within(
-                WORK_PATIENCE_S,
-                lambda: carry_out(keeper, asked, beside_service=False),
+                WORK_PATIENCE_S, lambda: carry_out(keeper, asked, beside_service=False)
             )
-        except ConnectionLostError as error:
-            raise _unreachable(settings, str(error)) from None
-        except TimeoutError:
-            raise _unreachable(settings, "it does not answer") from None
         return answer
-
-
-def _connect(settings: "Settings") -> "LibvirtHost":
-    from vcpusched.host.hypervisor import HypervisorError, PermissionDeniedError
-    from vcpusched.host.libvirt_host import LibvirtHost
-    from vcpusched.service.worker import call_within
-
-    try:
-        session: LibvirtHost = call_within(
-            CONNECT_PATIENCE_S, lambda: LibvirtHost.open(settings.uri)
-        )
-    except TimeoutError:
-        raise _unreachable(settings, "it does not answer") from None
-    except PermissionDeniedError as error:
-        line = f"libvirt at {settings.uri}: {error}"
-        raise exits.Refusal(exits.NOT_PERMITTED, line) from None
-    except HypervisorError as error:
-        raise _unreachable(settings, str(error)) from None
-    return session
-
-
-def _unreachable(settings: "Settings", why: str) -> exits.Refusal:
-    return exits.Refusal(exits.UNAVAILABLE, f"libvirt at {settings.uri}: {why}")

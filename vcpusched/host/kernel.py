@@ -228,7 +228,6 @@ class Quotas:
 
 
 def _quota(group: Path) -> Quota | None:
-    """Read a cgroup's quota, of version 2 or 1."""
     limit = _text(group / "cpu.max")
     if limit is None:
         runs, every = _text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")

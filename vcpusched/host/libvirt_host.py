@@ -146,7 +146,6 @@ def on_connecting(error: Any) -> HypervisorError:  # noqa: ANN401
 
 
 def _in_words(error: Any) -> str:  # noqa: ANN401
-    """Return libvirt's own words, as one sentence without a full stop."""
     return str(error.get_error_message() or error).strip().rstrip(".")
 
 

@@ -251,7 +251,6 @@ def read_topology(xml: str, online: CpuSet) -> Topology:
 
 
 def _cpus(root: ET.Element) -> Iterator[tuple[int | None, int, CpuSet]]:
-    """Give the cell, the number and the listed siblings of each pCPU."""
     for cell in root.iterfind("host/topology/cells/cell"):
         for entry in cell.iterfind("cpus/cpu"):
             cpu = _number(entry.get("id"))

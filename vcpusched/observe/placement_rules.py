@@ -274,7 +274,6 @@ class House:
 
 
 def _nodes_of(definition: Definition, vcpu: int) -> str:
-    """Name the NUMA nodes that the memory beside a vCPU must be on."""
     nodes = definition.memory_nodes.get(vcpu)
     if nodes is None:
         return "the nodes that numad chose for its memory"

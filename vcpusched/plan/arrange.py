@@ -225,7 +225,6 @@ class _Undoing:
         return entries
 
     def _peak_is_alone(self) -> bool:
-        """Tell whether the pCPU with the highest load is the only one that has it."""
         peaks, levels = self._peaks, self._levels
         top = heappop(peaks)
         while peaks and (-peaks[0][0] != levels[peaks[0][1]] or peaks[0][1] == top[1]):
@@ -235,7 +234,6 @@ class _Undoing:
         return alone
 
     def _first_the_lower(self, step: Step) -> Step:
-        """Give the vCPUs of a step in the order that leaves the lower peak in between."""
         loads = self._board.loads
         return tuple(
             sorted(step, key=lambda vcpu: (self._levels[self._place[vcpu]] - loads[vcpu], vcpu))

@@ -200,7 +200,6 @@ class Board:
 
     @cached_property
     def _is_even(self) -> bool:
-        """Whether every pCPU can do all that the best can."""
         return not any(self.lacks) and all(gives == PPM for gives in self.gives)
 
     def gap_ppm(self, levels: Sequence[int]) -> int:

@@ -120,7 +120,6 @@ class _Filling:
         return late
 
     def _ends(self) -> tuple[int, int]:
-        """Give the busiest and the freest pCPU that are not aside; -1 where there is none."""
         level, busiest, freest = self._level, self._busiest, self._freest
         while busiest and (
             -busiest[0][0] != level[busiest[0][1]]
@@ -283,7 +282,6 @@ class _Filling:
         return beats, *best
 
     def _givers(self, first: int) -> Iterable[int]:
-        """Give the pCPUs to try for one that lacks load."""
         if self._is_close:
             return self._taking
         # The front of a heap is nearly sorted, and that is all that a large host needs.

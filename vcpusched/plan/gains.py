@@ -88,7 +88,6 @@ class Answer:
         return self.home[first], self.place[first], size
 
     def _more_without(self, step: tuple[int, ...]) -> list[int]:
-        """Give by how much the excess in each band would grow without a step."""
         source, target, size = self._flow(step)
         changes = self._changes[source] + self._changes[target]
         known = self._known.get(step)

@@ -114,7 +114,6 @@ class Groups:
             self._moved.add(vcpu)
 
     def _choose(self, first: Iterable[int]) -> list[int]:
-        """Choose pCPUs between which vCPUs were moved, and some by chance."""
         judged, draw = self._problem.judged, self._chance.random
         size = min(len(judged), GROUP_CPUS[int(draw() * len(GROUP_CPUS))])
         group = list(first)
@@ -127,7 +126,6 @@ class Groups:
         return group
 
     def _part(self, group: Sequence[int]) -> tuple[Task, list[int], int]:
-        """Give the task of a group, its vCPUs, and how many of them are not at home."""
         problem, whole = self._problem, self._whole
         inside = {cpu: position for position, cpu in enumerate(group)}
         start = [self._levels[cpu] for cpu in group]

@@ -174,7 +174,6 @@ def _parting(  # noqa: PLR0913, PLR0917  all that one step goes by
     span: int,
     min_gain: int,
 ) -> tuple[int, int, int] | None:
-    """Give the vCPU that should leave a core, its pCPU and where to; None when all is well."""
     judged = [levels[cpu] for cpu in board.judged]
     most, least = max(judged), min(judged)
     # A hair's breadth more is no matter, but where the host would not be balanced any more.
@@ -272,7 +271,6 @@ class _Around:
 
 
 def _guests(board: Board, place: Sequence[int]) -> Counter[tuple[str, int]]:
-    """Count the vCPUs of each guest on each pCPU."""
     return Counter((vcpu.id.uuid, cpu) for vcpu, cpu in zip(board.vcpus, place, strict=True))
 
 

@@ -120,7 +120,6 @@ def _holding(host: Host, held: Collection[VcpuId]) -> Host:
 
 
 def _unchecked(host: Host, policy: Policy) -> Plan:
-    """Plan by loads only."""
     alike = all(cpu.cpu.capacity_ppm == PPM for cpu in host.cpus)
     if policy.granularity is Granularity.CPU and alike:
         return _plan(host, policy)
@@ -128,7 +127,6 @@ def _unchecked(host: Host, policy: Policy) -> Plan:
 
 
 def _plan_units(host: Host, policy: Policy) -> Plan:
-    """Plan on sets of pCPUs, and say what that means for pCPUs."""
     units = grouped(host, policy.granularity)
     found = _plan(units.host, policy)
     vcpus = {vcpu.id: vcpu for vcpu in host.vcpus}
@@ -167,7 +165,6 @@ def _plan_units(host: Host, policy: Policy) -> Plan:
 
 
 def _with(host: Host, moved: Mapping[VcpuId, CpuSet]) -> Host:
-    """Give the host with these affinities."""
     return replace(
         host,
         vcpus=tuple(
@@ -181,14 +178,12 @@ def _was(cpus: CpuSet) -> str:
 
 
 def _each(units: Units, loads_ppm: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Give the loads of units as those of their pCPUs."""
     return tuple(
         sorted((cpu, load_ppm) for unit, load_ppm in loads_ppm for cpu in units.members[unit])
     )
 
 
 def _plan(host: Host, policy: Policy) -> Plan:
-    """Plan on pCPUs, or on what is treated as one."""
     vcpus = sorted(host.vcpus, key=lambda vcpu: (vcpu.id.uuid, vcpu.id.domain_id, vcpu.id.vcpu))
     board = Board.of(host, vcpus, binding=False)
     if policy.floating is Floating.PIN and board.pools:
@@ -212,7 +207,6 @@ def _binds_well(board: Board, found: Plan) -> bool:
 
 
 def _settle(board: Board, policy: Policy) -> Plan:
-    """Plan on one view of the host."""
     board = separated(board)
     levels = board.levels(board.base)
     if board.gap_ppm(levels) < policy.balance_threshold_ppm:
@@ -325,7 +319,6 @@ def _in_order(board: Board, looks: Sequence[Board]) -> tuple[Sequence[int], list
 
 
 def _next_place(board: Board, policy: Policy, *, again: bool) -> Sequence[int]:
-    """Give the best places that one look finds."""
     may, own = board.may, board.own
     if lone := board.lone():
         may, own = may.copy(), own.copy()
@@ -357,7 +350,6 @@ def _best_place(  # noqa: PLR0913  all that a search goes by
     *,
     again: bool,
 ) -> Sequence[int]:
-    """Give the best places to which vCPUs may go by these masks."""
 
     def accept(place: Sequence[int]) -> bool:
         return place == board.home or (apart.holds(place) and bool(in_order(board, place)))
@@ -396,7 +388,6 @@ def _best_place(  # noqa: PLR0913  all that a search goes by
 
 
 def _outside(board: Board, levels: Sequence[int], policy: Policy) -> int:
-    """Give the load outside the band that suits these loads best."""
     low, high = _band(board, levels, policy.balance_threshold_ppm)
     loads = (levels[cpu] for cpu in board.judged)
     return sum(max(0, load - high) + max(0, low - load) for load in loads)

@@ -108,7 +108,6 @@ def _sums_largest_first(own: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
 
 
 def _where_it_fits(task: Task) -> tuple[Sequence[int], set[int]]:
-    """Leave out the targets that a vCPU does not fit on even alone; give those that cannot stay."""
     fixed = list(task.start)
     for vcpu, mask in enumerate(task.may):
         if mask:

@@ -236,7 +236,6 @@ class Served:
                 curves[place] = Curve([self.claims[index] for index in there])
 
     def _put(self, index: int, mask: int, sign: int) -> None:
-        """Put a vCPU where an affinity says, or take it away from there."""
         mask &= self.managed
         if not mask:
             return
@@ -257,7 +256,6 @@ class Served:
 
 
 def _claims(vcpus: Sequence[Vcpu]) -> list[Claim]:
-    """Give what each vCPU wants, and its part of its guest's shares."""
     guests = [(vcpu.id.uuid, vcpu.id.domain_id) for vcpu in vcpus]
     running = Counter(guest for guest, vcpu in zip(guests, vcpus, strict=True) if vcpu.load_ppm)
     return [
@@ -272,7 +270,6 @@ def _claims(vcpus: Sequence[Vcpu]) -> list[Claim]:
 def _short_ppm(
     stopped: Mapping[int, int], places: Mapping[int, Sequence[int]], curves: Mapping[int, Curve]
 ) -> dict[int, int]:
-    """Give what those get who get less than they want, where levels stopped."""
     short: dict[int, int] = {}
     for place, level in stopped.items():
         there = places.get(place)
@@ -283,7 +280,6 @@ def _short_ppm(
 
 
 def _cores(host: Host) -> list[Core]:
-    """Give the cores with what they and their managed threads can give."""
     cores: dict[tuple[bool, int], list[HostCpu]] = {}
     for cpu in sorted(host.cpus, key=lambda cpu: cpu.id):
         known = cpu.cpu.core

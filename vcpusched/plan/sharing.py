@@ -93,7 +93,6 @@ def fill(cores: Sequence[Core], bound: Mapping[int, Curve], pools: Mapping[int, 
 
 
 def _numbers(mask: int) -> list[int]:
-    """Give the numbers of the bits in a mask."""
     return [number for number, bit in enumerate(bin(mask)[:1:-1]) if bit == "1"]
 
 
@@ -193,7 +192,6 @@ class _Group:
         return rooms, max(0, core_ppm)
 
     def _left(self, reach: int, pools: Iterable[Curve]) -> Left:
-        """Give what all pCPUs in reach have left once these pools have taken theirs."""
         left = Left(pools)
         for most_ppm, threads in zip(self._most, self._threads, strict=True):
             if len(threads) == 1:  # most are: then there is nothing to share with a sibling

@@ -97,11 +97,9 @@ class _Solver:
         return self._kept(self._fewer(kept, self._frame.whole)) if self._steps else kept
 
     def _least(self, *, balanced: bool) -> int:
-        """Give what a move must gain."""
         return max(self._problem.min_gain, 1 if balanced else UNREACHED_GAIN_PPM)
 
     def _kept(self, place: Sequence[int]) -> list[int]:
-        """Give what is worth its moves in an answer."""
         answer = Answer(self._frame, place)
         balanced = not answer.outside
         kept = pays(answer, self._least(balanced=balanced))
@@ -244,7 +242,6 @@ class _Solver:
         return self._first_fillings | self._filled(others)
 
     def _fewer(self, place: list[int], whole: Task, steps: int = UNBOUNDED) -> list[int]:
-        """Search groups of pCPUs to the end for an answer with fewer moves."""
         if self._steps <= 0:
             return place
         groups = Groups(self._problem, whole, place, self._chance)
@@ -256,7 +253,6 @@ class _Solver:
     # Where balance is out of reach.
 
     def _with_fewer_moves(self, place: Sequence[int]) -> list[int]:
-        """Give an answer that is as good with fewer moves, if there is one."""
         frame = self._frame
         levels = frame.levels(place)
         begin = frame.best_begin(levels)

@@ -166,7 +166,6 @@ def _by_thread(cpus: Sequence[HostCpu]) -> dict[int, int]:
 
 
 def _of(cpus: CpuSet, of_cpu: dict[int, int]) -> CpuSet:
-    """Give the units of pCPUs; those pCPUs where none of them is managed."""
     return CpuSet.of({of_cpu[cpu] for cpu in cpus if cpu in of_cpu}) or cpus
 
 
@@ -276,7 +275,6 @@ def _let_off_cores(
 
 
 def _poured(own: dict[int, int], water: int) -> dict[int, int]:
-    """Share what floats in a unit over its freest pCPUs."""
     filled = pour(own, tuple(own), water)
     level_ppm = min(own[cpu] + more_ppm for cpu, more_ppm in filled)
     return own | {cpu: level_ppm for cpu, _ in filled}

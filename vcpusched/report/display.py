@@ -112,7 +112,6 @@ def draw_status(headline: str, state: SavedState, host: Host | None, now_s: floa
 
 
 def _facts(state: SavedState, now_s: float) -> Table:
-    """Draw what is known of the service, a line for each."""
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
@@ -240,7 +239,6 @@ def draw_simulation(about: About, balanced: Result, unmoved: Result) -> Group:
 
 
 def _line(run: Result, highest_ppm: int) -> str:
-    """Draw the gap as a line of blocks, each the mean of some periods."""
     gaps_ppm = [period.gap_ppm for period in run.periods]
     length = min(_LINE_LENGTH, len(gaps_ppm))
     line = ""

@@ -177,7 +177,6 @@ def _in_rows(
 
 
 def _empty_rows(*, is_plan: bool, length: int) -> Table:
-    """Give the table for pCPUs, with columns for one load of each or two."""
     if is_plan:
         what = "vCPUs here, load in %; + comes, - leaves"
         columns: tuple[str, ...] = ("pCPU", "before", "_before", "after", "_after", what)
@@ -191,7 +190,6 @@ def _empty_rows(*, is_plan: bool, length: int) -> Table:
 
 
 def _cores(cpus: Sequence[Cpu]) -> Iterable[tuple[Cpu, str]]:
-    """Give each pCPU with a bracket that ties it to its siblings."""
     for core, siblings in itertools.groupby(cpus, key=lambda cpu: cpu.core):
         group = list(siblings)
         for position, cpu in enumerate(group):

@@ -196,7 +196,6 @@ def _gauges(
 def _counters(
     name: str, text: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], float]
 ) -> Metric:
-    """Give counters; the format adds `_total` to the name."""
     family = CounterMetricFamily(PREFIX + name, text, labels=labels)
     for label_values, value in values.items():
         family.add_metric(label_values, value)

@@ -107,7 +107,6 @@ def ask(directory: Path, request: Request) -> Answer | None:
 
 
 def _answered(path: Path) -> Answer:
-    """Read an answer. Raises AnswerError for what is none."""
     try:
         told = json.loads(run_directory.read_file(path, ANSWER_SIZE_MAX))
         status, lines, problems = told["status"], told["lines"], told["problems"]

@@ -346,7 +346,6 @@ class _Daemon:
                     self._say.plan_done(outcome.cycle)
 
     def _on_change(self, outcome: Outcome) -> None:
-        """Tell of an affinity that was changed, by us or by another hand."""
         if isinstance(outcome, Pinned):
             self._say.pinned(outcome)
         elif isinstance(outcome, Changed):
@@ -414,7 +413,6 @@ class _Daemon:
         self._lose(why)
 
     def _found(self, now_s: float) -> None:
-        """Say that libvirt is back: the host could be read."""
         if self._disconnected_since_s is not None:
             after_s = now_s - self._disconnected_since_s
             text = f"Connected to libvirt at {self._uri()} after {after_s:.0f} s"

@@ -135,7 +135,6 @@ def _is_system_readable() -> bool:
 
 
 def _text(value: Any) -> str:  # noqa: ANN401  whatever the library takes it for
-    """Give a field as text: the first, where an entry has it twice."""
     if isinstance(value, list):
         value = value[0]
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

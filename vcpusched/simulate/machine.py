@@ -297,7 +297,6 @@ class Machine:
         self._changed(queue)
 
     def _choose(self, thread: Thread) -> int:
-        """Give the pCPU that a waking thread goes to."""
         affinity = thread.affinity
         if not affinity & (affinity - 1):
             return affinity.bit_length() - 1

@@ -349,7 +349,6 @@ def simulate(  # noqa: PLR0913  each is a choice of its own
 
 
 def _starts(workload: Workload, place: Place, online: CpuSet) -> Iterator[tuple[CpuSet, ...]]:
-    """Give, per guest and vCPU, the affinity that it starts with."""
     turn = 0
     for guest in workload.guests:
         allowed = guest.allowed & online

@@ -227,7 +227,6 @@ def _workload(source: str, file: _File) -> Workload:
 
 
 def _topology(file: _File) -> Topology | None:
-    """Give the topology that a file tells; None when it tells nothing."""
     if not (file.nodes or file.caches or file.cores or file.capacities):
         return None
     nodes = _sets(file, "nodes", [])
@@ -367,7 +366,6 @@ def _mistake(
 
 
 def _problem(values: Mapping[str, Any], error: ValidationError) -> str:
-    """Turn what pydantic found first into one line."""
     problem = error.errors(include_url=False)[0]
     place = problem["loc"]
     model: type[_Entry] = _File
