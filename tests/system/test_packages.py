@@ -110,7 +110,11 @@ def test_pip_installs_it(built: Path, tmp_path: Path, suffix: str) -> None:
     package = built / f"vcpusched-{__version__}{suffix}"
     run(str(tmp_path / "bin/pip"), "install", "--quiet", str(package))
     assert run(str(tmp_path / "bin/vcpusched"), "--version") == f"vcpusched {__version__}\n"
-    run(str(tmp_path / "bin/python"), "-c", "import vcpusched.daemon, vcpusched.libvirt_host")
+    run(
+        str(tmp_path / "bin/python"),
+        "-c",
+        "import vcpusched.service.daemon, vcpusched.host.libvirt_host",
+    )
 
 
 def test_the_sdist_has_what_an_rpm_needs(built: Path) -> None:
