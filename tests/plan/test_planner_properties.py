@@ -312,7 +312,7 @@ def test_order_of_input_does_not_matter_on_large_hosts() -> None:
 
 PLAN_MANY = """
 from builders import random_host
-from vcpusched.planner import Policy, plan
+from vcpusched.plan.planner import Policy, plan
 for seed in range(300):
     print(plan(random_host(seed), Policy(balance_threshold_ppm=400_000, steps_max=50)))
 """

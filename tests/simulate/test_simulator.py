@@ -418,12 +418,12 @@ def test_where_vcpus_start() -> None:
 
 BUSY = """
 import json
-from vcpusched import outcome
-from vcpusched.config import Settings
-from vcpusched.generator import generate
-from vcpusched.scheduler import Rules, Scheduler
-from vcpusched.simulator import Place, simulate
-from vcpusched.workload import scaled
+from vcpusched.report import simulation
+from vcpusched.settings import Settings
+from vcpusched.simulate.traces import generate
+from vcpusched.act.cycle import Rules, Scheduler
+from vcpusched.simulate.simulator import Place, simulate
+from vcpusched.simulate.workload import scaled
 made = scaled(generate(cpu_count=6, vcpu_count=24, periods=30, seed={seed}), 700_000)
 for place in (Place.RANDOM, Place.FLOATING):
     print(json.dumps(simulation.as_json(simulate(made, Scheduler(), place=place))))
@@ -650,30 +650,6 @@ def test_a_heavy_guest_goes_to_a_strong_pcpu(granularity: Granularity) -> None:
     assert len(result.pins) == 1
     assert result.periods[0].unmet_ns == pytest.approx(PERIOD_NS * 3 / 10, rel=0.05)
     assert result.periods[-1].unmet_ns == 0
-
-
-def test_guests_that_always_start_on_one_pcpu() -> None:
-    """{30 30 30 30} {} {} {}, and on pCPU 0 another guest every two periods: 100 % while it boots.
-
-    After three periods it wants 2 %, and it ends when it is 24 s old: the pCPU is never without one
-    that is not judged yet. The four leave it all the same, and nobody goes there; the new guests
-    are too small to be worth a pin.
-    """
-    boots = [
-        dataclasses.replace(
-            guest(f"new{start}", ([100] * 3 + [2] * 5)[: PERIODS - start], "0"), start=start
-        )
-        for start in range(0, PERIODS, 2)
-    ]
-    settled = drawn([30] * 4, [], [], []).guests
-    result = simulate(Workload("", 4, PERIODS, (*settled, *boots)), Scheduler(), DEFAULTS)
-    assert len(result.pins) == len({pin.domain for pin in result.pins}) <= 4
-    assert {pin.domain for pin in result.pins} <= {one.name for one in settled}
-    assert len(result.pins) >= 3
-    assert all(str(pin.from_cpus) == "0" for pin in result.pins)
-    worst = max(vcpu.unmet_ns for vcpu in result.vcpus if vcpu.domain.startswith("g"))
-    alone = simulate(Workload("", 4, PERIODS, (*settled, *boots)), None)
-    assert worst < max(v.unmet_ns for v in alone.vcpus if v.domain.startswith("g")) * 0.6
 
 
 @pytest.mark.parametrize("granularity", [Granularity.CPU, Granularity.CORE])
