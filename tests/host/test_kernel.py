@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vcpusched.host.kernel import Quota, Quotas, Threads, busy, capacities, isolated, tickless
+from vcpusched.host.cgroups import Quota, Quotas
+from vcpusched.host.cpus import busy, capacities, isolated, tickless
+from vcpusched.host.threads import Threads
 from vcpusched.model import PPM, CpuSet, DomainUuid
 
 UUID = DomainUuid("6f2b0c1e-0000-4000-8000-000000000001")

@@ -9,7 +9,7 @@ pCPU map and the domain's size before it reads the vCPUs). None of them begins a
 talks to its QEMU, so none waits for a migration and none disturbs a guest; the bulk statistics call
 would be cheaper but interrupts every vCPU with QEMU 7.1 to 8.0, and tells neither the real
 affinity nor the pCPU last used. How long vCPUs waited it takes from /proc, as this does by itself
-(`kernel`): that costs libvirtd nothing, and is done for crowded pCPUs only. A definition costs 3
+(`threads`): that costs libvirtd nothing, and is done for crowded pCPUs only. A definition costs 3
 more calls when a domain is first seen and every 60 s; a plan costs 3 for each domain it touches,
 and 5 for each pin (find the domain, ask twice whether it is busy, and two in `pinVcpuFlags`). The
 mark in a domain's metadata, before its first pin, costs 4. The
@@ -27,7 +27,9 @@ from typing import Any, Final
 
 import libvirt
 
-from vcpusched.host import kernel, libvirt_xml
+from vcpusched.host import cpus as host_cpus
+from vcpusched.host import libvirt_xml
+from vcpusched.host.cgroups import Quotas
 from vcpusched.host.hypervisor import (
     ERRORS,
     LOST_CODES,
@@ -37,6 +39,7 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
     VanishedError,
 )
+from vcpusched.host.threads import Threads
 from vcpusched.model import (
     PPM,
     CpuSet,
@@ -204,7 +207,7 @@ class LibvirtHost:
         self._topology = Topology(())
         self._question: _Question | None = None
         self._ask_again_ns: int | None = None
-        self._threads = kernel.Threads()
+        self._threads = Threads()
 
     @classmethod
     def open(
@@ -259,8 +262,8 @@ class LibvirtHost:
             topology=topology,
             domains=self._with_waits(domains, crowded),
             unread=unread,
-            busy=kernel.busy(),
-            set_aside=kernel.isolated() | kernel.tickless(),
+            busy=host_cpus.busy(),
+            set_aside=host_cpus.isolated() | host_cpus.tickless(),
         )
 
     def _with_waits(
@@ -275,7 +278,7 @@ class LibvirtHost:
         }
         self._threads.forget_all_but(asked)
         self._threads.find(asked)
-        quotas = kernel.Quotas()
+        quotas = Quotas()
         told = {key: self._threads.waited(key, vcpus, quotas) for key, vcpus in asked.items()}
         return tuple(
             replace(
@@ -464,7 +467,7 @@ class LibvirtHost:
 
 def _with_capacities(topology: Topology) -> Topology:
     """Add what the kernel says that pCPUs can do, which libvirt does not say."""
-    told = kernel.capacities(topology.online)
+    told = host_cpus.capacities(topology.online)
     return Topology(
         tuple(replace(cpu, capacity_ppm=told.get(cpu.id, PPM)) for cpu in topology.cpus)
     )
