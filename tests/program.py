@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vcpusched import rundir
+from vcpusched.service import run_directory
 
-PROGRAM = (sys.executable, "-m", "vcpusched.cli")
+PROGRAM = (sys.executable, "-m", "vcpusched.cli.main")
 
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -37,7 +37,7 @@ def vcpusched(
 def without_the_lock(directory: Path, finds: Callable[[], bool]) -> bool:
     """Tell what somebody finds who may not open the lock of a service."""
     if os.geteuid() != 0:
-        (directory / rundir.LOCK).chmod(0)
+        (directory / run_directory.LOCK).chmod(0)
         return finds()
     child = os.fork()
     if child == 0:
@@ -46,8 +46,8 @@ def without_the_lock(directory: Path, finds: Callable[[], bool]) -> bool:
             os.setgroups([])
             os.setgid(65_534)
             os.setuid(65_534)
-            with pytest.raises(rundir.RunDirectoryError):
-                rundir.is_locked(directory)
+            with pytest.raises(run_directory.RunDirectoryError):
+                run_directory.is_locked(directory)
             status = 1 if finds() else 0
         finally:
             os._exit(status)

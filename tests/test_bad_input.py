@@ -11,19 +11,21 @@ import time
 from pathlib import Path
 
 import pytest
-from hosts import host as drawn
+from builders import host as drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched
 
-from vcpusched import capabilities, config, definition, explain, report, snapshot
-from vcpusched.config import ConfigError
-from vcpusched.journal import StreamLog
-from vcpusched.keeper import GivenBack
-from vcpusched.ledger import Change, Changed
+from vcpusched.act.keeper import GivenBack
+from vcpusched.act.ledger import Change, Changed
+from vcpusched.host import libvirt_xml
 from vcpusched.model import CpuSet, Definition, DomainUuid, Host, Topology, VcpuId
-from vcpusched.planner import Move, Policy, plan
-from vcpusched.report import Service
+from vcpusched.plan import explain
+from vcpusched.plan.planner import Move, Policy, plan
+from vcpusched.report import messages, snapshot
+from vcpusched.report.messages import Service
+from vcpusched.service.systemd import StreamLog
+from vcpusched.settings import ConfigError, Settings, load
 
 BRIEF = settings(max_examples=200, deadline=None)
 
@@ -77,7 +79,7 @@ TAG_NAMES = (
     "vcpu cputune vcpupin vcpusched numatune memory memnode metadata shares quota period cpu numa "
     "cell cells topology host cache bank"
 )
-OURS = (f"{{{definition.ORIGIN}}}origin", f"{{{definition.NAMESPACE}}}domain")
+OURS = (f"{{{libvirt_xml.ORIGIN}}}origin", f"{{{libvirt_xml.NAMESPACE}}}domain")
 TAGS = st.sampled_from([*TAG_NAMES.split(), *OURS])
 TEXTS = st.sampled_from(["", "1", "-1", "4", "99999999999999999999", "x", "1.5", "٣"])
 
@@ -103,13 +105,13 @@ XML = st.recursive(elements(st.just("")), elements, max_leaves=12).map(
 
 
 @BRIEF
-@given(st.sampled_from(sorted(config.Settings.model_fields)), TOML_VALUES)
+@given(st.sampled_from(sorted(Settings.model_fields)), TOML_VALUES)
 def test_settings_in_a_file(tmp_path_factory: pytest.TempPathFactory, key: str, value: str) -> None:
     """A value is taken, or told in a line that names file and key."""
     file = tmp_path_factory.getbasetemp() / "fuzzed.toml"
     file.write_text(f"{key} = {value}\n", encoding="utf-8", errors="surrogateescape")
     try:
-        config.load(file).settings.rules()
+        load(file).settings.rules()
     except ConfigError as error:
         told = error.lines
     else:
@@ -124,7 +126,7 @@ def test_files_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: b
     file = tmp_path_factory.getbasetemp() / "binary.toml"
     file.write_bytes(content)
     try:
-        config.load(file)
+        load(file)
     except ConfigError as error:
         told = error.lines
     else:
@@ -172,10 +174,10 @@ def test_snapshots_that_are_almost_right(vcpus: list[dict[str, object]]) -> None
 def test_domain_xml(xml: str) -> None:
     """A definition, or a ValueError: then the domain is held."""
     try:
-        found = definition.parse(xml)
+        found = libvirt_xml.read_definition(xml)
     except ValueError:
         return
-    assert isinstance(definition.combined(found, found), Definition)
+    assert isinstance(libvirt_xml.combined(found, found), Definition)
 
 
 @BRIEF
@@ -183,7 +185,7 @@ def test_domain_xml(xml: str) -> None:
 def test_capabilities_xml(xml: str) -> None:
     """Always a topology of the pCPUs that are online."""
     online = CpuSet.parse("0-3")
-    found = capabilities.parse(xml.replace("domain", "capabilities"), online)
+    found = libvirt_xml.read_topology(xml.replace("domain", "capabilities"), online)
     assert isinstance(found, Topology)
     assert found.online == online
 
@@ -206,8 +208,8 @@ def test_xml_bombs_are_refused(bomb: str) -> None:
     """At once, unread, and without looking anywhere."""
     began_s = time.monotonic()
     with pytest.raises(ValueError, match="document type"):
-        definition.parse(bomb)
-    assert capabilities.parse(bomb, CpuSet.of([0])).online == CpuSet.of([0])
+        libvirt_xml.read_definition(bomb)
+    assert libvirt_xml.read_topology(bomb, CpuSet.of([0])).online == CpuSet.of([0])
     assert time.monotonic() - began_s < 1
 
 
@@ -223,12 +225,12 @@ def test_no_name_forges_a_line(name: str) -> None:
     vcpu, one, two = VcpuId(DomainUuid("a"), 1, 0), CpuSet.of([1]), CpuSet.of([2])
     move = Move(vcpu, name, one, two, 1000, "why")
     entries = [
-        report.pin_entry(1, move),
-        report.unread_entry(name, name),
-        report.given_back_entry(GivenBack(vcpu, name, one, two)),
-        report.given_back_entry(GivenBack(vcpu, name, one, two, why_not=name)),
+        messages.pin_entry(1, move),
+        messages.unread_entry(name, name),
+        messages.given_back_entry(GivenBack(vcpu, name, one, two)),
+        messages.given_back_entry(GivenBack(vcpu, name, one, two, why_not=name)),
         *(
-            report.changed_entry(Changed(change, vcpu, name, one, two, was_ours=True))
+            messages.changed_entry(Changed(change, vcpu, name, one, two, was_ours=True))
             for change in Change
         ),
     ]
@@ -240,7 +242,7 @@ def test_no_name_forges_a_line(name: str) -> None:
         StreamLog(stream).write(entry)
     assert len(stream.getvalue().splitlines()) == len(entries)
     service = Service(1, 0.0, name, 1, 1, trouble=name)
-    assert report.status_line(service).isprintable()
+    assert messages.status_line(service).isprintable()
     host = renamed(drawn([50, 50], []), name)
     assert all(line.isprintable() for line in explain.told(host))
     for told in explain.explained(host, plan(host, Policy()), name):

@@ -5,7 +5,9 @@ integers in parts per million of one pCPU (`_ppm`), since with floats a plan wou
 order of its input.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import enum
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NewType, Self
 
@@ -39,11 +41,6 @@ class CpuSet:
         return cls(bits)
 
     @classmethod
-    def from_flags(cls, flags: Sequence[bool]) -> Self:
-        """Build a set from one boolean per pCPU, the form in which libvirt's binding gives maps."""
-        return cls.of(cpu for cpu, flag in enumerate(flags) if flag)
-
-    @classmethod
     def parse(cls, text: str) -> Self:
         """Parse the kernel's cpulist syntax ("0-3,8"), with libvirt's "^2" to take one out again.
 
@@ -65,14 +62,13 @@ class CpuSet:
             bits = bits & ~span if part.startswith("^") else bits | span
         return cls(bits)
 
-    def flags(self, length: int) -> tuple[bool, ...]:
-        """Give one boolean per pCPU below `length`, the form in which libvirt's binding takes maps.
-
-        Raises ValueError when the set reaches beyond `length`: the binding would silently cut it.
-        """
-        if self.bits >> length:
-            raise ValueError(f"pCPUs {self} do not fit into a map of {length}")
-        return tuple(bool(self.bits >> cpu & 1) for cpu in range(length))
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Return the pCPUs of a list as `parse` takes it, none where the text is no such list."""
+        try:
+            return cls.parse(text)
+        except ValueError:
+            return cls()
 
     def __iter__(self) -> Iterator[int]:
         bits = self.bits
@@ -101,7 +97,6 @@ class CpuSet:
         return not self.bits & ~other.bits
 
     def __str__(self) -> str:
-        """Give the kernel's cpulist syntax."""
         runs: list[list[int]] = []
         for cpu in self:
             if runs and cpu == runs[-1][1] + 1:
@@ -156,6 +151,36 @@ class Topology:
     def online(self) -> CpuSet:
         """The numbers of the pCPUs."""
         return CpuSet.of(cpu.id for cpu in self.cpus)
+
+
+class Granularity(enum.StrEnum):
+    """What a vCPU is pinned to."""
+
+    CPU = "cpu"
+    CORE = "core"
+    CACHE = "cache"
+    NODE = "node"
+
+
+def sets(cpus: Iterable[Cpu], granularity: Granularity) -> tuple[CpuSet, ...]:
+    """Give the units of a host, in rising order of their lowest pCPU.
+
+    Where the machine does not tell caches, nodes stand in for them; pCPUs of which neither is known
+    are one unit. A pCPU without a core is one by itself.
+    """
+    found: defaultdict[tuple[int, ...], int] = defaultdict(int)
+    for cpu in cpus:
+        node = -1 if cpu.node is None else cpu.node
+        if granularity is Granularity.CPU or (granularity is Granularity.CORE and cpu.core is None):
+            key: tuple[int, ...] = (0, cpu.id)
+        elif granularity is Granularity.CORE and cpu.core is not None:
+            key = (1, cpu.core)
+        elif granularity is Granularity.CACHE and cpu.cache is not None:
+            key = (2, cpu.cache)
+        else:
+            key = (3, node)
+        found[key] |= 1 << cpu.id
+    return tuple(CpuSet(bits) for bits in sorted(found.values(), key=lambda bits: bits & -bits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,11 +351,6 @@ class HostCpu:
         """The number of the pCPU."""
         return self.cpu.id
 
-    @property
-    def name(self) -> str:
-        """What people call it."""
-        return f"pCPUs {self.members}" if len(self.members) > 1 else f"pCPU {self.cpu.id}"
-
 
 @dataclass(frozen=True, slots=True)
 class Host:
@@ -338,14 +358,11 @@ class Host:
 
     Both tuples are sorted by number and by `VcpuId`. vCPUs whose load is not known yet are absent;
     the pCPUs that any of them are bound to are `unsettled`: what looks like room there may be none.
-    Those that would always be so, since guests start there time and again, are `starting` instead:
-    what such guests run is host load there, and they may give vCPUs, but take none.
     """
 
     cpus: tuple[HostCpu, ...]
     vcpus: tuple[Vcpu, ...]
     unsettled: CpuSet = NO_CPUS
-    starting: CpuSet = NO_CPUS
 
     @property
     def online(self) -> CpuSet:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from vcpusched.model import PPM, CpuSet, Host, Vcpu, VcpuId
-from vcpusched.planner import Move, Plan, Policy, Stop
+from vcpusched.plan.planner import Move, Plan, Policy, Stop
 
 Rule = Callable[[Host, Policy], Plan]
 """What every competitor is, ours among them."""

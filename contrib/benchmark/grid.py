@@ -22,7 +22,7 @@ from vcpusched.model import (
     Vcpu,
     VcpuId,
 )
-from vcpusched.planner import Plan
+from vcpusched.plan.planner import Plan
 
 UNIT_PPM: Final = PPM_PER_POINT // 10
 """Every load is a whole number of these: a tenth of a percentage point of one pCPU."""

@@ -45,7 +45,7 @@ class Service:
     def ask(self, *arguments: str) -> str:
         """Run another verb beside it; gives what that printed on either output."""
         done = subprocess.run(
-            [sys.executable, "-m", "vcpusched.cli", *arguments],
+            [sys.executable, "-m", "vcpusched.cli.main", *arguments],
             env={**_environment(), "RUNTIME_DIRECTORY": str(self.run_directory)},
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -100,7 +100,7 @@ def running(uri: str, settings: Mapping[str, str], notify: str | None = None) ->
         directory = Path(name)
         configuration = directory / "vcpusched.toml"
         configuration.write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
-        program = [sys.executable, "-m", "vcpusched.cli", "run"]
+        program = [sys.executable, "-m", "vcpusched.cli.main", "run"]
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(
                 # It ends with us, however we end.

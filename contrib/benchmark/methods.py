@@ -10,7 +10,7 @@ from typing import Final
 from baselines import Rule, descent, one_move, repack, sticky_repack
 
 from vcpusched.model import Host
-from vcpusched.planner import Plan, Policy, plan
+from vcpusched.plan.planner import Plan, Policy, plan
 
 POLICY: Final = Policy(min_gain_ppm=0)
 """What the bars are stated for: the default threshold, no least gain, and no check of service."""

@@ -26,7 +26,7 @@ import highspy
 from grid import UNIT_PPM
 
 from vcpusched.model import CpuSet, Host, Vcpu, VcpuId
-from vcpusched.planner import Policy
+from vcpusched.plan.planner import Policy
 
 HALF: Final = 0.5
 

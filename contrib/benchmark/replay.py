@@ -26,17 +26,16 @@ from baselines import Rule, descent, one_move, repack, sticky_repack
 from methods import METHODS, OURS, OURS_CHECKED
 from progress import follow
 
-from vcpusched.config import Settings
-from vcpusched.generator import generate
-from vcpusched.load import Measure
-from vcpusched.model import PPM, Cpu, Topology
-from vcpusched.outcome import Result
-from vcpusched.planner import plan
-from vcpusched.scheduler import Rules, Scheduler
-from vcpusched.simulator import Place, simulate
-from vcpusched.units import Granularity
-from vcpusched.workload import Workload, scaled
-from vcpusched.workload_files import read_trace
+from vcpusched.act.cycle import Rules, Scheduler
+from vcpusched.model import PPM, Cpu, Granularity, Topology
+from vcpusched.observe.observe import Measure
+from vcpusched.plan.planner import plan
+from vcpusched.report.simulation import Result
+from vcpusched.settings import Settings
+from vcpusched.simulate.simulator import Place, simulate
+from vcpusched.simulate.traces import generate
+from vcpusched.simulate.workload import Workload, scaled
+from vcpusched.simulate.workload_files import read_trace
 
 VCPUS: Final = 256
 PERIOD_S: Final = 3

@@ -28,16 +28,12 @@ from typing import Final
 
 from progress import follow, say
 
-from vcpusched.hypervisor import (
-    BusyError,
-    ConnectionLostError,
-    HypervisorError,
-    VanishedError,
-)
-from vcpusched.keeper import Keeper
-from vcpusched.ledger import Entry
-from vcpusched.ledger_file import NAME, Book, LedgerFile
-from vcpusched.ledger_text import parse
+from vcpusched.act.cycle import Rules, Scheduler
+from vcpusched.act.keeper import Keeper
+from vcpusched.act.ledger import Entry
+from vcpusched.act.ledger_file import Book
+from vcpusched.act.ledger_text import parse
+from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import (
     Cpu,
     CpuSet,
@@ -50,8 +46,8 @@ from vcpusched.model import (
     VcpuId,
     VcpuReading,
 )
-from vcpusched.planner import Policy
-from vcpusched.scheduler import Rules, Scheduler
+from vcpusched.plan.planner import Policy
+from vcpusched.service.run_directory import LEDGER, LedgerFile
 
 CPUS: Final = 8
 GUESTS_MAX: Final = 16
@@ -401,7 +397,7 @@ def descriptors() -> int:
 
 def soak(cycles: int, seed: int, directory: Path) -> bool:
     """Run it; tells what happened and whether all that must be true was."""
-    world = World(seed, directory / NAME)
+    world = World(seed, directory / LEDGER)
     rules = Rules(policy=Policy(steps_max=STEPS_MAX), cooldown_s=60)
     process, pins, lives = Process(world, directory), 0, 1
     began_s, samples = time.monotonic(), []

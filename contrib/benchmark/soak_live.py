@@ -36,7 +36,7 @@ from lab import Guest, Lab, LabError
 from live_service import LiveError, Service, running
 from progress import say
 
-from vcpusched.definition import ORIGIN
+from vcpusched.host.libvirt_xml import ORIGIN
 from vcpusched.model import CpuSet
 
 GUESTS_MAX: Final = 5

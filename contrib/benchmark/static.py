@@ -19,7 +19,7 @@ from optimum import Optimum, SolverError, Verdict, solve
 from progress import follow
 
 from vcpusched.model import Host
-from vcpusched.planner import Plan
+from vcpusched.plan.planner import Plan
 
 
 @dataclass(frozen=True, slots=True)

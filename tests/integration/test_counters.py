@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 import pytest
 from lab import Lab, Schedstat
 
-from vcpusched.libvirt_host import LibvirtHost
-from vcpusched.load import UNCERTAIN_MAX, Measure, Smoothing, observe
+from vcpusched.host.libvirt_host import LibvirtHost
 from vcpusched.model import ALL_CPUS, PPM, DomainReading, Sample
+from vcpusched.observe.observe import UNCERTAIN_MAX, Measure, Smoothing, observe
 
 STEPS_NS = 2 * 10_000_000
 """Libvirt adds user and system time, each of which the kernel tells in whole steps of 10 ms."""

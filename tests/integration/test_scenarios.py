@@ -1,6 +1,6 @@
 """The planner's scenarios on real guests: two pCPUs, one plan, then stillness.
 
-Those in which guests want more than there is are the simulator's (tests/test_simulator.py), and
+Those in which guests want more than there is are the simulator's (`tests/simulate`), and
 `contrib/benchmark/run live` measures what guests get.
 """
 

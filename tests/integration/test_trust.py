@@ -16,9 +16,9 @@ import pytest
 from lab import Guest, Lab
 from service import Service, running, wait_for
 
-from vcpusched.definition import ORIGIN
-from vcpusched.hypervisor import BusyError
-from vcpusched.libvirt_host import LibvirtHost
+from vcpusched.host.hypervisor import BusyError
+from vcpusched.host.libvirt_host import LibvirtHost
+from vcpusched.host.libvirt_xml import ORIGIN
 from vcpusched.model import NO_CPUS, CpuSet, VcpuId
 
 

@@ -22,9 +22,9 @@ from image import Image
 from machine import Machine
 from unit import entries, shown, wait_for
 
-from vcpusched.capabilities import parse
+from vcpusched.host.libvirt_xml import read_topology
 from vcpusched.model import CpuSet
-from vcpusched.report import MESSAGE_ID_PIN, MESSAGE_ID_PLAN
+from vcpusched.report.messages import MESSAGE_ID_PIN, MESSAGE_ID_PLAN
 
 CAPTURED = Path(__file__).parents[1] / "data/capabilities"
 THREADS = {"bookworm": 1, "trixie": 2}
@@ -153,7 +153,7 @@ def test_topology(machine: Machine, disk: Image) -> None:
     assert len(re.findall("<bank .*level='3'", capabilities)) == 8
     everywhere = CpuSet.parse("0-7")
     captured = (CAPTURED / f"emulated-epyc-{disk.release}.xml").read_text()
-    assert parse(capabilities, everywhere) == parse(captured, everywhere)
+    assert read_topology(capabilities, everywhere) == read_topology(captured, everywhere)
     sampled = json.loads(machine.run("vcpusched", "snapshot").out)
     threads = THREADS[disk.release]
     assert [(cpu["id"], cpu["node"], cpu["cache"], cpu["core"]) for cpu in sampled["cpus"]] == [

@@ -17,7 +17,7 @@ from image import RELEASES, TOP, Image
 from unit import entries, said, shown, wait_for
 
 from vcpusched import __version__
-from vcpusched.report import MESSAGE_ID_PIN
+from vcpusched.report.messages import MESSAGE_ID_PIN
 
 NEWER: Final = "99.0"
 ANSIBLE: Final = "/opt/ansible"
@@ -110,7 +110,11 @@ def test_pip_installs_it(built: Path, tmp_path: Path, suffix: str) -> None:
     package = built / f"vcpusched-{__version__}{suffix}"
     run(str(tmp_path / "bin/pip"), "install", "--quiet", str(package))
     assert run(str(tmp_path / "bin/vcpusched"), "--version") == f"vcpusched {__version__}\n"
-    run(str(tmp_path / "bin/python"), "-c", "import vcpusched.daemon, vcpusched.libvirt_host")
+    run(
+        str(tmp_path / "bin/python"),
+        "-c",
+        "import vcpusched.service.daemon, vcpusched.host.libvirt_host",
+    )
 
 
 def test_the_sdist_has_what_an_rpm_needs(built: Path) -> None:

@@ -12,7 +12,7 @@ from container import Container
 from image import Image
 from unit import entries, said, shown, wait_for
 
-from vcpusched.report import MESSAGE_ID_OUTCOME, MESSAGE_ID_PIN, MESSAGE_ID_PLAN
+from vcpusched.report.messages import MESSAGE_ID_OUTCOME, MESSAGE_ID_PIN, MESSAGE_ID_PLAN
 
 DROP_IN = "/etc/vcpusched/conf.d/test.toml"
 

@@ -1,0 +1,1043 @@
+"""What is remembered so that it can be undone, and whose pin is whose."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import stat
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from builders import MemoryHost
+
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.act.keeper import AGAIN_NS, Keeper
+from vcpusched.act.ledger import UNSEEN_NS_MAX, Change, Changed
+from vcpusched.act.ledger_file import Book
+from vcpusched.act.ledger_text import parse
+from vcpusched.host.hypervisor import (
+    BusyError,
+    ConnectionLostError,
+    HypervisorError,
+    NotRecordedError,
+    VanishedError,
+)
+from vcpusched.model import (
+    ALL_CPUS,
+    NO_CPUS,
+    CpuSet,
+    Definition,
+    DomainReading,
+    DomainUuid,
+    VcpuId,
+    VcpuReading,
+)
+from vcpusched.service.control import Request, Verb
+from vcpusched.service.restore import carry_out
+from vcpusched.service.run_directory import LedgerFile
+from vcpusched.service.worker import Cycled, Worker
+
+
+class Killed(BaseException):
+    """The process is killed here."""
+
+
+class Steps:
+    """Counts the steps that the outside world sees, and is killed at one of them."""
+
+    def __init__(self, last: int = 1_000_000) -> None:
+        self.count = 0
+        self._last = last
+
+    def step(self) -> None:
+        """Take one step, or be killed."""
+        if self.count == self._last:
+            raise Killed
+        self.count += 1
+
+
+class SteppingFile(LedgerFile):
+    """A ledger file with a step before and after each write."""
+
+    def __init__(self, directory: Path, steps: Steps) -> None:
+        super().__init__(directory)
+        self._steps = steps
+
+    def replace(self, text: str) -> None:
+        """Replace the file."""
+        self._steps.step()
+        super().replace(text)
+        self._steps.step()
+
+
+class SteppingHost(MemoryHost):
+    """A host with a step before and after each pin and each mark."""
+
+    steps = Steps()
+
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+        """Mark a guest."""
+        self.steps.step()
+        super().mark(uuid, domain_id, origin)
+        self.steps.step()
+
+    def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+        """Pin a guest."""
+        self.steps.step()
+        super().pin(vcpu, cpus)
+        self.steps.step()
+
+
+NAMES = ("g0", "g1", "g2", "g3")
+
+
+def crowded(pool: str = "0-1") -> MemoryHost:
+    """Give a host of two pCPUs: three guests bound to pCPU 0, one that may use both."""
+    cpus = dict.fromkeys(NAMES, "0") | {"g3": pool}
+    return MemoryHost(2, dict.fromkeys(NAMES, 0.25), cpus)
+
+
+def keeper(host: MemoryHost, directory: Path, changes: list[Changed] | None = None) -> Keeper:
+    """Give a keeper as a process that starts has it."""
+    told = changes if changes is not None else []
+    return Keeper(host, Book(LedgerFile(directory)), told.append)
+
+
+def run(kept: Keeper, host: MemoryHost, scheduler: Scheduler, cycles: int = 1) -> Cycle:
+    """Run cycles a second apart; gives the last."""
+    for _ in range(cycles):
+        cycle = scheduler.cycle(kept, Rules())
+        host.pass_time()
+    return cycle
+
+
+def reading(kept: Keeper, host: MemoryHost, name: str) -> VcpuReading:
+    """Give what the keeper says of a guest after another period."""
+    host.pass_time()
+    (domain,) = (found for found in kept.sample(NO_CPUS).domains if found.name == name)
+    return domain.vcpus[0]
+
+
+def vcpu(host: MemoryHost, name: str) -> VcpuId:
+    """Give the id of a guest's vCPU."""
+    return VcpuId(DomainUuid(name), host.domain_ids[name], 0)
+
+
+def balanced(directory: Path) -> tuple[MemoryHost, Keeper, Scheduler, str, list[Changed]]:
+    """Give a host after two pins, one guest that was pinned, and the changes told later."""
+    host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
+    changes: list[Changed] = []
+    kept, scheduler = keeper(host, directory, changes), Scheduler()
+    run(kept, host, scheduler, 4)
+    assert len(host.pins) == 2
+    return host, kept, scheduler, host.pins[0][0], changes
+
+
+def test_original_affinities_are_given_back(tmp_path: Path) -> None:
+    """After two pins, by the same process or the next one, and only once."""
+    for starts_anew in (False, True):
+        host, kept, _scheduler, _name, _changes = balanced(tmp_path)
+        kept = keeper(host, tmp_path) if starts_anew else kept
+        given = kept.restore()
+        assert [(str(one.from_cpus), str(one.to_cpus), one.why_not) for one in given] == [
+            ("1", "0", "")
+        ] * 2
+        assert {str(cpus) for cpus in host.cpus.values()} == {"0"}
+        assert kept.restore() == []
+        assert keeper(host, tmp_path).restore() == []
+        assert len(host.pins) == 4
+        assert "original" not in (tmp_path / "affinity.json").read_text()
+
+
+def plan_and_restore(host: SteppingHost, directory: Path, steps: Steps) -> None:
+    """Balance a host, then give everything back; may be killed at any step."""
+    host.steps = steps
+    kept = Keeper(host, Book(SteppingFile(directory, steps)))
+    run(kept, host, Scheduler(), 6)
+    kept.restore()
+
+
+@pytest.mark.parametrize("second", [None, 1, 2, 3, 4, 5, 6, 7])
+def test_killed_at_any_step(tmp_path: Path, second: int | None) -> None:
+    """Before and after each write and each pin, and a second time while that is undone.
+
+    Whoever starts then gives everything back, though the plan, too, moves a guest that was moved.
+    """
+    killed = 0
+    for last in itertools.count():
+        directory = tmp_path / str(last)
+        directory.mkdir()
+        cpus = dict.fromkeys(NAMES, "0") | {"g3": "0-1"}
+        host = SteppingHost(2, dict.fromkeys(NAMES, 0.25), cpus)
+        before = dict(host.cpus)
+        try:
+            plan_and_restore(host, directory, Steps(last))
+        except Killed:
+            killed += 1
+        else:
+            break
+        if second is not None:
+            steps = Steps(second)
+            host.steps = steps
+            with contextlib.suppress(Killed):
+                Keeper(host, Book(SteppingFile(directory, steps))).restore()
+        host.steps = Steps()
+        (directory / f".affinity.json.{last}").write_text("half a fi")  # what a kill leaves
+        changes: list[Changed] = []
+        later = keeper(host, directory, changes)
+        later.restore()
+        assert host.cpus == before, last
+        assert changes == [], last
+        assert keeper(host, directory).restore() == []
+        assert not any(definition.origin for definition in host.definitions.values())
+    assert killed >= 16
+
+
+def test_a_pin_of_a_run_before_is_ours(tmp_path: Path) -> None:
+    """A crash, and the next run takes up where it was: nothing is held, nothing is told."""
+    host, _kept, _scheduler, name, _changes = balanced(tmp_path)
+    changes: list[Changed] = []
+    again = keeper(host, tmp_path, changes)
+    found = reading(again, host, name)
+    assert (found.ours, found.held) == (True, "")
+    host.wants[name] = 0.9
+    run(again, host, Scheduler(), 6)
+    assert changes == []
+    again.restore()
+    assert {str(cpus) for cpus in host.cpus.values()} == {"0"}
+
+
+def test_no_pin_without_a_ledger(tmp_path: Path) -> None:
+    """A directory that takes no file: no pin is made, no guest is put aside, and then it mends."""
+    host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
+    directory = tmp_path / "full"
+    kept, scheduler = keeper(host, directory), Scheduler()
+    for _ in range(3):
+        cycle = run(kept, host, scheduler, 3 if host.now_ns < 3e9 else 2)
+        assert [failure.of_ours for failure in cycle.failures] == [True]
+        assert "written down" in cycle.failures[0].why
+    assert host.pins == []
+    directory.mkdir()
+    run(kept, host, scheduler, 2)
+    assert len(host.pins) == 2
+
+
+def test_another_hands_pin_is_held(tmp_path: Path) -> None:
+    """A guest that we pinned is pinned elsewhere: held, told once, not undone, across our runs."""
+    host, kept, scheduler, name, changes = balanced(tmp_path)
+    host.pin(vcpu(host, name), CpuSet.of([0]))
+    assert "another hand pinned it to pCPU 0" in reading(kept, host, name).held
+    assert [(one.change, one.domain) for one in changes] == [(Change.PINNED, name)]
+    host.wants[name] = 0.9
+    run(kept, host, scheduler, 20)
+    assert str(host.cpus[name]) == "0"
+    assert len(changes) == 1
+    again: list[Changed] = []
+    later = keeper(host, tmp_path, again)
+    assert reading(later, host, name).held
+    assert again == []
+    later.restore()
+    assert str(host.cpus[name]) == "0"
+    assert later.release([DomainUuid(name)]) == [name]
+    assert later.release() == []
+    assert not reading(keeper(host, tmp_path), host, name).held
+
+
+def test_a_hold_ends_with_the_guest(tmp_path: Path) -> None:
+    """The guest is started anew: the new run is nobody's, while we run or while we do not."""
+    for stays in (True, False):
+        host, kept, _scheduler, name, _changes = balanced(tmp_path)
+        host.pin(vcpu(host, name), CpuSet.of([0]))
+        assert reading(kept, host, name).held
+        host.restart(name)
+        host.run_ns[name] = -300_000_000
+        kept = kept if stays else keeper(host, tmp_path)
+        found = reading(kept, host, name)
+        assert (found.ours, found.held) == (False, "")
+
+
+def test_a_pin_of_another_hand_on_a_guest_that_we_never_pinned(tmp_path: Path) -> None:
+    """While we run it is held; what was there when we started is placement."""
+    host = crowded()
+    changes: list[Changed] = []
+    kept = keeper(host, tmp_path, changes)
+    assert not reading(kept, host, "g3").held
+    host.pin(vcpu(host, "g3"), CpuSet.of([1]))
+    assert reading(kept, host, "g3").held
+    assert not changes[0].was_ours
+    other = crowded("1")
+    assert not reading(keeper(other, tmp_path / "other"), other, "g3").held
+
+
+def test_what_the_definition_says_is_no_hold(tmp_path: Path) -> None:
+    """A guest that starts is seen before libvirt has pinned it as its definition has it."""
+    host = crowded()
+    definition = host.definitions["g3"]
+    host.definitions["g3"] = dataclasses.replace(definition, allowed={0: CpuSet.of([1])})
+    changes: list[Changed] = []
+    kept = keeper(host, tmp_path, changes)
+    reading(kept, host, "g3")
+    host.pin(vcpu(host, "g3"), CpuSet.of([1]))
+    assert not reading(kept, host, "g3").held
+    assert [one.change for one in changes] == [Change.POOLED]
+
+
+def test_another_hands_pool_is_obeyed(tmp_path: Path) -> None:
+    """Several pCPUs instead of our pin: told, no longer ours, and restore leaves it."""
+    host = MemoryHost(4, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
+    changes: list[Changed] = []
+    kept, scheduler = keeper(host, tmp_path, changes), Scheduler()
+    run(kept, host, scheduler, 4)
+    name = host.pins[0][0]
+    host.pin(vcpu(host, name), CpuSet.of([2, 3]))
+    found = reading(kept, host, name)
+    assert (found.ours, found.held) == (False, "")
+    assert [(one.change, one.was_ours) for one in changes] == [(Change.POOLED, True)]
+    run(kept, host, scheduler, 20)
+    assert str(host.cpus[name]) == "2-3"
+    kept.restore()
+    assert str(host.cpus[name]) == "2-3"
+
+
+def test_what_the_kernel_undid_is_done_again_three_times(tmp_path: Path) -> None:
+    """Libvirt's books still have our pin, the thread may run anywhere: not another hand."""
+    host, kept, _scheduler, name, changes = balanced(tmp_path)
+    pins = len(host.pins)
+    for number in range(1, 4):
+        host.cpus[name] = CpuSet.of([0, 1])
+        assert not reading(kept, host, name).held
+        assert len(host.pins) == pins + number
+        assert str(host.cpus[name]) == "1"
+        assert not reading(kept, host, name).held
+    host.cpus[name] = CpuSet.of([0, 1])
+    assert "undone again and again" in reading(kept, host, name).held
+    assert [one.change for one in changes] == [Change.RESET] * 3 + [Change.LEFT]
+    reading(kept, host, name)
+    assert len(host.pins) == pins + 3
+    assert len(changes) == 4
+    kept.restore()
+    assert str(host.cpus[name]) == "0"
+
+
+def test_a_release_ends_that_too(tmp_path: Path) -> None:
+    """What was left after three times is pinned again, three times more, once it is released."""
+    host, kept, _scheduler, name, changes = balanced(tmp_path)
+    for _ in range(4):
+        host.cpus[name] = CpuSet.of([0, 1])
+        reading(kept, host, name)
+    assert reading(kept, host, name).held
+    assert kept.release([DomainUuid(name)]) == [name]
+    for _ in range(3):
+        host.cpus[name] = CpuSet.of([0, 1])
+        assert not reading(kept, host, name).held
+        assert str(host.cpus[name]) == "1"
+    assert [one.change for one in changes] == [Change.RESET] * 3 + [Change.LEFT] + [
+        Change.RESET
+    ] * 3
+
+
+def test_a_pin_that_is_refused_again_is_no_reset(tmp_path: Path) -> None:
+    """What the kernel undid while the guest is busy: not told as done, not counted, later made."""
+    busy: list[str] = []
+    tried: list[str] = []
+
+    def on_pin(name: str) -> None:
+        tried.append(name)
+        if name in busy:
+            raise BusyError("the domain is busy")
+
+    host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"), on_pin)
+    changes: list[Changed] = []
+    kept = keeper(host, tmp_path, changes)
+    run(kept, host, Scheduler(), 4)
+    name = host.pins[0][0]
+    busy.append(name)
+    tried.clear()
+    host.cpus[name] = CpuSet.of([0, 1])
+    for _ in range(10):
+        assert not reading(kept, host, name).held
+    assert changes == []
+    assert tried == [name]  # and then it is left alone for a while
+    busy.clear()
+    host.pass_time(AGAIN_NS / 1e9)
+    reading(kept, host, name)
+    assert str(host.cpus[name]) == "1"
+    assert [one.change for one in changes] == [Change.RESET]
+
+
+def test_a_pin_between_the_sample_and_ours(tmp_path: Path) -> None:
+    """Another hand is faster: neither a plan nor a restore pins over it, and it is held."""
+    host, kept, changes = lone(tmp_path)
+    host.pin(vcpu(host, "g"), CpuSet.of([2]))
+    with pytest.raises(VanishedError, match="another hand"):
+        kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    assert str(host.cpus["g"]) == "2"
+    assert "another hand pinned it to pCPU 2" in reading(kept, host, "g").held
+    assert [one.change for one in changes] == [Change.PINNED]
+
+
+def test_a_pin_while_its_pcpu_is_offline(tmp_path: Path) -> None:
+    """The kernel lets a vCPU run elsewhere, which the ledger does not take over; that is no hand.
+
+    It can be pinned, and what we pinned be given back.
+    """
+    host, kept, changes = lone(tmp_path, "3")
+    host.online, host.cpus["g"] = CpuSet.of([0, 1, 2]), CpuSet.of([0, 1, 2])
+    reading(kept, host, "g")
+    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    assert str(host.cpus["g"]) == "1"
+
+    other = MemoryHost(2, {"g": 0.5}, {"g": "0-1"})
+    kept = keeper(other, tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    reading(kept, other, "g")
+    kept.pin(vcpu(other, "g"), CpuSet.of([1]))
+    reading(kept, other, "g")
+    other.online, other.cpus["g"] = CpuSet.of([0]), CpuSet.of([0])
+    reading(kept, other, "g")
+    assert [one.why_not for one in kept.restore()] == [""]
+    assert changes == []
+
+
+def test_a_pin_between_the_sample_and_another_reset(tmp_path: Path) -> None:
+    """Two pins were undone; while the first is made again a person pins the second: it is held."""
+    host, kept, _scheduler, _name, changes = balanced(tmp_path)
+    first, second = sorted(name for name, _cpus in host.pins)
+    for name in (first, second):
+        host.cpus[name] = CpuSet.of([0, 1])
+    host.on_read = lambda name: (
+        host.cpus.update({second: CpuSet.of([0])}) if name == first else None
+    )
+    kept.sample(NO_CPUS)
+    assert [one.change for one in changes] == [Change.RESET]
+    host.definitions[second] = dataclasses.replace(
+        host.definitions[second], booked={0: CpuSet.of([0])}
+    )
+    assert "another hand pinned it to pCPU 0" in reading(kept, host, second).held
+
+
+def test_resets_that_were_not_tried_do_not_count(tmp_path: Path) -> None:
+    """The connection breaks at the first of two again and again: the second is not given up."""
+    host, kept, _scheduler, _name, changes = balanced(tmp_path)
+    first, second = sorted(name for name, _cpus in host.pins)
+
+    def lose(name: str) -> None:
+        if name == first:
+            raise ConnectionLostError("gone")
+
+    for _ in range(5):
+        host.cpus |= dict.fromkeys((first, second), CpuSet.of([0, 1]))
+        host.on_read = lose
+        host.pass_time()
+        with pytest.raises(ConnectionLostError):
+            kept.sample(NO_CPUS)
+    host.on_read = lambda _name: None
+    assert not reading(kept, host, second).held
+    assert [one.change for one in changes] == [Change.RESET] * 2
+    assert {str(host.cpus[name]) for name in (first, second)} == {"1"}
+
+
+def test_a_restore_after_another_hands_pin(tmp_path: Path) -> None:
+    """What it pinned since the last sample stays; what the kernel undid was nobody's wish."""
+    host = MemoryHost(4, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
+    kept = keeper(host, tmp_path)
+    run(kept, host, Scheduler(), 4)
+    hand, kernel, *_others = [name for name, _cpus in host.pins]
+    free = next(cpu for cpu in (1, 2, 3) if host.cpus[hand] != CpuSet.of([cpu]))
+    host.cpus[hand], host.cpus[kernel] = CpuSet.of([free]), CpuSet.parse("0-3")
+    given = {one.domain: one.why_not for one in kept.restore()}
+    assert given.pop(hand) == f"another hand has just pinned it to pCPU {free}"
+    assert set(given.values()) == {""}
+    assert host.cpus.pop(hand) == CpuSet.of([free])
+    assert set(map(str, host.cpus.values())) == {"0"}
+
+
+def test_who_rests_makes_no_pin_again(tmp_path: Path) -> None:
+    """In a dry run, say: it is not counted either, and made again once the rest is over."""
+    host, kept, _scheduler, name, changes = balanced(tmp_path)
+    host.cpus[name] = CpuSet.of([0, 1])
+    kept.rests = True
+    for _ in range(5):
+        assert not reading(kept, host, name).held
+    assert str(host.cpus[name]) == "0-1"
+    kept.rests = False
+    reading(kept, host, name)
+    assert str(host.cpus[name]) == "1"
+    assert [one.change for one in changes] == [Change.RESET]
+
+
+def test_pcpus_that_go_and_come_are_no_hand(tmp_path: Path) -> None:
+    """The kernel shows a mask without its offline pCPUs, and gives it back; nobody is held."""
+    host = MemoryHost(3, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0-1") | {"g3": "2"})
+    changes: list[Changed] = []
+    kept = keeper(host, tmp_path, changes)
+    reading(kept, host, "g0")
+    host.online = CpuSet.of([0])
+    host.cpus = dict.fromkeys(NAMES, CpuSet.of([0]))
+    assert not reading(kept, host, "g0").held
+    assert not reading(kept, host, "g3").held
+    host.online = CpuSet.of([0, 1, 2])
+    host.cpus = dict.fromkeys(NAMES, CpuSet.of([0, 1])) | {"g3": CpuSet.of([2])}
+    assert not reading(kept, host, "g0").held
+    assert not reading(kept, host, "g3").held
+    assert changes == []
+
+
+def lone(directory: Path, cpus: str = "0") -> tuple[MemoryHost, Keeper, list[Changed]]:
+    """Give a host of four pCPUs with one guest, which has been looked at once."""
+    host = MemoryHost(4, {"g": 0.5}, {"g": cpus})
+    changes: list[Changed] = []
+    kept = keeper(host, directory, changes)
+    reading(kept, host, "g")
+    return host, kept, changes
+
+
+def test_a_hands_pin_to_where_it_was_before_our_last_one(tmp_path: Path) -> None:
+    """The service is killed after it saw its last pin in force: the file has that, and no doubt."""
+    host, kept, _changes = lone(tmp_path)
+    for cpu in (1, 2):
+        kept.pin(vcpu(host, "g"), CpuSet.of([cpu]))
+        reading(kept, host, "g")
+    host.pin(vcpu(host, "g"), CpuSet.of([1]))
+    found = reading(keeper(host, tmp_path), host, "g")
+    assert (found.ours, found.original) == (False, None)
+    assert "another hand pinned it to pCPU 1" in found.held
+
+
+def test_what_is_noticed_is_written_before_anything_is_done(tmp_path: Path) -> None:
+    """Killed as the mark is about to be taken away: another hand's pool is nobody's pin of ours."""
+    host, kept, _changes = lone(tmp_path)
+    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    reading(kept, host, "g")
+    host.pin(vcpu(host, "g"), CpuSet.of([2, 3]))
+
+    def killed(_name: str) -> None:
+        raise Killed
+
+    host.on_mark = killed
+    with pytest.raises(Killed):
+        reading(kept, host, "g")
+    host.on_mark = lambda _name: None
+    later = keeper(host, tmp_path)
+    assert not reading(later, host, "g").ours
+    assert later.restore() == []
+    assert str(host.cpus["g"]) == "2-3"
+
+
+def test_a_guest_that_cannot_be_read_after_libvirtd_gave_ids_anew(tmp_path: Path) -> None:
+    """It is found a sample later, with another id: the same run, so pin and hold are as before."""
+    for by_hand in (False, True):
+        host, kept, _changes = lone(tmp_path)
+        host.add("other", 0.1, "3")
+        kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+        reading(kept, host, "g")
+        if by_hand:
+            host.pin(vcpu(host, "g"), CpuSet.of([2]))
+            assert reading(kept, host, "g").held
+        host.domain_ids = {guest: number + 40 for guest, number in host.domain_ids.items()}
+        host.unread.add("g")
+        later = keeper(host, tmp_path)
+        reading(later, host, "other")
+        host.unread.clear()
+        found = reading(later, host, "g")
+        assert (found.ours, bool(found.held)) == (not by_hand, by_hand)
+
+
+def test_guests_that_a_new_connection_never_finds_are_forgotten(tmp_path: Path) -> None:
+    """They ended meanwhile; but libvirtd gets its time to find them."""
+    host, kept, _changes = lone(tmp_path)
+    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    host.add("other", 0.1, "3")
+    del host.wants["g"]
+    later = keeper(host, tmp_path)
+    for seconds, is_there in ((1, True), (50, True), (20, True), (1, False)):
+        host.pass_time(seconds)
+        later.sample(NO_CPUS)
+        assert ('"uuid":"g"' in (tmp_path / "affinity.json").read_text()) == is_there
+
+
+def test_a_pin_that_was_not_made_is_not_made_again(tmp_path: Path) -> None:
+    """A pin fails; then the kernel undoes the pin of somebody else that was there before."""
+    host, kept, changes = lone(tmp_path)
+    host.definitions["g"] = dataclasses.replace(host.definitions["g"], booked={0: CpuSet.of([0])})
+    failing = MemoryHost(4, {"g": 0.5}, {"g": "0"}, refuse)
+    failing.definitions = host.definitions
+    kept = keeper(failing, tmp_path, changes)
+    reading(kept, failing, "g")
+    with pytest.raises(HypervisorError):
+        kept.pin(vcpu(failing, "g"), CpuSet.of([1]))
+    assert reading(kept, failing, "g").ours  # it may be
+    failing.cpus["g"] = CpuSet.parse("0-3")
+    assert not reading(kept, failing, "g").ours
+    assert [one.change for one in changes] == [Change.POOLED]
+    assert failing.pins == []
+
+
+def refuse(_name: str) -> None:
+    """Fail as libvirt does, whether or not it did what was asked."""
+    raise HypervisorError("no")
+
+
+def test_another_hands_pin_while_the_pcpu_of_ours_is_offline(tmp_path: Path) -> None:
+    """The kernel lets it run anywhere, that is no hand; a pin to one pCPU is, and is held."""
+    host, kept, changes = lone(tmp_path)
+    kept.pin(vcpu(host, "g"), CpuSet.of([3]))
+    reading(kept, host, "g")
+    host.online = host.cpus["g"] = CpuSet.parse("0-2")
+    assert (reading(kept, host, "g").ours, changes) == (True, [])
+    host.pin(vcpu(host, "g"), CpuSet.of([1]))
+    assert "another hand pinned it to pCPU 1" in reading(kept, host, "g").held
+    assert [one.change for one in changes] == [Change.PINNED]
+    assert kept.restore() == []
+
+
+def test_the_last_pcpu_online_is_no_hand(tmp_path: Path) -> None:
+    """All others go offline, that of our pin, too: it can be nowhere else."""
+    host, kept, changes = lone(tmp_path)
+    kept.pin(vcpu(host, "g"), CpuSet.of([3]))
+    reading(kept, host, "g")
+    host.online = host.cpus["g"] = CpuSet.of([2])
+    assert (reading(kept, host, "g").held, changes) == ("", [])
+
+
+def test_a_held_pin_whose_pcpu_goes_and_comes_back(tmp_path: Path) -> None:
+    """The kernel leaves the vCPU wide, libvirt's books have the hand's pin: it stays held.
+
+    Until that hand changes its mind.
+    """
+    host, kept, changes = lone(tmp_path)
+    host.pin(vcpu(host, "g"), CpuSet.of([3]))
+    assert reading(kept, host, "g").held
+    host.online = host.cpus["g"] = CpuSet.parse("0-2")
+    assert reading(kept, host, "g").held
+    host.online = host.cpus["g"] = CpuSet.parse("0-3")
+    for asked in (kept, keeper(host, tmp_path, changes)):
+        assert "another hand pinned it to pCPU 3" in reading(asked, host, "g").held
+    assert [one.change for one in changes] == [Change.PINNED]
+    assert str(host.cpus["g"]) == "0-3"
+    host.pin(vcpu(host, "g"), CpuSet.of([1, 2]))
+    assert not reading(kept, host, "g").held
+    assert [one.change for one in changes] == [Change.PINNED, Change.POOLED]
+
+
+def test_a_mark_that_cannot_be_taken_away_is_remembered(tmp_path: Path) -> None:
+    """Told as a problem, tried again, and no person's pin is taken for ours meanwhile."""
+    host, kept, _changes = lone(tmp_path)
+    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    reading(kept, host, "g")
+
+    def busy(_name: str) -> None:
+        raise BusyError("the domain is busy")
+
+    host.on_mark = busy
+    asked = Request(Verb.RESTORE)
+    answer = carry_out(kept, asked, beside_service=False)
+    assert (answer.status, str(host.cpus["g"])) == (1, "0")
+    assert answer.problems == ("g: our mark in its metadata is not taken away; try again",)
+    host.pin(vcpu(host, "g"), CpuSet.of([2]))
+    later = keeper(host, tmp_path)
+    found = reading(later, host, "g")
+    assert (found.ours, bool(found.held)) == (False, True)
+    assert carry_out(later, asked, beside_service=False).status == 1
+    host.on_mark = lambda _name: None
+    assert carry_out(later, asked, beside_service=False).status == 0
+    assert not host.definitions["g"].origin
+    assert "marked" not in (tmp_path / "affinity.json").read_text()
+
+
+class LosesAnswers(MemoryHost):
+    """A host that makes every mark, and whose connection breaks before it says so."""
+
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+        """Mark a guest."""
+        super().mark(uuid, domain_id, origin)
+        raise ConnectionLostError("gone")
+
+
+def test_a_mark_whose_answer_was_lost(tmp_path: Path) -> None:
+    """It is there without a pin: the next connection takes it away, the next process, too."""
+    for same_process in (True, False):
+        host = LosesAnswers(4, {"g": 0.5}, {"g": "0"})
+        book = Book(LedgerFile(tmp_path))
+        kept = Keeper(host, book)
+        reading(kept, host, "g")
+        with pytest.raises(ConnectionLostError):
+            kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+        assert host.definitions["g"].origin
+        mended = MemoryHost(4, {"g": 0.5}, {"g": "0"})
+        mended.definitions, mended.now_ns = host.definitions, host.now_ns
+        later = Keeper(mended, book if same_process else Book(LedgerFile(tmp_path)))
+        reading(later, mended, "g")
+        # The next process does not know that there was no pin: libvirt may be making it still.
+        assert bool(mended.definitions["g"].origin) == (not same_process)
+        mended.now_ns += UNSEEN_NS_MAX
+        for _ in range(2):
+            reading(later, mended, "g")
+        assert not mended.definitions["g"].origin
+        assert "uuid" not in (tmp_path / "affinity.json").read_text()
+
+
+def test_what_cannot_be_given_back_is_told_and_kept(tmp_path: Path) -> None:
+    """A guest that is busy: the others are given back, and it is, too, once it is not."""
+    busy: list[str] = []
+
+    def on_pin(name: str) -> None:
+        if name in busy:
+            raise BusyError("the domain is busy")
+
+    host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"), on_pin)
+    kept = keeper(host, tmp_path)
+    run(kept, host, Scheduler(), 4)
+    busy.append(host.pins[0][0])
+    assert sorted(one.why_not for one in kept.restore()) == ["", "the domain is busy"]
+    busy.clear()
+    assert [one.why_not for one in keeper(host, tmp_path).restore()] == [""]
+    assert {str(cpus) for cpus in host.cpus.values()} == {"0"}
+
+
+def test_restored_guests_are_held_until_released(tmp_path: Path) -> None:
+    """Restore with a hold: no further pin of that guest, also none by the next run."""
+    host, kept, scheduler, name, _changes = balanced(tmp_path)
+    kept.restore([DomainUuid(name)], hold=True)
+    assert str(host.cpus[name]) == "0"
+    assert "given back by restore" in reading(kept, host, name).held
+    run(kept, host, scheduler, 10)
+    assert str(host.cpus[name]) == "0"
+    later = keeper(host, tmp_path)
+    assert reading(later, host, name).held
+    assert later.release() == [name]
+    assert not reading(later, host, name).held
+
+
+def test_libvirtd_gives_ids_anew(tmp_path: Path) -> None:
+    """After its restart a guest with more CPU time is the same one, whatever its id."""
+    host, _kept, _scheduler, name, _changes = balanced(tmp_path)
+    host.domain_ids = {guest: number + 40 for guest, number in host.domain_ids.items()}
+    later = keeper(host, tmp_path)
+    assert reading(later, host, name).ours
+    # Later, another id is another run, however long it has run.
+    run_ns = dict(host.run_ns)
+    for guest in NAMES:
+        host.restart(guest)
+    host.run_ns = run_ns
+    assert not reading(later, host, name).ours
+
+
+def test_the_file_forgets_what_is_undone(tmp_path: Path) -> None:
+    """A pin back to where a guest was leaves no entry behind the next sample."""
+    host, kept, _scheduler, name, _changes = balanced(tmp_path)
+    kept.pin(vcpu(host, name), CpuSet.of([0]))
+    assert name in (tmp_path / "affinity.json").read_text()
+    reading(kept, host, name)
+    assert name not in (tmp_path / "affinity.json").read_text()
+
+
+def test_entries_of_guests_that_ended_are_dropped(tmp_path: Path) -> None:
+    """In the file, too, at once; a guest that cannot be read is kept."""
+    host, kept, _scheduler, name, _changes = balanced(tmp_path)
+    other = host.pins[1][0]
+    host.unread.add(other)
+    del host.wants[name]
+    kept.sample(NO_CPUS)
+    text = (tmp_path / "affinity.json").read_text()
+    assert name not in text
+    assert other in text
+
+
+def test_marks_go_with_their_pins(tmp_path: Path) -> None:
+    """Written once a domain before its first pin, and taken away with the last."""
+    host, kept, _scheduler, name, _changes = balanced(tmp_path)
+    other = host.pins[1][0]
+    assert {guest for guest in NAMES if host.definitions[guest].origin} == {name, other}
+    assert host.definitions[name].origin == {0: CpuSet.of([0])}
+    host.pin(vcpu(host, other), CpuSet.of([0]))
+    assert reading(kept, host, other).held
+    assert not host.definitions[other].origin
+    kept.restore()
+    assert not host.definitions[name].origin
+
+
+class Session(MemoryHost):
+    """A host over a connection that never breaks."""
+
+    def is_alive(self) -> bool:
+        """Tell that it stands."""
+        return True
+
+    def close(self) -> None:
+        """Let go of nothing."""
+
+
+def marked_in_vain() -> tuple[Session, list[str]]:
+    """Give a host whose guest bears a mark and has no pin of ours, and whose mark was written."""
+    host = Session(2, {"g": 0.25}, {"g": "0"})
+    known = host.definitions["g"]
+    host.definitions["g"] = dataclasses.replace(known, origin={0: CpuSet.of([0])})
+    written: list[str] = []
+    host.on_mark = written.append
+    return host, written
+
+
+@pytest.mark.parametrize("rests", [Rules(dry_run=True), Rules(paused=True)])
+def test_no_mark_is_touched_in_a_dry_run_or_a_pause(rests: Rules, tmp_path: Path) -> None:
+    """A mark that is to go stays until it is over; as the service runs its cycles."""
+    host, written = marked_in_vain()
+    ended = threading.Semaphore(0)
+    worker = Worker(lambda: host, Book(LedgerFile(tmp_path)), ended.release)
+    worker.connect()
+    assert ended.acquire(timeout=60)
+    worker.take()
+    for rules, marks in ((rests, []), (rests, []), (Rules(), ["g"]), (Rules(), ["g"])):
+        host.pass_time()
+        worker.cycle(rules)
+        assert ended.acquire(timeout=60)
+        assert [type(outcome) for outcome in worker.take()] == [Cycled]
+        assert written == marks
+    assert not host.definitions["g"].origin
+    worker.cancel()
+    assert worker.join(60)
+
+
+def test_who_only_looks_touches_no_mark(tmp_path: Path) -> None:
+    """As `vcpusched plan` does."""
+    host, written = marked_in_vain()
+    kept = Keeper(host, Book(LedgerFile(tmp_path), writes=False), acts=False)
+    for _ in range(3):
+        assert not reading(kept, host, "g").held
+    assert written == []
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_pin_without_a_mark(tmp_path: Path) -> None:
+    """A guest that takes none is not pinned, and nothing is left to be given back; others are."""
+    host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
+    refuses: list[str] = []
+
+    def on_mark(name: str) -> None:
+        refuses.append(name)
+        if name == refuses[0]:
+            raise BusyError("the domain is busy")
+
+    host.on_mark = on_mark
+    kept, scheduler = keeper(host, tmp_path), Scheduler()
+    run(kept, host, scheduler, 8)
+    assert refuses[0] not in {name for name, _cpus in host.pins}
+    assert len(host.pins) == 2
+    assert not reading(kept, host, refuses[0]).ours
+    assert refuses[0] not in (tmp_path / "affinity.json").read_text()
+
+
+def test_a_marked_pin_is_ours_wherever_it_wakes(tmp_path: Path) -> None:
+    """A guest that was saved or migrated with our pin and mark: adopted, and given back.
+
+    Where it came from may have had other pCPUs, and "anywhere" means anywhere here.
+    """
+    for origin, original in (("all", "0-3"), ("1-2", "1-2"), ("2,9", "2"), ("8-9", "0-3")):
+        cpus = ALL_CPUS if origin == "all" else CpuSet.parse(origin)
+        host = MemoryHost(4, {"g": 0.5}, {"g": "3"})
+        host.definitions["g"] = dataclasses.replace(host.definitions["g"], origin={0: cpus})
+        changes: list[Changed] = []
+        kept = keeper(host, tmp_path / origin, changes)
+        (tmp_path / origin).mkdir()
+        assert reading(kept, host, "g").ours
+        assert changes == []
+        assert [str(given.to_cpus) for given in kept.restore()] == [original]
+        assert str(host.cpus["g"]) == original
+        assert not host.definitions["g"].origin
+
+
+def test_a_mark_never_leads_out_of_the_definition(tmp_path: Path) -> None:
+    """Whoever can write metadata cannot have a guest put where it must not be."""
+    host = MemoryHost(4, {"g": 0.5}, {"g": "1"})
+    host.definitions["g"] = dataclasses.replace(
+        host.definitions["g"], allowed={0: CpuSet.of([0, 1])}, origin={0: CpuSet.of([2, 3])}
+    )
+    kept = keeper(host, tmp_path)
+    assert reading(kept, host, "g").ours
+    assert [str(given.to_cpus) for given in kept.restore()] == ["0-1"]
+
+
+def test_a_floating_guest_is_marked_as_such(tmp_path: Path) -> None:
+    """One that may be anywhere is so on a larger host, too."""
+    host = MemoryHost(2, {"a": 0.5, "b": 0.5}, {"a": "0", "b": "0-1"})
+    kept = keeper(host, tmp_path)
+    kept.sample(NO_CPUS)
+    kept.pin(vcpu(host, "b"), CpuSet.of([1]))
+    assert host.definitions["b"].origin == {0: ALL_CPUS}
+
+
+def test_a_book_that_was_closed_is_not_written(tmp_path: Path) -> None:
+    """A worker that was abandoned wakes up from a pin, and would make another."""
+    host, kept, _scheduler, name, _changes = balanced(tmp_path)
+    book = Book(LedgerFile(tmp_path))
+    abandoned = Keeper(host, book)
+    abandoned.sample(NO_CPUS)
+    book.close()
+    before = (tmp_path / "affinity.json").read_text()
+    with pytest.raises(NotRecordedError):
+        abandoned.pin(vcpu(host, name), CpuSet.of([0]))
+    abandoned.settle()
+    assert (tmp_path / "affinity.json").read_text() == before
+    assert kept.restore()
+
+
+def test_who_was_abandoned_does_nothing_any_more(tmp_path: Path) -> None:
+    """It wakes up in the middle of a restore, or of a look that finds a pin undone."""
+    host, _kept, _scheduler, name, _changes = balanced(tmp_path)
+    book = Book(LedgerFile(tmp_path))
+    abandoned = Keeper(host, book)
+    reading(abandoned, host, name)
+    pins, marks = len(host.pins), dict(host.definitions)
+    book.close()
+    with pytest.raises(ConnectionLostError):
+        abandoned.restore()
+    host.cpus[name] = CpuSet.parse("0-1")
+    with pytest.raises(ConnectionLostError):
+        reading(abandoned, host, name)
+    assert (len(host.pins), host.definitions) == (pins, marks)
+
+
+def test_another_libvirt_knows_nothing_of_our_guests(tmp_path: Path) -> None:
+    """Restore asked of an empty host, as with a wrong URI: nothing is forgotten, twice in a row."""
+    host, _kept, _scheduler, _name, _changes = balanced(tmp_path)
+    before = (tmp_path / "affinity.json").read_text()
+    for _ in range(2):
+        stranger = keeper(MemoryHost(2, {}, {}), tmp_path)
+        answer = carry_out(stranger, Request(Verb.RESTORE), beside_service=False)
+        assert (answer.status, answer.lines) == (0, ("No vCPU is pinned by vcpusched.",))
+    assert parse((tmp_path / "affinity.json").read_text()) == parse(before)
+    assert len(keeper(host, tmp_path).restore()) == 2
+
+
+def test_another_libvirts_guests_are_left_in_the_ledger(tmp_path: Path) -> None:
+    """A service at another address, for long: nothing of the first one's is lost, and it is said.
+
+    Nor is it released there; an address of the same libvirt's finds all of it.
+    """
+    book = Book(LedgerFile(tmp_path), "qemu:///system")
+    host = MemoryHost(4, {"g": 0.5, "held": 0.5}, {"g": "0", "held": "0"})
+    kept = Keeper(host, book)
+    reading(kept, host, "g")
+    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    kept.restore([DomainUuid("held")], hold=True)
+    reading(kept, host, "g")
+    host.domain_ids = {guest: number + 40 for guest, number in host.domain_ids.items()}
+    other = MemoryHost(4, {"x": 0.5}, {"x": "0"})
+    book = Book(LedgerFile(tmp_path), "qemu:///session")
+    stranger = Keeper(other, book)
+    for _ in range(3):
+        other.pass_time(50)
+        stranger.sample(NO_CPUS)
+    stranger.pin(vcpu(other, "x"), CpuSet.of([1]))
+    assert "Domains at qemu:///system in the ledger (2) are left as they are" in book.elsewhere()
+    answer = carry_out(stranger, Request(Verb.RESTORE), beside_service=False)
+    assert (answer.status, len(answer.lines), len(answer.problems)) == (1, 1, 1)
+    assert "vcpusched restore --uri qemu:///system" in answer.problems[0]
+    assert stranger.release() == []
+    book = Book(LedgerFile(tmp_path), "qemu+unix:///system")
+    found = Keeper(host, book)
+    assert (reading(found, host, "g").ours, bool(reading(found, host, "held").held)) == (True, True)
+    assert book.elsewhere() == ""
+    assert [str(given.to_cpus) for given in found.restore()] == ["0"]
+
+
+class FullDisk(LedgerFile):
+    """A ledger file on a disk that can be full."""
+
+    is_full = False
+
+    def replace(self, text: str) -> None:
+        """Replace the file."""
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+        super().replace(text)
+
+
+def test_a_full_disk_keeps_nobody_from_getting_back(tmp_path: Path) -> None:
+    """What it takes to undo pins is written already; the file is put right once there is room."""
+    host, _kept, _scheduler, _name, _changes = balanced(tmp_path)
+    file = FullDisk(tmp_path)
+    kept = Keeper(host, Book(file))
+    file.is_full = True
+    assert [one.why_not for one in kept.restore()] == ["", ""]
+    assert {str(cpus) for cpus in host.cpus.values()} == {"0"}
+    file.is_full = False
+    reading(kept, host, "g0")
+    assert "original" not in (tmp_path / "affinity.json").read_text()
+
+
+def test_a_pool_set_in_a_pause_stays(tmp_path: Path) -> None:
+    """While nothing is pinned another hand lets it use both pCPUs: restore must not undo that.
+
+    What the kernel undid meanwhile is no other hand's doing, and is given back.
+    """
+    host, kept, _scheduler, name, _changes = balanced(tmp_path)
+    other = next(found for found, _cpus in host.pins if found != name)
+    kept.rests = True
+    host.cpus[name] = host.cpus[other] = CpuSet.parse("0-1")
+    known = host.definitions[name]
+    host.definitions[name] = dataclasses.replace(known, booked={0: CpuSet.parse("0-1")})
+    reading(kept, host, name)
+    assert [one.domain for one in kept.restore()] == [other]
+    assert (str(host.cpus[name]), str(host.cpus[other])) == ("0-1", "0")
+
+
+def test_files_can_be_read_whatever_the_umask(tmp_path: Path) -> None:
+    """Root's may be 077; the service, which is not root, must read what root wrote."""
+    before = os.umask(0o077)
+    try:
+        balanced(tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "affinity.json").stat().st_mode) == 0o644
+
+
+class TwoVcpus(MemoryHost):
+    """Guests have two vCPUs each, alike."""
+
+    def _read(self, name: str) -> DomainReading:
+        read = super()._read(name)
+        first = read.vcpus[0]
+        return dataclasses.replace(read, vcpus=(first, dataclasses.replace(first, vcpu=1)))
+
+
+def test_another_run_is_nothing_like_the_last(tmp_path: Path) -> None:
+    """A guest that restarted while no service ran, and whose definition cannot be read at first.
+
+    The ledger has only its vCPU 0, which was held, and that hold is over: nobody knows this run.
+    """
+    host = TwoVcpus(2, {"g0": 0.5}, {"g0": "0-1"})
+    keeper = Keeper(host, Book(LedgerFile(tmp_path)))
+    keeper.sample(NO_CPUS)
+    host.cpus["g0"] = CpuSet.parse("1")
+    host.pass_time()
+    assert keeper.sample(NO_CPUS).domains[0].vcpus[0].held
+    written = json.loads((tmp_path / "affinity.json").read_text())
+    del written["domains"][0]["vcpus"][1:]
+    (tmp_path / "affinity.json").write_text(json.dumps(written))
+    host.restart("g0")
+    host.definitions["g0"] = Definition()
+    keeper = Keeper(host, Book(LedgerFile(tmp_path)))
+    host.pass_time()
+    host.run_ns["g0"] = 5
+    assert [vcpu.held for vcpu in keeper.sample(NO_CPUS).domains[0].vcpus] == ["", ""]
+
+
+def test_who_ends_meanwhile_is_no_failure(tmp_path: Path) -> None:
+    """Nothing is left to be given back to a guest that ends while its neighbours get theirs."""
+    ends: list[str] = []
+
+    def vanish(name: str) -> None:
+        if name in ends:
+            raise VanishedError("no such domain")
+
+    host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"), on_pin=vanish)
+    kept = keeper(host, tmp_path)
+    run(kept, host, Scheduler(), 4)
+    ends.append(host.pins[0][0])
+    answer = carry_out(kept, Request(Verb.RESTORE), beside_service=False)
+    assert (answer.status, answer.problems) == (0, ())
+    assert f"{ends[0]}: vCPU 0 has ended meanwhile" in answer.lines

@@ -1,0 +1,263 @@
+"""What came of plans, and vCPUs that were better off unbound."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from builders import host
+
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.act.keeper import Keeper
+from vcpusched.act.ledger_file import Book
+from vcpusched.act.patience import DOUBT_NS, Patience
+from vcpusched.act.proof import PATIENCE_NS, Look, Promise, Verdict, promised, proven, worse_bound
+from vcpusched.model import (
+    NO_CPUS,
+    PPM,
+    PPM_PER_POINT,
+    Cpu,
+    CpuSet,
+    Definition,
+    DomainReading,
+    DomainUuid,
+    Host,
+    Sample,
+    Topology,
+    Vcpu,
+    VcpuId,
+    VcpuReading,
+)
+from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.plan.planner import Floating, Policy, plan
+from vcpusched.service.run_directory import LedgerFile
+from vcpusched.simulate.simulator import Place, SimulatedHost
+from vcpusched.simulate.workload import Guest, Workload
+
+POLICY = Policy(min_gain_ppm=0)
+SECOND_NS = 1_000_000_000
+
+
+def look(
+    drawn: Host, waits: Mapping[VcpuId, int], busy: Mapping[int, int] | None = None, at_s: float = 0
+) -> Look:
+    """Give a look at a host."""
+    return Look(round(at_s * SECOND_NS), drawn, plan(drawn, POLICY), waits, busy or {})
+
+
+def waiting(drawn: Host, percent: float) -> dict[VcpuId, int]:
+    """Have all vCPUs of pCPU 0 wait for so much of the time."""
+    ppm = round(percent * PPM_PER_POINT)
+    return {vcpu.id: ppm for vcpu in drawn.vcpus if 0 in vcpu.cpus and ppm}
+
+
+def carried_out(drawn: Host, number: int = 7, percent: float = 75) -> tuple[Promise, Host]:
+    """Carry out the plan for a host; gives what it promises, and the host after it."""
+    first = look(drawn, waiting(drawn, percent))
+    to = {move.vcpu: move.to_cpus for move in first.plan.moves}
+    after = tuple(
+        dataclasses.replace(vcpu, cpus=to.get(vcpu.id, vcpu.cpus)) for vcpu in drawn.vcpus
+    )
+    promise = promised(number, first, first.plan.moves)
+    return promise, dataclasses.replace(drawn, vcpus=after)
+
+
+HOGS = host([100, 100, 100, 100], [])
+"""Each runs a quarter and waits for three. Two leave; then each has half, and waits for half."""
+
+
+def test_a_plan_promises_less_wait() -> None:
+    """{100 x 4} {}: from 75 % to 1 - 1/2 for all four, also for those that stay."""
+    promise, _ = carried_out(HOGS)
+    assert set(promise.waits.values()) == {(750_000, 500_000)}
+    assert len(promise.waits) == 4
+    assert len(promise.moved) == 2
+
+
+@pytest.mark.parametrize(
+    ("percent", "verdict"),
+    [(50, Verdict.HELPED), (62.5, Verdict.HELPED), (62.6, Verdict.NO_HELP), (75, Verdict.NO_HELP)],
+)
+def test_half_of_what_was_promised_is_enough(percent: float, verdict: Verdict) -> None:
+    """75 %, promised 50: at 62.5 it helped. Only once its time is over can it be said not to."""
+    promise, after = carried_out(HOGS)
+    waits = dict.fromkeys((vcpu.id for vcpu in after.vcpus), round(percent * PPM_PER_POINT))
+    late = proven(promise, look(after, waits, at_s=PATIENCE_NS / SECOND_NS))
+    assert late is not None
+    assert late.verdict is verdict
+    assert (late.number, late.waiting, late.wait_before_ppm) == (7, 4, 750_000)
+    assert (late.wait_promised_ppm, late.wait_ppm) == (500_000, round(percent * PPM_PER_POINT))
+    early = proven(promise, look(after, waits, at_s=19))
+    assert (early is None) == (verdict is Verdict.NO_HELP)
+
+
+def test_what_cannot_be_told() -> None:
+    """More is wanted where they are by now; they ended; the next plan came first."""
+    promise, after = carried_out(host([40, 40, 40], []))
+    more = tuple(dataclasses.replace(vcpu, load_ppm=900_000) for vcpu in after.vcpus)
+    waits = dict.fromkeys((vcpu.id for vcpu in more), 750_000)
+    looks = {
+        "more": look(dataclasses.replace(after, vcpus=more), waits, at_s=30),
+        "ended": look(dataclasses.replace(after, vcpus=()), {}, at_s=30),
+    }
+    for name, later in looks.items():
+        proof = proven(promise, later)
+        assert proof is not None, name
+        assert proof.verdict is Verdict.UNCLEAR, name
+    overtaken = proven(promise, look(after, waits, at_s=3), is_last=True)
+    assert overtaken is not None
+    assert overtaken.verdict is Verdict.UNCLEAR
+
+
+def test_nobody_waited() -> None:
+    """{30 30} {}: 60 % of a pCPU; the next look can tell the gap, and there is nothing else."""
+    promise, after = carried_out(host([30, 30], []), percent=4)
+    proof = proven(promise, look(after, {}, at_s=1))
+    assert proof is not None
+    assert proof.verdict is Verdict.NO_WAIT
+    assert (proof.gap_before_ppm, proof.gap_promised_ppm, proof.gap_ppm) == (600_000, 0, 0)
+
+
+def test_who_was_moved_in_vain_is_left_alone_twice_as_long_each_time() -> None:
+    """Five minutes, ten, and five again once it helped."""
+    vcpu = HOGS.vcpus[0].id
+    patience = Patience()
+    now_ns = 0
+    for minutes in (5, 10, 20):
+        patience.doubt(vcpu, now_ns)
+        for passed, fixed in ((0, True), (minutes - 1, True), (minutes, False)):
+            at_ns = now_ns + passed * 60 * SECOND_NS
+            assert stays(patience, vcpu, at_ns) is fixed, (minutes, passed)
+        now_ns += minutes * 60 * SECOND_NS
+    patience.trust(vcpu)
+    patience.doubt(vcpu, now_ns)
+    assert not stays(patience, vcpu, now_ns + DOUBT_NS)
+
+
+def stays(patience: Patience, vcpu: VcpuId, now_ns: int) -> bool:
+    """Tell whether a vCPU of HOGS is left alone at a time."""
+    domain = DomainReading(vcpu.uuid, vcpu.domain_id, "", now_ns, 0, (), Definition())
+    sample = Sample(Topology(()), (domain,))
+    applied = patience.applied(HOGS, sample, number=1, cooldown_s=0)
+    (found,) = [other for other in applied.vcpus if other.id == vcpu]
+    assert found.fixed == bool(found.why)
+    return found.fixed
+
+
+def bound(original: str, cpus: str = "0", held: str = "") -> tuple[Sample, Host, VcpuId]:
+    """Give a sample of one vCPU with a pin of ours on a host of four pCPUs."""
+    reading = VcpuReading(
+        0, 0, CpuSet.parse(cpus), original=CpuSet.parse(original), ours=True, held=held
+    )
+    drawn = host([50], [], [], [])
+    vcpu: Vcpu = drawn.vcpus[0]
+    domain = DomainReading(
+        vcpu.id.uuid, vcpu.id.domain_id, "g", SECOND_NS, 0, (reading,), Definition()
+    )
+    online = Topology(tuple(Cpu(cpu) for cpu in range(4)))
+    return Sample(online, (domain,)), drawn, vcpu.id
+
+
+@pytest.mark.parametrize(
+    ("original", "cpus", "wait", "busy", "freed"),
+    [
+        ("0-3", "0", 30, (100, 100, 100, 70), True),
+        ("0-3", "0", 31, (100, 100, 100, 70), False),
+        ("0-2", "0", 30, (100, 100, 100, 0), False),
+        ("0-3", "0", 4, (100, 0, 0, 0), False),
+        ("3", "0", 50, (100, 0, 0, 0), False),
+        ("0-3", "0-1", 50, (100, 100, 0, 0), True),
+    ],
+)
+def test_who_need_not_wait_is_freed(
+    original: str, cpus: str, wait: int, busy: tuple[int, ...], *, freed: bool
+) -> None:
+    """It waits for 5 % or more, and the rest of where it may be is idle for as long."""
+    sample, drawn, vcpu = bound(original, cpus)
+    busy_ppm = {cpu: percent * PPM_PER_POINT for cpu, percent in enumerate(busy)}
+    moves = list(worse_bound(sample, look(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
+    assert [str(move.to_cpus) for move in moves] == ([original] if freed else [])
+    held, drawn, vcpu = bound(original, cpus, held="another hand pinned it")
+    assert not list(worse_bound(held, look(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
+
+
+def test_a_neighbour_appears(tmp_path: Path) -> None:
+    """{60 that may use both, bound by us} {}: from period 20 on a hog is bound to the same pCPU.
+
+    Its pCPU is found crowded after period 20; after 21 it is known that it waited; no later than
+    after 22 it may use both again, whatever cooldown says, and then it waits no more. It is not
+    bound again for five minutes, 100 periods.
+    """
+    cooled = Rules(policy=Policy(moves_max=1), cooldown_s=3600)
+    freed, waited = neighbour(tmp_path, cooled)
+    assert len(freed) == 1
+    assert freed[0][0] in {21, 22}
+    assert freed[0][1].freed[0].to_cpus == CpuSet.parse("0-1")
+    assert not freed[0][1].executed
+    assert waited[20] > PPM // 10
+    assert all(wait < PPM // 100 for wait in waited[freed[0][0] + 2 :])
+
+
+@pytest.mark.parametrize(
+    "house", [HouseRules(exclude_cpus=CpuSet.of([1])), HouseRules(exclude_domains=("ours",))]
+)
+def test_what_is_undone_need_not_be_managed(house: HouseRules, tmp_path: Path) -> None:
+    """Its original affinity has a pCPU that plans may not use by now, or plans leave it alone."""
+    rules = Rules(house=house)
+    freed, _ = neighbour(tmp_path, rules)
+    # A pCPU that is not managed is no pCPU of the host's, so nobody knows whether it idles.
+    assert len(freed) == (0 if house.exclude_cpus else 1)
+
+
+def test_who_was_not_asked_is_not_measured() -> None:
+    """Moved to a pCPU that became crowded only now: nobody knows how long it waits, so not 0."""
+    promise, after = carried_out(HOGS)
+    waits = {vcpu.id: 0 for vcpu in after.vcpus if vcpu.id not in promise.moved}
+    crowded = {0: PPM, 1: PPM}
+    assert proven(promise, look(after, waits, crowded, at_s=3)) is None
+    late = proven(promise, look(after, waits, crowded, at_s=30))
+    assert late is not None
+    assert late.verdict is Verdict.UNCLEAR
+    free = proven(promise, look(after, waits, {0: PPM, 1: PPM // 2}, at_s=3))
+    assert free is not None
+    assert free.verdict is Verdict.HELPED
+
+
+def test_a_neighbour_appears_in_a_dry_run(tmp_path: Path) -> None:
+    """Nothing is pinned then, and nothing given back."""
+    assert neighbour(tmp_path, Rules(dry_run=True))[0] == []
+    assert neighbour(tmp_path, Rules(paused=True))[0] == []
+
+
+class MarkedHost(SimulatedHost):
+    """A simulated host whose guests take marks and forget them."""
+
+    def mark(self, uuid: DomainUuid, _domain_id: int, _origin: Mapping[int, CpuSet]) -> None:
+        """Mark a guest."""
+        self.definition(uuid)
+
+
+def neighbour(directory: Path, rules: Rules) -> tuple[list[tuple[int, Cycle]], list[int]]:
+    """Run it; gives the cycles that freed a vCPU, and how long ours waited in each period."""
+    periods = 60
+    ours = Guest("ours", ((60 * PPM_PER_POINT,) * periods,))
+    hog = Guest("hog", ((PPM,) * (periods - 20),), start=20, pin=CpuSet.of([0]))
+    simulated = MarkedHost(Workload("", 2, periods, (ours, hog)), Place.FLOATING)
+    keeper = Keeper(simulated, Book(LedgerFile(directory)))
+    scheduler = Scheduler()
+    freed: list[tuple[int, Cycle]] = []
+    waited: list[int] = []
+    for period in range(periods):
+        simulated.pass_period()
+        if period == 0:
+            (domain,) = keeper.sample(NO_CPUS).domains
+            keeper.pin(VcpuId(domain.uuid, domain.domain_id, 0), CpuSet.of([0]))
+        policy = dataclasses.replace(rules.policy, floating=Floating.KERNEL)
+        cycle = scheduler.cycle(keeper, dataclasses.replace(rules, policy=policy))
+        if cycle.freed:
+            freed.append((period, cycle))
+        results = {result.domain: result for result in simulated.vcpu_results()}
+        waited.append(results["ours"].wait_ns)
+        simulated.period += 1
+    each = [after - before for before, after in zip([0, *waited], waited, strict=False)]
+    return freed, [wait_ns * PPM // 3_000_000_000 for wait_ns in each]

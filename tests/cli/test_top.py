@@ -1,0 +1,259 @@
+"""`top`: what its screen shows, what its keys do, and that it leaves a terminal as it was."""
+
+import dataclasses
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import tempfile
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from builders import host
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from program import PROGRAM, environment, vcpusched, without_the_lock
+from test_status import DRAWN, HOSTILE, machine, service
+
+from vcpusched.cli.top import Seen, View, keys_in, look_at, pressed, screen
+from vcpusched.model import Host
+from vcpusched.report import messages, snapshot
+from vcpusched.service import run_directory
+
+NOW_S = 1_790_000_000.0
+UP, PAGE_DOWN = "\x1b[A", "\x1b[6~"
+
+
+def seen(drawn: Host = DRAWN) -> Seen:
+    """Give what is seen of a service."""
+    state = snapshot.parse_state(json.dumps(messages.state_as_json(service(drawn), NOW_S)))
+    return Seen(state, snapshot.saved_host(state))
+
+
+def lines(view: View, of: Seen, width: int = 80, height: int = 24) -> list[str]:
+    """Give a screen as plain text, without what fills it up at the right."""
+    return [line.plain.rstrip() for line in screen(view, of, width, height, NOW_S)]
+
+
+def after(*keys: str, view: View | None = None) -> View:
+    """Give the view after some keys, none of which quits."""
+    view = view or View()
+    for key in keys:
+        changed = pressed(view, key)
+        assert changed is not None
+        view = changed
+    return view
+
+
+@given(
+    st.integers(min_value=1, max_value=220),
+    st.integers(min_value=1, max_value=70),
+    st.sampled_from([DRAWN, host([]), host([50] * 40, *[[]] * 7)]),
+    st.sampled_from(["web", HOSTILE, "界" * 80, "a" * 300]),
+    st.integers(min_value=0, max_value=50),
+)
+@settings(deadline=None)
+def test_it_fits_any_terminal(width: int, height: int, drawn: Host, name: str, first: int) -> None:
+    """As many lines as there are, none wider, and nothing in it that a terminal would obey."""
+    vcpus = tuple(dataclasses.replace(vcpu, domain=name) for vcpu in drawn.vcpus)
+    view = View(first=first, domain=name[:2], typing=bool(first % 2))
+    found = screen(view, seen(dataclasses.replace(drawn, vcpus=vcpus)), width, height, NOW_S)
+    assert len(found) == height
+    assert max(line.cell_len for line in found) <= width
+    assert all(letter.isprintable() for line in found for letter in line.plain)
+
+
+def test_what_it_shows() -> None:
+    """Health, gap, the last pin, every pCPU, and the vCPUs by what they want."""
+    found = lines(View(), seen())
+    assert found[0].startswith("vcpusched is healthy: Unbalanced at rest (no move pays), gap 95")
+    assert found[1].endswith("95 points  0 s ago  pins 1 last hour, 7 last day")
+    assert "g0/0 0 → 1: pCPU 0 was at 100 %" in found[2]
+    assert [line.split()[0] for line in found[4:7]] == ["0", "4", "1"]
+    table = next(number for number, line in enumerate(found) if line.startswith("by demand"))
+    assert [line.split()[0] for line in found[table + 1 : table + 4]] == ["g1/0", "g0/0", "g2/0"]
+    assert "← pinned from 0" in found[table + 2]
+    assert "12 %  0" in found[table + 2]
+    assert found[-1].startswith("q quit")
+
+
+def test_pins_stand_out_for_a_while() -> None:
+    """In the line of the last pin and in the row of the vCPU; then no more."""
+    for later_s, stands_out in ((-5.0, True), (60.0, False)):
+        found = screen(View(), seen(), 80, 24, time.time() + later_s)
+        reversed_lines = [line for line in found if "reverse" in str(line.style) + str(line.spans)]
+        assert bool(reversed_lines) is stands_out
+
+
+@pytest.mark.parametrize(
+    ("key", "order"),
+    [
+        ("d", ["g1/0", "g0/0", "g2/0"]),
+        ("w", ["g0/0", "g1/0", "g2/0"]),
+        ("p", ["g0/0", "g1/0", "g2/0"]),
+        ("n", ["g0/0", "g1/0", "g2/0"]),
+    ],
+)
+def test_sorting(key: str, order: list[str]) -> None:
+    """By demand, wait, place or name."""
+    found = lines(after(key), seen())
+    start = next(number for number, line in enumerate(found) if line.startswith("by "))
+    assert [line.split()[0] for line in found[start + 1 : start + 4]] == order
+
+
+def test_filtering() -> None:
+    """Typed after a slash, in any case; escape takes it away, and letters are no commands in it."""
+    view = after("/", "G", "q", "\x7f", "2")
+    assert (view.domain, view.typing) == ("G2", True)
+    found = lines(view, seen())
+    assert found[-1] == "filter: G2_"
+    assert sum(line.startswith("g2/0") for line in found) == 1
+    assert not any(line.startswith(("g0/0", "g1/0")) for line in found)
+    assert after("\r", "d", view=view).domain == "G2"
+    assert after("\r", "\x1b", view=view).domain == ""
+    assert pressed(after("\r", view=view), "q") is None
+
+
+def test_scrolling() -> None:
+    """It ends at both ends."""
+    many = seen(host(*[[1] * 10] * 8))
+    assert "vCPUs 1-" in "\n".join(lines(after(UP), many))
+    text = "\n".join(lines(after(*[PAGE_DOWN] * 20), many))
+    assert "-80 of 80" in text
+
+
+def test_512_pcpus() -> None:
+    """By node and cache where there is room, else by node."""
+    large = dataclasses.replace(DRAWN, cpus=machine(4, 16, 4))
+    assert sum(line.startswith("node ") for line in lines(View(), seen(large), 80, 24)) == 4
+    tall = lines(View(), seen(large), 120, 220)
+    assert sum(line.startswith("node ") for line in tall) == 64
+
+
+def test_keys() -> None:
+    """What terminals send for arrows is one key; an escape by itself is one, too."""
+    assert list(keys_in("q\x1b[A\x1bOB\x1b[6~é\x1b")) == ["q", UP, "\x1bOB", PAGE_DOWN, "é", "\x1b"]
+
+
+def test_looking(tmp_path: Path) -> None:
+    """A state is read when it was replaced; one that is damaged leaves the last one to see."""
+    look = look_at(tmp_path)
+    assert look(Seen()).problem.startswith("vcpusched is not running on this host (")
+    with run_directory.locked(tmp_path):
+        assert look(Seen()).problem == "The service has told nothing yet."
+        run_directory.write_state(tmp_path, messages.state_as_json(service(), NOW_S))
+        first = look(Seen())
+        assert first.host is not None
+        assert look(first) is first
+        (tmp_path / run_directory.STATE).write_text("{")
+        damaged = look(first)
+        assert damaged.problem.startswith("The service's state cannot be read: not JSON")
+        assert damaged.host is first.host
+        assert "degraded" in lines(View(), damaged)[0]
+    assert look(first).state is None
+
+
+def test_looking_without_privilege() -> None:
+    """Who may not open the lock sees the service all the same."""
+    with tempfile.TemporaryDirectory() as name, run_directory.locked(Path(name)):
+        Path(name).chmod(0o755)
+        run_directory.write_state(Path(name), messages.state_as_json(service(), NOW_S))
+        look = look_at(Path(name))
+        assert without_the_lock(Path(name), lambda: look(Seen()).host is not None)
+
+
+def test_it_needs_a_terminal_and_a_service(tmp_path: Path) -> None:
+    """Exit status 2 without a terminal."""
+    done = vcpusched("top", RUNTIME_DIRECTORY=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == 'vcpusched: top: needs a terminal; "vcpusched status" does not\n'
+
+
+class Terminal:
+    """A terminal with `top` on it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._ours, theirs = pty.openpty()
+        self.theirs = theirs
+        termios.tcsetwinsize(theirs, (24, 80))
+        self.before = termios.tcgetattr(theirs)
+        self.text = ""
+        self.program = subprocess.Popen(
+            [*PROGRAM, "top"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment({"RUNTIME_DIRECTORY": str(directory), "TERM": "xterm-256color"}),
+        )
+
+    def wait_for(self, condition: Callable[[str], bool]) -> None:
+        """Read until what was drawn is as it should be."""
+        deadline_s = time.monotonic() + 60
+        while not condition(self.text):
+            assert time.monotonic() < deadline_s, self.text
+            if select.select([self._ours], [], [], 0.2)[0]:
+                self.text += os.read(self._ours, 65536).decode()
+
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self._ours, keys.encode())
+
+    def close(self) -> None:
+        """Take it away."""
+        if self.program.poll() is None:
+            self.program.kill()
+        self.program.wait()
+        os.close(self._ours)
+        os.close(self.theirs)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    """Give a terminal on which `top` shows a service."""
+    with run_directory.locked(tmp_path):
+        run_directory.write_state(tmp_path, messages.state_as_json(service(), time.time()))
+        opened = Terminal(tmp_path)
+        try:
+            opened.wait_for(lambda text: "by demand" in text)
+            yield opened
+        finally:
+            opened.close()
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        (lambda one: one.type("q"), 0),
+        (lambda one: one.program.send_signal(signal.SIGINT), 0),
+        (lambda one: one.program.send_signal(signal.SIGTERM), 128 + signal.SIGTERM),
+    ],
+)
+def test_it_leaves_the_terminal_as_it_was(
+    terminal: Terminal, end: Callable[[Terminal], None], status: int
+) -> None:
+    """However it ends: the screen of before, the cursor, and echo."""
+    terminal.type("w")
+    terminal.wait_for(lambda text: "by wait" in text)
+    assert not termios.tcgetattr(terminal.theirs)[3] & termios.ECHO
+    end(terminal)
+    terminal.wait_for(lambda text: "\x1b[?1049l" in text)
+    assert terminal.program.wait(30) == status
+    assert "\x1b[?25h" in terminal.text
+    assert "Traceback" not in terminal.text
+    assert termios.tcgetattr(terminal.theirs) == terminal.before
+
+
+def test_it_steps_aside(terminal: Terminal) -> None:
+    """Ctrl-Z gives the terminal back, and it comes back when it is continued."""
+    terminal.program.send_signal(signal.SIGTSTP)
+    _, status = os.waitpid(terminal.program.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    assert termios.tcgetattr(terminal.theirs) == terminal.before
+    drawn = terminal.text.count("by demand")
+    terminal.program.send_signal(signal.SIGCONT)
+    terminal.wait_for(lambda text: text.count("by demand") > drawn)

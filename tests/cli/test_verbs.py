@@ -1,0 +1,373 @@
+"""The verbs that need no libvirt: plan and its formats, status, usage."""
+
+import dataclasses
+import json
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from builders import host
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from program import environment, vcpusched, without_the_lock
+
+import vcpusched as package
+from vcpusched.model import Cpu, Host, HostCpu
+from vcpusched.plan.planner import Policy, plan
+from vcpusched.report import snapshot
+from vcpusched.service import run_directory
+
+CROWDED = {
+    "version": 1,
+    "cpus": [{"id": 0, "node": 0, "core": 0, "cache": 0, "host_load": 0.03}, {"id": 1}],
+    "vcpus": [
+        {"domain": "web1", "vcpu": 0, "load": 0.53, "cpus": "0", "allowed": "0-1"},
+        {"domain": "web2", "vcpu": 0, "load": 0.5, "cpus": "0", "colour": "ignored"},
+    ],
+}
+
+ONE = '{"version": 1, "cpus": [{"id": 0}], "vcpus": [{"domain": "a", "vcpu": 0, %s}]}'
+
+
+def test_plan_from_standard_input_as_json() -> None:
+    """The format that the design fixes, from a snapshot with optional and unknown keys."""
+    done = vcpusched("plan", "--from", "-", "--json", stdin=json.dumps(CROWDED))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == {
+        "version": 1,
+        "balanced": False,
+        "stop": "balanced",
+        "gap_before": 1.06,
+        "gap_after": 0.0,
+        "moves": [
+            {
+                "domain": "web1",
+                "vcpu": 0,
+                "from": "0",
+                "to": "1",
+                "load": 0.53,
+                "reason": found["moves"][0]["reason"],
+            }
+        ],
+        "treatment": [
+            {"domain": name, "uuid": name, "vcpus": "0", "movable": True, "why": ""}
+            for name in ("web1", "web2")
+        ],
+    }
+    assert "pCPU 0 was at 106 %" in found["moves"][0]["reason"]
+
+
+def test_plan_for_a_person(tmp_path: Path) -> None:
+    """Says whose host it is, draws it before and after, and gives each move its reason."""
+    file = tmp_path / "host.json"
+    file.write_text(json.dumps(CROWDED))
+    done = vcpusched("plan", "--from", str(file))
+    assert done.returncode == 0
+    assert f"As saved in {file}" in done.stdout
+    assert "1. vCPU 0 of web1 from pCPU 0 to pCPU 1: pCPU 0 was at 106 %" in done.stdout
+    assert (
+        "the gap goes from 106 points to 0 points (threshold 10); then it is balanced"
+        in done.stdout
+    )
+    assert "\x1b" not in done.stdout  # plain when piped
+
+
+HELD = json.loads(json.dumps(CROWDED))
+HELD["vcpus"][0] |= {"fixed": True, "why": "held by its metadata", "uuid": "u1"}
+
+
+def test_plan_tells_who_may_be_moved() -> None:
+    """In words and as JSON, with the reason of each that may not."""
+    done = vcpusched("plan", "--from", "-", stdin=json.dumps(HELD))
+    assert "\nweb1 stays: held by its metadata\nMay be moved: web2\n" in done.stdout
+    done = vcpusched("plan", "--from", "-", "--json", stdin=json.dumps(HELD))
+    assert json.loads(done.stdout)["treatment"][0] == {
+        "domain": "web1",
+        "uuid": "u1",
+        "vcpus": "0",
+        "movable": False,
+        "why": "held by its metadata",
+    }
+
+
+def test_plan_tells_which_level_the_host_does_not_tell() -> None:
+    """The line is there with sets of pCPUs that are not told, and only then."""
+    line = (
+        'granularity = "node": this host does not tell of pCPUs 1 which are on one NUMA node; all'
+    )
+    for options in ((), ("--explain", "web1")):
+        done = vcpusched(
+            "plan", "--from", "-", *options, stdin=json.dumps(CROWDED), VCPUSCHED_GRANULARITY="node"
+        )
+        assert line in done.stdout.replace("\n", " ")
+    done = vcpusched(
+        "plan", "--from", "-", "--json", stdin=json.dumps(CROWDED), VCPUSCHED_GRANULARITY="node"
+    )
+    assert json.loads(done.stdout)["untold"].startswith(line)
+    assert (
+        "untold" not in vcpusched("plan", "--from", "-", "--json", stdin=json.dumps(CROWDED)).stdout
+    )
+
+
+def test_plan_explains_a_domain() -> None:
+    """Given by name or UUID; one that is not there is a mistake on the command line."""
+    for name in ("web1", "u1"):
+        done = vcpusched("plan", "--from", "-", "--explain", name, stdin=json.dumps(HELD))
+        assert done.returncode == 0
+        why = "vCPU 0 (53 %) stays on pCPU 0 and may not be moved: held by its metadata"
+        assert f"  {why}\n" in done.stdout
+    done = vcpusched("plan", "--from", "-", "--json", "--explain", "u1", stdin=json.dumps(HELD))
+    (explanation,) = json.loads(done.stdout)["explanation"]
+    assert explanation == {"vcpu": 0, "movable": False, "moved": False, "text": why}
+    done = vcpusched("plan", "--from", "-", "--explain", "web3\n", stdin=json.dumps(HELD))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith('vcpusched: --explain: "web3\\n": no vCPU of such a domain')
+
+
+def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:
+    """With both bindings impossible to import it works the same."""
+    code = (
+        "import sys; sys.modules['libvirt'] = sys.modules['systemd'] = None;"
+        "from vcpusched.cli.main import main; sys.exit(main(['plan', '--from', '-', '--json']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(CROWDED),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["moves"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "not JSON: "),
+        ("[" * 100_000, "not "),
+        ("[]", "snapshot: must be an object in braces"),
+        ('{"version": 2, "cpus": [{"id": 0}], "vcpus": []}', "version: must be 1, the version"),
+        ('{"version": 1, "cpus": [], "vcpus": []}', "cpus: must not be empty"),
+        ('{"version": 1, "cpus": [{"id": -1}], "vcpus": []}', "cpus.0.id: "),
+        ('{"version": 1, "cpus": [{"id": 99999999}], "vcpus": []}', "cpus.0.id: "),
+        ('{"version": 1, "cpus": [{"id": 0}, {"id": 0}], "vcpus": []}', "cpus: a pCPU is listed"),
+        ('{"version": 1, "cpus": [{"id": 0, "capacity": 0}], "vcpus": []}', "cpus.0.capacity: "),
+        ('{"version": 1, "cpus": [{"id": 0, "capacity": 1.5}], "vcpus": []}', "cpus.0.capacity: "),
+        (ONE % '"load": NaN, "cpus": "0"', "vcpus.0.load: "),
+        (ONE % '"load": 1, "cpus": "x"', "vcpus.0: 'x' is no list of pCPUs"),
+        (ONE % '"load": 1, "cpus": ""', "vcpus.0: cpus: must name at least one pCPU"),
+    ],
+)
+def test_a_bad_snapshot_is_one_line(text: str, line: str) -> None:
+    """Where and why, exit status 65, no traceback."""
+    done = vcpusched("plan", "--from", "-", stdin=text)
+    assert done.returncode == 65, done.stderr
+    assert done.stderr.startswith(f"vcpusched: standard input: {line}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_missing_snapshot() -> None:
+    """A named file that is not there is told as such."""
+    done = vcpusched("plan", "--from", "/nonexistent/host.json")
+    assert (done.returncode, done.stderr) == (
+        65,
+        "vcpusched: /nonexistent/host.json: cannot be read: No such file or directory\n",
+    )
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["version", "cpus", "vcpus", "id", "domain", "vcpu", "load", "on"])
+            | st.text(max_size=3),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(json_values | st.builds(lambda value: {**CROWDED, "vcpus": value}, json_values))
+def test_any_json_is_read_or_refused(value: object) -> None:
+    """Nothing but a SnapshotError comes of whatever is fed in."""
+    refusal = ""
+    try:
+        plan(snapshot.parse(json.dumps(value)), Policy())
+    except snapshot.SnapshotError as error:
+        refusal = str(error)
+    assert "\n" not in refusal
+
+
+def test_a_snapshot_says_all_that_the_planner_needs() -> None:
+    """Written and read back, a host gets the same plan."""
+    particular = host([60, 10], [5])
+    said = {"why": "why", "memory_node": 1, "shares": 512, "quota_ppm": 250_000, "spread": True}
+    vcpus = tuple(dataclasses.replace(vcpu, **said) for vcpu in particular.vcpus)  # type: ignore[arg-type]
+    for drawn in (
+        host([25, 25, 25, 25], []),
+        host([30, 20], [10], [], floating=True),
+        host([60, 10], [5], allowed="0"),
+        dataclasses.replace(particular, vcpus=vcpus),
+    ):
+        again = snapshot.parse(json.dumps(snapshot.host_as_json(drawn)))
+        assert snapshot.host_as_json(again) == snapshot.host_as_json(drawn)
+        assert plan(again, Policy()) == plan(drawn, Policy())
+    again = snapshot.parse(json.dumps(snapshot.host_as_json(drawn)))
+    assert [getattr(again.vcpus[0], key) for key in said] == list(said.values())
+
+
+def test_a_snapshot_says_where_pcpus_sit_and_what_they_can_do() -> None:
+    """All of it is optional, and a capacity of 1 is left out; of what rounds to 0 a millionth."""
+    cpus = (
+        Cpu(0, node=0, core=0, cache=0),
+        Cpu(1),
+        Cpu(2, node=1, capacity_ppm=600_000),
+        Cpu(3, capacity_ppm=1),
+    )
+    written = snapshot.host_as_json(Host(tuple(map(HostCpu, cpus)), ()))
+    assert written["cpus"] == [
+        {"id": 0, "node": 0, "core": 0, "cache": 0, "host_load": 0.0},
+        {"id": 1, "host_load": 0.0},
+        {"id": 2, "node": 1, "capacity": 0.6, "host_load": 0.0},
+        {"id": 3, "capacity": 0.000001, "host_load": 0.0},
+    ]
+    assert tuple(cpu.cpu for cpu in snapshot.parse(json.dumps(written)).cpus) == cpus
+    written["cpus"][3]["capacity"] = 1e-9
+    assert snapshot.parse(json.dumps(written)).cpus[3].cpu.capacity_ppm == 1
+
+
+def test_hostile_names_stay_text() -> None:
+    """A guest's name cannot put an escape sequence or a line of its own on the terminal."""
+    evil = json.loads(json.dumps(CROWDED))
+    evil["vcpus"][0]["domain"] = "\x1b[31mred\x1b]0;t\x07\nvcpusched: forged [bold]x[/bold]"
+    done = vcpusched("plan", "--from", "-", stdin=json.dumps(evil))
+    assert done.returncode == 0
+    assert not set(done.stdout) & {"\x1b", "\x07"}
+    assert "?[31mred?]0;t??vcpusched: forged [bold]x[/bold]" in done.stdout
+    assert not [line for line in done.stdout.splitlines() if line.startswith("vcpusched: forged")]
+
+
+def test_status_where_nothing_runs(tmp_path: Path) -> None:
+    """Exit status 3, in words and as JSON."""
+    done = vcpusched("status", RUNTIME_DIRECTORY=str(tmp_path))
+    assert done.returncode == 3
+    assert "not running" in done.stdout
+    done = vcpusched("status", "--json", RUNTIME_DIRECTORY=str(tmp_path))
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["health"] == "not running"
+
+
+def test_status_of_a_damaged_state_file(tmp_path: Path) -> None:
+    """A truncated, foreign or empty state is one line, not a traceback."""
+    with run_directory.locked(tmp_path):
+        for text in ("", "{", "[]", "{}", '{"version": 1, "snapshot": 5}', '{"at": "x"}'):
+            (tmp_path / run_directory.STATE).write_text(text)
+            done = vcpusched("status", RUNTIME_DIRECTORY=str(tmp_path))
+            assert done.returncode == 1, (text, done)
+            assert len(done.stderr.splitlines()) == 1, (text, done.stderr)
+
+
+def test_the_lock_is_for_one(tmp_path: Path) -> None:
+    """A second holder is told who the first is; a look from outside takes nothing away."""
+    assert not run_directory.is_locked(tmp_path)
+    with run_directory.locked(tmp_path):
+        assert run_directory.is_locked(tmp_path)
+        with (
+            pytest.raises(run_directory.AlreadyRunningError, match=f"process {os.getpid()}"),
+            run_directory.locked(tmp_path),
+        ):
+            pass
+    assert not run_directory.is_locked(tmp_path)
+
+
+def test_the_lock_is_nobody_elses(tmp_path: Path) -> None:
+    """Whoever else could open it could lock it for ever; that of an older version is closed."""
+    lock = tmp_path / run_directory.LOCK
+    lock.touch()
+    lock.chmod(0o644)
+    with run_directory.locked(tmp_path):
+        assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+
+
+def lives(directory: Path) -> bool:
+    """Tell whether somebody sees a service live who may not open its lock."""
+    return without_the_lock(directory, lambda: run_directory.lives(directory))
+
+
+def test_who_lives_is_seen_without_the_lock() -> None:
+    """By the process that wrote the state, not by its number alone, which another may have."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        with run_directory.locked(directory):
+            assert not lives(directory)
+            run_directory.write_state(directory, {"version": 1})
+            assert lives(directory)
+            told = json.loads((directory / run_directory.STATE).read_text())
+            others = ({"process_start": told["process_start"] + 1}, {"pid": ended.pid})
+            odd = ({"pid": 0}, {"pid": -1}, {"pid": "1"}, {"pid": 1 << 70}, {"process_start": None})
+            for changed in (*others, *odd):
+                run_directory.replace_file(
+                    directory / run_directory.STATE, json.dumps({**told, **changed})
+                )
+                assert not lives(directory), changed
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Where it cannot be written, the old one stays and nothing is left beside it."""
+    target = tmp_path / "state"
+    run_directory.replace_file(target, "old")
+    with pytest.raises(UnicodeEncodeError):
+        run_directory.replace_file(target, "new \ud800")
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_version_and_help() -> None:
+    """The version is the package's, and every verb stands in the help."""
+    assert vcpusched("--version").stdout == f"vcpusched {package.__version__}\n"
+    text = vcpusched("--help").stdout
+    for verb in ("run", "plan", "snapshot", "status", "check-config", "simulate"):
+        assert f"\n    {verb}" in text
+
+
+@pytest.mark.full
+def test_libvirt_that_is_not_there(tmp_path: Path) -> None:
+    """One-shot verbs say so in one line, with exit status 69."""
+    uri = f"qemu:///system?socket={tmp_path}/none"
+    for verb in ("plan", "snapshot"):
+        done = vcpusched(verb, "--uri", uri, RUNTIME_DIRECTORY=str(tmp_path))
+        assert done.returncode == 69, done
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.full
+def test_restore_without_a_ledger_looks_for_marks(tmp_path: Path) -> None:
+    """So it must have a libvirt; who is held only the ledger knows."""
+    uri = f"qemu:///system?socket={tmp_path}/none"
+    done = vcpusched("restore", "--uri", uri, RUNTIME_DIRECTORY=str(tmp_path))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (69, "", 1)
+    done = vcpusched("release", "--uri", uri, RUNTIME_DIRECTORY=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "No vCPU is held.\n")
+
+
+@pytest.mark.full
+def test_a_run_directory_that_cannot_be_made() -> None:
+    """One line that says what to do, exit status 77."""
+    done = vcpusched("run", RUNTIME_DIRECTORY="/proc/vcpusched")
+    assert done.returncode == 77
+    assert len(done.stderr.splitlines()) == 1
+    assert "RUNTIME_DIRECTORY" in done.stderr

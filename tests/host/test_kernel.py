@@ -1,0 +1,250 @@
+"""What is read from /proc, /sys and cgroups, on files like the kernel's and on this host."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from vcpusched.host.cgroups import Quota, Quotas
+from vcpusched.host.cpus import busy, capacities, isolated, tickless
+from vcpusched.host.threads import Threads
+from vcpusched.model import PPM, CpuSet, DomainUuid
+
+UUID = DomainUuid("6f2b0c1e-0000-4000-8000-000000000001")
+KEY = (UUID, 7)
+
+
+def write(root: Path, **files: str) -> None:
+    """Lay out files; in their names "__" stands for a slash."""
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def guest(root: Path, pid: int, uuid: str, threads: dict[int, str]) -> None:
+    """Lay out a QEMU process with threads by number, named so, each having waited 1000 ns."""
+    process = root / "proc" / str(pid)
+    process.mkdir(parents=True)
+    (process / "cmdline").write_text(f"qemu\0-name\0guest=web\0-uuid\0{uuid}\0-m\0size=1\0")
+    for thread, name in threads.items():
+        task = process / "task" / str(thread)
+        task.mkdir(parents=True)
+        (task / "comm").write_text(name + "\n")
+        (task / "schedstat").write_text("500 1000 3\n")
+        (task / "cgroup").write_text("0::/\n")
+
+
+def test_the_vcpus_of_a_guest_are_found_by_its_uuid_and_their_names(tmp_path: Path) -> None:
+    """Other processes and threads are none of them."""
+    guest(tmp_path, 11, "another", {11: "CPU 0/KVM"})
+    guest(
+        tmp_path, 20, UUID, {20: "qemu", 21: "CPU 0/KVM", 22: "CPU 10/TCG", 23: "IO mon_iothread"}
+    )
+    threads = Threads(tmp_path)
+    threads.find({KEY: [0, 10]})
+    found = threads.waited(KEY, [0, 10, 3], Quotas(tmp_path))
+    assert {vcpu: waited.wait_ns for vcpu, waited in found.items()} == {0: 1000, 10: 1000}
+    assert found[0].at_ns <= time.monotonic_ns()
+    threads.forget_all_but([])
+    assert threads.waited(KEY, [0], Quotas(tmp_path)) == {}
+
+
+def test_a_thread_that_ended_is_unknown(tmp_path: Path) -> None:
+    """And the others are not."""
+    guest(tmp_path, 20, UUID, {21: "CPU 0/KVM", 22: "CPU 1/KVM"})
+    threads = Threads(tmp_path)
+    threads.find({KEY: [0, 1]})
+    (tmp_path / "proc/20/task/21/schedstat").unlink()
+    assert set(threads.waited(KEY, [0, 1], Quotas(tmp_path))) == {1}
+
+
+def test_libvirts_own_number_of_a_vcpu_is_that_of_its_cgroup(tmp_path: Path) -> None:
+    """The name of the thread is QEMU's, which may count otherwise after hotplug."""
+    guest(tmp_path, 20, UUID, {21: "CPU 1/KVM"})
+    write(tmp_path, proc__20__task__21__cgroup="0::/machine/guest/libvirt/vcpu3\n")
+    (tmp_path / "sys/fs/cgroup/machine/guest/libvirt/vcpu3").mkdir(parents=True)
+    threads = Threads(tmp_path)
+    threads.find({KEY: [3]})
+    assert set(threads.waited(KEY, [1, 3], Quotas(tmp_path))) == {3}
+
+
+def test_a_quota_of_a_vcpus_own_cgroup_is_told(tmp_path: Path) -> None:
+    """25 ms of every 100 ms; held back for 2 ms so far. Version 2 counts in us, version 1 in ns."""
+    second, first = tmp_path / "second", tmp_path / "first"
+    here = "sys__fs__cgroup__m__vcpu0__"
+    write(
+        second,
+        **{
+            here + "cpu.max": "25000 100000\n",
+            here + "cpu.stat": "usage_usec 9\nthrottled_usec 2000\n",
+            "sys__fs__cgroup__m__cpu.max": "max 100000\n",
+        },
+    )
+    assert Quotas(second).of_thread("0::/m/vcpu0\n") == Quota(250_000, 2_000_000)
+    here = "sys__fs__cgroup__cpu__m__vcpu0__"
+    write(
+        first,
+        **{
+            here + "cpu.cfs_quota_us": "25000\n",
+            here + "cpu.cfs_period_us": "100000\n",
+            here + "cpu.stat": "nr_periods 1\nthrottled_time 2000000\n",
+            "sys__fs__cgroup__cpu__m__cpu.cfs_quota_us": "-1\n",
+            "sys__fs__cgroup__cpu__m__cpu.cfs_period_us": "100000\n",
+        },
+    )
+    groups = "4:memory:/x\n3:cpu,cpuacct:/m/vcpu0\n0::/\n"
+    assert Quotas(first).of_thread(groups) == Quota(250_000, 2_000_000)
+
+
+def test_of_a_quota_further_up_nothing_can_be_told(tmp_path: Path) -> None:
+    """Which of its threads the whole guest's quota held back nobody says: so no wait is given."""
+    above, here = "sys__fs__cgroup__m__", "sys__fs__cgroup__m__vcpu0__"
+    write(
+        tmp_path,
+        **{
+            here + "cpu.max": "max 100000\n",
+            above + "cpu.max": "50000 100000\n",
+            above + "cpu.stat": "throttled_usec 0\n",
+        },
+    )
+    assert Quotas(tmp_path).of_thread("0::/m/vcpu0\n") is None
+    guest(tmp_path, 20, UUID, {21: "CPU 0/KVM"})
+    write(tmp_path, proc__20__task__21__cgroup="0::/m/vcpu0\n")
+    threads = Threads(tmp_path)
+    threads.find({KEY: [0]})
+    assert threads.waited(KEY, [0], Quotas(tmp_path)) == {}
+
+
+def test_without_a_quota_there_is_none(tmp_path: Path) -> None:
+    """Neither at the top, nor in groups without the controller, nor where it says max."""
+    write(tmp_path, **{"sys__fs__cgroup__m__vcpu0__cpu.max": "max 100000\n"})
+    for path in ("/", "/m", "/m/vcpu0"):
+        assert Quotas(tmp_path).of_thread(f"0::{path}\n") == Quota(None, 0)
+
+
+def test_lists_of_pcpus(tmp_path: Path) -> None:
+    """Empty, absent, and the kernel's word for none are no pCPUs."""
+    cpus = "sys__devices__system__cpu__"
+    assert isolated(tmp_path) == tickless(tmp_path) == CpuSet()
+    write(tmp_path, **{cpus + "isolated": "2-3,8\n", cpus + "nohz_full": "(null)\n"})
+    assert (str(isolated(tmp_path)), str(tickless(tmp_path))) == ("2-3,8", "")
+
+
+CPU = "sys__devices__system__cpu__cpu"
+
+
+def capacity_files(*capacities: object) -> dict[str, str]:
+    """Name the files that say the capacities of pCPUs from 0 on."""
+    return {f"{CPU}{cpu}__cpu_capacity": f"{said}\n" for cpu, said in enumerate(capacities)}
+
+
+def frequency_files(*megahertz: int) -> dict[str, str]:
+    """Name the files that say how fast pCPUs from 0 on can be clocked, which they do in kHz."""
+    return {
+        f"{CPU}{cpu}__cpufreq__cpuinfo_max_freq": f"{said * 1000}\n"
+        for cpu, said in enumerate(megahertz)
+    }
+
+
+def core_types(core: str, atom: str, **others: str) -> dict[str, str]:
+    """Name the files that list which pCPUs have the counters of which core type."""
+    lists = {"core": core, "atom": atom, **others}
+    return {f"sys__devices__cpu_{name}__cpus": f"{cpus}\n" for name, cpus in lists.items()}
+
+
+def test_the_capacity_that_the_kernel_reckons(tmp_path: Path) -> None:
+    """Of 1024, relative to the strongest pCPU asked about: 512 of 1024 is a half, of 512 all."""
+    write(tmp_path, **capacity_files(512, 512, 1024, 256))
+    assert capacities(CpuSet.parse("0-2"), tmp_path) == {0: PPM // 2, 1: PPM // 2, 2: PPM}
+    assert capacities(CpuSet.parse("0,3"), tmp_path) == {0: PPM, 3: PPM // 2}
+
+
+@pytest.mark.parametrize(
+    "said", [(1024, 1024), (1024,), (1024, 0), (1024, -1), (1024, "some"), (1024, "9" * 5000)]
+)
+def test_no_difference_in_capacity(tmp_path: Path, said: tuple[object, ...]) -> None:
+    """All the same, or not told of every pCPU."""
+    write(tmp_path, **capacity_files(*said))
+    assert capacities(CpuSet.parse("0-1"), tmp_path) == {}
+
+
+def test_without_anything_there_is_no_difference(tmp_path: Path) -> None:
+    """Neither files nor pCPUs."""
+    assert capacities(CpuSet.parse("0-3"), tmp_path) == capacities(CpuSet(), tmp_path) == {}
+
+
+def test_the_capacity_of_hybrid_pcpus(tmp_path: Path) -> None:
+    """Small ones 3.9 GHz beside 5.2: 3.9 / 5.2 x 0.8 = 0.6; with 2.6 GHz 0.4. Big ones are equal.
+
+    That all have a capacity of 1024 is no news there: so it is wherever SMT is possible.
+    """
+    write(
+        tmp_path,
+        **capacity_files(*[1024] * 5),
+        **core_types("0-1", "2-3", lowpower="4"),
+        **frequency_files(5200, 5100, 3900, 3900, 2600),
+    )
+    assert capacities(CpuSet.parse("0-4"), tmp_path) == {
+        0: PPM,
+        1: PPM,
+        2: 600_000,
+        3: 600_000,
+        4: 400_000,
+    }
+    assert capacities(CpuSet.parse("0-1"), tmp_path) == {}
+    assert capacities(CpuSet.parse("2-3"), tmp_path) == {}
+
+
+def test_the_kernels_own_reckoning_outranks_the_core_type(tmp_path: Path) -> None:
+    """As without SMT since Linux 6.12: 615 of 1024."""
+    write(tmp_path, **capacity_files(1024, 615), **core_types("0", "1"))
+    assert capacities(CpuSet.parse("0-1"), tmp_path) == {0: PPM, 1: 615 * PPM // 1024}
+
+
+def test_the_capacity_of_hybrid_pcpus_without_frequencies(tmp_path: Path) -> None:
+    """Of either type is enough to be missing; then a small one is taken for 0.6 of a big one."""
+    write(tmp_path, **core_types("0", "1"))
+    assert capacities(CpuSet.parse("0-1"), tmp_path) == {0: PPM, 1: 600_000}
+    write(tmp_path, **frequency_files(5200))
+    assert capacities(CpuSet.parse("0-1"), tmp_path) == {0: PPM, 1: 600_000}
+
+
+def test_a_capacity_is_above_0_and_at_most_all(tmp_path: Path) -> None:
+    """Whatever frequencies are told; and a pCPU of neither type counts as a big one."""
+    write(tmp_path, **core_types("0", "1-2"), **frequency_files(1, 9_000_000))
+    assert capacities(CpuSet.parse("0-3"), tmp_path) == {0: PPM, 1: PPM, 2: 600_000, 3: PPM}
+    write(tmp_path, **frequency_files(9_000_000_000, 1, 1))
+    assert capacities(CpuSet.parse("0-3"), tmp_path) == {0: PPM, 1: 1, 2: 1, 3: PPM}
+
+
+def test_this_hosts_own_capacities() -> None:
+    """Either nothing, or one for each of its pCPUs, the strongest with all of it."""
+    cpus = CpuSet.of(os.sched_getaffinity(0))
+    found = capacities(cpus)
+    assert not found or (set(found) == set(cpus) and max(found.values()) == PPM)
+    assert all(capacity_ppm > 0 for capacity_ppm in found.values())
+
+
+def test_busy_adds_all_but_idle_and_guest_time(tmp_path: Path) -> None:
+    """Of user nice system [idle iowait] irq softirq steal [guest guest_nice], in ticks."""
+    assert busy(tmp_path) is None
+    write(
+        tmp_path, proc__stat="cpu  9 9 9 9 9 9 9 9 9 9\ncpu3 1 2 4 100 100 8 16 32 50 50\nintr 5\n"
+    )
+    seen = busy(tmp_path)
+    assert seen is not None
+    assert seen.by_cpu_ns == {3: 63 * 1_000_000_000 // os.sysconf("SC_CLK_TCK")}
+
+
+def test_this_hosts_own_pcpus_are_never_busier_than_time_passes() -> None:
+    """On the real /proc/stat; two ticks of grace for each reading."""
+    before = busy()
+    time.sleep(0.5)
+    after = busy()
+    assert before is not None
+    assert after is not None
+    assert before.by_cpu_ns.keys() >= set(os.sched_getaffinity(0))
+    for cpu, run_ns in after.by_cpu_ns.items():
+        assert 0 <= run_ns - before.by_cpu_ns[cpu] <= after.at_ns - before.at_ns + 40_000_000

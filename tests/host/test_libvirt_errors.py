@@ -1,0 +1,128 @@
+"""The table of libvirt's errors: each means one thing, and what is said to be done is done."""
+
+from collections.abc import Callable
+
+import libvirt
+import pytest
+from builders import MemoryHost
+
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.act.patience import ASIDE_CYCLES
+from vcpusched.host.hypervisor import (
+    ERRORS,
+    ConnectionLostError,
+    HypervisorError,
+    PermissionDeniedError,
+    VanishedError,
+)
+from vcpusched.host.libvirt_host import on_connecting, translate
+
+EVERY = pytest.mark.parametrize("code", ERRORS)
+
+
+def libvirt_error(code: int, domain: int = libvirt.VIR_FROM_QEMU) -> libvirt.libvirtError:
+    """Make an error as the binding raises it, with its fields in the order of virError."""
+    error = libvirt.libvirtError("")
+    error.err = (code, domain, "what libvirt said.", 2, "", "", "", -1, -1)
+    return error
+
+
+def crowded(on_pin: Callable[[str], None]) -> MemoryHost:
+    """Give a host of two pCPUs with four guests of 25 % on pCPU 0."""
+    names = [f"g{index}" for index in range(4)]
+    return MemoryHost(2, dict.fromkeys(names, 0.25), dict.fromkeys(names, "0"), on_pin)
+
+
+def run(scheduler: Scheduler, host: MemoryHost, cycles: int) -> Cycle:
+    """Run cycles a second apart; gives the last."""
+    for _ in range(cycles):
+        cycle = scheduler.cycle(host, Rules())
+        host.pass_time()
+    return cycle
+
+
+@EVERY
+def test_what_it_becomes(code: str) -> None:
+    """While the connection stands; on a dead one everything means that it is dead."""
+    found = translate(libvirt_error(getattr(libvirt, code)), alive=True)
+    assert type(found) is ERRORS[code]
+    assert str(found) == "what libvirt said"
+    dead = translate(libvirt_error(getattr(libvirt, code)), alive=False)
+    assert type(dead) is ConnectionLostError
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["VIR_ERR_SYSTEM_ERROR", "VIR_ERR_INTERNAL_ERROR", "VIR_ERR_RPC", "VIR_ERR_INVALID_CONN"],
+)
+@pytest.mark.parametrize("domain", ["VIR_FROM_RPC", "VIR_FROM_REMOTE"])
+def test_a_connection_that_dies_in_a_call(code: str, domain: str) -> None:
+    """What it raises then depends on where in the call it died."""
+    error = libvirt_error(getattr(libvirt, code), getattr(libvirt, domain))
+    assert type(translate(error, alive=True)) is ConnectionLostError
+
+
+def test_a_code_of_the_future() -> None:
+    """It is a refusal."""
+    assert type(translate(libvirt_error(99_999), alive=True)) is HypervisorError
+
+
+@EVERY
+def test_connecting(code: str) -> None:
+    """A connection is refused, or there is none (yet)."""
+    found = on_connecting(libvirt_error(getattr(libvirt, code)))
+    denied = ERRORS[code] is PermissionDeniedError
+    assert type(found) is (PermissionDeniedError if denied else ConnectionLostError)
+
+
+@EVERY
+def test_what_is_done_when_a_pin_fails(code: str) -> None:
+    """The guest is skipped where nothing is wrong, else put aside; all others are balanced."""
+    refusing: list[str] = []
+
+    def on_pin(name: str) -> None:
+        refusing.append(name)
+        if name == refusing[0]:
+            if vanished:
+                del host.wants[name]
+            raise translate(libvirt_error(getattr(libvirt, code)), alive=True)
+
+    vanished = ERRORS[code] is VanishedError
+    host, scheduler = crowded(on_pin), Scheduler()
+    cycle = run(scheduler, host, 3)
+    (failure,) = cycle.failures
+    assert failure.why == "what libvirt said"
+    assert failure.expected == vanished
+    run(scheduler, host, ASIDE_CYCLES - 1)
+    assert len(host.pins) == (1 if vanished else 2)
+    assert refusing.count(refusing[0]) == 1
+
+
+@EVERY
+def test_what_is_done_when_a_plan_loses_its_connection(code: str) -> None:
+    """No further pin is made in that cycle, and the next plan is made from what is seen then."""
+    pins: list[str] = []
+
+    def on_pin(name: str) -> None:
+        pins.append(name)
+        if len(pins) == 1:
+            raise translate(libvirt_error(getattr(libvirt, code)), alive=False)
+
+    host, scheduler = crowded(on_pin), Scheduler()
+    cycle = run(scheduler, host, 3)
+    assert cycle.lost == "what libvirt said"
+    assert cycle.failures == ()
+    assert host.pins == []
+    run(scheduler, host, 4)
+    assert len(host.pins) == 2
+
+
+def test_a_guest_that_cannot_be_read_keeps_its_load() -> None:
+    """Its domain is told as unread, and moved nowhere meanwhile."""
+    host, scheduler = crowded(lambda _name: None), Scheduler()
+    run(scheduler, host, 2)
+    host.unread.add("g0")
+    cycle = run(scheduler, host, 6)
+    assert [unread.name for unread in cycle.unread] == ["g0"]
+    assert str(host.cpus["g0"]) == "0"
+    assert len(host.pins) == 2

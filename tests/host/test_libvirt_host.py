@@ -1,0 +1,108 @@
+"""What libvirt says, translated: maps of pCPUs, topologies.
+
+The answers are in the shape of libvirt-python 9 to 12: tuples of numbers and of booleans.
+"""
+
+import libvirt
+
+from vcpusched.host.libvirt_host import FirstSeen, LibvirtHost, parse_vcpus
+from vcpusched.host.libvirt_xml import to_map
+from vcpusched.model import NO_CPUS, CpuSet, Definition, DomainUuid
+
+
+def test_vcpus_with_gaps_in_their_numbers() -> None:
+    """Row i of the maps belongs to the i-th vCPU listed, not to vCPU i; -1 is no pCPU.
+
+    A row of zeros with an empty map is a vCPU that went away between two calls of the binding.
+    """
+    infos = [(0, 1, 5_000_000_000, 3), (2, 1, 70_000_000, -1), (0, 0, 0, 0)]
+    maps = [(True,) * 8, (False, False, True) + (False,) * 5, (False,) * 8]
+    first, second = parse_vcpus(infos, maps)
+    assert (first.vcpu, first.run_ns, str(first.affinity), first.on) == (0, 5 * 10**9, "0-7", 3)
+    assert (second.vcpu, str(second.affinity), second.on) == (2, "2", None)
+
+
+def test_maps_of_a_machine_with_offline_pcpus() -> None:
+    """128 pCPUs of which 64 to 127 are offline: the map reaches the highest."""
+    flags = (True,) * 64 + (False,) * 64
+    (reading,) = parse_vcpus([(0, 1, 0, 63)], [flags])
+    assert str(reading.affinity) == "0-63"
+    assert to_map(CpuSet.of([63]), 128).index(True) == 63
+
+
+def test_against_the_test_driver() -> None:
+    """In libvirt's own test driver 3 of its 8 pCPUs are online, and its domain has two vCPUs."""
+    host = LibvirtHost.open("test:///default")
+    try:
+        sample = host.sample(NO_CPUS)
+        assert str(sample.topology.online) == "0,2,4"
+        (domain,) = sample.domains
+        assert (domain.name, len(domain.vcpus)) == ("test", 2)
+        assert str(domain.definition.allowed[0] & sample.topology.online) == "0,2,4"
+        assert host.is_alive()
+    finally:
+        host.close()
+
+
+def test_the_topology_is_read_once_while_the_same_pcpus_are_online() -> None:
+    """The test driver tells of two nodes of 8 pCPUs without SMT and without caches."""
+    host = LibvirtHost.open("test:///default")
+    try:
+        topology = host.sample(NO_CPUS).topology
+        placed = [(cpu.id, cpu.node, cpu.core, cpu.cache) for cpu in topology.cpus]
+        assert placed == [(0, 0, 0, None), (2, 0, 2, None), (4, 0, 4, None)]
+        assert host.sample(NO_CPUS).topology is topology
+    finally:
+        host.close()
+
+
+def test_without_a_topology_the_pcpus_have_their_numbers_only() -> None:
+    """Libvirt cannot be asked for one: the file that would describe its host is not there."""
+    connection = libvirt.open("test:///default")
+    host = LibvirtHost("test:///nonexistent/host.xml", connection, {})
+    try:
+        topology = host.sample(NO_CPUS).topology
+        placed = [(cpu.id, cpu.node, cpu.core, cpu.cache) for cpu in topology.cpus]
+        assert placed == [(cpu, None, None, None) for cpu in (0, 2, 4)]
+        assert host.sample(NO_CPUS).topology is topology  # and it is not asked every time
+    finally:
+        host.close()
+
+
+TRANSIENT = """<domain type="test"><name>passing</name>
+<uuid>5e9b2a7c-6c1f-4c55-8f0e-3b7d1f0a9c42</uuid><memory>65536</memory>
+<vcpu cpuset="{}">1</vcpu><os><type>hvm</type></os></domain>"""
+
+
+def sampled(host: LibvirtHost) -> Definition:
+    """Give the definition of the transient domain in a sample."""
+    (found,) = (domain for domain in host.sample(NO_CPUS).domains if domain.name == "passing")
+    return found.definition
+
+
+def test_a_transient_domain_may_go_where_it_might_when_it_was_first_seen() -> None:
+    """A pin is in its live definition, and it has no other: no pin makes its mask narrower.
+
+    Neither when its definition is read anew, nor over the next connection. Once it has ended, it
+    begins anew.
+    """
+    outside = libvirt.open("test:///default")  # all of a process see the same domains
+    domain = outside.createXML(TRANSIENT.format("0,2"))
+    first_seen: FirstSeen = {}
+    host = LibvirtHost.open("test:///default", first_seen=first_seen)
+    try:
+        assert str(sampled(host).allowed[0]) == "0,2"
+        domain.pinVcpu(0, (False, False, True))
+        again = host.definition(DomainUuid(domain.UUIDString()))
+        assert (str(again.booked[0]), str(again.allowed[0])) == ("2", "0,2")
+        host.close()
+        host = LibvirtHost.open("test:///default", first_seen=first_seen)
+        assert str(sampled(host).allowed[0]) == "0,2"
+        domain.destroy()
+        host.sample(NO_CPUS)
+        domain = outside.createXML(TRANSIENT.format("4"))
+        assert str(sampled(host).allowed[0]) == "4"
+    finally:
+        domain.destroy()
+        host.close()
+        outside.close()

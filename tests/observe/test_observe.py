@@ -1,0 +1,337 @@
+"""Loads from counters: what is known, what is not, and who may be moved."""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vcpusched.model import (
+    PPM,
+    PPM_PER_POINT,
+    Busy,
+    Cpu,
+    CpuSet,
+    Definition,
+    DomainReading,
+    DomainUuid,
+    Sample,
+    Topology,
+    Unread,
+    VcpuReading,
+)
+from vcpusched.observe.demand import INTERVAL_MIN_NS, Track, smoothed
+from vcpusched.observe.observe import Observed, Smoothing, baseline, observe, usage_ppm
+
+SECOND_NS = 1_000_000_000
+ALL = CpuSet.parse("0-3")
+
+
+def reading(at_s: float, *run_s: float, affinity: CpuSet = ALL, **changes: object) -> DomainReading:
+    """Give a reading of guest "web" whose vCPUs 0, 1, … have run for so long."""
+    made = DomainReading(
+        uuid=DomainUuid("u"),
+        domain_id=7,
+        name="web",
+        at_ns=round(at_s * SECOND_NS),
+        took_ns=1_000_000,
+        vcpus=tuple(
+            VcpuReading(vcpu, round(run * SECOND_NS), affinity, on=1)
+            for vcpu, run in enumerate(run_s)
+        ),
+        definition=Definition(dict.fromkeys(range(len(run_s)), ALL)),
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def sample(*domains: DomainReading) -> Sample:
+    """Give a sample of a host with four pCPUs."""
+    return Sample(Topology(tuple(Cpu(cpu) for cpu in range(4))), domains)
+
+
+def loads(before: Sample | None, later: Sample) -> dict[int, int]:
+    """Give the load of each vCPU that has one."""
+    return {vcpu.id.vcpu: vcpu.load_ppm for vcpu in observe(before, later).host.vcpus}
+
+
+def test_usage_is_run_time_over_the_measured_interval() -> None:
+    """3.5 s passed where 3 s were meant; 1.4 s of run time are 40 %."""
+    assert loads(sample(reading(10, 5.0)), sample(reading(13.5, 6.4))) == {0: 400_000}
+
+
+def test_the_first_sample_has_no_loads() -> None:
+    """Without an earlier sample nothing is known, and nothing is claimed to be 0."""
+    assert loads(None, sample(reading(10, 5.0))) == {}
+
+
+def test_a_restarted_domain_is_unknown() -> None:
+    """The same name and UUID with another id is another run: its counter says nothing yet."""
+    again = reading(13, 5.9, domain_id=8)
+    assert loads(sample(reading(10, 5.0)), sample(again)) == {}
+
+
+def test_a_counter_that_went_backwards_is_unknown() -> None:
+    """Ids are given anew when libvirtd restarts, so the counter decides."""
+    assert loads(sample(reading(10, 5.0, 1.0)), sample(reading(13, 0.2, 2.5))) == {1: 500_000}
+
+
+def test_added_and_removed_vcpus() -> None:
+    """A vCPU that was plugged in is unknown for one period, one that was removed is gone."""
+    assert loads(sample(reading(10, 5.0)), sample(reading(12, 6.0, 0.4))) == {0: 500_000}
+    assert loads(sample(reading(10, 5.0, 1.0)), sample(reading(12, 6.0))) == {0: 500_000}
+
+
+def test_a_reading_that_took_too_long_is_not_used() -> None:
+    """When in 0.5 of 3 s the counter was read is unknown: 17 points of error are too many."""
+    before, slow = sample(reading(10, 5.0)), sample(reading(13, 6.4, took_ns=SECOND_NS // 2))
+    assert loads(before, slow) == {}
+    # A load that was known is kept: 0 would look like room for others.
+    known = observe(sample(reading(7, 4.1)), before)
+    assert observe(before, slow, known).host.vcpus[0].load_ppm == 300_000
+
+
+def test_a_domain_that_is_always_slow_is_measured_over_longer() -> None:
+    """Half a second of uncertainty at a look each second: usable once 5 s have passed."""
+    before = sample(reading(10, 5.0, took_ns=SECOND_NS // 2))
+    seen = {}
+    for second in range(11, 17):
+        later = sample(reading(second, 5.0 + (second - 10) * 0.3, took_ns=SECOND_NS // 2))
+        seen[second] = loads(before, later)
+        before = baseline(before, later)
+    assert seen == {11: {}, 12: {}, 13: {}, 14: {}, 15: {0: 300_000}, 16: {}}
+
+
+def test_a_domain_that_cannot_be_read_stays_as_it_was() -> None:
+    """Its vCPUs keep their last load and must not be moved; they are gone when it ended."""
+    known = observe(sample(reading(7, 4.1)), sample(reading(10, 5.0)))
+    unread = dataclasses.replace(sample(), unread={DomainUuid("u"): Unread("web", "why")})
+    (vcpu,) = observe(sample(reading(10, 5.0)), unread, known).host.vcpus
+    assert (vcpu.load_ppm, vcpu.fixed) == (300_000, True)
+    assert observe(sample(reading(10, 5.0)), sample(), known).host.vcpus == ()
+
+
+def test_bound_vcpus_of_unknown_load_are_counted() -> None:
+    """One that is bound to a pCPU may fill it, for all that is known; a floating one may not."""
+    bound = reading(13, 0.1, affinity=CpuSet.of([2]))
+    assert observe(sample(), sample(bound)).host.unsettled == CpuSet.of([2])
+    assert observe(sample(), sample(reading(13, 0.1))).host.unsettled == CpuSet()
+
+
+@given(st.integers(0, 10**15), st.integers(0, 10**12), st.integers(1, 10**12))
+def test_usage_is_a_share_of_one_cpu(before_ns: int, ran_ns: int, interval_ns: int) -> None:
+    """Usage lies between 0 and one pCPU, and is unknown for intervals too short to tell."""
+    usage = usage_ppm(before_ns, before_ns + ran_ns, interval_ns)
+    if interval_ns < INTERVAL_MIN_NS:
+        assert usage is None
+    else:
+        assert usage == min(PPM, ran_ns * PPM // interval_ns)
+
+
+def observed(affinity: str, definition: str) -> tuple[bool, str]:
+    """Give whether a vCPU is fixed, and where it may go."""
+    defined = Definition({0: CpuSet.parse(definition)})
+    pair = [
+        sample(reading(at, at / 2, affinity=CpuSet.parse(affinity), definition=defined))
+        for at in (10, 12)
+    ]
+    vcpu = observe(pair[0], pair[1]).host.vcpus[0]
+    return vcpu.fixed, str(vcpu.allowed)
+
+
+def test_who_may_be_moved() -> None:
+    """A pin to one pCPU is placement; a narrower or wider mask of several is somebody's wish."""
+    assert observed("2", "0-3") == (False, "0-3")  # bound: may go where the definition allows
+    assert observed("0-3", "0-3") == (False, "0-3")  # floating over its whole definition
+    assert observed("0-1", "0-3") == (True, "0-1")  # a pool
+    assert observed("0-3", "0-1") == (True, "0-3")  # wider than the definition: not ours to judge
+    assert observed("2", "2") == (True, "2")  # the definition itself pins it
+    assert observed("0-3", "0-127") == (False, "0-3")  # pCPUs 4-127 are offline
+    assert observed("2", "9") == (True, "")  # the definition names only offline pCPUs
+
+
+def test_more_than_64_pcpus() -> None:
+    """A vCPU on pCPU 300 of 512 with pCPUs 64-127 offline is seen there and may go anywhere."""
+    online = CpuSet.parse("0-63,128-511")
+    topology = Topology(tuple(Cpu(cpu) for cpu in online))
+    pair = [
+        Sample(
+            topology,
+            (
+                reading(
+                    at,
+                    at / 4,
+                    affinity=CpuSet.of([300]),
+                    definition=Definition({0: CpuSet.parse("0-511")}),
+                ),
+            ),
+        )
+        for at in (10, 12)
+    ]
+    vcpu = observe(pair[0], pair[1]).host.vcpus[0]
+    assert (str(vcpu.cpus), str(vcpu.allowed)) == ("300", "0-63,128-511")
+
+
+@pytest.mark.parametrize(
+    ("affinity", "ran_s", "load"),
+    [("0", 0.5, 50), ("2", 0.5, 30), ("0-3", 0.5, 40), ("2", 0.998, 100), ("0", 0.998, 99.8)],
+)
+def test_time_on_a_weak_pcpu_is_worth_less(affinity: str, ran_s: float, load: float) -> None:
+    """PCPUs 2 and 3 do 60 %: half of the time there is 30 points of work, wherever it is done next.
+
+    Who floats over all four may have run on any: 80 % on average. Who never sleeps on a weak one
+    may want more than the 60 it gets, and is taken to want 100.
+    """
+    cpus = tuple(Cpu(cpu, capacity_ppm=PPM if cpu < 2 else 600_000) for cpu in range(4))
+    pair = [
+        Sample(Topology(cpus), (reading(at, run_s, affinity=CpuSet.parse(affinity)),))
+        for at, run_s in ((10, 1.0), (11, 1 + ran_s))
+    ]
+    (vcpu,) = observe(pair[0], pair[1]).host.vcpus
+    assert vcpu.load_ppm == round(load * PPM_PER_POINT)
+
+
+@pytest.mark.parametrize(
+    ("sibling_s", "weak_ppm", "load"), [(0.0, 600_000, 50), (1.0, 600_000, 31.25), (1.0, PPM, 50)]
+)
+def test_time_beside_a_busy_thread_is_worth_less_where_pcpus_differ(
+    sibling_s: float, weak_ppm: int, load: float
+) -> None:
+    """Core {0 1} and a weak one: beside a busy thread half of the time is half of 62.5 points.
+
+    So it can be compared with time on the weak one. Where all pCPUs can do the same it is told as
+    the guest sees it, too.
+    """
+    cpus = (Cpu(0, core=0), Cpu(1, core=0), Cpu(2, core=1, capacity_ppm=weak_ppm))
+    pair = [
+        Sample(
+            Topology(cpus),
+            (reading(at, run_s, affinity=CpuSet.of([0])),),
+            busy=Busy(at * SECOND_NS, {0: 0, 1: round((at - 10) * sibling_s * SECOND_NS), 2: 0}),
+        )
+        for at, run_s in ((10, 1.0), (11, 1.5))
+    ]
+    (vcpu,) = observe(pair[0], pair[1]).host.vcpus
+    assert vcpu.load_ppm == round(load * PPM_PER_POINT)
+
+
+def test_what_the_host_runs_on_a_weak_pcpu_is_worth_less() -> None:
+    """Busy for half of the time with nothing of ours: 30 points of one that does 60 %."""
+    cpus = (Cpu(0), Cpu(1, capacity_ppm=600_000))
+    seen: Observed | None = None
+    earlier: Sample | None = None
+    for at in range(1, 5):
+        at_ns = at * SECOND_NS
+        now = Sample(Topology(cpus), (), busy=Busy(at_ns, dict.fromkeys((0, 1), at_ns // 2)))
+        seen, earlier = observe(earlier, now, seen), now
+    assert seen is not None
+    assert [cpu.host_load_ppm for cpu in seen.host.cpus] == [500_000, 300_000]
+
+
+def follow(usages: Sequence[float], half_life_s: float, interval_s: float = 3.0) -> list[float]:
+    """Give the load, in percent, after each usage in percent."""
+    track, seen = Track(), []
+    for usage in usages:
+        interval_ns = round(interval_s * SECOND_NS)
+        track = smoothed(track, round(usage * PPM_PER_POINT), interval_ns, half_life_s)
+        assert track.load_ppm is not None
+        seen.append(track.load_ppm / PPM_PER_POINT)
+    return seen
+
+
+def test_without_a_half_life_only_the_last_usage_counts() -> None:
+    """Load is usage, whatever was before."""
+    assert follow([10, 90, 0, 35], 0) == [10, 90, 0, 35]
+
+
+def test_a_usage_counts_half_after_the_half_life() -> None:
+    """Half-life 6 s: a usage 6 s and two others later weighs half of the newest.
+
+    Weights of the last three at 3 s apart: 1/2, 1/sqrt(2) and 1. With 0, 0 and 10 %: 10 / 2.207.
+    """
+    assert follow([0, 0, 10], 6.0)[-1] == pytest.approx(10 / (1 + 2**-0.5 + 0.5), abs=0.01)
+
+
+def test_the_measured_interval_decides_the_weight() -> None:
+    """Two intervals of 3 s leave as much of what was before as one of 6 s."""
+    once = smoothed(Track(load_ppm=0, weight_ppm=PPM), 40_000, 6 * SECOND_NS, 6.0)
+    twice = Track(load_ppm=0, weight_ppm=PPM)
+    for _ in range(2):
+        twice = smoothed(twice, 40_000, 3 * SECOND_NS, 6.0)
+    assert once.load_ppm == pytest.approx(twice.load_ppm, abs=2) == 20_000
+
+
+def test_a_change_for_good_is_in_the_load_after_some_half_lives() -> None:
+    """From 10 to 90 %, half-life 6 s, a look each 3 s: half of it after 6 s, 15/16 after 24 s."""
+    seen = follow([10] * 50 + [90] * 8, 6.0)[50:]
+    assert seen[1] == pytest.approx(50, abs=0.1)
+    assert seen[7] == pytest.approx(85, abs=0.1)
+
+
+def test_noise_is_smoothed_away() -> None:
+    """Noise of 10 points around 50 %, half-life ten periods: the load stays within 4 points."""
+    chance = random.Random(1)
+    seen = follow([50 + chance.uniform(-10, 10) for _ in range(500)], 30.0)
+    assert max(abs(load - 50) for load in seen[50:]) < 4
+
+
+@given(
+    st.lists(st.integers(0, PPM), min_size=1, max_size=50),
+    st.floats(0, 1000),
+    st.integers(INTERVAL_MIN_NS, 10**12),
+)
+def test_a_load_lies_between_the_usages(
+    usages: list[int], half_life_s: float, interval_ns: int
+) -> None:
+    """Whatever the half-life, no load is outside what was seen; one usage for ever is the load."""
+    track = Track()
+    for usage in usages:
+        track = smoothed(track, usage, interval_ns, half_life_s)
+        assert track.load_ppm is not None
+        assert min(usages) <= track.load_ppm <= max(usages)
+        assert 0 <= track.weight_ppm <= PPM
+    for _ in range(3):
+        track = smoothed(track, 123_456, interval_ns, 0)
+    assert track.load_ppm == 123_456
+
+
+def test_a_guest_that_starts_while_we_look_is_not_judged_before_it_has_settled() -> None:
+    """Seen first at 13 s and settling for 10 s: its usage counts from its reading at 25 s on.
+
+    It runs at 100 % while it boots and at 20 % afterwards; nothing of the boot is in its load.
+    """
+    smoothing = Smoothing(half_life_s=30.0, settle_s=10.0)
+    empty = sample()
+    before, seen, loads_seen = empty, observe(None, empty), {}
+    for at_s in range(13, 35, 3):
+        run_s = min(at_s, 23) - 13 + 0.2 * max(0, at_s - 23)
+        now = sample(reading(at_s, run_s, affinity=CpuSet.of([2])))
+        seen = observe(before, now, seen, smoothing)
+        before = baseline(before, now)
+        loads_seen[at_s] = [vcpu.load_ppm for vcpu in seen.host.vcpus]
+        assert (seen.host.unsettled == CpuSet.of([2])) == (not loads_seen[at_s])
+    assert loads_seen[25] == []
+    assert loads_seen[28] == [200_000]
+
+
+def test_who_was_there_when_we_began_is_judged_at_once() -> None:
+    """A guest in the first sample may have run for a year: its load is known from the second on."""
+    smoothing = Smoothing(settle_s=10.0)
+    first, later = sample(reading(10, 5.0)), sample(reading(13, 6.5))
+    seen: Observed = observe(None, first, None, smoothing)
+    (vcpu,) = observe(first, later, seen, smoothing).host.vcpus
+    assert vcpu.load_ppm == 500_000
+
+
+def test_a_guest_that_is_not_judged_yet_and_cannot_be_read_is_no_room() -> None:
+    """New, bound to pCPU 2, and then unreadable: that pCPU stays out of the game."""
+    new = sample(reading(13, 0.1, affinity=CpuSet.of([2])))
+    seen = observe(sample(), new, observe(None, sample()), Smoothing(settle_s=10.0))
+    unread = dataclasses.replace(sample(), unread={DomainUuid("u"): Unread("web", "why")})
+    assert observe(new, unread, seen).host.unsettled == CpuSet.of([2])
+
+
+def test_a_long_half_life_pulls_no_load_down() -> None:
+    """Half-life a day, a look each 3 s, 49 and 51 % in turns: the load stays at 50 %."""
+    assert follow([50, 50, *([49, 51] * 2000)], 86_400)[-1] == pytest.approx(50, abs=0.1)

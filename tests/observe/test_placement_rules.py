@@ -1,0 +1,337 @@
+"""The rules of the house: what is managed, who is held, and what is reserved for whom."""
+
+import dataclasses
+
+import pytest
+
+from vcpusched.model import (
+    ALL_CPUS,
+    NO_CPUS,
+    Cpu,
+    CpuSet,
+    Definition,
+    DomainReading,
+    DomainUuid,
+    Granularity,
+    Sample,
+    Topology,
+    Unread,
+    VcpuReading,
+)
+from vcpusched.observe.placement_rules import House, HouseRules, Standing, why_unclear
+
+
+def cpus(text: str) -> CpuSet:
+    """Read a list of pCPUs."""
+    return CpuSet.parse(text)
+
+
+def guest(name: str, *affinities: str, **said: object) -> DomainReading:
+    """Give a guest whose vCPUs have these affinities; `said` is what its definition says."""
+    allowed = dict.fromkeys(range(len(affinities)), ALL_CPUS)
+    definition = dataclasses.replace(Definition(allowed), **said)  # type: ignore[arg-type]
+    readings = tuple(VcpuReading(vcpu, 0, cpus(mask)) for vcpu, mask in enumerate(affinities))
+    return DomainReading(DomainUuid(name), 1, name, 0, 0, readings, definition)
+
+
+def sample(*domains: DomainReading, set_aside: str = "", nodes: int = 0) -> Sample:
+    """Give a host with eight pCPUs, alternately on so many nodes; 0: on none that is known."""
+    topology = Topology(tuple(Cpu(cpu, cpu % nodes if nodes else None) for cpu in range(8)))
+    return Sample(topology, domains, set_aside=cpus(set_aside))
+
+
+def standings(
+    *domains: DomainReading, rules: HouseRules | None = None, set_aside: str = "", nodes: int = 0
+) -> list[Standing]:
+    """Judge all vCPUs, guest by guest."""
+    seen = sample(*domains, set_aside=set_aside, nodes=nodes)
+    house = House.of(rules or HouseRules(), seen)
+    return [house.standing(domain, reading) for domain in domains for reading in domain.vcpus]
+
+
+def standing(domain: DomainReading, *others: DomainReading, **options: object) -> Standing:
+    """Judge the first vCPU of a guest beside others."""
+    return standings(domain, *others, **options)[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("named", "excluded", "managed"),
+    [
+        (None, None, "0-5"),  # the kernel's 6-7 are left out
+        (None, "", "0-7"),  # an empty list: none is
+        (None, "0", "1-7"),  # a list stands instead of the kernel's
+        ("4-11", None, "4-7"),  # named: managed, though set aside; 8-11 are offline
+        ("0-3", None, "0-3"),
+        ("0-7", "0,7", "1-6"),
+    ],
+)
+def test_managed_pcpus(named: str | None, excluded: str | None, managed: str) -> None:
+    """Of eight pCPUs of which the kernel sets 6 and 7 aside."""
+    rules = HouseRules(
+        cpus=None if named is None else cpus(named),
+        exclude_cpus=None if excluded is None else cpus(excluded),
+    )
+    assert str(rules.managed(cpus("0-7"), cpus("6-7"))) == managed
+
+
+def test_nothing_holds_a_guest() -> None:
+    """Bound or floating, it may go to every pCPU."""
+    for affinity in ("3", "0-7"):
+        assert standing(guest("web", affinity)) == Standing(cpus("0-7"))
+
+
+@pytest.mark.parametrize(
+    ("wish", "why"),
+    [
+        ("hold", "held by its metadata"),
+        (
+            "holdd",
+            'its metadata says policy="holdd", which is none of balance, hold, spread',
+        ),
+        ("Hold", 'its metadata says policy="Hold", which is none of balance, hold, spread'),
+        ("", "its metadata says no policy, which must be one of balance, hold, spread"),
+        ("\x1b[31m", 'its metadata says policy="?[31m", which is none of balance, hold, spread'),
+    ],
+)
+def test_metadata_that_holds(wish: str, why: str) -> None:
+    """What is not understood holds: a typo in "hold" must not move the guest."""
+    assert standing(guest("web", "3", wish=wish)) == Standing(cpus("0-7"), fixed=True, why=why)
+    assert why_unclear(Definition(wish=wish)) == ("" if wish == "hold" else why)
+
+
+def test_metadata_that_does_not_hold() -> None:
+    """It outranks the lists of domains, both ways."""
+    rules = HouseRules(exclude_domains=("*",))
+    found = standing(guest("web", "3", wish="balance"), rules=rules)
+    assert found == Standing(cpus("0-7"), why="its metadata asks for balance")
+    found = standing(guest("web", "3", wish="spread"), rules=rules)
+    assert found == Standing(cpus("0-7"), why="its metadata asks for spread", spread=True)
+    found = standing(guest("web", "3", wish="hold"), rules=HouseRules(include_domains=("web",)))
+    assert found.fixed
+
+
+@pytest.mark.parametrize(
+    ("included", "excluded", "why"),
+    [
+        (("*",), (), ""),
+        (("web*", "db"), (), ""),
+        (("WEB*",), (), "not in include_domains"),
+        ((), (), "not in include_domains"),
+        (("*",), ("db*", "web[0-9]"), 'excluded by "web[0-9]" in exclude_domains'),
+        (("web1",), ("web1",), 'excluded by "web1" in exclude_domains'),
+        (("*",), ("web",), ""),
+    ],
+)
+def test_lists_of_domains(included: tuple[str, ...], excluded: tuple[str, ...], why: str) -> None:
+    """Globs, in which letters count as they are; who is in both lists is excluded."""
+    rules = HouseRules(include_domains=included, exclude_domains=excluded)
+    assert standing(guest("web1", "3"), rules=rules).why == why
+
+
+def test_the_definition_is_never_left() -> None:
+    """Whatever the administrator names, targets are within the definition."""
+    rules = HouseRules(cpus=cpus("0-5"))
+    found = standing(guest("web", "2", allowed={0: cpus("2-3,6")}), rules=rules)
+    assert found == Standing(cpus("2-3"))
+    found = standing(guest("web", "2", allowed={0: cpus("6-7")}), rules=rules)
+    assert (found.allowed, found.why) == (NO_CPUS, "its definition allows no managed pCPU")
+    found = standing(guest("web", "2", allowed={0: cpus("2")}))
+    assert (found.fixed, found.why) == (True, "its definition allows no other pCPU")
+    found = standing(guest("web", "2", allowed={1: cpus("0-7")}))
+    assert (found.fixed, found.why) == (True, "its definition does not name it")
+    found = standing(guest("web", "2", allowed={}))
+    assert (found.fixed, found.why) == (True, "its definition could not be read")
+
+
+def strict(affinity: str, *nodes: int, allowed: str | None = None) -> DomainReading:
+    """Give a guest of one vCPU whose memory is strictly on these nodes; none: on unknown ones."""
+    said: dict[str, object] = {"memory_strict": frozenset({0})}
+    if nodes:
+        said["memory_nodes"] = {0: frozenset(nodes)}
+    if allowed is not None:
+        said["allowed"] = {0: cpus(allowed)}
+    return guest("web", affinity, **said)
+
+
+def test_strict_memory_is_never_left() -> None:
+    """Of two nodes, 1 has the odd pCPUs: nowhere else, bound or floating, and whoever says so."""
+    why = "its memory must be on node 1"
+    for affinity in ("3", "0-7"):
+        assert standing(strict(affinity, 1), nodes=2) == Standing(cpus("1,3,5,7"), why=why)
+    rules = HouseRules(cpus=cpus("0-3"))
+    assert str(standing(strict("3", 1), rules=rules, nodes=2).allowed) == "1,3"
+    assert str(standing(strict("3", 1, allowed="2-6"), nodes=2).allowed) == "3,5"
+    # Where all that is managed is near, it narrows nothing.
+    rules = HouseRules(cpus=cpus("1,3"))
+    assert standing(strict("3", 1), rules=rules, nodes=2) == Standing(cpus("1,3"))
+    assert standing(strict("3", 0, 1), nodes=2) == Standing(cpus("0-7"))
+    assert standing(strict("3", 0, 1), nodes=4).why == "its memory must be on nodes 0-1"
+    wished = dataclasses.replace(strict("3", 1).definition, wish="balance")
+    told = standing(dataclasses.replace(strict("3", 1), definition=wished), nodes=2).why
+    assert told == f"its metadata asks for balance, {why}"
+    # Asked for, but not strictly: that is for node_gain.
+    preferred = guest("web", "3", memory_nodes={0: frozenset({1})})
+    assert standing(preferred, nodes=2) == Standing(cpus("0-7"))
+
+
+def test_whose_memory_is_strictly_elsewhere_may_come_home() -> None:
+    """Bound to pCPU 2 of node 0 it may go to node 1, and only there; if it can, or it stays."""
+    found = standing(strict("2", 1), nodes=2)
+    assert (str(found.allowed), found.fixed) == ("1,3,5,7", False)
+    found = standing(strict("2", 1, allowed="0,2,4"), nodes=2)
+    assert (found.allowed, found.fixed, found.why) == (
+        NO_CPUS,
+        True,
+        "its definition allows no managed pCPU of node 1, where its memory must be",
+    )
+
+
+def test_whose_memory_is_strictly_here_and_has_no_other_pcpu() -> None:
+    """Its definition allows one of that node, or the others are dedicated to somebody."""
+    found = standing(strict("3", 1, allowed="2-4"), nodes=2)
+    assert (found.fixed, found.why) == (
+        True,
+        "its definition allows no other pCPU of node 1, where its memory must be",
+    )
+    pinned = guest("pinned", "1", "5", "7", allowed=dict(enumerate(map(cpus, "157"))))
+    assert standing(strict("3", 1), pinned, nodes=2).why == "all other pCPUs are reserved"
+
+
+def test_strict_memory_on_nodes_that_nobody_tells() -> None:
+    """It stays, unless there is only one node to be on."""
+    for found, why in (
+        (standing(strict("3"), nodes=2), "the nodes that numad chose for its memory"),
+        (standing(strict("3")), "the nodes that numad chose for its memory"),
+        (standing(strict("3", 2), nodes=2), "node 2"),
+        (standing(strict("3", 0)), "node 0"),
+    ):
+        assert (found.fixed, found.why) == (True, f"which pCPUs are on {why} is not known")
+    assert standing(strict("3"), nodes=1) == Standing(cpus("0-7"))
+    assert standing(strict("3", 0), nodes=1) == Standing(cpus("0-7"))
+
+
+def test_each_cell_of_a_guest_has_memory_of_its_own() -> None:
+    """The first vCPU is beside the memory of node 0, the second of node 1, the third anywhere."""
+    nodes = {0: frozenset({0}), 1: frozenset({1})}
+    celled = guest("web", "3", "3", "3", memory_nodes=nodes, memory_strict=frozenset({0, 1}))
+    found = standings(celled, nodes=2)
+    assert [str(one.allowed) for one in found] == ["0,2,4,6", "1,3,5,7", "0-7"]
+
+
+def test_pools() -> None:
+    """Several pCPUs that are not the definition's are a wish of somebody's, such as numad's."""
+    found = standing(guest("web", "0-3"))
+    assert found == Standing(cpus("0-3"), fixed=True, why="another hand keeps it on pCPUs 0-3")
+    assert standing(guest("web", "0-3", allowed={0: cpus("0-3")})) == Standing(cpus("0-3"))
+    # A definition wider than what is managed, and the kernel's isolated pCPUs left out by libvirt.
+    assert not standing(guest("web", "0-7"), rules=HouseRules(cpus=cpus("0-3"))).fixed
+    for affinity in ("0-7", "0-5"):
+        for rules in (HouseRules(), HouseRules(exclude_cpus=NO_CPUS)):
+            assert not standing(guest("web", affinity), rules=rules, set_aside="6-7").fixed
+
+
+def test_a_vcpu_on_a_pcpu_that_is_not_managed_stays() -> None:
+    """Somebody put it there; what is not managed is not our business."""
+    found = standing(guest("web", "6"), rules=HouseRules(cpus=cpus("0-3")))
+    assert (found.fixed, found.why) == (True, "it is on pCPU 6, which is not managed")
+
+
+def test_realtime_vcpus_are_never_moved_and_keep_their_pcpus() -> None:
+    """The others of their guest may be, but nobody joins a realtime one."""
+    realtime = guest("rt", "2", "3", realtime=frozenset({0}))
+    first, second, other = standings(realtime, guest("web", "0"))
+    assert (first.fixed, first.why) == (True, "a realtime vCPU")
+    assert (second.fixed, str(second.allowed)) == (False, "0-1,3-7")
+    assert str(other.allowed) == "0-1,3-7"
+
+
+def test_what_the_definition_gives_a_realtime_guest_is_its_own() -> None:
+    """Also where its other vCPUs may be; but not the whole host, if that is what it says."""
+    masks = {0: cpus("2"), 1: cpus("3-4")}
+    narrow = guest("rt", "2", "3", allowed=masks, realtime=frozenset({0}))
+    assert str(standing(guest("web", "0"), narrow).allowed) == "0-1,5-7"
+    wide = guest("rt", "0-7", "0-7", realtime=frozenset({0}))
+    assert str(standing(guest("web", "0"), wide).allowed) == "0-7"
+
+
+def test_dedicated_pcpus() -> None:
+    """A pCPU given to a single vCPU is nobody else's target, unless that one's definition names it.
+
+    One that a definition gives to two vCPUs is shared, and a mask of several pCPUs is a pool.
+    """
+    pinned = guest("pinned", "4", "5", "5", allowed=dict(enumerate(map(cpus, ("4", "5", "5")))))
+    pooled = guest("pooled", "6", allowed={0: cpus("6-7")})
+    assert str(standing(guest("web", "0"), pinned, pooled).allowed) == "0-3,5-7"
+    named = guest("web", "0", allowed={0: cpus("0,4")})
+    assert str(standing(named, pinned, pooled).allowed) == "0,4"
+
+
+def test_pcpus_set_aside_are_for_those_that_name_them() -> None:
+    """Managed since nothing is excluded; who names no pCPU is not put there all the same."""
+    rules = HouseRules(exclude_cpus=NO_CPUS)
+    named = guest("named", "6", allowed={0: cpus("6-7")})
+    first, other = standings(named, guest("web", "0"), rules=rules, set_aside="6-7")
+    assert (first, str(other.allowed)) == (Standing(cpus("6-7")), "0-5")
+    # By default they are not managed, so even who is bound there by its definition is left alone.
+    assert standing(named, set_aside="6-7").why == "its definition allows no managed pCPU"
+
+
+def test_nowhere_to_go() -> None:
+    """All pCPUs but its own are reserved, or all of them."""
+    masks = dict(enumerate(map(cpus, "1234567")))
+    pinned = guest("pinned", *"1234567", allowed=masks)
+    assert standing(guest("web", "0"), pinned).why == "all other pCPUs are reserved"
+    all_of_them = guest("pinned", *"01234567", allowed=dict(enumerate(map(cpus, "01234567"))))
+    found = standing(guest("web", "0-7"), all_of_them)
+    assert (found.fixed, found.why) == (True, "all pCPUs that it may use are reserved")
+
+
+def test_a_guest_that_cannot_be_read_keeps_what_is_reserved_for_it() -> None:
+    """And loses it when it has ended."""
+    pinned = guest("pinned", "4", allowed={0: cpus("4")})
+    before = House.of(HouseRules(), sample(pinned))
+    unread = dataclasses.replace(sample(), unread={DomainUuid("pinned"): Unread("pinned", "busy")})
+    again = House.of(HouseRules(), unread, before)
+    assert str(again.reserved) == "4"
+    assert str(House.of(HouseRules(), unread, again).reserved) == "4"
+    assert not House.of(HouseRules(), sample(), again).reserved
+
+
+def test_objections_to_a_move() -> None:
+    """By a definition read anew just before it."""
+    house = House.of(HouseRules(), sample(guest("pinned", "4", allowed={0: cpus("4")})))
+    free, there = Definition({0: ALL_CPUS}), cpus("1")
+    assert house.objection("web", free, 0, there) == ""
+    assert house.objection("web", free, 0, cpus("4")) != ""
+    assert house.objection("web", free, 1, there) == "its definition does not name it"
+    held = dataclasses.replace(free, wish="hold")
+    assert house.objection("web", held, 0, there) == "held by its metadata"
+    realtime = dataclasses.replace(free, realtime=frozenset({0}))
+    assert house.objection("web", realtime, 0, there) == "a realtime vCPU"
+    strictly = dataclasses.replace(free, memory_strict=frozenset({0}))
+    assert "is not known" in house.objection("web", strictly, 0, there)
+    narrow = Definition({0: cpus("2-3")})
+    assert "does not allow this pCPU" in house.objection("web", narrow, 0, there)
+
+
+@pytest.mark.parametrize(
+    ("ours", "why"),
+    [(True, ""), (False, "another hand keeps it on pCPUs 0-3"), (None, "")],
+)
+def test_own_sets_and_pools_are_told_apart(*, ours: bool | None, why: str) -> None:
+    """A set that could be a pin of ours is one if the ledger says so, or if nobody keeps one."""
+    topology = Topology(tuple(Cpu(cpu, cache=cpu // 4) for cpu in range(8)))
+    domain = guest("a", "0-3")
+    readings = (dataclasses.replace(domain.vcpus[0], ours=ours),)
+    seen = Sample(topology, (dataclasses.replace(domain, vcpus=readings),))
+    house = House.of(HouseRules(granularity=Granularity.CACHE), seen)
+    found = house.standing(seen.domains[0], readings[0])
+    assert (found.fixed, found.why) == (bool(why), why)
+
+
+def test_who_is_held_is_fixed() -> None:
+    """Whatever its definition and metadata say."""
+    domain = guest("a", "0", wish="balance")
+    readings = (dataclasses.replace(domain.vcpus[0], held="another hand pinned it"),)
+    found = standing(dataclasses.replace(domain, vcpus=readings))
+    assert (found.fixed, found.why) == (True, "another hand pinned it")

@@ -1,0 +1,241 @@
+"""What is packaged agrees with the code and with the tools that will read it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from program import vcpusched
+
+from vcpusched import __version__
+from vcpusched.report import messages
+from vcpusched.service import daemon, exits
+from vcpusched.settings import Settings
+
+TOP = Path(__file__).parents[2]
+PACKAGING = TOP / "packaging"
+SCRIPTS = (
+    "contrib/quickstart",
+    "contrib/benchmark/run",
+    "contrib/pictures/run",
+    "tests/run",
+    ".ci/run",
+)
+PACKAGING_SCRIPTS = ("packaging/install", "packaging/release")
+COMPLETION = PACKAGING / "vcpusched.bash"
+VERBS = (
+    "run",
+    "plan",
+    "snapshot",
+    "status",
+    "top",
+    "history",
+    "restore",
+    "release",
+    "pause",
+    "resume",
+    "check-config",
+    "simulate",
+)
+
+
+MESSAGE_IDS = [value for name, value in vars(messages).items() if name.startswith("MESSAGE_ID")]
+
+
+def plain(value: object) -> str:
+    """Give a value of a setting without the quotes that a format puts around text."""
+    return str(value).replace('"', "").replace("'", "").lower()
+
+
+DEFAULTS = {key: plain(field.default) for key, field in Settings.model_fields.items()}
+
+
+def run(*command: str, **options: object) -> str:
+    """Run a tool that must succeed in silence or say what it has to say; gives its output."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return str(done.stdout + done.stderr)
+
+
+@pytest.mark.full
+def test_the_unit_is_right_for_systemd(tmp_path: Path) -> None:
+    """`systemd-analyze verify` finds nothing to say; only the program's path is put in place."""
+    unit = tmp_path / "vcpusched.service"
+    program = Path(sys.executable).parent / "vcpusched"
+    text = (PACKAGING / "vcpusched.service").read_text()
+    assert "ExecStart=/usr/bin/vcpusched run\n" in text
+    unit.write_text(text.replace("/usr/bin/vcpusched", str(program)))
+    said = run("systemd-analyze", "verify", "--recursive-errors=no", "--man=no", str(unit))
+    assert [line for line in said.splitlines() if "vcpusched" in line] == []
+
+
+@pytest.mark.full
+def test_the_unit_is_hardened(tmp_path: Path) -> None:
+    """The exposure that systemd itself makes out, of at most 10, is at most 1.0."""
+    unit = tmp_path / "vcpusched.service"
+    unit.write_text((PACKAGING / "vcpusched.service").read_text())
+    said = run("systemd-analyze", "security", "--offline=yes", "--no-pager", str(unit))
+    found = re.search(r"Overall exposure level for vcpusched.service: ([0-9.]+)", said)
+    assert found is not None
+    assert float(found[1]) <= 1.0
+
+
+def test_the_unit_and_the_code_agree() -> None:
+    """No restart for mistakes that do not mend themselves; ordering only, after both libvirts."""
+    unit = (PACKAGING / "vcpusched.service").read_text()
+    assert f"RestartPreventExitStatus={exits.USAGE} {exits.BAD_CONFIGURATION}\n" in unit
+    for name in ("libvirtd.socket", "virtqemud.socket", "libvirtd.service", "virtqemud.service"):
+        assert re.search(rf"^After=.*\b{name}\b", unit, re.MULTILINE)
+    # Stopped before guests are saved and libvirt ends; its files outlive it, and so do pins.
+    assert re.search(r"^After=.*\blibvirt-guests\.service\b", unit, re.MULTILINE)
+    assert "RuntimeDirectoryPreserve=yes\n" in unit
+    limit_s = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert limit_s is not None
+    assert int(limit_s[1]) > daemon.RESTORE_PATIENCE_S
+    assert not re.search(r"^(Requires|BindsTo|PartOf|Wants)=", unit, re.MULTILINE)
+
+
+@pytest.mark.full
+def test_the_catalog_explains_every_message(tmp_path: Path) -> None:
+    """The journal takes the catalog in, and finds all messages in it by their IDs."""
+    catalog = tmp_path / "usr/lib/systemd/catalog"
+    catalog.mkdir(parents=True)
+    text = (PACKAGING / "vcpusched.catalog").read_text()
+    (catalog / "vcpusched.catalog").write_text(text)
+    (tmp_path / "var/lib/systemd/catalog").mkdir(parents=True)
+    run("journalctl", f"--root={tmp_path}", "--update-catalog")
+    for message_id in MESSAGE_IDS:
+        shown = run("journalctl", f"--root={tmp_path}", "--dump-catalog", message_id)
+        assert "Subject: " in shown
+        assert "Defined-By: vcpusched" in shown
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("page", ["vcpusched.8", "vcpusched.toml.5"])
+def test_the_man_pages_can_be_read(page: str) -> None:
+    """`man` formats them without a warning."""
+    done = subprocess.run(
+        ["man", "--warnings", "-E", "UTF-8", "-l", str(PACKAGING / page)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert "vcpusched" in done.stdout
+
+
+def test_the_man_pages_tell_of_everything() -> None:
+    """Each verb, option, exit status, message ID and setting, with the version."""
+    manual = (PACKAGING / "vcpusched.8").read_text().replace("\\-", "-")
+    for verb in VERBS:
+        assert f".B {verb}\n" in manual
+        for option in re.findall(r"(--[a-z-]+)", vcpusched(verb, "--help").stdout):
+            assert option == "--help" or option in manual, (verb, option)
+    statuses = {value for name, value in vars(exits).items() if name.isupper()}
+    assert set(map(int, re.findall(r"^\.B (\d+)$", manual, re.MULTILINE))) == statuses
+    assert all(message_id in manual for message_id in MESSAGE_IDS)
+    settings = (PACKAGING / "vcpusched.toml.5").read_text()
+    described = re.findall(r'^\.BR (\w+) " \(default (.*)\)"$', settings, re.MULTILINE)
+    assert {key: plain(default.replace("\\(dq", "")) for key, default in described} == DEFAULTS
+    for page in PACKAGING.glob("*.[58]"):
+        assert f'"vcpusched {__version__}"' in page.read_text()
+
+
+def test_the_readme_tells_of_everything() -> None:
+    """Its two commands, each verb and each setting with its default."""
+    readme = (TOP / "README.md").read_text()
+    assert "sudo contrib/quickstart" in readme
+    assert "tests/run" in readme
+    for verb in VERBS:
+        assert f"`vcpusched {verb}" in readme, verb
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", readme, re.MULTILINE))
+    assert {key: plain(value) for key, value in rows.items()} == DEFAULTS
+
+
+def completed(*words: str) -> set[str]:
+    """Give what bash offers for the last word of a command line."""
+    script = """. "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _vcpusched
+        printf '%s\n' "${COMPREPLY[@]}" """
+    return set(run("bash", "-c", script, "-", str(COMPLETION), "vcpusched", *words).split())
+
+
+def test_completion_knows_every_verb_option_and_choice() -> None:
+    """What bash offers is what the parser takes."""
+    verbs = re.findall(r"^    ([a-z-]+)(?:  .*)?$", vcpusched("--help").stdout, re.MULTILINE)
+    assert set(VERBS) == set(verbs)
+    assert completed("") == {*VERBS, "--version", "--help"}
+    assert completed("re") == {"restore", "release", "resume"}
+    for verb in VERBS:
+        told = vcpusched(verb, "--help").stdout
+        options = re.findall(r"^  (?:-h, )?(-[a-z-]+)", told, re.MULTILINE)
+        assert completed(verb, "-") == set(options), verb
+        for option, choices in re.findall(r"^  (--[a-z-]+) \{(.*)\}", told, re.MULTILINE):
+            assert completed(verb, option, "") == set(choices.split(",")), option
+
+
+def test_completion_offers_files_and_guests(tmp_path: Path) -> None:
+    """A file where one is meant; guests as libvirt names them, where there is one."""
+    (tmp_path / "shop.toml").touch()
+    assert completed("simulate", f"{tmp_path}/s") == {f"{tmp_path}/shop.toml"}
+    assert completed("plan", "--from", f"{tmp_path}/s") == {f"{tmp_path}/shop.toml"}
+    virsh = tmp_path / "virsh"
+    virsh.write_text("#!/bin/sh\nprintf 'shop\\nshelf\\nmail\\n'\n")
+    virsh.chmod(0o755)
+    script = """. "$1"; COMP_WORDS=(vcpusched restore sh); COMP_CWORD=2; _vcpusched
+        printf '%s\n' "${COMPREPLY[@]}" """
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    said = run("bash", "-c", script, "-", str(COMPLETION), env={**os.environ, "PATH": path})
+    assert said.split() == ["shop", "shelf"]
+
+
+def test_completion_runs_no_name(tmp_path: Path) -> None:
+    """Whoever names a guest must not have a command run for that by whoever presses Tab."""
+    virsh = tmp_path / "virsh"
+    ran = tmp_path / "ran"
+    virsh.write_text(f"#!/bin/sh\necho 'x$(touch${{IFS}}{ran})'\necho 'x`touch${{IFS}}{ran}` y'\n")
+    virsh.chmod(0o755)
+    for words in ("restore x", "release x", "plan --explain x", "history --domain x"):
+        script = f""". "$1"; COMP_WORDS=(vcpusched {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            _vcpusched; printf '%s\\n' "${{COMPREPLY[@]}}" """
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        said = run("bash", "-c", script, "-", str(COMPLETION), env={**os.environ, "PATH": path})
+        assert len(said.splitlines()) == 2, words
+        assert said.startswith("x\\$\\(touch"), words
+        assert not ran.exists(), words
+
+
+def test_the_version_has_one_place() -> None:
+    """What repeats it says the same, and NEWS.md begins with it."""
+    news = re.findall(r"^## (.*)$", (PACKAGING / "NEWS.md").read_text(), re.MULTILINE)
+    assert re.fullmatch(rf"{re.escape(__version__)} \(\d{{4}}-\d\d-\d\d\)", news[0])
+    spec = (PACKAGING / "vcpusched.spec").read_text()
+    assert re.findall(r"^Version: +(.*)$", spec, re.MULTILINE) == [__version__]
+    (entry, *_) = re.findall(r"^\* .* - (.*)-1$", spec, re.MULTILINE)
+    assert entry == __version__
+    # The package's own changelog is made from NEWS.md.
+    assert not (PACKAGING / "debian" / "changelog").exists()
+
+
+def test_the_deb_brings_what_it_runs_on() -> None:
+    """A compiled extension for each Python that it may be installed beside, and no others."""
+    (built,) = re.findall(r"^PYTHONS=\((.*)\)$", (PACKAGING / "release").read_text(), re.MULTILINE)
+    pythons = [int(version.removeprefix("3.")) for version in built.split()]
+    control = (PACKAGING / "debian" / "control").read_text()
+    assert f"python3 (>= 3.{pythons[0]}~)" in control
+    assert f"python3 (<< 3.{pythons[-1] + 1}~)" in control
+    assert pythons == list(range(pythons[0], pythons[-1] + 1))
+    vendored = (PACKAGING / "debian" / "vendor.txt").read_text()
+    (core,) = re.findall(r"^pydantic-core==.*(?:\n  .*)*", vendored, re.MULTILINE)
+    assert core.count("--hash=sha256:") == len(pythons)
+
+
+def test_scripts_are_sound() -> None:
+    """Each shell script parses, and stops at the first error."""
+    for script in (*SCRIPTS, *PACKAGING_SCRIPTS):
+        run("bash", "-n", str(TOP / script))
+        assert "set -euo pipefail" in (TOP / script).read_text()
+    for name in ("rtupdate", "vcpusched.postinst", "vcpusched.prerm", "vcpusched.postrm"):
+        run("sh", "-n", str(PACKAGING / "debian" / name))
+        assert "\nset -e\n" in (PACKAGING / "debian" / name).read_text()

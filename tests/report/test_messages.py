@@ -1,0 +1,236 @@
+"""What is said in the journal, the status line and the state file."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+from builders import host
+
+from vcpusched.act.cycle import Cycle, Failure, Unclear
+from vcpusched.act.proof import Proof, Verdict
+from vcpusched.model import DomainUuid, Granularity
+from vcpusched.plan.planner import Policy, plan
+from vcpusched.report import messages, snapshot
+from vcpusched.report.messages import Priority, Service
+from vcpusched.service.announcer import UNTOLD_PATIENCE, Announcer
+from vcpusched.service.systemd import StreamLog
+from vcpusched.settings import Settings
+
+SERVICE = Service(
+    pid=1, started_at_s=0.0, uri="qemu:///system", period_s=3, threshold_ppm=100_000, connected=True
+)
+CROWDED = host([25, 25, 25, 25], [])
+FOUND = plan(CROWDED, Policy())
+ACTED = Cycle(
+    7, 4, host=CROWDED, plan=FOUND, confirmed=2, confirm=2, executed=True, pinned=FOUND.moves
+)
+
+
+def test_a_pin_has_the_fields_that_the_design_fixes() -> None:
+    """Loads with two decimals in pCPUs, FROM and TO as cpulists, a constant message ID."""
+    entry = messages.pin_entry(7, FOUND.moves[0])
+    assert entry.priority is Priority.INFO
+    assert entry.message == (
+        "Pinned vCPU 0 of g0 (25 %) from pCPU 0 to pCPU 1: pCPU 0 was at 100 % and pCPU 1 at 0 %;"
+        " this makes them 75 % and 25 %"
+    )
+    assert entry.fields == {
+        "MESSAGE_ID": messages.MESSAGE_ID_PIN,
+        "VCPUSCHED_DOMAIN": "g0",
+        "VCPUSCHED_DOMAIN_UUID": "0000",
+        "VCPUSCHED_VCPU": "0",
+        "VCPUSCHED_FROM": "0",
+        "VCPUSCHED_TO": "1",
+        "VCPUSCHED_LOAD": "0.25",
+        "VCPUSCHED_REASON": FOUND.moves[0].reason,
+        "VCPUSCHED_CYCLE": "7",
+    }
+
+
+def test_what_the_check_of_service_refused_is_told() -> None:
+    """In the journal, the status line and the plan's JSON, where there is something to tell."""
+    why = "would take 40 points from vCPU 0 of g0, which has no more than its fair share"
+    less = dataclasses.replace(FOUND, refused=why)
+    entry = messages.plan_entry(dataclasses.replace(ACTED, plan=less))
+    assert entry is not None
+    assert entry.message.endswith(f"; more was planned, but that {why}")
+    nothing = Cycle(7, 4, host=CROWDED, plan=dataclasses.replace(less, moves=()))
+    line = messages.status_line(dataclasses.replace(SERVICE, cycle=nothing))
+    assert line.startswith(f"Unbalanced at rest (what would balance it {why}), gap 100 points")
+    assert snapshot.plan_as_json(less)["refused"] == why
+    assert "refused" not in snapshot.plan_as_json(FOUND)
+
+
+def test_an_executed_plan_is_one_entry() -> None:
+    """With the gap before and as planned; nothing is said when nothing changed."""
+    entry = messages.plan_entry(ACTED)
+    assert entry is not None
+    assert entry.fields == {
+        "MESSAGE_ID": messages.MESSAGE_ID_PLAN,
+        "VCPUSCHED_GAP_BEFORE": "1.00",
+        "VCPUSCHED_GAP_AFTER": "0.00",
+        "VCPUSCHED_MOVES": "2",
+        "VCPUSCHED_CYCLE": "7",
+    }
+    assert messages.plan_entry(dataclasses.replace(ACTED, pinned=())) is None
+    assert messages.plan_entry(Cycle(1, 0)) is None
+    half = messages.plan_entry(dataclasses.replace(ACTED, pinned=FOUND.moves[:1]))
+    assert half is not None
+    assert "1 of 2 pins planned" in half.message
+
+
+def test_a_level_that_the_host_does_not_tell() -> None:
+    """It is in the state for as long as it lasts, and a warning in the journal."""
+    said = dataclasses.replace(SERVICE, granularity=Granularity.CACHE, cycle=ACTED)
+    line = said.untold
+    assert line.startswith('granularity = "cache": this host does not tell which share a cache')
+    assert messages.state_as_json(said, 5.0)["untold"] == line
+    assert messages.untold_entry(line) == messages.Entry(Priority.WARNING, line)
+    assert dataclasses.replace(SERVICE, cycle=ACTED).untold == ""
+    assert dataclasses.replace(said, cycle=Cycle(1, 4)).untold == ""
+
+
+def test_that_is_told_once(tmp_path: Path) -> None:
+    """In the journal, when libvirt had time to tell more, and again when settings changed."""
+    written = io.StringIO()
+    settings = Settings.model_validate({"log_level": "warning"})
+    announcer = Announcer(StreamLog(written), tmp_path, SERVICE, settings)
+    announcer.use(Settings.model_validate({"granularity": "node"}))
+    resting = dataclasses.replace(ACTED, executed=False, pinned=())
+    for cycles, lines in ((UNTOLD_PATIENCE, 0), (1, 1), (5, 1)):
+        for _ in range(cycles):
+            announcer.cycled(resting)
+        assert written.getvalue().count('granularity = "node": this host does not tell') == lines
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert state["untold"] == announcer.service.untold
+    announcer.use(Settings.model_validate({}))
+    announcer.cycled(resting)
+    assert len(written.getvalue().splitlines()) == 1
+    assert json.loads((tmp_path / "state.json").read_text())["untold"] == ""
+
+
+def test_a_wish_that_is_not_understood_is_a_warning() -> None:
+    """It names the domain, and what is wrong; a name cannot forge a line."""
+    entry = messages.unclear_entry(Unclear(DomainUuid("u"), "a\nb", "its metadata says no policy"))
+    assert entry.priority is Priority.WARNING
+    assert entry.message == "Domain a?b is held, since its metadata says no policy"
+    assert entry.fields == {"VCPUSCHED_DOMAIN": "a\nb", "VCPUSCHED_DOMAIN_UUID": "u"}
+
+
+def test_a_dry_run_is_no_pin() -> None:
+    """Its entries carry no pin's message ID, so that no history counts them."""
+    entries = messages.dry_run_entries(FOUND)
+    assert len(entries) == 2
+    assert all(entry.message.startswith("Dry run: would pin vCPU 0 of g") for entry in entries)
+    assert not any(entry.fields for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"connected": False}, "Waiting for libvirt at qemu:///system; "),
+        ({"connected": False, "trouble": "no socket"}, "Waiting for libvirt at qemu:///system: no"),
+        ({}, "Measuring the first period; 0 pins so far; 0 domains"),
+        (
+            {"cycle": dataclasses.replace(ACTED, host=dataclasses.replace(CROWDED, cpus=()))},
+            "No pCPU is managed: none of those that cpus and exclude_cpus leave is online; 0 pins",
+        ),
+        (
+            {"cycle": dataclasses.replace(ACTED, executed=False, calm=True, pinned=())},
+            "Unbalanced, but no vCPU has to wait, gap 100 points (threshold 10); 0 pins",
+        ),
+        ({"cycle": Cycle(1, 0)}, "No guests; 0 pins so far; 0 domains"),
+        ({"cycle": Cycle(1, 1)}, "Measuring the first period; 0 pins so far; 1 domain"),
+        (
+            {"cycle": dataclasses.replace(ACTED, executed=False, confirmed=1, pinned=())},
+            "Unbalanced in 1 of 2 periods, gap 100 points (threshold 10); 0 pins so far; 4 domains",
+        ),
+        ({"cycle": ACTED, "pins": 2}, "Rebalanced, gap 0 points (threshold 10); 2 pins so far; "),
+        (
+            {"cycle": dataclasses.replace(ACTED, dry_run=True, pinned=()), "dry_run": True},
+            "Dry run. Unbalanced, gap 100 points (threshold 10); ",
+        ),
+        (
+            {"cycle": Cycle(3, 1, host=CROWDED, plan=plan(host([90], []), Policy()))},
+            "Unbalanced at rest (no move pays), gap 90 points (threshold 10); ",
+        ),
+        (
+            {"cycle": Cycle(3, 2, host=CROWDED, plan=plan(host([9], [8]), Policy()))},
+            "Balanced, gap 1 point (threshold 10); ",
+        ),
+        (
+            {"pins_failing": ("x",), "cycle": Cycle(1, 1)},
+            "Measuring the first period; 0 pins so far, 1 failing; 1 domain",
+        ),
+        ({"trouble": "no\nway", "cycle": ACTED}, "Cannot read the host: no?way"),
+        (
+            {"cycle": dataclasses.replace(ACTED, pinned=())},
+            "Unbalanced, gap 100 points (threshold 10); ",
+        ),
+    ],
+)
+def test_the_status_line(changes: dict[str, object], line: str) -> None:
+    """One readable line with gap, pins so far and domains."""
+    said = messages.status_line(dataclasses.replace(SERVICE, **changes))  # type: ignore[arg-type]
+    assert (said + "; ").startswith(line), said
+    assert "\n" not in said
+
+
+def test_hostile_names_cannot_forge_a_line() -> None:
+    """Control characters are shown as "?", and a name of 10 kB is cut; fields keep the name."""
+    evil = "web\nPRIORITY=0\x1b[2J" + "x" * 10_000
+    move = dataclasses.replace(FOUND.moves[0], domain=evil)
+    for entry in (
+        messages.pin_entry(1, move),
+        messages.failure_entry(Failure(move, "no\nway")),
+        messages.unread_entry(evil, "no\nway"),
+    ):
+        assert entry.message.isprintable()
+        assert len(entry.message) < 500
+        assert entry.fields["VCPUSCHED_DOMAIN"] == evil
+
+
+def test_failures_are_warnings_only_where_somebody_can_act() -> None:
+    """A guest that ended is no news; a refused pin is."""
+    move = FOUND.moves[0]
+    assert messages.failure_entry(Failure(move, "gone", expected=True)).priority is Priority.DEBUG
+    assert messages.failure_entry(Failure(move, "refused")).priority is Priority.WARNING
+
+
+def test_the_state_file_can_be_read_back() -> None:
+    """What the daemon writes is what `status` and `plan` read."""
+    service = dataclasses.replace(
+        SERVICE, cycle=ACTED, pins=2, last_pins=(messages.PastPin(5.0, FOUND.moves[0]),)
+    )
+    text = json.dumps(messages.state_as_json(service, 12.5))
+    state = snapshot.parse_state(text)
+    assert (state.at, state.is_healthy(3), state.last_pins[0].to_cpus) == (12.5, True, "1")
+    assert not state.is_healthy(16)  # no word for longer than it can take: it hangs
+    read = snapshot.saved_host(state)
+    assert read is not None
+    assert plan(read, Policy()) == FOUND
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_what_came_of_a_plan(verdict: Verdict) -> None:
+    """One entry, whose text tells what its fields do."""
+    proof = Proof(7, verdict, 950_000, 20_000, 30_000, 3, 480_000, 10_000, 240_000)
+    entry = messages.outcome_entry(proof)
+    assert "plan of cycle 7" in entry.message
+    assert "the gap is 3 points (before 95 points, as planned 2 points)" in entry.message
+    waits = "3 vCPUs that waited for 48 % of the time, now for 24 %"
+    assert (waits in entry.message) == (verdict in {Verdict.HELPED, Verdict.NO_HELP})
+    assert dict(entry.fields) == {
+        "MESSAGE_ID": messages.MESSAGE_ID_OUTCOME,
+        "VCPUSCHED_VERDICT": verdict.value,
+        "VCPUSCHED_GAP_BEFORE": "0.95",
+        "VCPUSCHED_GAP_AFTER": "0.02",
+        "VCPUSCHED_GAP_MEASURED": "0.03",
+        "VCPUSCHED_WAITING": "3",
+        "VCPUSCHED_WAIT_BEFORE": "0.48",
+        "VCPUSCHED_WAIT_AFTER": "0.01",
+        "VCPUSCHED_WAIT_MEASURED": "0.24",
+        "VCPUSCHED_CYCLE": "7",
+    }

@@ -1,0 +1,399 @@
+"""One cycle: sample, observe, plan, pin; returns a `Cycle` that says what happened.
+
+Rule: acts only through a `Hypervisor` and never reads a clock of its own or sleeps, so that it
+runs unchanged on a simulated host. All that it remembers between cycles is the last sample and the
+loads up to it, how often in a row it wanted to act, what its last plan promised, whom to leave
+alone for a while (`patience`), and a pin whose answer was lost with the connection.
+"""
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from vcpusched.act.patience import Patience
+from vcpusched.act.proof import Look, Promise, Proof, Verdict, promised, proven, worse_bound
+from vcpusched.host.hypervisor import (
+    ConnectionLostError,
+    Hypervisor,
+    HypervisorError,
+    NotRecordedError,
+    VanishedError,
+)
+from vcpusched.model import (
+    ALL_CPUS,
+    NO_CPUS,
+    CpuSet,
+    Definition,
+    DomainUuid,
+    Host,
+    Sample,
+    Unread,
+    VcpuId,
+)
+from vcpusched.observe.observe import Measure, Observed, Smoothing, baseline, observe
+from vcpusched.observe.placement_rules import HouseRules, why_unclear
+from vcpusched.plan.planner import Move, Plan, Policy, plan
+
+GLANCE_SHARE: Final = 8
+"""Until a plan is about to be carried out an eighth of the search will do to see whether there is
+one: of 432 hosts a little out of balance it missed none."""
+
+
+class ActOn(enum.StrEnum):
+    """What makes the scheduler carry out a plan: any imbalance, or one that makes vCPUs wait."""
+
+    IMBALANCE = "imbalance"
+    CONTENTION = "contention"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How the scheduler acts.
+
+    `policy` is the planner's, `house` says who may be moved at all, and `smoothing` is that of the
+    loads; what it acts on must be found in `confirm` consecutive cycles; a vCPU is not moved twice
+    within `cooldown_s` seconds. While it is `paused` nothing is moved, whatever it would do.
+    """
+
+    policy: Policy = field(default_factory=Policy)
+    house: HouseRules = field(default_factory=HouseRules)
+    smoothing: Smoothing = field(default_factory=Smoothing)
+    act_on: ActOn = ActOn.IMBALANCE
+    confirm: int = 2
+    cooldown_s: float = 0.0
+    dry_run: bool = False
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A move that was planned and not made, and why.
+
+    `kind` is the same for all failures that mean the same, whatever figures are in `why`;
+    `expected` when nothing is wrong (the guest ended meanwhile), `of_ours` if no guest is to blame.
+    """
+
+    move: Move
+    why: str
+    kind: str = ""
+    expected: bool = False
+    of_ours: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    """A domain that asks for something that nobody understands, and so is held."""
+
+    uuid: DomainUuid
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """What one cycle saw and did.
+
+    `plan` is what should be done; it was carried out only when `executed`. Until an imbalance has
+    been found in `confirm` consecutive cycles (`confirmed` of them so far) nothing is done.
+    `host` is None in the first cycle, when there are no loads yet. `calm` when nothing is done
+    since no vCPU has to wait, whatever the plan. `freed` are vCPUs that were given their original
+    affinity back since they waited without need; then no plan is carried out. `proofs` tell what
+    came of earlier plans. `at_ns` is the monotonic clock at the sample, and `waits` for which share
+    of the time since the last one vCPUs on crowded pCPUs were kept waiting, in ppm. `left_alone`
+    are the pCPUs that are online and not managed, by the reason.
+    """
+
+    number: int
+    domains: int
+    host: Host | None = None
+    plan: Plan | None = None
+    confirmed: int = 0
+    confirm: int = 1
+    dry_run: bool = False
+    calm: bool = False
+    executed: bool = False
+    pinned: tuple[Move, ...] = ()
+    freed: tuple[Move, ...] = ()
+    proofs: tuple[Proof, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    unread: tuple[Unread, ...] = ()
+    unclear: tuple[Unclear, ...] = ()
+    lost: str | None = None
+    at_ns: int = 0
+    waits: Mapping[VcpuId, int] = field(default_factory=dict)
+    left_alone: Mapping[str, CpuSet] = field(default_factory=dict)
+
+    @property
+    def decided(self) -> bool:
+        """Whether this cycle came to a decision: to act, or that there is nothing to do."""
+        if self.plan is None or self.host is None:
+            return False
+        return self.executed or self.calm or not (self.plan.moves or self.host.unsettled)
+
+
+class Scheduler:
+    """Runs cycles on one hypervisor after another (a new one after each reconnect).
+
+    `number` is that of the last cycle run before, by another scheduler; `decide` makes the plans.
+    """
+
+    def __init__(self, number: int = 0, decide: Callable[[Host, Policy], Plan] = plan) -> None:
+        self._number = number
+        self._decide = decide
+        self._before: Sample | None = None
+        self._observed: Observed | None = None
+        self._wanted = 0
+        self._wanted_binding = 0
+        self._in_doubt: tuple[int, Move] | None = None
+        self._promise: Promise | None = None
+        self._patience = Patience()
+
+    def cycle(
+        self,
+        hypervisor: Hypervisor,
+        rules: Rules,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+        on_pin: Callable[[int, Move], None] = lambda _number, _move: None,
+    ) -> Cycle:
+        """Run one cycle.
+
+        `cancelled` is asked before each pin; once it says yes, no further pin is made, but that
+        which takes back the first half of an exchange. `on_pin` is told the cycle's number and
+        each move at once when it is made, since a cycle that blocks in its second pin has made the
+        first. Raises ConnectionLostError when sampling finds the connection lost, and
+        HypervisorError when the host cannot be read; a connection lost later is told in the
+        `Cycle`.
+        """
+        crowded = NO_CPUS
+        asks = rules.act_on is ActOn.CONTENTION
+        if asks or rules.smoothing.measure is Measure.DEMAND:
+            crowded = self._observed.crowded if self._observed is not None else ALL_CPUS
+        sample = hypervisor.sample(crowded)
+        self._clear_doubt(sample, on_pin)
+        self._number += 1
+        before, self._before = self._before, baseline(self._before, sample)
+        now_ns = max((domain.at_ns for domain in sample.domains), default=0)
+        seen = Cycle(
+            number=self._number,
+            at_ns=now_ns,
+            domains=len(sample.domains) + len(sample.unread),
+            confirm=rules.confirm,
+            dry_run=rules.dry_run,
+            unread=tuple(sample.unread[uuid] for uuid in sorted(sample.unread)),
+            unclear=tuple(
+                Unclear(domain.uuid, domain.name, why)
+                for domain in sample.domains
+                if (why := why_unclear(domain.definition))
+            ),
+        )
+        self._observed = observe(before, sample, self._observed, rules.smoothing, rules.house)
+        if self._observed.house is not None:
+            seen = replace(seen, left_alone=self._observed.house.left_alone)
+        if before is None:
+            return seen
+        host = self._patience.applied(
+            self._observed.host, sample, number=self._number, cooldown_s=rules.cooldown_s
+        )
+        found = self._plan(host, rules)
+        look = Look(now_ns, host, found, self._observed.waits, self._observed.busy)
+        seen = replace(seen, proofs=self._prove(look), waits=self._observed.waits)
+        if not (rules.dry_run or rules.paused):
+            moves = [
+                move
+                for move in worse_bound(sample, look)
+                if not self._patience.is_aside(move.vcpu.uuid, self._number)
+            ]
+            seen = replace(seen, host=host, plan=found)
+            seen = self._free(hypervisor, seen, moves, now_ns, cancelled, on_pin)
+            if seen.freed or seen.lost is not None:
+                return seen
+        calm = asks and bool(found.moves) and not self._observed.contended
+        confirmed = 0 if calm else self._confirm(found)
+        seen = replace(seen, host=host, plan=found, confirmed=confirmed, calm=calm)
+        if calm:
+            self._wanted = self._wanted_binding = 0
+            return seen
+        if not found.moves or confirmed < rules.confirm or rules.paused:
+            return seen
+        self._wanted = self._wanted_binding = 0
+        if rules.dry_run:
+            return replace(seen, executed=True)
+        done = self._execute(hypervisor, seen, found.moves, cancelled, on_pin)
+        if done.pinned:
+            done = replace(done, proofs=seen.proofs + self._prove(look, is_last=True))
+            self._promise = promised(seen.number, look, done.pinned)
+        return done
+
+    def _prove(self, look: Look, *, is_last: bool = False) -> tuple[Proof, ...]:
+        if self._promise is None:
+            return ()
+        proof = proven(self._promise, look, is_last=is_last)
+        if proof is None:
+            return ()
+        for vcpu in self._promise.moved:
+            if proof.verdict is Verdict.HELPED:
+                self._patience.trust(vcpu)
+            elif proof.verdict is Verdict.NO_HELP:
+                self._patience.doubt(vcpu, look.at_ns)
+        self._promise = None
+        return (proof,)
+
+    def _free(  # noqa: PLR0913, PLR0917  what `cycle` was given, and what to do
+        self,
+        hypervisor: Hypervisor,
+        seen: Cycle,
+        moves: Sequence[Move],
+        now_ns: int,
+        cancelled: Callable[[], bool],
+        on_pin: Callable[[int, Move], None],
+    ) -> Cycle:
+        """Give original affinities back, each by itself, whatever limits there are for plans.
+
+        That undoes what was done, so what plans may use does not matter, but the definition does.
+        """
+        freed: list[Move] = []
+        failures: list[Failure] = []
+        lost = None
+        for move in moves:
+            if cancelled():
+                break
+            try:
+                allowed = hypervisor.definition(move.vcpu.uuid).allowed
+                if not move.to_cpus.is_within(allowed.get(move.vcpu.vcpu, NO_CPUS)):
+                    raise VanishedError("the domain's definition does not allow that any more")
+                hypervisor.pin(move.vcpu, move.to_cpus)
+            except ConnectionLostError as error:
+                lost, self._in_doubt = str(error), (seen.number, move)
+                break
+            except HypervisorError as error:
+                failures.append(self._failed(move, error, seen.number))
+            else:
+                freed.append(move)
+                self._patience.pinned(move.vcpu)
+                self._patience.doubt(move.vcpu, now_ns)
+                on_pin(seen.number, move)
+        if freed:
+            self._wanted = self._wanted_binding = 0
+        return replace(seen, freed=tuple(freed), failures=tuple(failures), lost=lost)
+
+    def _failed(self, move: Move, error: HypervisorError, number: int) -> Failure:
+        expected = isinstance(error, VanishedError)
+        of_ours = isinstance(error, NotRecordedError)
+        if not (expected or of_ours):
+            self._patience.refused(move.vcpu.uuid, number)
+        kind = "vanished" if expected else type(error).__name__
+        return Failure(move, str(error), kind, expected=expected, of_ours=of_ours)
+
+    def _confirm(self, found: Plan) -> int:
+        """Count the consecutive cycles that wanted to act.
+
+        A plan that binds floaters must itself have come up as often, since it goes by where the
+        kernel happened to have them.
+        """
+        if not found.moves:
+            self._wanted = self._wanted_binding = 0
+        else:
+            self._wanted += 1
+            self._wanted_binding = self._wanted_binding + 1 if found.binds_floaters else 0
+        return self._confirmations(found)
+
+    def _plan(self, host: Host, rules: Rules) -> Plan:
+        """Plan, and search in full when the plan may be carried out."""
+        glance = replace(rules.policy, steps_max=rules.policy.steps_max // GLANCE_SHARE)
+        found = self._decide(host, glance)
+        if not found.moves or self._confirmations(found) + 1 < rules.confirm:
+            return found
+        return self._decide(host, rules.policy)
+
+    def _confirmations(self, found: Plan) -> int:
+        return self._wanted_binding if found.binds_floaters else self._wanted
+
+    def _clear_doubt(self, sample: Sample, on_pin: Callable[[int, Move], None]) -> None:
+        """Tell of a pin whose answer was lost, if it was made after all."""
+        if self._in_doubt is None:
+            return
+        number, move = self._in_doubt
+        self._in_doubt = None
+        for domain in sample.domains:
+            for reading in domain.vcpus:
+                identity = (domain.uuid, reading.vcpu, reading.affinity)
+                if identity == (move.vcpu.uuid, move.vcpu.vcpu, move.to_cpus):
+                    on_pin(number, move)
+
+    def _check_definition(
+        self, hypervisor: Hypervisor, move: Move, definitions: dict[DomainUuid, Definition]
+    ) -> None:
+        """Read a domain's definition before its first move: it may have been edited since."""
+        uuid = move.vcpu.uuid
+        if uuid not in definitions:
+            definitions[uuid] = hypervisor.definition(uuid)
+        house = self._observed.house if self._observed is not None else None
+        if house is not None:
+            why = house.objection(move.domain, definitions[uuid], move.vcpu.vcpu, move.to_cpus)
+            if why:
+                raise VanishedError(why)
+
+    def _execute(
+        self,
+        hypervisor: Hypervisor,
+        seen: Cycle,
+        moves: tuple[Move, ...],
+        cancelled: Callable[[], bool],
+        on_pin: Callable[[int, Move], None],
+    ) -> Cycle:
+        pinned: list[Move] = []
+        failures = list(seen.failures)
+        definitions: dict[DomainUuid, Definition] = {}
+        lost = None
+        for before, move in zip((None, *moves), moves, strict=False):
+            # Half an exchange would leave the host worse than it was.
+            half = before if before is not None and move.exchanged_with == before.vcpu else None
+            try:
+                is_cancelled = cancelled()
+                if not is_cancelled:
+                    self._check_definition(hypervisor, move, definitions)
+                    is_cancelled = cancelled()  # that took calls, too
+                if is_cancelled:
+                    pinned += _give_back(hypervisor, half, on_pin, seen.number)
+                    break
+                hypervisor.pin(move.vcpu, move.to_cpus)
+            except ConnectionLostError as error:
+                # Whether libvirtd still made this pin shows in the next sample.
+                lost, self._in_doubt = str(error), (seen.number, move)
+                self._patience.pinned(move.vcpu)
+                break
+            except HypervisorError as error:
+                failures.append(self._failed(move, error, seen.number))
+                pinned += _give_back(hypervisor, half, on_pin, seen.number)
+                # The next cycles plan without this domain; what is left of this plan may have
+                # needed it.
+                break
+            else:
+                self._patience.pinned(move.vcpu)
+                pinned.append(move)
+                on_pin(seen.number, move)
+        return replace(
+            seen, executed=True, pinned=tuple(pinned), failures=tuple(failures), lost=lost
+        )
+
+
+def _give_back(
+    hypervisor: Hypervisor, move: Move | None, on_pin: Callable[[int, Move], None], number: int
+) -> list[Move]:
+    """Undo the first half of an exchange, if there is one, whose second half was not made."""
+    if move is None:
+        return []
+    back = replace(
+        move,
+        from_cpus=move.to_cpus,
+        to_cpus=move.from_cpus,
+        reason="back again, since the vCPU that it was exchanged with could not be moved",
+    )
+    try:
+        hypervisor.pin(back.vcpu, back.to_cpus)
+    except HypervisorError:
+        return []  # the next plan goes on from there
+    on_pin(number, back)
+    return [back]

@@ -1,0 +1,110 @@
+"""The mark that a running domain carries while it has pins of ours, to be known by anywhere.
+
+Rule: what the mark should say follows from the ledger; here it is only kept that way.
+
+Live pins go with a guest that is migrated or saved, and our ledger does not. So before a domain's
+first pin it is written into its live metadata where its vCPUs were. The mark is of the whole
+domain: each writing of it takes the domain's job, and commonly its vCPUs are pinned together.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from vcpusched.act.ledger import Entry, Ledger, Record
+from vcpusched.host.hypervisor import (
+    ConnectionLostError,
+    HypervisorError,
+    MarkingHypervisor,
+    VanishedError,
+)
+from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, Sample, VcpuId
+
+RETRY_NS: Final = 60 * 1_000_000_000
+"""How long a domain is left alone that would not let its mark be changed."""
+
+
+class Marks:
+    """The marks as they are known over one connection."""
+
+    def __init__(self, hypervisor: MarkingHypervisor) -> None:
+        self._hypervisor = hypervisor
+        self._marks: dict[DomainUuid, tuple[int, Mapping[int, CpuSet]]] = {}
+        self._not_before_ns: dict[DomainUuid, int] = {}
+        self._everywhere = NO_CPUS
+        self._now_ns = 0
+
+    def learn(self, sample: Sample) -> None:
+        """Learn which domains are marked; a mark that is known is only changed by us."""
+        self._everywhere = sample.topology.online - sample.set_aside
+        self._now_ns = max((domain.at_ns for domain in sample.domains), default=self._now_ns)
+        known, self._marks = self._marks, {}
+        for uuid in sample.unread:
+            if uuid in known:
+                self._marks[uuid] = known[uuid]
+        for domain in sample.domains:
+            mark = known.get(domain.uuid)
+            if mark is not None and mark[0] == domain.domain_id:
+                self._marks[domain.uuid] = mark
+            elif domain.definition.allowed:
+                self._marks[domain.uuid] = domain.domain_id, domain.definition.origin
+        running = self._marks.keys()
+        self._not_before_ns = {
+            uuid: at_ns for uuid, at_ns in self._not_before_ns.items() if uuid in running
+        }
+
+    def applied(self, ledger: Ledger) -> Ledger:
+        """Give the ledger with what is known of which domains are marked."""
+        for uuid, (domain_id, mark) in self._marks.items():
+            entry = ledger.entries.get(uuid)
+            if entry is not None and entry.domain_id == domain_id:
+                ledger = ledger.marking(uuid, marked=bool(mark))
+        return ledger
+
+    def before_pin(self, vcpu: VcpuId, entry: Entry) -> None:
+        """See to it that the mark says where a vCPU was. Raises a `HypervisorError`."""
+        _domain_id, mark = self._marks.get(vcpu.uuid, (0, {}))
+        if mark.get(vcpu.vcpu) != self._origin(entry.records[vcpu.vcpu]):
+            self._write(vcpu.uuid, vcpu.domain_id, self._wanted(entry))
+
+    def tidy(self, ledger: Ledger, uuids: Iterable[DomainUuid] | None = None) -> None:
+        """Correct marks, of some domains at once, or of all that were not tried lately.
+
+        Raises ConnectionLostError.
+        """
+        for uuid in list(self._marks) if uuids is None else uuids:
+            entry, (domain_id, mark) = ledger.entries.get(uuid), self._marks.get(uuid, (0, {}))
+            if entry is None or entry.domain_id != domain_id or self._is_right(entry, mark):
+                continue
+            if uuids is None and self._now_ns < self._not_before_ns.get(uuid, 0):
+                continue
+            wanted = self._wanted(entry) if entry.has_pins else {}
+            try:
+                self._write(uuid, domain_id, wanted)
+            except ConnectionLostError:
+                raise
+            except VanishedError:
+                # It ended, or somebody took the mark away.
+                self._marks[uuid] = domain_id, {}
+            except HypervisorError:
+                self._not_before_ns[uuid] = self._now_ns + RETRY_NS
+
+    def _write(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+        self._hypervisor.mark(uuid, domain_id, origin)
+        self._marks[uuid] = domain_id, origin
+
+    def _wanted(self, entry: Entry) -> dict[int, CpuSet]:
+        return {vcpu: self._origin(record) for vcpu, record in entry.records.items()}
+
+    def _is_right(self, entry: Entry, mark: Mapping[int, CpuSet]) -> bool:
+        """Tell whether whoever reads the mark would take no pin for another's than it is."""
+        if not entry.has_pins:
+            return not mark
+        return all(
+            mark.get(vcpu) == self._origin(record) if record.is_ours or vcpu in mark else True
+            for vcpu, record in entry.records.items()
+        )
+
+    def _origin(self, record: Record) -> CpuSet:
+        origin = record.affinity if record.original is None else record.original
+        # Other hosts have other pCPUs.
+        return ALL_CPUS if self._everywhere.is_within(origin) else origin

@@ -1,0 +1,225 @@
+"""Judges whether what was done helped: whether vCPUs that waited came to wait less.
+
+Rule: pure; judges what was measured, decides nothing and remembers nothing.
+
+Problem: loads are estimates and plans are promises. A pin that helps nobody is worse than none, and
+    a vCPU that floated may have been better off.
+Approach: note who waited before a plan and what the plan promises them; look again. And look at
+    every vCPU that was bound by us although it may use more: does it wait while these idle?
+Terms: touched by a plan are the vCPUs that it moved, and those bound to where they came from. A
+    vCPU waits when it was kept from running for 5 % of the time or more, by others on its pCPU. On
+    a pCPU of which more is wanted than it has, by a factor f, a vCPU will wait for 1 - 1/f of what
+    it wants: that is what a plan promises where it makes f smaller.
+Properties: what was not measured is not judged. A plan that touched nobody who waited promised
+    nothing but a smaller gap.
+"""
+
+import enum
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from vcpusched.model import PPM, CpuSet, Host, Sample, Vcpu, VcpuId
+from vcpusched.observe.demand import CROWDED_PPM, WAITS_PPM
+from vcpusched.plan.planner import Move, Plan
+from vcpusched.text import percent
+
+PATIENCE_NS: Final = 20_000_000_000
+"""So long after a plan the wait may take to fall."""
+
+MORE_PERCENT: Final = 110
+"""Of pCPUs on which so much of what was planned is wanted, demand is not like it was."""
+
+
+class Verdict(enum.StrEnum):
+    """What came of a plan.
+
+    `HELPED`: the wait fell by half of what was promised, or more. `NO_HELP`: it did not, though
+    demand is like it was. `UNCLEAR`: demand grew, guests ended, or the next plan came first.
+    `NO_WAIT`: of the vCPUs that were touched none waited before.
+    """
+
+    HELPED = "helped"
+    NO_HELP = "no_help"
+    UNCLEAR = "unclear"
+    NO_WAIT = "no_wait"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at a host: what was found, and the plan that was made of it.
+
+    `waits` tells for which share of the time each vCPU was kept waiting, in ppm; those whose pCPUs
+    were not crowded are absent. `busy` tells for which share each pCPU was busy.
+    """
+
+    at_ns: int
+    host: Host
+    plan: Plan
+    waits: Mapping[VcpuId, int]
+    busy: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What was executed in a cycle, and what it promised to those who waited.
+
+    `waits` gives, per vCPU that waited, for which share of the time it did, and for which it is
+    promised to.
+    """
+
+    number: int
+    made_at_ns: int
+    moved: frozenset[VcpuId]
+    gap_before_ppm: int
+    gap_promised_ppm: int
+    waits: Mapping[VcpuId, tuple[int, int]]
+    cpus: Mapping[VcpuId, int]
+    loads_ppm: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What came of the plan of cycle `number`; waits are means of the vCPUs that waited before."""
+
+    number: int
+    verdict: Verdict
+    gap_before_ppm: int
+    gap_promised_ppm: int
+    gap_ppm: int
+    waiting: int
+    wait_before_ppm: int
+    wait_promised_ppm: int
+    wait_ppm: int
+
+
+def promised(number: int, look: Look, pinned: tuple[Move, ...]) -> Promise:
+    """Note what the plan of a look promises, as far as it was carried out."""
+    host, plan, waits = look.host, look.plan, look.waits
+    moved = {move.vcpu: move for move in pinned}
+    left = {cpu for move in pinned for cpu in move.from_cpus}
+    loads = dict(plan.loads_after_ppm)
+    factors = {cpu.id: max(PPM, loads.get(cpu.id, 0)) for cpu in host.cpus}
+    promises: dict[VcpuId, tuple[int, int]] = {}
+    places: dict[VcpuId, int] = {}
+    for vcpu in host.vcpus:
+        move = moved.get(vcpu.id)
+        cpus = move.to_cpus if move is not None else vcpu.cpus
+        if waits.get(vcpu.id, 0) < WAITS_PPM or not (move or _is_bound_to(vcpu, left)):
+            continue
+        # Of several pCPUs the kernel takes the best.
+        cpu = min(
+            (cpu for cpu in cpus if cpu in factors), key=lambda cpu: factors[cpu], default=None
+        )
+        if cpu is not None:
+            wait_ppm = vcpu.load_ppm - vcpu.load_ppm * PPM // factors[cpu]
+            promises[vcpu.id] = waits[vcpu.id], min(waits[vcpu.id], wait_ppm)
+            places[vcpu.id] = cpu
+    return Promise(
+        number=number,
+        made_at_ns=look.at_ns,
+        moved=frozenset(moved),
+        gap_before_ppm=plan.gap_before_ppm,
+        gap_promised_ppm=plan.gap_after_ppm,
+        waits=promises,
+        cpus=places,
+        loads_ppm=loads,
+    )
+
+
+def proven(promise: Promise, look: Look, *, is_last: bool = False) -> Proof | None:
+    """Judge a promise by a later look; None while it is too early.
+
+    `is_last` says that no other look will come.
+    """
+    there = {vcpu.id for vcpu in look.host.vcpus}
+    asked = [vcpu for vcpu in promise.waits if vcpu in there]
+    before_ppm = sum(promise.waits[vcpu][0] for vcpu in asked)
+    promised_ppm = sum(promise.waits[vcpu][1] for vcpu in asked)
+    waits = _measured(look, asked)
+    wait_ppm = sum(waits.values())
+    if not promise.waits:
+        verdict = Verdict.NO_WAIT
+    elif len(waits) == len(asked) > 0 and wait_ppm * 2 <= before_ppm + promised_ppm:
+        verdict = Verdict.HELPED
+    elif not asked or is_last:
+        verdict = Verdict.UNCLEAR
+    elif look.at_ns - promise.made_at_ns < PATIENCE_NS:
+        return None
+    else:
+        is_like = len(waits) == len(asked) and not _wants_more(promise, asked, look.plan)
+        verdict = Verdict.NO_HELP if is_like else Verdict.UNCLEAR
+    count = max(1, len(asked))
+    return Proof(
+        number=promise.number,
+        verdict=verdict,
+        gap_before_ppm=promise.gap_before_ppm,
+        gap_promised_ppm=promise.gap_promised_ppm,
+        gap_ppm=look.plan.gap_before_ppm,
+        waiting=len(asked),
+        wait_before_ppm=before_ppm // count,
+        wait_promised_ppm=promised_ppm // count,
+        wait_ppm=wait_ppm // count,
+    )
+
+
+def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
+    """Give back the original affinity of each vCPU that we bound, waits, and need not.
+
+    It need not where the other pCPUs of its original affinity were idle for as long as it waited,
+    together. What one takes the next cannot have.
+    """
+    idle_ppm = {cpu.id: PPM - look.busy.get(cpu.id, PPM) for cpu in look.host.cpus}
+    loads_ppm = {vcpu.id: vcpu.load_ppm for vcpu in look.host.vcpus}
+    for domain in sample.domains:
+        for reading in domain.vcpus:
+            vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
+            wait_ppm = look.waits.get(vcpu, 0)
+            # The kernel takes none that is offline.
+            original = reading.original and reading.original & sample.topology.online
+            if original is None or len(original) <= len(reading.affinity) or reading.held:
+                continue
+            others = [cpu for cpu in original if cpu in idle_ppm and cpu not in reading.affinity]
+            room_ppm = sum(idle_ppm[cpu] for cpu in others)
+            if wait_ppm < WAITS_PPM or room_ppm < wait_ppm:
+                continue
+            for cpu in others:
+                idle_ppm[cpu] -= idle_ppm[cpu] * wait_ppm // room_ppm
+            yield Move(
+                vcpu=vcpu,
+                domain=domain.name,
+                from_cpus=reading.affinity,
+                to_cpus=original,
+                load_ppm=loads_ppm.get(vcpu, 0),
+                reason=(
+                    f"it waited for {percent(wait_ppm)} of the time on pCPU {reading.affinity}, "
+                    f"while others of its original affinity {original} idled"
+                ),
+            )
+
+
+def _measured(look: Look, asked: Iterable[VcpuId]) -> dict[VcpuId, int]:
+    """Give how long vCPUs waited; on a pCPU that is not crowded nobody does.
+
+    Those that were not asked, since their pCPUs became crowded only now, are left out.
+    """
+    cpus = {vcpu.id: vcpu.cpus for vcpu in look.host.vcpus}
+    waits = {}
+    for vcpu in asked:
+        if vcpu in look.waits:
+            waits[vcpu] = look.waits[vcpu]
+        elif any(look.busy.get(cpu, PPM) < CROWDED_PPM for cpu in cpus[vcpu]):
+            waits[vcpu] = 0
+    return waits
+
+
+def _is_bound_to(vcpu: Vcpu, cpus: set[int]) -> bool:
+    return len(vcpu.cpus) == 1 and vcpu.cpus.is_within(CpuSet.of(cpus))
+
+
+def _wants_more(promise: Promise, asked: list[VcpuId], found: Plan) -> bool:
+    """Tell whether more is wanted than was planned, where those are that were promised less."""
+    loads = dict(found.loads_before_ppm)
+    cpus = {promise.cpus[vcpu] for vcpu in asked}
+    planned_ppm = sum(promise.loads_ppm.get(cpu, 0) for cpu in cpus)
+    return sum(loads.get(cpu, 0) for cpu in cpus) * 100 > planned_ppm * MORE_PERCENT

@@ -1,0 +1,457 @@
+"""The verbs.
+
+Rule: turns a command line into calls, and errors into one line and an exit status. The rest is
+imported where it is used, so that `--help` is quick and `plan --from` needs no libvirt.
+"""
+
+import argparse
+import io
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vcpusched import __version__
+from vcpusched.service import exits
+from vcpusched.text import as_json
+
+if TYPE_CHECKING:
+    from vcpusched.settings import Effective
+    from vcpusched.simulate.workload import Workload
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; gives the exit status."""
+    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or pipe of another encoding shows "?" where it lacks a letter.
+        sys.stdout.reconfigure(errors="replace")
+    if options.verb is not _run:
+        # Ctrl-C ends at once, also while a call blocks, when Python would not deliver it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        status: int = options.verb(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except exits.Refusal as refusal:
+        for line in refusal.lines:
+            print(f"vcpusched: {line}", file=sys.stderr)
+        return refusal.status
+    except BrokenPipeError:
+        if options.verb is _run:
+            raise
+        # Whoever read our output has seen enough; nothing may be flushed into the pipe at exit.
+        _drop_output()
+        return exits.OK
+    except OSError as error:
+        if options.verb is _run:
+            raise
+        _drop_output()
+        print(f"vcpusched: standard output: cannot be written: {error.strerror}", file=sys.stderr)
+        return exits.FAILURE
+    return status
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vcpusched",
+        description="Keeps the virtual CPUs of this host well placed, with few pin changes.",
+        epilog="Manual: vcpusched(8), vcpusched.toml(5).",
+    )
+    parser.add_argument("--version", action="version", version=f"vcpusched {__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int], summary: str
+    ) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=summary, description=summary)
+        added.set_defaults(verb=run)
+        return added
+
+    run = verb("run", _run, "Balance this host until told to stop (the service).")
+    run.add_argument(
+        "period",
+        nargs="?",
+        type=float,
+        metavar="PERIOD",
+        help="seconds between two looks, 0.5 to 3600 (default: the setting's 3)",
+    )
+    run.add_argument("--once", action="store_true", help="make one decision, then end")
+    _add_switch(run, "--dry-run", "decide and report, but change no pin")
+    _add_switch(run, "--exit-when-idle", "end at the first look that finds no guest")
+    plan = verb("plan", _plan, "Show what would be done now, and why. Changes nothing.")
+    plan.add_argument(
+        "--from", dest="snapshot", metavar="SNAPSHOT", help="plan for a saved snapshot (-: stdin)"
+    )
+    plan.add_argument(
+        "--explain", metavar="DOMAIN", help="say why each of its vCPUs is moved, or is not"
+    )
+    plan.add_argument("--json", action="store_true", help="give the plan as JSON")
+    snapshot = verb("snapshot", _snapshot, "Save the host as the planner sees it, as JSON.")
+    snapshot.add_argument("-o", dest="output", metavar="FILE", help="write here, not to stdout")
+    status = verb("status", _status, "Show how the running service is doing.")
+    status.add_argument("--json", action="store_true", help="give the state as JSON")
+    verb("top", _top, "Show the host live, as the running service sees it.")
+    history = verb("history", _history, "Show what was moved, why, and whether it helped.")
+    history.add_argument(
+        "--since", dest="time", default="1d", metavar="TIME", help="such as 90s, 30m, 2h, 1d (1d)"
+    )
+    history.add_argument("--domain", default="", metavar="DOMAIN", help="only this one")
+    history.add_argument("--json", action="store_true", help="give it as JSON")
+    restore = verb("restore", _restore, "Give vCPUs their original affinity back.")
+    release = verb("release", _release, "End holds: let vCPUs be moved again.")
+    pause = verb("pause", _pause, "Have nothing moved for a while, also after a restart.")
+    pause.add_argument("--for", dest="time", metavar="TIME", help="such as 90s, 30m, 2h, 1d")
+    verb("resume", _resume, "End a pause.")
+    for reader in (restore, release):
+        reader.add_argument("domains", nargs="*", metavar="DOMAIN", help="default: all of them")
+    check = verb("check-config", _check_config, "Show the settings in force and their sources.")
+    for reader in (run, plan, snapshot, restore, release, check):
+        reader.add_argument("--uri", help="the libvirt of this host")
+    simulate = verb(
+        "simulate", _simulate, "Try the settings on a simulated host. Needs no libvirt."
+    )
+    _add_simulate_options(simulate)
+    for reader in (run, plan, snapshot, restore, release, check, simulate):
+        reader.add_argument("--config", type=Path, metavar="FILE", help="read only this file")
+    return parser
+
+
+def _add_simulate_options(parser: argparse.ArgumentParser) -> None:
+    load = parser.add_mutually_exclusive_group(required=True)
+    load.add_argument("workload", nargs="?", type=Path, metavar="WORKLOAD", help="a TOML file")
+    load.add_argument("--trace", type=Path, metavar="FILE", help="guests chosen from a trace")
+    load.add_argument("--generate", action="store_true", help="guests made up as clouds have them")
+    parser.add_argument(
+        "--cpus", type=_whole(1, 1024), metavar="M", help="with M pCPUs (default: 8)"
+    )
+    parser.add_argument(
+        "--vcpus", type=_whole(1, 16_384), metavar="N", help="and N vCPUs (default: 32)"
+    )
+    parser.add_argument(
+        "--mean", type=_whole(1, 1000), metavar="PERCENT", help="scaled to this mean load of a pCPU"
+    )
+    parser.add_argument(
+        "--periods", type=_whole(1, 30_000), metavar="P", help="for P periods (default: 288)"
+    )
+    parser.add_argument(
+        "--seed", type=_whole(0, 1 << 53), metavar="S", help="another S, another run (default: 0)"
+    )
+    parser.add_argument(
+        "--place",
+        choices=("random", "round-robin", "one", "floating"),
+        default="random",
+        help="where vCPUs start that the workload does not pin (default: random)",
+    )
+    parser.add_argument("--json", action="store_true", help="give the result as JSON")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"{text[:40]!r} is not allowed: must be a whole number from {low} to {high}"
+            )
+        return value
+
+    return parse
+
+
+def _add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    # None when it is not given, so that it does not outrank the file with a "no".
+    parser.add_argument(name, action="store_const", const=True, default=None, help=text)
+
+
+def _flags(options: argparse.Namespace) -> dict[str, Any]:
+    flags = {
+        key: getattr(options, key, None) for key in ("period", "uri", "dry_run", "exit_when_idle")
+    }
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def _settings(options: argparse.Namespace) -> "Effective":
+    from vcpusched.settings import ConfigError, load
+
+    try:
+        return load(options.config, _flags(options))
+    except ConfigError as error:
+        status = exits.USAGE if error.on_command_line else exits.BAD_CONFIGURATION
+        raise exits.Refusal(status, *error.lines) from None
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched.host.libvirt_host import FirstSeen, LibvirtHost
+    from vcpusched.service import daemon, run_directory, systemd
+    from vcpusched.settings import load
+
+    first_seen: FirstSeen = {}
+
+    def open_session(uri: str, read_only: bool) -> LibvirtHost:  # noqa: FBT001  as Orders has it
+        return LibvirtHost.open(uri, read_only=read_only, first_seen=first_seen)
+
+    orders = daemon.Orders(
+        settings=settings,
+        reload=lambda: load(options.config, _flags(options)).settings,
+        open_session=open_session,
+        directory=run_directory.locate(),
+        once=options.once,
+    )
+    try:
+        return daemon.serve(orders, systemd.choose_log())
+    except run_directory.AlreadyRunningError as error:
+        raise exits.Refusal(exits.FAILURE, str(error)) from None
+    except run_directory.RunDirectoryError as error:
+        hint = "run it as root, or name a directory of your own in RUNTIME_DIRECTORY"
+        raise exits.Refusal(exits.NOT_PERMITTED, f"{error}; {hint}") from None
+
+
+def _plan(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched.cli import sources
+    from vcpusched.plan import explain, planner, units
+    from vcpusched.report import snapshot
+
+    if options.snapshot is not None:
+        host, where = sources.saved(options.snapshot)
+    else:
+        host, where = sources.present(settings)
+    policy = settings.policy()
+    plan = planner.plan(host, policy)
+    untold = units.untold((cpu.cpu for cpu in host.cpus), policy.granularity)
+    explanations = explain.explained(host, plan, options.explain or "")
+    if options.explain is not None and not explanations:
+        text = f"--explain: {json.dumps(options.explain)}: no vCPU of such a domain has a load here"
+        raise exits.Refusal(exits.USAGE, text)
+    if options.json:
+        answer = snapshot.plan_as_json(plan) | {"treatment": explain.treatments_as_json(host)}
+        if untold:
+            answer["untold"] = untold
+        if explanations:
+            answer["explanation"] = explain.explanations_as_json(explanations)
+        print(f"vcpusched: {where}", file=sys.stderr)
+        print(as_json(answer, indent=2))
+        return exits.OK
+    from vcpusched.report import display
+
+    where = f"{where}\n{untold}" if untold else where
+    if explanations:
+        display.show(display.draw_explanations(options.explain, explanations, where))
+        return exits.OK
+    display.show(display.draw_plan(host, plan, policy.balance_threshold_ppm, where))
+    return exits.OK
+
+
+def _snapshot(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched.cli import sources
+    from vcpusched.report import snapshot
+
+    host, where = sources.present(settings)
+    text = as_json(snapshot.host_as_json(host), indent=1)
+    if options.output is None:
+        print(text)
+    else:
+        try:
+            # Written, not replaced: it may be a device or a link, and is not ours.
+            Path(options.output).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            message = f"{options.output}: cannot be written: {error.strerror}"
+            raise exits.Refusal(exits.FAILURE, message) from None
+    print(f"vcpusched: {where}", file=sys.stderr)
+    return exits.OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    from vcpusched.cli import sources
+    from vcpusched.plan import explain
+    from vcpusched.report import display, snapshot
+    from vcpusched.service import run_directory
+    from vcpusched.text import printable
+
+    try:
+        text = sources.live_state()
+        state = snapshot.parse_state(text) if text is not None else None
+        host = snapshot.saved_host(state) if state is not None else None
+    except (run_directory.RunDirectoryError, snapshot.SnapshotError) as error:
+        raise exits.Refusal(exits.DEGRADED, f"the daemon's state cannot be read: {error}") from None
+    if state is None or text is None:
+        if options.json:
+            print(json.dumps({"version": 1, "health": "not running"}))
+        else:
+            print(f"vcpusched is not running on this host ({run_directory.locate()}).")
+        return exits.NOT_RUNNING
+    healthy = state.is_healthy(time.time() - state.at)
+    health = "healthy" if healthy else "degraded"
+    if options.json:
+        treatment = explain.treatments_as_json(host) if host is not None else []
+        answer = {"health": health, **json.loads(text), "treatment": treatment}
+        print(as_json(answer, indent=2))
+    else:
+        headline = f"vcpusched is {health}: {printable(state.status, 1000)}"
+        display.show(display.draw_status(headline, state, host, time.time()))
+    return exits.OK if healthy else exits.DEGRADED
+
+
+def _top(_options: argparse.Namespace) -> int:
+    from vcpusched.cli import top
+    from vcpusched.service import run_directory
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise exits.Refusal(exits.USAGE, 'top: needs a terminal; "vcpusched status" does not')
+    look = top.look_at(run_directory.locate())
+    seen = look(top.Seen())
+    if seen.state is None:
+        print(seen.problem)
+        return exits.NOT_RUNNING
+    top.run(seen, look, sys.stdin.fileno())
+    return exits.OK
+
+
+def _history(options: argparse.Namespace) -> int:
+    from vcpusched.report import display, history
+    from vcpusched.service import control, systemd
+
+    now_s = time.time()
+    try:
+        since_s = now_s - control.parse_duration(options.time)
+    except ValueError as error:
+        raise exits.Refusal(exits.USAGE, f"--since: {error}") from None
+    try:
+        entries = systemd.past(history.MESSAGE_IDS, since_s - history.MARGIN_S)
+        past = history.history(entries, since_s, now_s, domain=options.domain, own_uid=os.geteuid())
+    except systemd.UnreadableError as error:
+        raise exits.Refusal(exits.NOT_PERMITTED, str(error)) from None
+    except OSError as error:
+        line = f"the journal cannot be read: {error.strerror}"
+        raise exits.Refusal(exits.FAILURE, line) from None
+    if options.json:
+        print(as_json(history.as_json(past), indent=2))
+    else:
+        display.show(display.draw_history(past))
+    return exits.OK
+
+
+def _restore(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched.cli import undo
+
+    return undo.restore(settings, options.domains)
+
+
+def _release(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched.cli import undo
+
+    return undo.release(settings, options.domains)
+
+
+def _pause(options: argparse.Namespace) -> int:
+    from vcpusched.cli import undo
+
+    return undo.pause(options.time)
+
+
+def _resume(_options: argparse.Namespace) -> int:
+    from vcpusched.cli import undo
+
+    return undo.resume()
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    effective = _settings(options)
+    from vcpusched.report import display
+
+    values = effective.settings.model_dump()
+    rows = [(key, json.dumps(value), effective.origin[key]) for key, value in values.items()]
+    display.show(display.draw_settings(rows))
+    return exits.OK
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched.act.cycle import Scheduler
+    from vcpusched.plan import units
+    from vcpusched.report import display, simulation
+    from vcpusched.simulate.simulator import Place, simulate
+
+    # Rather than end at once: a progress bar has hidden the cursor.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        workload = _workload(options, settings.period)
+        if untold := units.untold(workload.machine().cpus, settings.policy().granularity):
+            print(f"vcpusched: {untold}", file=sys.stderr)
+        period_ns, place = round(settings.period * 1e9), Place(options.place)
+        with display.progress("Simulating", 2 * workload.periods) as advance:
+            runs = [
+                simulate(
+                    workload,
+                    scheduler,
+                    settings.rules(),
+                    place=place,
+                    period_ns=period_ns,
+                    on_period=lambda _result, _cycle: advance(),
+                )
+                for scheduler in (Scheduler(), None)
+            ]
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    about = workload.about(place.value, period_ns)
+    if options.json:
+        results = {"with": simulation.as_json(runs[0]), "without": simulation.as_json(runs[1])}
+        print(as_json(simulation.about_as_json(about) | results))
+    else:
+        display.show(display.draw_simulation(about, *runs))
+    return exits.OK
+
+
+def _workload(options: argparse.Namespace, period_s: float) -> "Workload":
+    from vcpusched.model import PPM
+    from vcpusched.simulate import traces, workload, workload_files
+
+    try:
+        if options.workload is not None:
+            for name in ("cpus", "vcpus", "mean"):
+                if getattr(options, name) is not None:
+                    line = f"--{name} goes with --trace and --generate; a workload file has its own"
+                    raise exits.Refusal(exits.USAGE, line)
+            return workload_files.read_toml(
+                options.workload, periods=options.periods, seed=options.seed
+            )
+        cpus, vcpus, seed = options.cpus or 8, options.vcpus or 32, options.seed or 0
+        if options.trace is not None:
+            made = workload_files.read_trace(
+                options.trace,
+                cpu_count=cpus,
+                vcpu_count=vcpus,
+                periods=options.periods,
+                seed=seed,
+            )
+        else:
+            made = traces.generate(
+                cpu_count=cpus,
+                vcpu_count=vcpus,
+                periods=options.periods or 288,
+                seed=seed,
+                period_s=period_s,
+            )
+        return made if options.mean is None else workload.scaled(made, options.mean * PPM // 100)
+    except workload.WorkloadError as error:
+        raise exits.Refusal(exits.BAD_INPUT, str(error)) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Where a one-shot verb gets the host from.
+
+Rule: a saved snapshot, what the running service last wrote, or libvirt, looked at twice; errors
+become one line and an exit status. libvirt is imported only where it is asked.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NoReturn
+
+from vcpusched.model import ALL_CPUS, NO_CPUS, Host
+from vcpusched.report import snapshot
+from vcpusched.service import exits, run_directory
+from vcpusched.settings import Settings
+from vcpusched.text import printable
+
+ONE_SHOT_PATIENCE_S: Final = 10.0
+"""How long a one-shot verb waits for libvirt beyond the period that it samples."""
+
+
+def saved(name: str) -> tuple[Host, str]:
+    """Give the host of a snapshot in a file (-: standard input), and where that was.
+
+    Raises Refusal.
+    """
+    where = "standard input" if name == "-" else name
+    try:
+        if name == "-" and sys.stdin is None:
+            raise exits.Refusal(exits.BAD_INPUT, "standard input: is closed")
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        return snapshot.parse(text), f"As saved in {where}"
+    except OSError as error:
+        raise exits.Refusal(exits.BAD_INPUT, f"{where}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise exits.Refusal(exits.BAD_INPUT, f"{where}: not a snapshot: not UTF-8 text") from None
+    except snapshot.SnapshotError as error:
+        raise exits.Refusal(exits.BAD_INPUT, f"{where}: {error}") from None
+
+
+def present(settings: Settings) -> tuple[Host, str]:
+    """Give the host as the running daemon sees it, else as sampled for one period; and which.
+
+    Raises Refusal.
+    """
+    try:
+        text = live_state()
+        state = snapshot.parse_state(text) if text is not None else None
+        host = snapshot.saved_host(state) if state is not None else None
+    except (run_directory.RunDirectoryError, snapshot.SnapshotError):
+        state = host = None  # `status` tells what is wrong with it; here it is only a shortcut
+    if state is not None and host is not None and state.uri == settings.uri:
+        age_s = max(0.0, time.time() - state.at)
+        if age_s <= state.age_max_s:
+            return host, f"As the running service (process {state.pid}) saw it {age_s:.0f} s ago"
+    host = _sampled(settings)
+    uri = printable(settings.uri, 200)
+    return host, f"Sampled {uri} for {settings.period:g} s, as no service runs whose state to use"
+
+
+def _sampled(settings: Settings) -> Host:
+    # A state or a saved snapshot needs no libvirt.
+    from vcpusched.act.keeper import Keeper
+    from vcpusched.act.ledger_file import Book
+    from vcpusched.host.libvirt_host import LibvirtHost
+    from vcpusched.observe.observe import Smoothing, observe
+    from vcpusched.service.run_directory import LedgerFile
+    from vcpusched.service.worker import call_within
+
+    def sample_twice() -> Host:
+        session = LibvirtHost.open(settings.uri, read_only=True)
+        # Which pCPUs are crowded is not known before the first sample.
+        asked = ALL_CPUS if settings.measure == "demand" else NO_CPUS
+        # Who is held, and whose pin is whose, the last run of the service wrote down.
+        book = Book(LedgerFile(run_directory.locate()), settings.uri, writes=False)
+        keeper = Keeper(session, book, acts=False)
+        before = keeper.sample(asked)
+        time.sleep(settings.period)
+        smoothing = Smoothing(measure=settings.rules().smoothing.measure)
+        after = keeper.sample(asked)
+        return observe(before, after, smoothing=smoothing, rules=settings.house()).host
+
+    if sys.stderr.isatty():
+        print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)
+    with reached(settings.uri):
+        try:
+            host: Host = call_within(settings.period + ONE_SHOT_PATIENCE_S, sample_twice)
+        except TimeoutError:
+            _end_at_once(exits.UNAVAILABLE, f"libvirt at {settings.uri} does not answer")
+    return host
+
+
+@contextlib.contextmanager
+def reached(uri: str) -> Iterator[None]:
+    """Run what needs libvirt. Raises Refusal where it answers badly, or not in time."""
+    from vcpusched.host.hypervisor import HypervisorError, PermissionDeniedError
+
+    status = exits.UNAVAILABLE
+    try:
+        yield
+    except TimeoutError:
+        why = "it does not answer"
+    except PermissionDeniedError as error:
+        status, why = exits.NOT_PERMITTED, str(error)
+    except HypervisorError as error:
+        why = str(error)
+    else:
+        return
+    raise exits.Refusal(status, f"libvirt at {uri}: {why}")
+
+
+def _end_at_once(status: int, line: str) -> NoReturn:
+    """End without waiting for a thread that is stuck in a call."""
+    print(f"vcpusched: {line}", file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def live_state() -> str | None:
+    """Give what the running daemon last wrote; None where none runs. Raises RunDirectoryError."""
+    directory = run_directory.locate()
+    return run_directory.read_state(directory) if run_directory.lives(directory) else None

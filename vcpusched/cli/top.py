@@ -1,0 +1,396 @@
+"""`vcpusched top`: the host as the running service sees it, live, on a whole terminal.
+
+Rule: reads the state file and nothing else, so that it costs neither libvirt nor the service
+anything. What is shown is a pure function of the view, the state, the size and the time (`screen`);
+what a key does is one of the view (`pressed`). Only `run` knows of terminals.
+"""
+
+import os
+import re
+import select
+import signal
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+from rich.console import Console
+from rich.text import Text
+
+from vcpusched.model import PPM, PPM_PER_POINT, Host, Vcpu
+from vcpusched.report import draw, snapshot
+from vcpusched.report.snapshot import SavedPin, SavedState
+from vcpusched.service import run_directory
+from vcpusched.text import points, printable
+
+LOOK_S: Final = 0.5
+"""How often the state is looked at."""
+
+FLASH_S: Final = 5.0
+"""So long after a pin was told it stands out."""
+
+FILTER_MAX: Final = 64
+
+_ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TO_TOP: Final = "\x1b[H"
+_TO_LINE_END: Final = "\x1b[K"
+_KEY: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO.|.", re.DOTALL)
+
+_CELL: Final = 26
+_BAR: Final = 10
+_SORTS: Final = {"d": "demand", "w": "wait", "p": "place", "n": "name"}
+_QUITS: Final = {"q", "Q", "\x04"}
+_ESCAPE: Final = "\x1b"
+_HELP: Final = "q quit  d demand  w wait  p place  n name  / filter  space pause  arrows scroll"
+_PAGE: Final = 10
+_SCROLLS: Final = {
+    "j": 1,
+    "\x1b[B": 1,
+    "\x1bOB": 1,
+    "k": -1,
+    "\x1b[A": -1,
+    "\x1bOA": -1,
+    "\x1b[6~": _PAGE,
+    "\x1b[5~": -_PAGE,
+    "\x1b[H": -(1 << 30),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a person wants to see it; `typing` while a filter is being typed."""
+
+    sort: str = "demand"
+    domain: str = ""
+    typing: bool = False
+    paused: bool = False
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the service last told; `problem` says why there is nothing newer."""
+
+    state: SavedState | None = None
+    host: Host | None = None
+    problem: str = ""
+
+
+def pressed(view: View, key: str) -> View | None:
+    """Give the view after a key (a letter, or what a terminal sends for another); None: quit."""
+    if view.typing:
+        return _typed(view, key)
+    if key in _QUITS:
+        return None
+    changes: dict[str, Any] = {}
+    if key in _SORTS:
+        changes = {"sort": _SORTS[key], "first": 0}
+    elif key in _SCROLLS:
+        changes = {"first": max(0, view.first + _SCROLLS[key])}
+    elif key == " ":
+        changes = {"paused": not view.paused}
+    elif key == "/":
+        changes = {"typing": True}
+    elif key == _ESCAPE:
+        changes = {"domain": "", "first": 0}
+    return replace(view, **changes)
+
+
+def _typed(view: View, key: str) -> View:
+    changes: dict[str, Any] = {}
+    if key in {"\r", "\n"}:
+        changes = {"typing": False}
+    elif key == _ESCAPE:
+        changes = {"typing": False, "domain": "", "first": 0}
+    elif key in {"\x7f", "\x08"}:
+        changes = {"domain": view.domain[:-1], "first": 0}
+    elif len(key) == 1 and key.isprintable() and len(view.domain) < FILTER_MAX:
+        changes = {"domain": view.domain + key, "first": 0}
+    return replace(view, **changes)
+
+
+def screen(view: View, seen: Seen, width: int, height: int, now_s: float) -> list[Text]:
+    """Give the lines of a whole screen: `height` of them, none wider than `width`."""
+    head = list(_head(view, seen, now_s))
+    if seen.host is not None and seen.state is not None:
+        room = max(1, (height - len(head) - 3) // 3)
+        loads_ppm = {int(cpu): round(load * PPM) for cpu, load in seen.state.loads.items()}
+        head += [Text(), *_machine(seen.host, loads_ppm, width, room), Text()]
+        room = max(1, height - len(head) - 2)
+        rows = _rows(view, seen.state, seen.host, room, width, now_s)
+    else:
+        rows = []
+    foot = Text(f"filter: {printable(view.domain)}_" if view.typing else _HELP, "dim")
+    lines = (head + rows)[: height - 1]
+    lines += [Text()] * (height - 1 - len(lines))
+    for line in (*lines, foot):
+        line.no_wrap = True
+        line.truncate(width, overflow="ellipsis")
+    return [*lines, foot]
+
+
+def _head(view: View, seen: Seen, now_s: float) -> Iterator[Text]:
+    state = seen.state
+    if state is None:
+        yield Text(printable(seen.problem, 300), "bold")
+        return
+    age_s = max(0.0, now_s - state.at)
+    health = "healthy" if state.is_healthy(age_s) and not seen.problem else "degraded"
+    yield Text(f"vcpusched is {health}: {printable(state.status, 400)}", "bold")
+    if seen.problem:
+        yield Text(printable(seen.problem, 300), draw.HOT)
+    line = Text("PAUSED", "bold reverse") + Text(" ") if view.paused else Text()
+    if state.gap is not None:
+        gap_ppm = round(state.gap * PPM)
+        threshold_ppm = round(state.balance_threshold * PPM_PER_POINT)
+        line += Text("gap ") + draw.gauge(gap_ppm, threshold_ppm) + Text(f" {points(gap_ppm)}  ")
+    counts = f"pins {state.pins_last_hour} last hour, {state.pins_last_day} last day"
+    line += Text(f"{age_s:.0f} s ago  {counts}")
+    yield line
+    if state.last_pins:
+        pin = state.last_pins[-1]
+        is_new = _is_new(pin, state, now_s)
+        when = draw.clock(pin.at, "%H:%M:%S")
+        whose = f"{printable(pin.domain)}/{pin.vcpu} {printable(pin.from_cpus)}"
+        text = f"{when} {whose} → {printable(pin.to_cpus)}: {printable(pin.reason, 300)}"
+        yield Text(text, "bold reverse" if is_new else "")
+
+
+def _is_new(pin: SavedPin, state: SavedState, now_s: float) -> bool:
+    """Tell whether a pin was told just now, which may be a period after it was made."""
+    return now_s - pin.at < FLASH_S + min(state.period, FLASH_S)
+
+
+def _machine(host: Host, loads_ppm: Mapping[int, int], width: int, room: int) -> Iterator[Text]:
+    """Draw the pCPUs on at most `room` lines: each with a bar, or by node and cache, or by node."""
+    columns = max(1, width // _CELL)
+    cpus = [cpu for block in draw.blocks(host) for cpu in block.cpus]
+    count = -(-len(cpus) // columns)
+    if count <= room:
+        digits = len(str(max((cpu.id for cpu in cpus), default=0)))
+        for line in range(count):
+            drawn = Text()
+            # Down the columns, so that siblings are below each other.
+            for cpu in cpus[line::count]:
+                load_ppm = loads_ppm.get(cpu.id, 0)
+                drawn += _cell(str(cpu.id), digits, "right") + Text(" ")
+                drawn += _cell(draw.bar(load_ppm, _BAR), _BAR)
+                drawn += _cell(draw.percent(load_ppm), 7, "right")
+                drawn.append(" " * max(1, _CELL - digits - _BAR - 8))
+            yield drawn
+        return
+    blocks = [(block.name, [cpu.id for cpu in block.cpus]) for block in draw.blocks(host)]
+    if len(blocks) > room:
+        nodes: dict[str, list[int]] = {}
+        for cpu in cpus:
+            nodes.setdefault("all" if cpu.node is None else f"node {cpu.node}", []).append(cpu.id)
+        blocks = list(nodes.items())
+    if len(blocks) > room:
+        blocks = [("all", [cpu.id for cpu in cpus])]
+    names = max(len(name) for name, _ in blocks)
+    length = max(1, width - names - 18)
+    for name, numbers in blocks:
+        loads = [loads_ppm.get(cpu, 0) for cpu in numbers]
+        mean_ppm, most_ppm = sum(loads) // len(loads), max(loads)
+        drawn = _cell(name or "all", max(3, names)) + _cell(draw.percent(mean_ppm), 7, "right")
+        drawn += _cell(draw.percent(most_ppm), 8, "right") + Text(" ")
+        # Where there is no room for each, each letter is the busiest of some.
+        each = -(-len(loads) // length)
+        busiest = (max(loads[first : first + each]) for first in range(0, len(loads), each))
+        yield drawn + draw.strip(busiest, length)
+
+
+def _rows(  # noqa: PLR0913, PLR0917  what is shown, and how
+    view: View, state: SavedState, host: Host, room: int, width: int, now_s: float
+) -> list[Text]:
+    waits = {(one.uuid, one.id, one.vcpu): round(one.wait * PPM) for one in state.waits}
+
+    def wait_ppm(vcpu: Vcpu) -> int:
+        return waits.get((vcpu.id.uuid, vcpu.id.domain_id, vcpu.id.vcpu), 0)
+
+    def place(vcpu: Vcpu) -> tuple[int, ...]:
+        first = next(iter(vcpu.cpus), 0)
+        return len(vcpu.cpus) > 1, first if vcpu.is_bound or vcpu.on is None else vcpu.on
+
+    sorts: Mapping[str, Callable[[Vcpu], Any]] = {
+        "demand": lambda vcpu: -vcpu.load_ppm,
+        "wait": lambda vcpu: (-wait_ppm(vcpu), -vcpu.load_ppm),
+        "place": lambda vcpu: (*place(vcpu), -vcpu.load_ppm),
+        "name": lambda vcpu: (vcpu.domain, vcpu.id.vcpu),
+    }
+    wanted = view.domain.lower()
+    found = [vcpu for vcpu in host.vcpus if wanted in vcpu.domain.lower()]
+    found.sort(key=lambda vcpu: (sorts[view.sort](vcpu), vcpu.id))
+    first = min(view.first, max(0, len(found) - room))
+    shown = found[first : first + room]
+    new = {(pin.uuid, pin.vcpu): pin for pin in state.last_pins if _is_new(pin, state, now_s)}
+    names = [f"{printable(vcpu.domain)}/{vcpu.id.vcpu}" for vcpu in shown]
+    name_width = min(max(16, width // 3), max((len(name) for name in names), default=0) + 1, 72)
+    what = f"vCPUs {first + 1}-{first + len(shown)} of {len(found)}" if shown else "no vCPU"
+    if view.domain:
+        what += f' with "{printable(view.domain)}" in its name'
+    heading = _cell(f"by {view.sort}", max(name_width, 10)) + _cell("wants", _BAR)
+    heading += _cell("", 7) + _cell("waits", 8, "right") + _cell("  on pCPU", 14) + Text(what)
+    heading.stylize("bold")
+    lines = [heading]
+    for vcpu, name in zip(shown, names, strict=True):
+        pin = new.get((vcpu.id.uuid, vcpu.id.vcpu))
+        line = _cell(name, max(name_width, 10)) + _cell(draw.bar(vcpu.load_ppm, _BAR), _BAR)
+        line += _cell(draw.percent(vcpu.load_ppm), 7, "right") + _cell(
+            _wait(wait_ppm(vcpu)), 8, "right"
+        )
+        on = "" if vcpu.is_bound or vcpu.on is None else f" ({vcpu.on})"
+        line += _cell(f"  {vcpu.cpus}{on}", 14)
+        if pin is not None:
+            line.append(f"← pinned from {printable(pin.from_cpus)}")
+            line.stylize("bold reverse")
+        elif vcpu.fixed:
+            line.append(f"stays: {printable(vcpu.why or 'fixed', 200)}", "dim")
+        lines.append(line)
+    return lines
+
+
+def _wait(wait_ppm: int) -> Text:
+    return Text(f"{wait_ppm / PPM_PER_POINT:.0f} %") if wait_ppm else Text("-")
+
+
+def _cell(content: str | Text, width: int, align: str = "left") -> Text:
+    text = content.copy() if isinstance(content, Text) else Text(content)
+    text.truncate(width, overflow="ellipsis")
+    missing = " " * (width - text.cell_len)
+    return Text(missing) + text if align == "right" else text + Text(missing)
+
+
+# The terminal.
+
+
+def look_at(directory: Path) -> Callable[[Seen], Seen]:
+    """Give a function that brings what was seen up to date, from a run directory.
+
+    It reads the state only when it was replaced.
+    """
+    read: tuple[int, int] | None = None
+
+    def look(seen: Seen) -> Seen:
+        nonlocal read
+        try:
+            if not run_directory.lives(directory):
+                read = None
+                return Seen(problem=f"vcpusched is not running on this host ({directory}).")
+            status = (directory / run_directory.STATE).stat()
+            now = status.st_ino, status.st_mtime_ns
+            if now == read:
+                return seen
+            text = run_directory.read_state(directory)
+            state = snapshot.parse_state(text or "")
+            read = now
+            return Seen(state, snapshot.saved_host(state))
+        except FileNotFoundError:
+            return replace(seen, problem="The service has told nothing yet.")
+        except (OSError, run_directory.RunDirectoryError, snapshot.SnapshotError) as error:
+            return replace(seen, problem=f"The service's state cannot be read: {error}")
+
+    return look
+
+
+def run(seen: Seen, look: Callable[[Seen], Seen], stdin: int) -> None:
+    """Show it until a person quits; `look` brings what was seen up to date, `stdin` has the keys.
+
+    Raises SystemExit when told to end by a signal; the terminal is given back first.
+    """
+    view = View()
+    with _Terminal(Console(highlight=False, markup=False, emoji=False), stdin) as terminal:
+        while True:
+            if not view.paused:
+                seen = look(seen)
+            terminal.show(view, seen)
+            for key in terminal.keys(LOOK_S):
+                changed = pressed(view, key)
+                if changed is None:
+                    return
+                view = changed
+
+
+class _Terminal:
+    """A terminal taken over as a whole, and given back however this ends."""
+
+    def __init__(self, console: Console, stdin: int) -> None:
+        self._console = console
+        self._stdin = stdin
+        self._before: list[Any] = []
+        self._handlers: dict[int, Any] = {}
+        self._woken, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        self._is_suspended = False
+
+    def __enter__(self) -> Self:
+        self._before = termios.tcgetattr(self._stdin)
+        handlers: dict[int, Callable[..., None]] = dict.fromkeys(_ENDS, _end)
+        handlers[signal.SIGTSTP] = self._suspend
+        handlers[signal.SIGWINCH] = lambda *_told: None
+        # Python runs these between two of its steps; the pipe ends the wait for keys.
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, act) for number, act in handlers.items()}
+        self._take()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._give_back()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(self._woken)
+        os.close(self._wake)
+
+    def show(self, view: View, seen: Seen) -> None:
+        """Draw the whole screen, as large as it is now."""
+        if self._is_suspended:
+            self._is_suspended = False
+            self._give_back()
+            os.kill(os.getpid(), signal.SIGSTOP)
+            self._take()
+        width, height = self._console.size
+        lines = screen(view, seen, width, height, time.time())
+        drawn = []
+        for line in lines:
+            with self._console.capture() as capture:
+                self._console.print(line, end="", no_wrap=True, overflow="crop")
+            drawn.append(capture.get() + _TO_LINE_END)
+        text = draw.fitting("\r\n".join(drawn), self._console.encoding)
+        print(_TO_TOP + text, end="", flush=True)
+
+    def keys(self, patience_s: float) -> Iterator[str]:
+        """Give the keys that were pressed, if there are any before so long."""
+        ready, _, _ = select.select([self._stdin, self._woken], [], [], patience_s)
+        if self._woken in ready:
+            os.read(self._woken, 4096)
+        if self._stdin in ready:
+            text = os.read(self._stdin, 4096).decode(errors="replace")
+            # Nobody is there any more.
+            yield from keys_in(text) if text else ["q"]
+
+    def _suspend(self, *_told: object) -> None:
+        self._is_suspended = True
+
+    def _take(self) -> None:
+        tty.setcbreak(self._stdin)
+        self._console.set_alt_screen(True)
+        self._console.show_cursor(show=False)
+
+    def _give_back(self) -> None:
+        self._console.show_cursor()
+        self._console.set_alt_screen(False)
+        termios.tcsetattr(self._stdin, termios.TCSADRAIN, self._before)
+
+
+def keys_in(text: str) -> Iterator[str]:
+    """Give the keys in what a terminal sent: letters, and sequences that stand for one key."""
+    yield from (found[0] for found in _KEY.finditer(text))
+
+
+def _end(number: int, _frame: object) -> None:
+    """End as told; at the keyboard Ctrl-C is just another way to quit."""
+    raise SystemExit(0 if number == signal.SIGINT else 128 + number)

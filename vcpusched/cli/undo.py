@@ -1,0 +1,119 @@
+"""The verbs that take back what the service did, or keep it from doing more.
+
+Rule: through the running service, which answers requests in its run directory; under its lock where
+none runs. Errors become one line and an exit status.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from vcpusched.service import control, exits, run_directory
+from vcpusched.service.control import Answer, Request, Verb
+from vcpusched.text import printable
+
+if TYPE_CHECKING:
+    from vcpusched.settings import Settings
+
+CONNECT_PATIENCE_S: Final = 10.0
+WORK_PATIENCE_S: Final = 600.0
+"""Each domain that is busy may take 30 s."""
+
+LINE_MAX: Final = 10_000
+"""A line on a domain of 500 vCPUs."""
+
+
+def restore(settings: "Settings", domains: Sequence[str]) -> int:
+    """Give original affinities back; gives the exit status. Raises Refusal."""
+    return _do(settings, Request(Verb.RESTORE, tuple(domains)))
+
+
+def release(settings: "Settings", domains: Sequence[str]) -> int:
+    """End holds; gives the exit status. Raises Refusal."""
+    return _do(settings, Request(Verb.RELEASE, tuple(domains)))
+
+
+def pause(duration: str | None) -> int:
+    """Have nothing pinned for a while, whether a service runs or not. Raises Refusal."""
+    directory = run_directory.locate()
+    try:
+        seconds = None if duration is None else control.parse_duration(duration)
+    except ValueError as error:
+        raise exits.Refusal(exits.USAGE, f"--for: {error}") from None
+    try:
+        begun = control.begin_pause(directory, seconds)
+    except OSError as error:
+        raise _unwritable(directory, error) from None
+    print(f"{begun.text}.")
+    return exits.OK
+
+
+def resume() -> int:
+    """End a pause. Raises Refusal."""
+    directory = run_directory.locate()
+    try:
+        was_paused = control.end_pause(directory)
+    except OSError as error:
+        raise _unwritable(directory, error) from None
+    print("Resumed." if was_paused else "There was no pause.")
+    return exits.OK
+
+
+def _unwritable(directory: Path, error: OSError) -> exits.Refusal:
+    line = f"{directory}: cannot be written: {error.strerror}; run it as root"
+    return exits.Refusal(exits.NOT_PERMITTED, line)
+
+
+def _do(settings: "Settings", asked: Request) -> int:
+    directory = run_directory.locate()
+    try:
+        answer = control.ask(directory, asked)
+        if answer is None:
+            answer = _do_alone(directory, settings, asked)
+    except TimeoutError:
+        line = f"the running service did not answer within {control.ANSWER_PATIENCE_S:.0f} s"
+        raise exits.Refusal(exits.FAILURE, line) from None
+    except control.AnswerError:
+        line = "the running service gave an answer that cannot be understood"
+        raise exits.Refusal(exits.FAILURE, line) from None
+    except run_directory.AlreadyRunningError:
+        line = "the service started just now: try again"
+        raise exits.Refusal(exits.FAILURE, line) from None
+    except run_directory.RunDirectoryError as error:
+        raise exits.Refusal(exits.NOT_PERMITTED, f"{error}; run it as root") from None
+    except OSError as error:
+        raise _unwritable(directory, error) from None
+    # Whoever may write into the run directory may have answered.
+    for line in answer.lines:
+        print(printable(line, LINE_MAX))
+    sys.stdout.flush()
+    for line in answer.problems:
+        print(f"vcpusched: {printable(line, LINE_MAX)}", file=sys.stderr)
+    return answer.status
+
+
+def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
+    from vcpusched.act.keeper import Keeper
+    from vcpusched.act.ledger_file import Book
+    from vcpusched.cli.sources import reached
+    from vcpusched.host.libvirt_host import LibvirtHost
+    from vcpusched.service.restore import carry_out
+    from vcpusched.service.run_directory import LEDGER, LedgerFile
+    from vcpusched.service.worker import call_within
+
+    if asked.verb is Verb.RELEASE and not asked.domains and not (directory / LEDGER).exists():
+        # What is pinned a guest itself may say; what is held nobody but the ledger.
+        return Answer(exits.OK, ("No vCPU is held.",))
+    with run_directory.locked(directory):
+        book = Book(LedgerFile(directory), settings.uri)
+        if book.problem:
+            return Answer(exits.FAILURE, problems=(book.problem,))
+        with reached(settings.uri):
+            session = call_within(CONNECT_PATIENCE_S, lambda: LibvirtHost.open(settings.uri))
+            keeper = Keeper(session, book)
+            keeper.rests = True  # what is not asked for is left as it is
+            answer: Answer = call_within(
+                WORK_PATIENCE_S, lambda: carry_out(keeper, asked, beside_service=False)
+            )
+        return answer

@@ -1,0 +1,106 @@
+"""What the kernel says of pCPUs: how busy they are, what they can do, and which it isolates.
+
+Rule: asks neither libvirt nor QEMU, and waits for nobody. What cannot be read is None or absent:
+nothing here raises.
+
+Sources: proc(5) for `stat`; Documentation/ABI/testing/sysfs-devices-system-cpu for `cpu_capacity`,
+and arch/x86/events/intel/core.c for the lists of big and small cores.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from vcpusched.host.files import read_cpus, read_number, read_text
+from vcpusched.model import PPM, Busy, CpuSet
+
+_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+_IDLE: Final = frozenset({3, 4, 8, 9})
+"""Of the columns of /proc/stat idle and iowait, and guest and guest_nice, which are in user."""
+
+SMALL_PER_CLOCK_PPM: Final = 800_000
+"""What a small x86 core does in a clock cycle, relative to a big one.
+
+The kernel's intel_pstate driver takes 100 MHz of a small core for as much as 78.7 MHz (Alder and
+Raptor Lake), 80 MHz (Meteor Lake) or 87 MHz (Lunar Lake) of a big one.
+"""
+
+SMALL_PPM: Final = 600_000
+"""What a small x86 core can do where frequencies are not told, relative to a big one.
+
+That is 3.9 GHz beside 5.1 GHz, as on Alder Lake, by the same reckoning (0.61).
+"""
+
+
+def isolated(root: Path = Path("/")) -> CpuSet:
+    """Give the pCPUs that the kernel keeps free of what is not pinned there (isolcpus=)."""
+    return read_cpus(root / "sys/devices/system/cpu/isolated")
+
+
+def tickless(root: Path = Path("/")) -> CpuSet:
+    """Give the pCPUs without a scheduler tick (nohz_full=): each is meant for one thread."""
+    return read_cpus(root / "sys/devices/system/cpu/nohz_full")
+
+
+def capacities(cpus: CpuSet, root: Path = Path("/")) -> Mapping[int, int]:
+    """Tell what each of these pCPUs can do, in ppm of the strongest among them: above 0, up to PPM.
+
+    Empty where the kernel tells of no difference. What it reckons itself (`cpu_capacity`, from 0 to
+    1024) comes first. On hybrid x86 that is one and the same for all before Linux 6.12 and wherever
+    SMT is possible, and there the core type is told by which of its counters a pCPU has.
+    """
+    reckoned = _by_kernel(cpus, root / "sys/devices/system/cpu")
+    if len(set(reckoned.values())) > 1:
+        return reckoned
+    return _by_core_type(cpus, root / "sys/devices")
+
+
+def _by_kernel(cpus: CpuSet, directory: Path) -> dict[int, int]:
+    """Give what the kernel reckons; nothing unless it does for all."""
+    reckoned = {}
+    for cpu in cpus:
+        capacity = read_number(directory / f"cpu{cpu}/cpu_capacity")
+        if not capacity:
+            return {}
+        reckoned[cpu] = capacity
+    strongest = max(reckoned.values(), default=0)
+    return {cpu: max(capacity * PPM // strongest, 1) for cpu, capacity in reckoned.items()}
+
+
+def _by_core_type(cpus: CpuSet, devices: Path) -> dict[int, int]:
+    """Give PPM for big cores, and for small ones what follows from how fast both can be clocked."""
+    big = read_cpus(devices / "cpu_core/cpus") & cpus
+    small = read_cpus(devices / "cpu_atom/cpus") | read_cpus(devices / "cpu_lowpower/cpus")
+    small = (small & cpus) - big
+    if not big or not small:
+        return {}
+    clocked = {
+        cpu: read_number(devices / f"system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq") or 0
+        for cpu in big | small
+    }
+    # Big cores differ by a step or two, which no load can be told by: they count as equals.
+    fastest = max(clocked[cpu] for cpu in big)
+    found = dict.fromkeys(cpus, PPM)
+    for cpu in small:
+        known = fastest and clocked[cpu]
+        can_ppm = clocked[cpu] * SMALL_PER_CLOCK_PPM // fastest if known else SMALL_PPM
+        found[cpu] = min(max(can_ppm, 1), PPM)
+    return found
+
+
+def busy(root: Path = Path("/")) -> Busy | None:
+    """Tell how long each pCPU has not been idle since it came up, in steps of a clock tick."""
+    at_ns = time.monotonic_ns()
+    text = read_text(root / "proc/stat")
+    if text is None:
+        return None
+    by_cpu_ns = {}
+    for line in text.splitlines():
+        name, *columns = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            ticks = sum(int(ticks) for index, ticks in enumerate(columns) if index not in _IDLE)
+            by_cpu_ns[int(name[3:])] = ticks * _TICK_NS
+    return Busy(at_ns, by_cpu_ns)

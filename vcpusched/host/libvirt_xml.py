@@ -1,0 +1,319 @@
+"""libvirt's XML and pCPU maps, read into values of ours, and what is written in them.
+
+Rule: pure. What a host says badly of its pCPUs is unknown, and raises nothing; a definition that
+cannot be understood raises ValueError.
+
+Sources: libvirt's formatdomain for `<vcpu>`, `<cputune>`, `<numatune>`, the cells of `<cpu>` and
+`<metadata>`; the order in which masks hold is that of `virDomainDefGetVcpuPinInfoHelper`. Of a
+strict or restrictive `<numatune>` libvirt makes memory policies and `cpuset.mems`; it keeps no vCPU
+near that memory (only QEMU while it starts), so that is for us to do. An administrator writes the
+wish with `virsh metadata DOMAIN --uri urn:vcpusched:domain:1 --key vcpusched --set '<domain
+policy="hold"/>'`, and with `--live`, `--config` or both.
+
+libvirt's formatcaps, and src/conf/capabilities.c where that says too little, for the topology: a
+`<cpu>` of a cell says its `siblings` with its own number among them, or nothing but its number when
+it was offline or could not be asked; `core_id` begins anew in each socket and `cluster_id` came
+with 10.1, so neither is read. `<bank>`s begin at level 3, and are left out where the kernel gives
+them no number, as on most ARM boards and in many virtual machines. Without NUMA support in libvirt
+all is in cells numbered 0, with siblings guessed from how many there are.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, NoReturn
+from xml.etree import ElementTree as ET
+
+from vcpusched.model import (
+    ALL_CPUS,
+    CPU_ID_MAX,
+    NO_CPUS,
+    PPM,
+    SHARES,
+    Cpu,
+    CpuSet,
+    Definition,
+    Topology,
+)
+
+NAMESPACE: Final = "urn:vcpusched:domain:1"
+"""The namespace of the metadata element in which a domain asks us for something."""
+
+ORIGIN: Final = "urn:vcpusched:origin:1"
+"""The namespace of the element that we write into a running domain before we pin it: where its
+vCPUs were before, so that it goes with the guest wherever that goes, as our pins do.
+
+Live pins are part of what is migrated and saved, and some managers make a persistent definition of
+it: without this our pins would be the administrator's there.
+"""
+
+ANYWHERE: Final = "all"
+"""What the element says of a vCPU that may be on any pCPU, since other hosts have others."""
+
+_REALTIME: Final = frozenset({"fifo", "rr"})
+
+_BINDING: Final = frozenset({"strict", "restrictive"})
+"""Modes of `<numatune>` in which memory comes from the nodes named or from nowhere."""
+
+VCPUS_MAX: Final = 65_536
+"""More than any hypervisor takes: bounds what XML can make us allocate."""
+
+QUOTA_PERIOD_US: Final = 100_000
+"""What a quota is given for where the definition names no period, as libvirt and the kernel do."""
+
+
+def read_definition(xml: str) -> Definition:
+    """Read a domain's XML, live or inactive. Raises ValueError when it is no domain definition.
+
+    A `<vcpupin>` outranks `<vcpu cpuset>`, which outranks all pCPUs; with `placement='auto'`
+    libvirt ignores the cpuset. Pins of emulator and I/O threads say nothing about vCPUs.
+    """
+    root = _root(xml)
+    allowed = _allowed(root)
+    nodes, strict = _memory(root, allowed)
+    return Definition(
+        allowed=allowed,
+        realtime=frozenset(
+            vcpu
+            for scheduler in root.iterfind("cputune/vcpusched")
+            if scheduler.get("scheduler") in _REALTIME
+            for vcpu in CpuSet.parse(scheduler.get("vcpus", ""))
+        ),
+        memory_nodes=nodes,
+        memory_strict=strict,
+        shares=int(root.findtext("cputune/shares") or SHARES),
+        quota_ppm=_quota_ppm(root),
+        wish=_wish(root),
+        origin=_origin(root),
+    )
+
+
+def combined(live: Definition, stated: Definition) -> Definition:
+    """Combine what a domain runs with and what its definition states for good.
+
+    Where vCPUs may be is for the stated one to say: in the live one are pins of ours. Where these
+    have got into the stated one, our mark has, too, and says where they were before. A vCPU that
+    either calls a realtime one is one. The live wish outranks the stated one.
+    """
+    return replace(
+        live,
+        allowed={vcpu: stated.origin.get(vcpu, cpus) for vcpu, cpus in stated.allowed.items()},
+        booked=live.allowed,
+        realtime=live.realtime | stated.realtime,
+        wish=stated.wish if live.wish is None else live.wish,
+    )
+
+
+def _allowed(root: ET.Element) -> dict[int, CpuSet]:
+    count, default = 1, ALL_CPUS
+    for vcpu in root.iterfind("vcpu"):
+        count = int(vcpu.text or "1")
+        if count > VCPUS_MAX:
+            raise ValueError(f"it has {count} vCPUs")
+        cpuset = vcpu.get("cpuset")
+        if cpuset and vcpu.get("placement") != "auto":
+            default = CpuSet.parse(cpuset)
+    allowed = dict.fromkeys(range(count), default)
+    for pin in root.iterfind("cputune/vcpupin"):
+        allowed[int(pin.get("vcpu", ""))] = CpuSet.parse(pin.get("cpuset", ""))
+    return allowed
+
+
+def _memory(
+    root: ET.Element, vcpus: Iterable[int]
+) -> tuple[dict[int, frozenset[int]], frozenset[int]]:
+    """Give the NUMA nodes of the memory beside each vCPU, and the vCPUs for which it must be there.
+
+    A vCPU of a guest with NUMA cells of its own is beside the memory of its cell; one in no cell
+    beside all of it.
+    """
+    general = [_bound(memory) for memory in root.iterfind("numatune/memory")]
+    by_cell = {
+        int(memory.get("cellid", "")): _bound(memory)
+        for memory in root.iterfind("numatune/memnode")
+    }
+    cell_of = {
+        vcpu: int(cell.get("id", number))
+        for number, cell in enumerate(root.iterfind("cpu/numa/cell"))
+        for vcpu in CpuSet.parse(cell.get("cpus", ""))
+    }
+    nodes: dict[int, frozenset[int]] = {}
+    strict: set[int] = set()
+    for vcpu in vcpus:
+        cell = cell_of.get(vcpu)
+        bounds = [by_cell[cell]] if cell in by_cell else general
+        if cell is None:
+            bounds = [*general, *by_cell.values()]
+        elif not any(is_strict for _, is_strict in bounds):
+            # The strict nodes of the whole guest are no less strict for a cell.
+            bounds = [bound for bound in general if bound[1]] or bounds
+        there = CpuSet.of(node for near, _ in bounds for node in near)
+        if there and not any(is_strict and not near for near, is_strict in bounds):
+            nodes[vcpu] = frozenset(there)
+        if any(is_strict for _, is_strict in bounds):
+            strict.add(vcpu)
+    return nodes, frozenset(strict)
+
+
+def _bound(memory: ET.Element) -> tuple[CpuSet, bool]:
+    """Give the nodes that an element of `<numatune>` names, and whether memory must be there.
+
+    With `placement='auto'` they are those that numad advised when the guest was started, which only
+    libvirtd knows, and a nodeset is passed over.
+    """
+    auto = memory.get("placement") == "auto"
+    # A list of nodes has the syntax of a list of pCPUs.
+    nodes = NO_CPUS if auto else CpuSet.parse(memory.get("nodeset", ""))
+    return nodes, memory.get("mode", "strict") in _BINDING
+
+
+def _quota_ppm(root: ET.Element) -> int:
+    """Give the most that each vCPU may run; a quota below 1 is none."""
+    quota_us = int(root.findtext("cputune/quota") or -1)
+    period_us = int(root.findtext("cputune/period") or 0) or QUOTA_PERIOD_US
+    return min(PPM, quota_us * PPM // period_us) if quota_us > 0 else PPM
+
+
+def origin_xml(origin: Mapping[int, CpuSet]) -> str:
+    """Give the element that says where vCPUs were; `ALL_CPUS` is told as such.
+
+    libvirt puts it into the namespace when it is set.
+    """
+    element = ET.Element("origin")
+    for vcpu, cpus in sorted(origin.items()):
+        told = ANYWHERE if cpus == ALL_CPUS else str(cpus)
+        ET.SubElement(element, "vcpu", id=str(vcpu), cpus=told)
+    return ET.tostring(element, encoding="unicode")
+
+
+def _origin(root: ET.Element) -> dict[int, CpuSet]:
+    """Give what the element says; nothing where it says what nobody of us would write."""
+    found = {}
+    try:
+        for vcpu in root.iterfind(f"metadata/{{{ORIGIN}}}origin/{{*}}vcpu"):
+            told = vcpu.get("cpus", "")
+            cpus = ALL_CPUS if told == ANYWHERE else CpuSet.parse(told)
+            number = int(vcpu.get("id", ""))
+            if not cpus or number < 0:
+                return {}
+            found[number] = cpus
+    except ValueError:
+        return {}
+    return found
+
+
+def _wish(root: ET.Element) -> str | None:
+    """Give what our metadata element asks for; an empty text when it leaves that out."""
+    for element in root.iterfind(f"metadata/{{{NAMESPACE}}}*"):
+        return element.get("policy", "")
+    return None
+
+
+def flat_topology(online: CpuSet) -> Topology:
+    """Give the topology of pCPUs of which only the numbers are known."""
+    return Topology(tuple(Cpu(cpu) for cpu in online))
+
+
+def read_topology(xml: str, online: CpuSet) -> Topology:
+    """Place the pCPUs of `online`, and no others, as the XML says.
+
+    `node` is the number of the cell, `cache` and `core` the lowest of the pCPUs that share it. Each
+    lies within the one before: a bank that spans several nodes (sub-NUMA clustering) counts as one
+    in each. Of several banks that hold a pCPU the smallest of the highest level is its own, of
+    several cells (NUMA emulation) the first. A pCPU that is not mentioned, or whose part is broken,
+    has a number only, and so have all when the text is no XML. Raises nothing; capacities are for
+    others to add.
+    """
+    try:
+        root = _root(xml)
+    except ValueError:
+        return flat_topology(online)
+    nodes: dict[int, int] = {}
+    siblings: dict[int, CpuSet] = {}
+    for node, cpu, listed in _cpus(root):
+        if node is not None:
+            nodes.setdefault(cpu, node)
+        if listed:
+            siblings.setdefault(cpu, (listed | CpuSet.of([cpu])) & online)
+    banks = _banks(root, online)
+    caches: dict[tuple[int | None, CpuSet], int] = {}
+    cores: dict[tuple[int | None, int | None, int], int] = {}
+    cpus = []
+    # In rising order, so that the first of a group, whose number it takes, is its lowest.
+    for cpu in online:
+        node = nodes.get(cpu)
+        cache = caches.setdefault((node, banks[cpu]), cpu) if cpu in banks else None
+        core = None
+        if cpu in siblings:
+            lowest = next(iter(siblings[cpu]))
+            core = cores.setdefault((node, cache, lowest), cpu)
+        cpus.append(Cpu(cpu, node, core, cache))
+    return Topology(tuple(cpus))
+
+
+def _cpus(root: ET.Element) -> Iterator[tuple[int | None, int, CpuSet]]:
+    for cell in root.iterfind("host/topology/cells/cell"):
+        for entry in cell.iterfind("cpus/cpu"):
+            cpu = _number(entry.get("id"))
+            if cpu is not None:
+                yield _number(cell.get("id")), cpu, CpuSet.read(entry.get("siblings", ""))
+
+
+def _banks(root: ET.Element, online: CpuSet) -> dict[int, CpuSet]:
+    """Give the pCPUs with which each pCPU shares its last-level cache; it may be listed often."""
+    listed = {
+        (level, cpus)
+        for bank in root.iterfind("host/cache/bank")
+        if (level := _number(bank.get("level"))) is not None
+        and (cpus := CpuSet.read(bank.get("cpus", "")) & online)
+    }
+    found = {}
+    # The last word has the highest level, there the smallest bank, of equals that further down.
+    for _level, cpus in sorted(listed, key=lambda bank: (bank[0], -len(bank[1]), -bank[1].bits)):
+        found.update(dict.fromkeys(cpus, cpus))
+    return found
+
+
+def _number(text: str | None) -> int | None:
+    """Read a number up to `CPU_ID_MAX`, which no node and no level of a cache exceeds either."""
+    if text is None or not (text.isascii() and text.isdigit()) or len(text) > len(str(CPU_ID_MAX)):
+        return None
+    number = int(text)
+    return number if number <= CPU_ID_MAX else None
+
+
+def from_map(flags: Sequence[bool]) -> CpuSet:
+    """Return the pCPUs of one boolean per pCPU, the form in which libvirt's binding gives maps."""
+    return CpuSet.of(cpu for cpu, flag in enumerate(flags) if flag)
+
+
+def to_map(cpus: CpuSet, length: int) -> tuple[bool, ...]:
+    """Return one boolean per pCPU below `length`, the form in which libvirt's binding takes maps.
+
+    Raises ValueError when the set reaches beyond `length`: the binding would silently cut it.
+    """
+    if cpus.bits >> length:
+        raise ValueError(f"pCPUs {cpus} do not fit into a map of {length}")
+    return tuple(bool(cpus.bits >> cpu & 1) for cpu in range(length))
+
+
+class _Builder(ET.TreeBuilder):
+    def doctype(self, *_told: object) -> NoReturn:
+        """Refuse a document type. Raises ValueError."""
+        raise ValueError("it has a document type, as no XML of libvirt's has")
+
+
+def _root(xml: str) -> ET.Element:
+    """Read XML of others. Raises ValueError for anything else.
+
+    libvirt's XML has no document type, so there is no entity in it that could grow, and none that
+    names a file. Whatever has one is refused before it is read.
+    """
+    parser = ET.XMLParser(target=_Builder())  # noqa: S314  what is dangerous in it is refused
+    try:
+        parser.feed(xml)
+        root = parser.close()
+    except ET.ParseError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(root, ET.Element):
+        raise ValueError("it is empty")  # noqa: TRY004  a wrong text, not a wrong type
+    return root

@@ -1,0 +1,304 @@
+"""The rules of the house: which pCPUs are managed, which vCPUs may be moved on them, and why not.
+
+Rule: pure; judges a `Sample` by what the administrator wants and what definitions say. It knows no
+loads and plans nothing.
+
+Problem: several hands have a say in where a vCPU may be (the administrator's settings, the guest's
+    definition and its metadata, the kernel's command line, whoever keeps a pool), and whoever asks
+    "why was this not moved?" needs one answer.
+Terms: managed pCPUs are those that are balanced at all. Set aside are those that the kernel keeps
+    for what is pinned there (isolcpus=, nohz_full=). Reserved ones are managed, but nobody's target
+    unless the vCPU's own definition names them: those set aside, those of realtime vCPUs and their
+    guests, and those that a definition dedicates to a single vCPU. A pool is a live affinity of
+    several pCPUs that differs from what the definition says: somebody keeps it, so it is obeyed.
+    Where vCPUs are pinned to sets of pCPUs, such a set is no pool but a place like a single one.
+    Near a vCPU whose memory is strictly on some NUMA nodes are the pCPUs of these nodes; near every
+    other all pCPUs are.
+Order: the guest's metadata outranks the administrator's lists of domains, since it is the finer
+    word; a wish that is not understood holds the guest, since the next likely meaning of a typo in
+    "hold" is "hold". A definition's mask is never left, whoever asks, nor what is near; who is
+    outside of either may come in.
+Properties: a guest that cannot be read keeps what is reserved for it. No answer depends on the
+    order of domains or vCPUs.
+"""
+
+import enum
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Final, Self
+
+from vcpusched.model import (
+    ALL_CPUS,
+    NO_CPUS,
+    CpuSet,
+    Definition,
+    DomainReading,
+    DomainUuid,
+    Granularity,
+    Sample,
+    VcpuReading,
+    sets,
+)
+from vcpusched.text import printable
+
+
+class Wish(enum.StrEnum):
+    """What a guest's metadata may ask for.
+
+    `SPREAD`: to be balanced, with its vCPUs on different cores.
+    """
+
+    BALANCE = "balance"
+    HOLD = "hold"
+    SPREAD = "spread"
+
+
+_WISHES: Final = {wish.value: wish for wish in Wish}
+
+
+@dataclass(frozen=True, slots=True)
+class HouseRules:
+    """What the administrator wants of pCPUs and guests.
+
+    `cpus` are the pCPUs to manage, None for all; `exclude_cpus` those not to, None for those that
+    the kernel sets aside, unless `cpus` names them. Guests are moved whose name matches a glob of
+    `include_domains` and none of `exclude_domains`. `granularity` tells what vCPUs are pinned to.
+    """
+
+    cpus: CpuSet | None = None
+    exclude_cpus: CpuSet | None = None
+    include_domains: tuple[str, ...] = ("*",)
+    exclude_domains: tuple[str, ...] = ()
+    granularity: Granularity = Granularity.CPU
+
+    def managed(self, online: CpuSet, set_aside: CpuSet) -> CpuSet:
+        """Give the managed ones of the pCPUs that are online."""
+        named = online if self.cpus is None else online & self.cpus
+        if self.exclude_cpus is not None:
+            return named - self.exclude_cpus
+        return named - set_aside if self.cpus is None else named
+
+    def why_left_alone(self, cpu: int, set_aside: CpuSet) -> str:
+        """Say why a pCPU that is online is not managed; nothing when it is."""
+        if cpu in self.managed(CpuSet.of([cpu]), set_aside):
+            return ""
+        if self.cpus is not None and cpu not in self.cpus:
+            return "not in cpus"
+        return (
+            "excluded by exclude_cpus"
+            if self.exclude_cpus is not None
+            else "set aside by the kernel"
+        )
+
+    def why_held(self, name: str, definition: Definition) -> str:
+        """Say why no vCPU of a domain may be moved; nothing when some may be."""
+        if not definition.allowed:
+            return "its definition could not be read"
+        if definition.wish is not None:
+            if definition.wish == Wish.HOLD:
+                return "held by its metadata"
+            return why_unclear(definition)
+        # Domain names are case sensitive, on every system.
+        if not any(fnmatchcase(name, glob) for glob in self.include_domains):
+            return "not in include_domains"
+        for glob in self.exclude_domains:
+            if fnmatchcase(name, glob):
+                return f'excluded by "{printable(glob)}" in exclude_domains'
+        return ""
+
+
+DEFAULT_RULES: Final = HouseRules()
+
+
+def why_unclear(definition: Definition) -> str:
+    """Say what is wrong with what a domain asks for; nothing when it is understood."""
+    wish = definition.wish
+    if wish is None or wish in _WISHES:
+        return ""
+    known = ", ".join(_WISHES)
+    if not wish:
+        return f"its metadata says no policy, which must be one of {known}"
+    return f'its metadata says policy="{printable(wish, 40)}", which is none of {known}'
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether a vCPU may be moved, and where to.
+
+    `why` says why it is `fixed`; of one that is not, what asks for it to be moved or narrows where
+    to, if anything.
+    """
+
+    allowed: CpuSet
+    fixed: bool = False
+    why: str = ""
+    spread: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """The rules as they apply to one sample; `reserved_by` is what each domain reserves.
+
+    `units` are the sets of several pCPUs that vCPUs are pinned to, `nodes` the pCPUs of each NUMA
+    node that is known, `left_alone` those that are online and not managed, by the reason.
+    """
+
+    rules: HouseRules
+    managed: CpuSet
+    set_aside: CpuSet
+    reserved_by: Mapping[DomainUuid, CpuSet] = field(default_factory=dict)
+    reserved: CpuSet = NO_CPUS
+    units: frozenset[CpuSet] = frozenset()
+    nodes: Mapping[int, CpuSet] = field(default_factory=dict)
+    left_alone: Mapping[str, CpuSet] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rules: HouseRules, sample: Sample, before: "House | None" = None) -> Self:
+        """Apply the rules to a sample; `before` is what came of the sample before."""
+        managed = rules.managed(sample.topology.online, sample.set_aside)
+        kept = before.reserved_by if before is not None else {}
+        reserved_by = {uuid: kept[uuid] for uuid in sample.unread if uuid in kept}
+        for domain in sample.domains:
+            reserved = _reserved(domain, managed)
+            if reserved:
+                reserved_by[domain.uuid] = reserved
+        everywhere = sample.set_aside & managed
+        for reserved in reserved_by.values():
+            everywhere |= reserved & managed
+        cpus = [cpu for cpu in sample.topology.cpus if cpu.id in managed]
+        units = frozenset(unit for unit in sets(cpus, rules.granularity) if len(unit) > 1)
+        nodes: dict[int, CpuSet] = {}
+        for cpu in sample.topology.cpus:
+            if cpu.node is not None:
+                nodes[cpu.node] = nodes.get(cpu.node, NO_CPUS) | CpuSet.of([cpu.id])
+        left_alone: dict[str, CpuSet] = {}
+        for number in sample.topology.online - managed:
+            why = rules.why_left_alone(number, sample.set_aside)
+            left_alone[why] = left_alone.get(why, NO_CPUS) | CpuSet.of([number])
+        return cls(
+            rules, managed, sample.set_aside, reserved_by, everywhere, units, nodes, left_alone
+        )
+
+    def standing(self, domain: DomainReading, reading: VcpuReading) -> Standing:
+        """Judge one vCPU."""
+        definition, affinity = domain.definition, reading.affinity
+        targets = self._targets(definition, reading.vcpu)
+        spread = definition.wish == Wish.SPREAD
+        why = reading.held or self._why_held(domain.name, definition, reading.vcpu)
+        ours = affinity in self.units if reading.ours is None else reading.ours
+        if not why and (len(affinity) == 1 or ours):
+            why = self._why_bound(definition, reading, targets)
+        elif not why:
+            reach = definition.allowed[reading.vcpu] & self.managed
+            # What is not pinned libvirt keeps off isolated pCPUs (since 10.4).
+            if affinity & self.managed not in {reach, reach - self.set_aside}:
+                pool = f"another hand keeps it on pCPUs {affinity}"
+                return Standing(affinity, fixed=True, why=pool, spread=spread)
+            why = "" if targets else "all pCPUs that it may use are reserved"
+        if why:
+            return Standing(targets, fixed=True, why=why, spread=spread)
+        asked = [f"its metadata asks for {definition.wish}"] if definition.wish is not None else []
+        strict = reading.vcpu in definition.memory_strict
+        if strict and not self.managed.is_within(self._near(definition, reading.vcpu)):
+            asked.append(f"its memory must be on {_nodes_of(definition, reading.vcpu)}")
+        return Standing(targets, why=", ".join(asked), spread=spread)
+
+    def _why_held(self, name: str, definition: Definition, vcpu: int) -> str:
+        """Say why a vCPU may not be moved, wherever it is; nothing when it may."""
+        why = self.rules.why_held(name, definition)
+        if why:
+            return why
+        if vcpu in definition.realtime:
+            return "a realtime vCPU"
+        if vcpu not in definition.allowed:
+            return "its definition does not name it"
+        return self._why_nowhere(definition, vcpu)
+
+    def _why_nowhere(self, definition: Definition, vcpu: int) -> str:
+        """Say why its definition leaves a vCPU no managed pCPU; nothing when it does."""
+        mask = definition.allowed[vcpu] & self.managed
+        if not mask:
+            return "its definition allows no managed pCPU"
+        near = self._near(definition, vcpu)
+        if not near:
+            return f"which pCPUs are on {_nodes_of(definition, vcpu)} is not known"
+        if not mask & near:
+            there = _nodes_of(definition, vcpu)
+            return f"its definition allows no managed pCPU of {there}, where its memory must be"
+        return ""
+
+    def _why_bound(self, definition: Definition, reading: VcpuReading, targets: CpuSet) -> str:
+        """Say why a vCPU must stay on its pCPU; nothing when that is placement and may change."""
+        affinity = reading.affinity
+        if not affinity.is_within(self.managed):
+            return f"it is on pCPU {affinity}, which is not managed"
+        if not targets.is_within(affinity):
+            return ""
+        mask = definition.allowed[reading.vcpu] & self.managed
+        if mask.is_within(affinity):
+            return "its definition allows no other pCPU"
+        if (mask & self._near(definition, reading.vcpu)).is_within(affinity):
+            there = _nodes_of(definition, reading.vcpu)
+            return f"its definition allows no other pCPU of {there}, where its memory must be"
+        return "all other pCPUs are reserved"
+
+    def objection(self, name: str, definition: Definition, vcpu: int, to_cpus: CpuSet) -> str:
+        """Say what speaks against a move after all, by a definition read anew; nothing if none."""
+        why = self._why_held(name, definition, vcpu)
+        if why:
+            return why
+        if not to_cpus.is_within(self._targets(definition, vcpu)):
+            return "the domain's definition does not allow this pCPU any more"
+        return ""
+
+    def _targets(self, definition: Definition, vcpu: int) -> CpuSet:
+        stated = definition.allowed.get(vcpu, NO_CPUS)
+        near = self._near(definition, vcpu) & self.managed
+        # Only who names a reserved pCPU may go there, not who may go anywhere.
+        return near - self.reserved if stated == ALL_CPUS else near & stated
+
+    def _near(self, definition: Definition, vcpu: int) -> CpuSet:
+        """Give the pCPUs near a vCPU; none where they are not known."""
+        if vcpu not in definition.memory_strict:
+            return ALL_CPUS
+        nodes = definition.memory_nodes.get(vcpu)
+        if nodes is None:
+            # On one node it does not matter which ones were chosen.
+            return ALL_CPUS if len(self.nodes) == 1 else NO_CPUS
+        near = NO_CPUS
+        for node in nodes:
+            near |= self.nodes.get(node, NO_CPUS)
+        return near
+
+
+def _nodes_of(definition: Definition, vcpu: int) -> str:
+    nodes = definition.memory_nodes.get(vcpu)
+    if nodes is None:
+        return "the nodes that numad chose for its memory"
+    # A list of nodes reads like a list of pCPUs.
+    return f"node{'s' if len(nodes) > 1 else ''} {CpuSet.of(nodes)}"
+
+
+def _reserved(domain: DomainReading, managed: CpuSet) -> CpuSet:
+    """Give the pCPUs that are no others' for this domain's sake."""
+    definition = domain.definition
+    stated = [mask for mask in definition.allowed.values() if mask != ALL_CPUS]
+    if not stated and not definition.realtime:
+        return NO_CPUS
+    reserved = NO_CPUS
+    # Dedicated: a pCPU that the definition gives to just one vCPU, and that vCPU nothing else.
+    given = Counter(mask for mask in stated if len(mask) == 1)
+    for mask, vcpus in given.items():
+        if vcpus == 1:
+            reserved |= mask
+    if definition.realtime:
+        running = [
+            reading.affinity for reading in domain.vcpus if reading.vcpu in definition.realtime
+        ]
+        for mask in (*stated, *running):
+            # Whoever may be anywhere has no place of its own.
+            if not managed.is_within(mask):
+                reserved |= mask
+    return reserved

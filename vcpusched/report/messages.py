@@ -1,0 +1,407 @@
+"""Renders what happened for the journal, the status line and the state file.
+
+Rule: pure. Names of guests are made printable here, so that none can forge a line or an escape
+sequence; journal fields keep them as they are, since journald frames them.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from vcpusched.act.cycle import Cycle, Failure, Unclear
+from vcpusched.act.keeper import GivenBack
+from vcpusched.act.ledger import RESETS_MAX, Change, Changed
+from vcpusched.act.proof import Proof, Verdict
+from vcpusched.model import PPM, PPM_PER_POINT, Granularity
+from vcpusched.plan.planner import Move, Plan, Stop
+from vcpusched.plan.units import untold
+from vcpusched.report.snapshot import host_as_json, plan_as_json
+from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
+
+STATE_VERSION: Final = 1
+MESSAGE_ID_PIN: Final = "64672ee17c744ff39534af4c63f2e545"
+MESSAGE_ID_GIVEN_BACK: Final = "7b2e74bab6544c01bc89a700e4f484f7"
+MESSAGE_ID_RESET: Final = "c99117327c204bd7a6f45406f39f9796"
+MESSAGE_ID_PLAN: Final = "1b7b454b11c7488faf18e12c14b291a1"
+MESSAGE_ID_OUTCOME: Final = "5637ea496c8c4d53ae29535ec6e97677"
+
+
+class Priority(enum.IntEnum):
+    """The priorities of syslog(3) that we use."""
+
+    ERROR = 3
+    WARNING = 4
+    INFO = 6
+    DEBUG = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One message for the journal; `fields` holds what is beside its text."""
+
+    priority: Priority
+    message: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PastPin:
+    """A pin that was made; `at_s` is seconds since the epoch."""
+
+    at_s: float
+    move: Move
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A pause; `until_s` is seconds since the epoch, None without an end."""
+
+    until_s: float | None = None
+    problem: str = ""
+
+    @property
+    def text(self) -> str:
+        """Say until when, as a person reads the clock."""
+        if self.until_s is None:
+            return 'Paused until "vcpusched resume"'
+        moment = datetime.fromtimestamp(self.until_s).astimezone()
+        form = "%H:%M:%S" if moment.date() == datetime.now().astimezone().date() else "%F %H:%M:%S"
+        return f"Paused until {moment:{form}}"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What is known about the service as a whole.
+
+    `connected` once the host was read; `trouble` says why it is not, or cannot be read any more;
+    `pins_failing` what went wrong with pins in the last plan; `granularity` is what vCPUs are
+    pinned to; times are seconds since the epoch, and `pins` are counted since the service began.
+    """
+
+    pid: int
+    started_at_s: float
+    uri: str
+    period_s: float
+    threshold_ppm: int
+    dry_run: bool = False
+    paused: Pause | None = None
+    connected: bool = False
+    trouble: str | None = None
+    pins: int = 0
+    pins_last_hour: int = 0
+    pins_last_day: int = 0
+    pins_failing: tuple[str, ...] = ()
+    last_pins: tuple[PastPin, ...] = ()
+    cycle: Cycle | None = None
+    granularity: Granularity = Granularity.CPU
+
+    @property
+    def untold(self) -> str:
+        """What the host does not tell that `granularity` asks for, and what is done instead."""
+        host = self.cycle.host if self.cycle is not None else None
+        return untold((cpu.cpu for cpu in host.cpus), self.granularity) if host is not None else ""
+
+
+def pin_entry(number: int, move: Move) -> Entry:
+    """Tell of one changed pin."""
+    return Entry(
+        Priority.INFO,
+        f"Pinned {_subject(move)} from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}: "
+        f"{move.reason}",
+        {
+            "MESSAGE_ID": MESSAGE_ID_PIN,
+            "VCPUSCHED_DOMAIN": move.domain,
+            "VCPUSCHED_DOMAIN_UUID": move.vcpu.uuid,
+            "VCPUSCHED_VCPU": str(move.vcpu.vcpu),
+            "VCPUSCHED_FROM": str(move.from_cpus),
+            "VCPUSCHED_TO": str(move.to_cpus),
+            "VCPUSCHED_LOAD": _decimal(move.load_ppm),
+            "VCPUSCHED_REASON": move.reason,
+            "VCPUSCHED_CYCLE": str(number),
+        },
+    )
+
+
+def plan_entry(cycle: Cycle) -> Entry | None:
+    """Tell of an executed plan; None when the cycle changed nothing."""
+    plan = cycle.plan
+    if plan is None or not cycle.pinned:
+        return None
+    made, planned = len(cycle.pinned), len(plan.moves)
+    count = f"{made} pin{'' if made == 1 else 's'}"
+    if made < planned:
+        count = f"{made} of {planned} pins planned"
+    ends = {
+        Stop.BALANCED: "",
+        Stop.NO_GAIN: "; closer no move that pays can bring them",
+        Stop.MOVE_LIMIT: "; moves_max ended it there",
+    }[plan.stop]
+    if plan.refused:
+        ends = f"; more was planned, but that {plan.refused}"
+    return Entry(
+        Priority.INFO,
+        f"Balanced the host with {count}: the busiest and the freest pCPU were "
+        f"{points(plan.gap_before_ppm)} apart, {points(plan.gap_after_ppm)} as planned{ends}",
+        {
+            "MESSAGE_ID": MESSAGE_ID_PLAN,
+            "VCPUSCHED_GAP_BEFORE": _decimal(plan.gap_before_ppm),
+            "VCPUSCHED_GAP_AFTER": _decimal(plan.gap_after_ppm),
+            "VCPUSCHED_MOVES": str(made),
+            "VCPUSCHED_CYCLE": str(cycle.number),
+        },
+    )
+
+
+def outcome_entry(proof: Proof) -> Entry:
+    """Tell what came of an executed plan."""
+    gap = (
+        f"the gap is {points(proof.gap_ppm)} (before {points(proof.gap_before_ppm)}, "
+        f"as planned {points(proof.gap_promised_ppm)})"
+    )
+    vcpus = f"{proof.waiting} vCPU{'' if proof.waiting == 1 else 's'}"
+    before, now = percent(proof.wait_before_ppm), percent(proof.wait_ppm)
+    the_plan = f"plan of cycle {proof.number}"
+    waited = f"{vcpus} that waited for {before} of the time, now for {now}"
+    text = {
+        Verdict.NO_WAIT: f"After the {the_plan} {gap}; nobody had to wait before",
+        Verdict.HELPED: f"The {the_plan} helped: {waited}; {gap}",
+        Verdict.NO_HELP: f"The {the_plan} did not help: {waited}, "
+        f"{percent(proof.wait_promised_ppm)} as planned; {gap}. What it moved is left alone for "
+        "a while",
+        Verdict.UNCLEAR: f"Whether the {the_plan} helped cannot be told, since guests want "
+        f"something else by now; {gap}",
+    }[proof.verdict]
+    return Entry(
+        Priority.INFO,
+        text,
+        {
+            "MESSAGE_ID": MESSAGE_ID_OUTCOME,
+            "VCPUSCHED_VERDICT": proof.verdict.value,
+            "VCPUSCHED_GAP_BEFORE": _decimal(proof.gap_before_ppm),
+            "VCPUSCHED_GAP_AFTER": _decimal(proof.gap_promised_ppm),
+            "VCPUSCHED_GAP_MEASURED": _decimal(proof.gap_ppm),
+            "VCPUSCHED_WAITING": str(proof.waiting),
+            "VCPUSCHED_WAIT_BEFORE": _decimal(proof.wait_before_ppm),
+            "VCPUSCHED_WAIT_AFTER": _decimal(proof.wait_promised_ppm),
+            "VCPUSCHED_WAIT_MEASURED": _decimal(proof.wait_ppm),
+            "VCPUSCHED_CYCLE": str(proof.number),
+        },
+    )
+
+
+def dry_run_entries(plan: Plan) -> list[Entry]:
+    """Tell what would have been done; these entries are no pins and have no pin's message ID."""
+    return [
+        Entry(
+            Priority.INFO,
+            f"Dry run: would pin {_subject(move)} from {cpus_text(move.from_cpus)} to "
+            f"{cpus_text(move.to_cpus)}: {move.reason}",
+        )
+        for move in plan.moves
+    ]
+
+
+def failure_entry(failure: Failure) -> Entry:
+    """Tell of a pin that could not be made."""
+    return Entry(
+        Priority.DEBUG if failure.expected else Priority.WARNING,
+        f"Could not pin {_subject(failure.move)} to {cpus_text(failure.move.to_cpus)}: "
+        f"{printable(failure.why, 300)}",
+        {"VCPUSCHED_DOMAIN": failure.move.domain, "VCPUSCHED_DOMAIN_UUID": failure.move.vcpu.uuid},
+    )
+
+
+def changed_entry(changed: Changed) -> Entry:
+    """Tell of an affinity that was changed, and not by us."""
+    now = cpus_text(changed.to_cpus)
+    whose = vcpu_text(changed.vcpu.vcpu, changed.domain)
+    books = f"{cpus_text(changed.from_cpus)}, where it was pinned"
+    priority, text = {
+        Change.PINNED: (
+            Priority.INFO,
+            f"Another hand pinned {whose} to {now}: it stays there, until released or restarted",
+        ),
+        Change.POOLED: (
+            Priority.INFO if changed.was_ours else Priority.DEBUG,
+            f"Another hand lets {whose} use {now}: that is obeyed",
+        ),
+        Change.RESET: (
+            Priority.INFO,
+            f"The kernel let {whose} off {books}, and onto {now}: pinned again",
+        ),
+        Change.LEFT: (
+            Priority.WARNING,
+            f"{whose} was let off {books}, for the {RESETS_MAX + 1}th time: it is left alone now",
+        ),
+    }[changed.change]
+    fields = {"VCPUSCHED_DOMAIN": changed.domain, "VCPUSCHED_DOMAIN_UUID": changed.vcpu.uuid}
+    if changed.change is Change.RESET:
+        # A pin of ours, told as one: from where the kernel had put the vCPU, back to where it was.
+        fields |= {
+            "MESSAGE_ID": MESSAGE_ID_RESET,
+            "VCPUSCHED_VCPU": str(changed.vcpu.vcpu),
+            "VCPUSCHED_FROM": str(changed.to_cpus),
+            "VCPUSCHED_TO": str(changed.from_cpus),
+        }
+    return Entry(priority, text, fields)
+
+
+def given_back_entry(given: GivenBack) -> Entry:
+    """Tell of an original affinity that was given back, or was not."""
+    whose = vcpu_text(given.vcpu.vcpu, given.domain)
+    fields = {
+        "VCPUSCHED_DOMAIN": given.domain,
+        "VCPUSCHED_DOMAIN_UUID": given.vcpu.uuid,
+        "VCPUSCHED_VCPU": str(given.vcpu.vcpu),
+        "VCPUSCHED_FROM": str(given.from_cpus),
+        "VCPUSCHED_TO": str(given.to_cpus),
+    }
+    if given.why_not:
+        why = printable(given.why_not, 300)
+        return Entry(Priority.WARNING, f"Could not give {whose} its affinity back: {why}", fields)
+    return Entry(
+        Priority.INFO,
+        f"Gave {whose} its affinity back: from {cpus_text(given.from_cpus)} to "
+        f"{cpus_text(given.to_cpus)}",
+        {"MESSAGE_ID": MESSAGE_ID_GIVEN_BACK, **fields},
+    )
+
+
+def unread_entry(domain: str, why: str) -> Entry:
+    """Tell of a running domain that could not be read."""
+    return Entry(
+        Priority.WARNING,
+        f"Could not read domain {printable(domain)}, which is left out: {printable(why, 300)}",
+        {"VCPUSCHED_DOMAIN": domain},
+    )
+
+
+def unclear_entry(unclear: Unclear) -> Entry:
+    """Tell of a domain whose wish is not understood."""
+    return Entry(
+        Priority.WARNING,
+        f"Domain {printable(unclear.name)} is held, since {unclear.why}",
+        {"VCPUSCHED_DOMAIN": unclear.name, "VCPUSCHED_DOMAIN_UUID": unclear.uuid},
+    )
+
+
+def untold_entry(untold: str) -> Entry:
+    """Tell of a level of the machine that is asked for and not told."""
+    return Entry(Priority.WARNING, untold)
+
+
+def status_line(service: Service) -> str:
+    """Give the one line that `systemctl status` shows."""
+    cycle, prefix = service.cycle, "Dry run. " if service.dry_run else ""
+    if service.paused is not None:
+        prefix += f"{service.paused.text}. "
+    why = f": {printable(service.trouble, 300)}" if service.trouble else ""
+    if not service.connected:
+        return f"{prefix}Waiting for libvirt at {printable(service.uri, 200)}{why}"
+    if why:
+        return f"{prefix}Cannot read the host{why}"
+    if cycle is None or cycle.plan is None:
+        what = "Measuring the first period"
+        if cycle is not None and cycle.domains == 0:
+            what = "No guests"
+    elif cycle.domains == 0:
+        what = "No guests"
+    elif cycle.host is not None and not cycle.host.cpus:
+        what = "No pCPU is managed: none of those that cpus and exclude_cpus leave is online"
+    else:
+        what = f"{_verdict(cycle, cycle.plan)}, gap {points(gap_now_ppm(cycle, cycle.plan))}"
+        what += f" (threshold {service.threshold_ppm / PPM_PER_POINT:g})"
+    pins = f"{service.pins} pin{'' if service.pins == 1 else 's'} so far"
+    if service.pins_failing:
+        pins += f", {len(service.pins_failing)} failing"
+    domains = cycle.domains if cycle else 0
+    return f"{prefix}{what}; {pins}; {domains} domain{'' if domains == 1 else 's'}"
+
+
+def _verdict(cycle: Cycle, plan: Plan) -> str:
+    if plan.balanced:
+        return "Balanced"
+    if cycle.pinned:
+        return "Rebalanced"
+    if cycle.calm:
+        return "Unbalanced, but no vCPU has to wait"
+    if plan.moves and cycle.confirmed < cycle.confirm:
+        return f"Unbalanced in {cycle.confirmed} of {cycle.confirm} periods"
+    if plan.moves:
+        return "Unbalanced"
+    why = f"what would balance it {plan.refused}" if plan.refused else "no move pays"
+    return f"Unbalanced at rest ({why})"
+
+
+def gap_now_ppm(cycle: Cycle, plan: Plan) -> int:
+    """Give the gap after a cycle: as planned, if all of its plan was done, else as it was found."""
+    done = cycle.executed and not cycle.dry_run and len(cycle.pinned) == len(plan.moves)
+    return plan.gap_after_ppm if done else plan.gap_before_ppm
+
+
+def _loads_now(cycle: Cycle | None) -> tuple[tuple[int, int], ...]:
+    return cycle.plan.loads_before_ppm if cycle and cycle.plan else ()
+
+
+def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
+    """Give the state file, version 1."""
+    cycle = service.cycle
+    return {
+        "version": STATE_VERSION,
+        "pid": service.pid,
+        "started_at": service.started_at_s,
+        "at": at_s,
+        "uri": service.uri,
+        "period": service.period_s,
+        "balance_threshold": service.threshold_ppm / PPM_PER_POINT,
+        "dry_run": service.dry_run,
+        "paused": service.paused is not None,
+        "paused_until": service.paused.until_s if service.paused is not None else None,
+        "connected": service.connected,
+        "trouble": service.trouble,
+        "status": status_line(service),
+        "untold": service.untold,
+        "pins": service.pins,
+        "pins_last_hour": service.pins_last_hour,
+        "pins_last_day": service.pins_last_day,
+        "pins_failing": list(service.pins_failing),
+        "last_pins": [
+            {
+                "at": pin.at_s,
+                "domain": pin.move.domain,
+                "uuid": pin.move.vcpu.uuid,
+                "vcpu": pin.move.vcpu.vcpu,
+                "from": str(pin.move.from_cpus),
+                "to": str(pin.move.to_cpus),
+                "reason": pin.move.reason,
+            }
+            for pin in service.last_pins
+        ],
+        "cycle": cycle.number if cycle else 0,
+        "domains": cycle.domains if cycle else 0,
+        "gap": gap_now_ppm(cycle, cycle.plan) / PPM if cycle and cycle.plan else None,
+        "waits": [
+            {"uuid": vcpu.uuid, "id": vcpu.domain_id, "vcpu": vcpu.vcpu, "wait": wait_ppm / PPM}
+            for vcpu, wait_ppm in (cycle.waits if cycle else {}).items()
+            if wait_ppm
+        ],
+        "left_alone": [
+            {"cpus": str(cpus), "why": why}
+            for why, cpus in (cycle.left_alone if cycle else {}).items()
+        ],
+        "loads": {str(cpu): load_ppm / PPM for cpu, load_ppm in _loads_now(cycle)},
+        "plan": plan_as_json(cycle.plan) if cycle and cycle.plan else None,
+        "snapshot": host_as_json(cycle.host) if cycle and cycle.host else None,
+    }
+
+
+def _subject(move: Move) -> str:
+    return (
+        f"vCPU {move.vcpu.vcpu} of {printable(move.domain)} ({move.load_ppm / PPM_PER_POINT:.0f} %)"
+    )
+
+
+def _decimal(load_ppm: int) -> str:
+    return f"{load_ppm / PPM:.2f}"

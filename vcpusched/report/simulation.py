@@ -1,0 +1,178 @@
+"""What came of a simulated run, as values and as JSON.
+
+Rule: values only. Times are whole nanoseconds, shares parts per million.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vcpusched.model import PPM, CpuSet
+
+VERSION: Final = 1
+"""Of the JSON form; version 1 grows by further keys only."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What was run; `workload` says where its loads are from, `place` where vCPUs started."""
+
+    workload: str
+    seed: int
+    place: str
+    cpus: int
+    vcpus: int
+    periods: int
+    period_ns: int
+    mean_ppm: int
+
+
+@dataclass(frozen=True, slots=True)
+class PinChange:
+    """A pin that was made at the end of a period; `back` when it undid one of the last few."""
+
+    period: int
+    domain: str
+    vcpu: int
+    from_cpus: CpuSet
+    to_cpus: CpuSet
+    back: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodResult:
+    """What happened in one period; `pins`, `refused` and `planned` at its end."""
+
+    period: int
+    gap_ppm: int
+    demanded_ns: int
+    run_ns: int
+    wait_ns: int
+    unmet_ns: int
+    pins: int
+    refused: int
+    planned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuResult:
+    """What one vCPU wanted and got over its life, restarts included."""
+
+    domain: str
+    vcpu: int
+    demanded_ns: int
+    run_ns: int
+    wait_ns: int
+    unmet_ns: int
+
+    @property
+    def waiting_ppm(self) -> int:
+        """Of the time in which it had work, the part in which it was kept waiting."""
+        return _share(self.wait_ns, self.run_ns + self.wait_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One run."""
+
+    cpu_count: int
+    period_ns: int
+    periods: tuple[PeriodResult, ...]
+    vcpus: tuple[VcpuResult, ...]
+    pins: tuple[PinChange, ...]
+
+    @property
+    def gap_ppm(self) -> int:
+        """The mean gap between the most and the least loaded pCPU."""
+        return sum(period.gap_ppm for period in self.periods) // max(1, len(self.periods))
+
+    @property
+    def unmet_ppm(self) -> int:
+        """The part of all demand that was not met."""
+        return self._of_demand(sum(period.unmet_ns for period in self.periods))
+
+    @property
+    def wait_ppm(self) -> int:
+        """The time in which vCPUs had work and did not run, as a part of all demand."""
+        return self._of_demand(sum(period.wait_ns for period in self.periods))
+
+    @property
+    def waiting_ppm(self) -> int:
+        """Of the time in which vCPUs had work, the part in which they were kept waiting."""
+        wait_ns = sum(period.wait_ns for period in self.periods)
+        return _share(wait_ns, wait_ns + sum(period.run_ns for period in self.periods))
+
+    @property
+    def plans(self) -> int:
+        """How many plans were carried out."""
+        return sum(period.planned for period in self.periods)
+
+    @property
+    def refused(self) -> int:
+        """How many pins failed."""
+        return sum(period.refused for period in self.periods)
+
+    @property
+    def moved_back(self) -> int:
+        """How many pin changes undid one of the last few periods."""
+        return sum(pin.back for pin in self.pins)
+
+    @property
+    def worst(self) -> VcpuResult | None:
+        """The vCPU kept waiting for the largest part of its time; None if none wanted any."""
+        wanting = [vcpu for vcpu in self.vcpus if vcpu.demanded_ns]
+        return max(wanting, key=lambda vcpu: vcpu.waiting_ppm, default=None)
+
+    def _of_demand(self, time_ns: int) -> int:
+        return _share(time_ns, sum(period.demanded_ns for period in self.periods))
+
+
+def about_as_json(about: About) -> dict[str, Any]:
+    """Return the head of the JSON form: what was run."""
+    return {
+        "version": VERSION,
+        "workload": about.workload,
+        "seed": about.seed,
+        "place": about.place,
+        "cpus": about.cpus,
+        "vcpus": about.vcpus,
+        "periods": about.periods,
+        "period_s": about.period_ns / 1e9,
+        "mean_load": about.mean_ppm / PPM,
+    }
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """Give a run in its JSON form; loads and gaps in pCPUs, shares of 1."""
+    worst = result.worst
+    return {
+        "gap_mean": result.gap_ppm / PPM,
+        "gap": [period.gap_ppm / PPM for period in result.periods],
+        "demanded_s": _seconds(sum(period.demanded_ns for period in result.periods)),
+        "unmet": result.unmet_ppm / PPM,
+        "wait": result.wait_ppm / PPM,
+        "waiting": result.waiting_ppm / PPM,
+        "worst": None
+        if worst is None
+        else {"domain": worst.domain, "vcpu": worst.vcpu, "waiting": worst.waiting_ppm / PPM},
+        "plans": result.plans,
+        "refused": result.refused,
+        "moved_back": result.moved_back,
+        "pins": [
+            {
+                "period": pin.period,
+                "domain": pin.domain,
+                "vcpu": pin.vcpu,
+                "from": str(pin.from_cpus),
+                "to": str(pin.to_cpus),
+            }
+            for pin in result.pins
+        ],
+    }
+
+
+def _seconds(time_ns: int) -> float:
+    return round(time_ns / 1e9, 3)
+
+
+def _share(part: int, whole: int) -> int:
+    return part * PPM // whole if whole else 0

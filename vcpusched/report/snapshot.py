@@ -1,0 +1,299 @@
+"""The host and the plan as JSON, version 1, and the daemon's state as `status` reads it back.
+
+Rule: text and values only. Loads are decimal pCPUs in the JSON and integers inside; keys that this
+version does not know are ignored, so that the format can grow.
+"""
+
+import json
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vcpusched.model import (
+    CPU_ID_MAX,
+    PPM,
+    SHARES,
+    Cpu,
+    CpuSet,
+    DomainUuid,
+    Host,
+    HostCpu,
+    Vcpu,
+    VcpuId,
+)
+from vcpusched.plan.planner import Plan
+from vcpusched.text import place
+
+VERSION: Final = 1
+
+AGE_MAX_S: Final = 15.0
+
+LOAD_MAX: Final = 2.0
+"""In pCPUs. A vCPU cannot use more than one; more than this is percent by mistake."""
+
+_CpuId = Annotated[int, Field(ge=0, le=CPU_ID_MAX)]
+_Capacity = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+_Finite = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+_Load = Annotated[float, Field(ge=0, le=LOAD_MAX, allow_inf_nan=False)]
+
+
+class SnapshotError(ValueError):
+    """A snapshot cannot be used; the text says where in it and why, on one line."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+_Model = TypeVar("_Model", bound=_Entry)
+
+
+class _CpuEntry(_Entry):
+    id: _CpuId
+    node: int | None = None
+    core: int | None = None
+    cache: int | None = None
+    capacity: _Capacity = 1.0
+    host_load: _Load = 0.0
+    unsettled: bool = False
+
+
+class _VcpuEntry(_Entry):
+    domain: str = Field(min_length=1)
+    vcpu: int = Field(ge=0)
+    load: _Load
+    cpus: str
+    allowed: str | None = None
+    on: _CpuId | None = None
+    fixed: bool = False
+    why: str = ""
+    uuid: str | None = None
+    id: int = 0
+    memory_node: int | None = None
+    shares: int = Field(SHARES, ge=1, le=1 << 20)
+    quota: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    spread: bool = False
+
+
+class _Snapshot(_Entry):
+    version: Literal[1]
+    cpus: list[_CpuEntry] = Field(min_length=1)
+    vcpus: list[_VcpuEntry]
+
+
+class SavedPin(_Entry):
+    """A pin that the daemon made; `at` is seconds since the epoch."""
+
+    at: float = Field(ge=0, le=1e11)
+    domain: str
+    vcpu: int
+    from_cpus: str = Field(alias="from")
+    to_cpus: str = Field(alias="to")
+    uuid: str = ""
+    reason: str = ""
+
+
+class SavedWait(_Entry):
+    """A vCPU that was kept waiting, for which share of the last period."""
+
+    uuid: str
+    id: int
+    vcpu: int
+    wait: float = Field(ge=0, allow_inf_nan=False)
+
+
+class SavedCpus(_Entry):
+    """pCPUs that are left alone, and why."""
+
+    cpus: str
+    why: str
+
+
+class SavedState(_Entry):
+    """What the daemon last wrote of itself; times are seconds since the epoch."""
+
+    version: Literal[1]
+    pid: int
+    started_at: float = Field(ge=0, le=1e11)
+    at: float = Field(ge=0, le=1e11)
+    uri: str
+    period: float
+    connected: bool
+    cycle: int
+    status: str
+    untold: str = ""
+    trouble: str | None
+    pins_failing: list[str]
+    last_pins: list[SavedPin]
+    loads: dict[Annotated[str, Field(pattern="^[0-9]{1,5}$")], _Finite]
+    gap: _Finite | None = None
+    balance_threshold: _Finite = 0.0
+    dry_run: bool = False
+    pins: int = 0
+    pins_last_hour: int = 0
+    pins_last_day: int = 0
+    waits: list[SavedWait] = Field(default_factory=list)
+    left_alone: list[SavedCpus] = Field(default_factory=list)
+    snapshot: dict[str, Any] | None = None
+
+    @property
+    def age_max_s(self) -> float:
+        """How old a state that is kept up to date can be: a service older than that hangs."""
+        return max(3 * self.period, AGE_MAX_S)
+
+    def is_healthy(self, age_s: float) -> bool:
+        """Whether the host is read, no pin fails, and the service is not stuck."""
+        fine = self.connected and self.trouble is None and not self.pins_failing
+        return fine and age_s <= self.age_max_s
+
+
+def parse_state(text: str) -> SavedState:
+    """Read the daemon's state file. Raises SnapshotError."""
+    return _validated(SavedState, text, "state")
+
+
+def parse(text: str) -> Host:
+    """Read a snapshot. Raises SnapshotError."""
+    return _host(_validated(_Snapshot, text, "snapshot"))
+
+
+def saved_host(state: SavedState) -> Host | None:
+    """Give the host in a state file, None before the first loads. Raises SnapshotError."""
+    return None if state.snapshot is None else parse(json.dumps(state.snapshot))
+
+
+_COMPLAINTS: Final = {
+    "model_type": "must be an object in braces",
+    "literal_error": f"must be {VERSION}, the version that this vcpusched reads",
+    "too_short": "must not be empty",
+}
+"""What the library would say in its own terms."""
+
+
+def _validated(model: type[_Model], text: str, kind: str) -> _Model:
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise SnapshotError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise SnapshotError(f"not a {kind}: nested too deeply") from None
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = _COMPLAINTS.get(first["type"], first["msg"].lower())
+        raise SnapshotError(f"{place(first, kind)}: {what}") from None
+
+
+def _host(snapshot: _Snapshot) -> Host:
+    cpus = [
+        HostCpu(
+            # What rounds to nothing is still above it.
+            Cpu(entry.id, entry.node, entry.core, entry.cache, max(_ppm(entry.capacity), 1)),
+            _ppm(entry.host_load),
+        )
+        for entry in snapshot.cpus
+    ]
+    online = CpuSet.of(cpu.id for cpu in cpus)
+    if len(online) != len(cpus):
+        raise SnapshotError("cpus: a pCPU is listed twice")
+    vcpus = [_vcpu(entry, f"vcpus.{index}", online) for index, entry in enumerate(snapshot.vcpus)]
+    if len({vcpu.id for vcpu in vcpus}) != len(vcpus):
+        raise SnapshotError("vcpus: a vCPU is listed twice")
+    return Host(
+        cpus=tuple(sorted(cpus, key=lambda cpu: cpu.id)),
+        vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
+        unsettled=CpuSet.of(entry.id for entry in snapshot.cpus if entry.unsettled),
+    )
+
+
+def _vcpu(entry: _VcpuEntry, where: str, online: CpuSet) -> Vcpu:
+    try:
+        cpus = CpuSet.parse(entry.cpus)
+        allowed = online if entry.allowed is None else CpuSet.parse(entry.allowed)
+    except ValueError as error:
+        raise SnapshotError(f"{where}: {error}") from None
+    if not cpus:
+        raise SnapshotError(f"{where}: cpus: must name at least one pCPU")
+    return Vcpu(
+        # Without a UUID the name tells domains apart, as it does for libvirt.
+        id=VcpuId(DomainUuid(entry.uuid or entry.domain), entry.id, entry.vcpu),
+        domain=entry.domain,
+        load_ppm=_ppm(entry.load),
+        cpus=cpus,
+        allowed=allowed,
+        on=entry.on,
+        fixed=entry.fixed,
+        why=entry.why,
+        memory_node=entry.memory_node,
+        shares=entry.shares,
+        quota_ppm=_ppm(entry.quota),
+        spread=entry.spread,
+    )
+
+
+def host_as_json(host: Host) -> dict[str, Any]:
+    """Give the snapshot of a host."""
+    return {
+        "version": VERSION,
+        "cpus": [
+            {
+                "id": cpu.id,
+                **{
+                    key: value
+                    for key in ("node", "core", "cache")
+                    if (value := getattr(cpu.cpu, key)) is not None
+                },
+                **({"capacity": cpu.cpu.capacity_ppm / PPM} if cpu.cpu.capacity_ppm < PPM else {}),
+                "host_load": cpu.host_load_ppm / PPM,
+                **({"unsettled": True} if cpu.id in host.unsettled else {}),
+            }
+            for cpu in host.cpus
+        ],
+        "vcpus": [
+            {
+                "domain": vcpu.domain,
+                "uuid": vcpu.id.uuid,
+                "id": vcpu.id.domain_id,
+                "vcpu": vcpu.id.vcpu,
+                "load": vcpu.load_ppm / PPM,
+                "cpus": str(vcpu.cpus),
+                "allowed": str(vcpu.allowed),
+                **({} if vcpu.is_bound or vcpu.on is None else {"on": vcpu.on}),
+                **({"fixed": True} if vcpu.fixed else {}),
+                **({"why": vcpu.why} if vcpu.why else {}),
+                **({} if vcpu.memory_node is None else {"memory_node": vcpu.memory_node}),
+                **({} if vcpu.shares == SHARES else {"shares": vcpu.shares}),
+                **({} if vcpu.quota_ppm == PPM else {"quota": vcpu.quota_ppm / PPM}),
+                **({"spread": True} if vcpu.spread else {}),
+            }
+            for vcpu in host.vcpus
+        ],
+    }
+
+
+def plan_as_json(plan: Plan) -> dict[str, Any]:
+    """Give a plan as JSON, version 1."""
+    return {
+        "version": VERSION,
+        "balanced": plan.balanced,
+        "stop": plan.stop.value,
+        "gap_before": plan.gap_before_ppm / PPM,
+        "gap_after": plan.gap_after_ppm / PPM,
+        **({"refused": plan.refused} if plan.refused else {}),
+        "moves": [
+            {
+                "domain": move.domain,
+                "vcpu": move.vcpu.vcpu,
+                "from": str(move.from_cpus),
+                "to": str(move.to_cpus),
+                "load": move.load_ppm / PPM,
+                "reason": move.reason,
+            }
+            for move in plan.moves
+        ],
+    }
+
+
+def _ppm(load: float) -> int:
+    return round(load * PPM)

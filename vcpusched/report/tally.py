@@ -1,0 +1,122 @@
+"""Counts what the service did since it began, for the metrics.
+
+Rule: pure; adds up what others decided and measured. Everything is keyed by a fixed list of words,
+or by the guests that run: what ended is forgotten.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from typing import Final
+
+from vcpusched.act.cycle import Cycle
+from vcpusched.act.proof import Verdict
+from vcpusched.model import PPM, VcpuId
+
+BALANCE: Final = "balance"
+WORSE_OFF: Final = "worse_off"
+RESET: Final = "reset"
+GIVEN_BACK: Final = "given_back"
+PIN_REASONS: Final = (BALANCE, WORSE_OFF, RESET, GIVEN_BACK)
+"""Why an affinity was changed: by a plan; since a vCPU was worse off pinned; since the kernel had
+undone a pin; since originals were asked for."""
+
+FAILURES: Final = {
+    "vanished": "vanished",
+    "BusyError": "busy",
+    "PermissionDeniedError": "denied",
+    "NotRecordedError": "not_recorded",
+}
+"""The words for the kinds of failures; any other is `OTHER`."""
+
+OTHER: Final = "other"
+
+EXECUTED: Final = "executed"
+DRY_RUN: Final = "dry_run"
+
+BUCKETS_S: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+HOUR_MIN: Final = 60
+DAY_MIN: Final = 24 * 60
+
+
+class Recent:
+    """How many pins there were in the last hour and the last day, to the minute."""
+
+    def __init__(self) -> None:
+        self._by_minute: Counter[int] = Counter()
+
+    def add(self, now_s: float) -> None:
+        """Count one pin, now."""
+        self._by_minute[int(now_s // 60)] += 1
+
+    def counts(self, now_s: float) -> tuple[int, int]:
+        """Give the pins of the last hour and of the last day; what is older is forgotten."""
+        minute = int(now_s // 60)
+        for old in [key for key in self._by_minute if key <= minute - DAY_MIN]:
+            del self._by_minute[old]
+        hour = sum(n for key, n in self._by_minute.items() if key > minute - HOUR_MIN)
+        return hour, self._by_minute.total()
+
+
+class Durations:
+    """How long something took: how often up to each of `BUCKETS_S`, and in all."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one more."""
+        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.sum_s += seconds
+
+
+class Tally:
+    """The counts since the process began; none ever falls."""
+
+    def __init__(self) -> None:
+        self.pin_changes: Counter[str] = Counter(dict.fromkeys(PIN_REASONS, 0))
+        self.pin_failures: Counter[str] = Counter(dict.fromkeys((*FAILURES.values(), OTHER), 0))
+        self.plans: Counter[str] = Counter({EXECUTED: 0, DRY_RUN: 0})
+        # All of them from the start: of a series that begins at 1 nobody sees the increase.
+        self.verdicts: Counter[str] = Counter(dict.fromkeys((one.value for one in Verdict), 0))
+        self.cycle = Durations()
+        self.plan = Durations()
+        self.delays_s: dict[VcpuId, float] = {}
+        """How long vCPUs were kept waiting by others on their pCPUs, those that run."""
+        self._last_ns: int | None = None
+
+    def pinned(self, reason: str, count: int = 1) -> None:
+        """Count changed affinities."""
+        self.pin_changes[reason] += count
+
+    def cycled(self, cycle: Cycle, took_s: float | None, planned_s: float | None) -> None:
+        """Count what a cycle did; how long it took in all, and of that to plan, if that is known.
+
+        Pins are counted here, and not as they are made, since only the cycle tells why.
+        """
+        self.pinned(BALANCE, len(cycle.pinned))
+        self.pinned(WORSE_OFF, len(cycle.freed))
+        for failure in cycle.failures:
+            self.pin_failures[FAILURES.get(failure.kind, OTHER)] += 1
+        if cycle.executed and cycle.plan is not None:
+            self.plans[DRY_RUN if cycle.dry_run else EXECUTED] += 1
+        for proof in cycle.proofs:
+            self.verdicts[proof.verdict.value] += 1
+        if took_s is not None:
+            self.cycle.add(took_s)
+        if planned_s is not None:
+            self.plan.add(planned_s)
+        self._add_delays(cycle)
+
+    def _add_delays(self, cycle: Cycle) -> None:
+        """Add the wait since the last cycle; one that waits on no crowded pCPU does not wait."""
+        last_ns, self._last_ns = self._last_ns, cycle.at_ns
+        if cycle.host is None:
+            return
+        elapsed_s = max(0, cycle.at_ns - last_ns) / 1e9 if last_ns is not None else 0.0
+        self.delays_s = {
+            vcpu.id: self.delays_s.get(vcpu.id, 0.0) + elapsed_s * cycle.waits.get(vcpu.id, 0) / PPM
+            for vcpu in cycle.host.vcpus
+        }

@@ -1,0 +1,228 @@
+"""What the service says of itself: journal entries, the status line, the state file.
+
+Rule: everything that goes out passes here, so that each is said once and in one way. It decides
+nothing.
+"""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from vcpusched.act.cycle import Cycle
+from vcpusched.act.keeper import GivenBack
+from vcpusched.act.ledger import Change, Changed
+from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
+from vcpusched.report import messages
+from vcpusched.report.messages import Entry, PastPin, Pause, Priority, Service
+from vcpusched.report.tally import GIVEN_BACK, RESET, Recent, Tally
+from vcpusched.service import run_directory, systemd
+from vcpusched.service.worker import Pinned
+from vcpusched.settings import Settings
+
+LAST_PINS_MAX: Final = 10
+TOLD_MAX: Final = 1000
+_OURSELVES: Final = "vcpusched"
+"""The subject of what is no guest's fault."""
+
+UNREAD_PATIENCE_S: Final = 5.0
+"""A guest that is just starting cannot be read for a moment; that is no news."""
+
+UNTOLD_PATIENCE: Final = 20
+"""For so many cycles libvirt may take its time to tell what the machine is like."""
+
+
+class Announcer:
+    """Keeps what is known of the service, and tells it where it changes."""
+
+    def __init__(
+        self, log: systemd.Log, directory: Path, service: Service, settings: Settings
+    ) -> None:
+        self.service = with_settings(service, settings)
+        self._log = log
+        self._directory = directory
+        self._level = Priority[settings.log_level.upper()]
+        self._tally = Tally()
+        self._recent = Recent()
+        self._metrics_file = settings.metrics_file
+        self._metrics_per_vcpu = settings.metrics_per_vcpu
+        self._told: set[Hashable] = set()
+        self._unread_since_s: dict[str, float] = {}
+        self._last_dry_run: Counter[tuple[CpuSet, CpuSet]] = Counter()
+        self._status = ""
+        self._untold_cycles = 0
+
+    def write(self, entry: Entry) -> None:
+        """Put out one entry, if the log level asks for it."""
+        if entry.priority <= self._level:
+            self._log.write(entry)
+
+    def once(self, cause: Hashable, entry: Entry) -> None:
+        """Put out an entry whose cause may come up again in every cycle, with other figures."""
+        if cause not in self._told:
+            if len(self._told) >= TOLD_MAX:
+                self._told.clear()
+            self._told.add(cause)
+            self.write(entry)
+
+    def use(self, settings: Settings) -> None:
+        """Take over changed settings."""
+        self._level = Priority[settings.log_level.upper()]
+        self._told.clear()
+        self._last_dry_run = Counter()
+        self._status = ""
+        self.service = with_settings(self.service, settings)
+        if settings.metrics_file != self._metrics_file:
+            self.end_metrics()
+        self._metrics_file = settings.metrics_file
+        self._metrics_per_vcpu = settings.metrics_per_vcpu
+
+    def pinned(self, outcome: Pinned) -> None:
+        """Tell of a pin at once when it is made."""
+        self.write(messages.pin_entry(outcome.number, outcome.move))
+        mended = {outcome.move.vcpu.uuid, _OURSELVES}
+        self._told = {cause for cause in self._told if _subject_of(cause) not in mended}
+        past = PastPin(time.time(), outcome.move)
+        self._recent.add(past.at_s)
+        self.service = replace(
+            self.service,
+            pins=self.service.pins + 1,
+            last_pins=(*self.service.last_pins, past)[-LAST_PINS_MAX:],
+        )
+
+    def paused(self, pause: Pause | None) -> None:
+        """Tell when a pause begins, changes or ends."""
+        if pause == self.service.paused:
+            return
+        self.service = replace(self.service, paused=pause)
+        if pause is None:
+            self.write(Entry(Priority.INFO, "Resumed: the host is balanced again"))
+        else:
+            self.write(Entry(Priority.INFO, f"{pause.text}: nothing is pinned"))
+            if pause.problem:
+                self.write(Entry(Priority.WARNING, pause.problem))
+        self.publish()
+
+    def changed(self, changed: Changed) -> None:
+        """Tell of an affinity that another hand or the kernel changed."""
+        self.write(messages.changed_entry(changed))
+        if changed.change is Change.RESET:
+            self._tally.pinned(RESET)
+
+    def given_back(self, given: GivenBack) -> None:
+        """Tell of an original affinity that was given back, or was not."""
+        self.write(messages.given_back_entry(given))
+        if not given.why_not:
+            self._tally.pinned(GIVEN_BACK)
+
+    def plan_done(self, cycle: Cycle) -> None:
+        """Tell of an executed plan."""
+        entry = messages.plan_entry(cycle)
+        if entry is not None:
+            self.write(entry)
+        if cycle.plan is None or not (cycle.executed and cycle.dry_run):
+            return
+        # A dry run finds the same again and again, with now one and now another of equal guests;
+        # it is told when what it would do to the pCPUs changes.
+        would = Counter((move.from_cpus, move.to_cpus) for move in cycle.plan.moves)
+        if would != self._last_dry_run:
+            for dry in messages.dry_run_entries(cycle.plan):
+                self.write(dry)
+        self._last_dry_run = would
+
+    def cycled(
+        self, cycle: Cycle, took_s: float | None = None, planned_s: float | None = None
+    ) -> None:
+        """Tell what a cycle did and what went wrong in it; it took so long, so long to plan."""
+        self._tally.cycled(cycle, took_s, planned_s)
+        for proof in cycle.proofs:
+            self.write(messages.outcome_entry(proof))
+        self.plan_done(cycle)
+        now_s = time.monotonic()
+        self._unread_since_s = {
+            unread.name: self._unread_since_s.get(unread.name, now_s) for unread in cycle.unread
+        }
+        for unread in cycle.unread:
+            if now_s - self._unread_since_s[unread.name] >= UNREAD_PATIENCE_S:
+                self.once(("unread", unread.name), messages.unread_entry(unread.name, unread.why))
+        for unclear in cycle.unclear:
+            cause = ("wish", unclear.uuid, unclear.why)
+            self.once(cause, messages.unclear_entry(unclear))
+        for failure in cycle.failures:
+            whose = _OURSELVES if failure.of_ours else failure.move.vcpu.uuid
+            self.once(("pin", whose, failure.kind), messages.failure_entry(failure))
+        failing = tuple(
+            f"vCPU {failure.move.vcpu.vcpu} of {failure.move.domain}: {failure.why}"
+            for failure in cycle.failures
+            if not failure.expected
+        )
+        if not cycle.executed and cycle.plan is not None and cycle.plan.moves:
+            failing = self.service.pins_failing  # until the next attempt nothing new is known
+        self.service = replace(
+            self.service, connected=True, trouble=None, cycle=cycle, pins_failing=failing
+        )
+        untold = self.service.untold
+        self._untold_cycles = self._untold_cycles + 1 if untold else 0
+        if self._untold_cycles > UNTOLD_PATIENCE:
+            self.once(("untold", untold), messages.untold_entry(untold))
+        self.publish()
+
+    def publish(self) -> None:
+        """Bring the status line, the state file and the metrics file up to date."""
+        hour, day = self._recent.counts(time.time())
+        self.service = replace(self.service, pins_last_hour=hour, pins_last_day=day)
+        status = messages.status_line(self.service)
+        if status != self._status:
+            systemd.notify(f"STATUS={status}")
+            self._status = status
+        try:
+            run_directory.write_state(
+                self._directory, messages.state_as_json(self.service, time.time())
+            )
+        except OSError as error:
+            text = f"Could not write the state file, so `status` is out of date: {error}"
+            self.once("state file", Entry(Priority.WARNING, text))
+        self._publish_metrics()
+
+    def _publish_metrics(self) -> None:
+        """Bring the metrics file up to date, where one is asked for."""
+        if not self._metrics_file:
+            return
+        try:
+            from vcpusched.report import metrics  # noqa: PLC0415  whoever wants no file needs no library
+
+            metrics.write(
+                Path(self._metrics_file),
+                self.service,
+                self._tally,
+                time.time(),
+                per_vcpu=self._metrics_per_vcpu,
+            )
+        except (ImportError, OSError) as error:
+            text = f"Could not write metrics to {self._metrics_file}: {error}"
+            self.once("metrics file", Entry(Priority.WARNING, text))
+
+    def end_metrics(self) -> None:
+        """Take the metrics file away: what nobody brings up to date is not the present."""
+        if self._metrics_file:
+            with contextlib.suppress(OSError):
+                Path(self._metrics_file).unlink(missing_ok=True)
+
+
+def _subject_of(cause: Hashable) -> object:
+    return cause[1] if isinstance(cause, tuple) else None
+
+
+def with_settings(service: Service, settings: Settings) -> Service:
+    """Give what is known of the service, with what its settings say."""
+    return replace(
+        service,
+        uri=settings.uri,
+        period_s=settings.period,
+        threshold_ppm=round(settings.balance_threshold * PPM_PER_POINT),
+        dry_run=settings.dry_run,
+        granularity=Granularity(settings.granularity),
+    )

@@ -1,0 +1,255 @@
+"""How the service is controlled: requests, answers and pauses, as files in the run directory.
+
+Rule: files and values; what is asked for is done elsewhere. No socket: who may write into the run
+directory may ask, and nobody else.
+
+A request is a file `request-ID.json`. The service takes it away when it begins with it, and leaves
+`answer-ID.json`, which the one who asked takes away. Who asked and sees the service end meanwhile
+asks nobody any more: all that can be asked for may be done twice.
+
+A pause is a file that anybody may drop there; it outlives the service, and ends with the machine.
+An empty file means until it is removed; one with a time such as 2026-11-24T21:00:00Z, until then.
+What cannot be understood pauses until it is removed: a typo must not have vCPUs moved.
+"""
+
+import contextlib
+import enum
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from vcpusched.report.messages import Pause
+from vcpusched.service import run_directory
+from vcpusched.text import printable
+
+ANSWER_PATIENCE_S: Final = 120.0
+"""How long an answer is waited for, and how old a request may be."""
+
+POLL_S: Final = 0.05
+SIZE_MAX: Final = 1 << 20
+ANSWER_SIZE_MAX: Final = 64 << 20
+"""An answer has a line for each domain."""
+
+_NAME: Final = re.compile(r"[0-9a-f]{1,64}")
+"""What a request may call itself: the answer's name is made of it."""
+
+PAUSE: Final = "pause"
+PAUSE_SIZE_MAX: Final = 4096
+
+DURATION_MAX_S: Final = 366 * 86_400
+YEAR_MAX: Final = 9000
+"""Some clocks of the world cannot tell the last days of the year 9999."""
+
+NUMBER_LENGTH_MAX: Final = 9
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class AnswerError(Exception):
+    """What lies where the answer should be is none."""
+
+
+class Verb(enum.StrEnum):
+    """What can be asked for."""
+
+    RESTORE = "restore"
+    RELEASE = "release"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for, of some domains (names or UUIDs) or of all."""
+
+    verb: Verb
+    domains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of it: the exit status, lines for standard output, and problems for the other."""
+
+    status: int
+    lines: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def ask(directory: Path, request: Request) -> Answer | None:
+    """Have the running service do something; None when none runs (any more).
+
+    Raises OSError when the run directory cannot be written, AnswerError and TimeoutError.
+    """
+    name = uuid.uuid4().hex
+    question, answer = directory / f"request-{name}.json", directory / f"answer-{name}.json"
+    if not run_directory.is_locked(directory):
+        return None
+    run_directory.replace_file(question, json.dumps({"version": 1, **asdict(request)}))
+    deadline_s = time.monotonic() + ANSWER_PATIENCE_S
+    try:
+        while time.monotonic() < deadline_s:
+            is_alive = run_directory.is_locked(
+                directory
+            )  # before the look: it answers, then it ends
+            if os.path.lexists(answer):
+                return _answered(answer)
+            if not is_alive:
+                return None
+            time.sleep(POLL_S)
+    finally:
+        question.unlink(missing_ok=True)
+        answer.unlink(missing_ok=True)
+    raise TimeoutError
+
+
+def _answered(path: Path) -> Answer:
+    try:
+        told = json.loads(run_directory.read_file(path, ANSWER_SIZE_MAX))
+        status, lines, problems = told["status"], told["lines"], told["problems"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        raise AnswerError from None
+    if not isinstance(status, int) or not (_are_lines(lines) and _are_lines(problems)):
+        raise AnswerError
+    return Answer(status & 0xFF, tuple(lines), tuple(problems))
+
+
+def _are_lines(told: object) -> bool:
+    return isinstance(told, list) and all(isinstance(line, str) for line in told)
+
+
+def take(directory: Path) -> Iterator[tuple[str, Request]]:
+    """Take the requests that wait, with their ids; what is none, or too old, is removed.
+
+    Raises OSError when the run directory cannot be read or written. What cannot be removed, such as
+    a directory of that name, is passed over: it keeps nobody else from being heard.
+    """
+    for path in directory.glob("answer-*.json"):
+        # Whoever asked was killed, or waits no more.
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            if time.time() - path.lstat().st_mtime > ANSWER_PATIENCE_S:
+                path.unlink()
+    for path in sorted(directory.glob("request-*.json")):
+        name = path.stem.removeprefix("request-")
+        try:
+            age_s = time.time() - path.lstat().st_mtime
+            request = _parsed(path)
+            path.unlink()
+        except (FileNotFoundError, IsADirectoryError):
+            continue  # whoever asked took it back, or nobody asked
+        if request is not None and age_s <= ANSWER_PATIENCE_S and _NAME.fullmatch(name):
+            yield name, request
+
+
+def answer(directory: Path, name: str, told: Answer) -> None:
+    """Answer a request. Raises OSError."""
+    run_directory.replace_file(directory / f"answer-{name}.json", json.dumps(asdict(told)))
+
+
+def _parsed(path: Path) -> Request | None:
+    try:
+        told = json.loads(run_directory.read_file(path, SIZE_MAX))
+        verb, domains = Verb(told["verb"]), told["domains"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    if not _are_lines(domains):
+        return None
+    return Request(verb, tuple(domains))
+
+
+class Inbox:
+    """The requests in the run directory, one at a time; `once` is told when a file cannot be used.
+
+    `once` takes a cause and a text.
+    """
+
+    def __init__(self, directory: Path, once: Callable[[str, str], None]) -> None:
+        self._directory = directory
+        self._once = once
+        self._name: str | None = None
+
+    def take(self) -> Request | None:
+        """Take the next request, if there is one; it must be answered before the next."""
+        try:
+            self._name, asked = next(take(self._directory), (None, None))
+        except OSError as error:
+            text = f"Could not read requests in the run directory: {error.strerror}"
+            self._once("requests", text)
+            return None
+        return asked
+
+    def answer(self, told: Answer) -> None:
+        """Answer what was taken, if anything was."""
+        name, self._name = self._name, None
+        if name is None:
+            return
+        try:
+            answer(self._directory, name, told)
+        except OSError as error:
+            text = f"Could not answer a request in the run directory: {error.strerror}"
+            self._once("answer", text)
+
+    def fail(self, status: int, why: str) -> None:
+        """Answer what was taken, if anything was, with why it is not done."""
+        self.answer(Answer(status, problems=(why,)))
+
+
+def read_pause(directory: Path) -> Pause | None:
+    """Give the pause that there is now; one that is over is removed."""
+    path = directory / PAUSE
+    try:
+        text = run_directory.read_file(path, PAUSE_SIZE_MAX).strip()
+        until_s = _moment_s(text) if text else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return Pause(problem=f"{path}: cannot be read: {error.strerror}")
+    except ValueError as error:
+        return Pause(problem=f"{path}: {error}")
+    if until_s is not None and until_s <= time.time():
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+    return Pause(until_s)
+
+
+def begin_pause(directory: Path, seconds: float | None) -> Pause:
+    """Pause, for so many seconds or until `end_pause`. Raises OSError."""
+    pause = Pause(None if seconds is None else float(round(time.time() + seconds)))
+    text = "" if pause.until_s is None else f"{datetime.fromtimestamp(pause.until_s, UTC):%FT%TZ}\n"
+    directory.mkdir(mode=0o755, exist_ok=True)
+    run_directory.replace_file(directory / PAUSE, text)
+    return pause
+
+
+def end_pause(directory: Path) -> bool:
+    """Resume; tell whether there was a pause. Raises OSError."""
+    try:
+        (directory / PAUSE).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def parse_duration(text: str) -> float:
+    """Give the seconds in a time such as 30m. Raises ValueError."""
+    number, unit = text[:-1], text[-1:]
+    if number.isascii() and number.isdigit() and len(number) < NUMBER_LENGTH_MAX:
+        seconds = int(number) * _UNITS_S.get(unit, 0)
+        if 0 < seconds <= DURATION_MAX_S:
+            return float(seconds)
+    raise ValueError(
+        f"{printable(text)!r} is not allowed: must be a time such as 90s, 30m, 2h or 1d, up to 366d"
+    )
+
+
+def _moment_s(text: str) -> float:
+    """Give the seconds since the epoch. Raises ValueError."""
+    with contextlib.suppress(ValueError, OverflowError):
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None and moment.year < YEAR_MAX:
+            return moment.timestamp()
+    raise ValueError(f"{printable(text)} is no time with its zone, such as 2026-11-24T21:00:00Z")

@@ -1,0 +1,130 @@
+"""Gives pins back and ends holds, and says of each domain what came of it.
+
+Rule: done through a `Keeper`, by the service or by a verb under the service's lock; prints nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+from vcpusched.act.keeper import GivenBack, Keeper
+from vcpusched.host.hypervisor import (
+    ConnectionLostError,
+    HypervisorError,
+    NotRecordedError,
+    PermissionDeniedError,
+)
+from vcpusched.model import NO_CPUS, DomainUuid
+from vcpusched.service import exits
+from vcpusched.service.control import Answer, Request, Verb
+from vcpusched.text import cpus_text, printable
+
+
+def carry_out(
+    keeper: Keeper,
+    request: Request,
+    *,
+    beside_service: bool,
+    cancelled: Callable[[], bool] = lambda: False,
+    on_given_back: Callable[[GivenBack], None] = lambda _given: None,
+) -> Answer:
+    """Do what is asked for. Raises ConnectionLostError.
+
+    `beside_service`: what is given back would be pinned again, and is held.
+    """
+    try:
+        sample = keeper.sample(NO_CPUS)
+        names = {domain.uuid: domain.name for domain in sample.domains}
+        names |= {uuid: unread.name for uuid, unread in sample.unread.items()}
+        wanted, unknown = _named(names, request.domains)
+        if unknown:
+            problems = [f"{printable(name)}: no such domain runs here" for name in unknown]
+            return Answer(exits.USAGE, problems=tuple(problems))
+        if request.verb is Verb.RELEASE:
+            return _released(keeper, wanted, names)
+        hold = beside_service or wanted is not None
+        given = keeper.restore(wanted, hold=hold, cancelled=cancelled, on_given_back=on_given_back)
+    except ConnectionLostError:
+        raise
+    except NotRecordedError as error:
+        return Answer(exits.FAILURE, problems=(str(error),))
+    except PermissionDeniedError as error:
+        return Answer(exits.NOT_PERMITTED, problems=(str(error),))
+    except HypervisorError as error:
+        return Answer(exits.FAILURE, problems=(f"the host cannot be read: {error}",))
+    left = [
+        f"{printable(name)}: our mark in its metadata is not taken away; try again"
+        for name in keeper.still_marked(wanted)
+    ]
+    if wanted is None and (elsewhere := keeper.elsewhere()):
+        left.append(elsewhere)
+    return _told(given, wanted, names, left, hold=hold)
+
+
+def _named(
+    names: dict[DomainUuid, str], domains: Sequence[str]
+) -> tuple[list[DomainUuid] | None, list[str]]:
+    """Give the UUIDs of domains that are named or given by UUID, and names of nobody."""
+    if not domains:
+        return None, []
+    by_name = {name: uuid for uuid, name in names.items()}
+    found, unknown = [], []
+    for domain in dict.fromkeys(domains):
+        if domain in by_name:
+            found.append(by_name[domain])
+        elif domain in names:
+            found.append(DomainUuid(domain))
+        else:
+            unknown.append(domain)
+    return found, unknown
+
+
+def _released(
+    keeper: Keeper, wanted: list[DomainUuid] | None, names: dict[DomainUuid, str]
+) -> Answer:
+    released = keeper.release(wanted)
+    lines = [f"{printable(name)}: released" for name in released]
+    others = [names[uuid] for uuid in wanted or () if names[uuid] not in released]
+    lines += [f"{printable(name)}: was not held" for name in others]
+    return Answer(exits.OK, tuple(lines or ["No vCPU is held."]))
+
+
+def _told(
+    given: Sequence[GivenBack],
+    wanted: Sequence[DomainUuid] | None,
+    names: dict[DomainUuid, str],
+    left: Sequence[str],
+    *,
+    hold: bool,
+) -> Answer:
+    lines, problems = [], []
+    told = set()
+    for uuid, group in groupby(given, key=lambda one: one.vcpu.uuid):
+        vcpus = list(group)
+        name = printable(vcpus[0].domain)
+        held = _held(name, hold=hold and wanted is not None)
+        told.add(uuid)
+        back = [
+            f"vCPU {one.vcpu.vcpu} to {cpus_text(one.to_cpus)}" for one in vcpus if not one.why_not
+        ]
+        if back:
+            lines.append(f"{name}: given back: {', '.join(back)}{held}")
+        lines += [f"{name}: vCPU {one.vcpu.vcpu} has ended meanwhile" for one in vcpus if one.gone]
+        problems += [
+            f"{name}: vCPU {one.vcpu.vcpu} is not given back: {printable(one.why_not, 300)}"
+            for one in vcpus
+            if one.why_not and not one.gone
+        ]
+    problems += left
+    for uuid in wanted or ():
+        if uuid not in told:
+            name = printable(names[uuid])
+            lines.append(f"{name}: is not pinned by vcpusched{_held(name, hold=hold)}")
+    if not lines and not problems:
+        lines.append("No vCPU is pinned by vcpusched.")
+    if hold and wanted is None:
+        lines.append('All domains are held until "vcpusched release", since the service runs.')
+    return Answer(exits.FAILURE if problems else exits.OK, tuple(lines), tuple(problems))
+
+
+def _held(name: str, *, hold: bool) -> str:
+    return f'; held until "vcpusched release {name}"' if hold else ""

@@ -1,0 +1,185 @@
+"""Where messages go: to journald with their fields, or to stderr; and what systemd is told.
+
+And where they are read again: journald is the only store there is.
+
+Rule: the only import of `systemd`, and only where it is used: who was not started by systemd needs
+no binding of it. The only question to systemd, too.
+
+A service that is restarted gets the same SIGTERM as one that is stopped. The difference is in the
+job that systemd has for the unit meanwhile: one of type "restart" until the old process has ended,
+when it becomes a "start" (job.c: JOB_RESTART runs unit_stop first).
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol, TextIO
+
+from vcpusched.report.history import Told
+from vcpusched.report.messages import Entry, Priority
+
+IDENTIFIER: Final = "vcpusched"
+OWN_CGROUP: Final = Path("/proc/self/cgroup")
+PATIENCE_S: Final = 3.0
+"""For so long systemd is asked about the unit."""
+
+
+class Log(Protocol):
+    """Takes entries."""
+
+    def write(self, entry: Entry) -> None:
+        """Put one entry out."""
+
+
+class JournalLog:
+    """Sends entries to journald with their fields."""
+
+    def write(self, entry: Entry) -> None:
+        """Send one entry."""
+        from systemd import journal
+
+        # A journald that is gone, or starts just now, is no reason to stop balancing.
+        with contextlib.suppress(OSError):
+            journal.send(
+                entry.message,
+                PRIORITY=str(int(entry.priority)),
+                SYSLOG_IDENTIFIER=IDENTIFIER,
+                **entry.fields,
+            )
+
+
+class StreamLog:
+    """Writes entries as lines of text."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, entry: Entry) -> None:
+        """Write one line: time of day, severity where it matters, message."""
+        severity = f"{entry.priority.name.lower()}: " if entry.priority < Priority.INFO else ""
+        now = time.strftime("%H:%M:%S")
+        # Nobody reads it any more, or the disk is full: no reason to stop balancing.
+        with contextlib.suppress(OSError):
+            print(f"{now} {severity}{entry.message}", file=self._stream, flush=True)
+
+
+def choose_log() -> Log:
+    """Take journald when our stderr leads there anyway (systemd.exec(5), $JOURNAL_STREAM)."""
+    try:
+        stderr = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return StreamLog(sys.stderr)
+    if os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}":
+        return JournalLog()
+    return StreamLog(sys.stderr)
+
+
+def notify(*assignments: str) -> None:
+    """Tell systemd, as sd_notify(3) describes; does nothing where systemd did not start us."""
+    if "NOTIFY_SOCKET" not in os.environ:
+        return
+    from systemd import daemon
+
+    with contextlib.suppress(OSError):  # a socket that is gone is systemd's matter
+        daemon.notify("\n".join(assignments))
+
+
+def reloading() -> None:
+    """Tell systemd that a reload begins, with the time that Type=notify-reload asks for."""
+    now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    notify("RELOADING=1", f"MONOTONIC_USEC={now_us}")
+
+
+def watchdog_interval_s() -> float | None:
+    """Give how often systemd wants a ping: half its limit. None where it watches nothing."""
+    limit_us = os.environ.get("WATCHDOG_USEC", "")
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(limit_us) / 2_000_000 if limit_us.isdigit() and int(limit_us) else None
+
+
+class UnreadableError(Exception):
+    """Whoever asks may not read the system's journal, or there is none; the text says so."""
+
+
+def past(
+    message_ids: Iterable[str], since_s: float, directory: Path | None = None
+) -> Iterator[Told]:
+    """Give the entries with these message IDs since then (seconds since the epoch), in their order.
+
+    From the journal of this host, or from the files in `directory`. Raises UnreadableError, and
+    OSError for a journal that is damaged.
+    """
+    from systemd import journal
+
+    found = False
+    with journal.Reader(
+        path=None if directory is None else str(directory),
+        converters={"__REALTIME_TIMESTAMP": int, "MESSAGE_ID": bytes.decode, "_PID": bytes.decode},
+    ) as reader:
+        for message_id in message_ids:
+            reader.add_match(MESSAGE_ID=message_id)
+        reader.seek_realtime(since_s)
+        for entry in reader:
+            at_s = entry["__REALTIME_TIMESTAMP"] / 1e6
+            if at_s >= since_s:  # the search ends near it, which may be before
+                found = True
+                yield Told(at_s, {key: _text(value) for key, value in entry.items()})
+    # Files that may not be read are left out without a word.
+    if not found and directory is None and not _is_system_readable():
+        raise UnreadableError(
+            "no journal can be read: there is none, or it takes root or the group systemd-journal"
+        )
+
+
+def _is_system_readable() -> bool:
+    from systemd import journal
+
+    with journal.Reader(flags=journal.SYSTEM) as reader:
+        return bool(reader.get_usage())
+
+
+def _text(value: Any) -> str:  # noqa: ANN401  whatever the library takes it for
+    if isinstance(value, list):
+        value = value[0]
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def own_unit(cgroups: str) -> str | None:
+    """Give the system service that a process belongs to, by its /proc/PID/cgroup, if it does."""
+    for line in cgroups.splitlines():
+        _number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        parts = path.strip("/").split("/")
+        # It may have been put into any slice but the users'; ".." is another machine's view.
+        is_systemds = controllers in {"", "name=systemd"} and parts[0] not in {"user.slice", ".."}
+        if is_systemds and parts[-1].endswith(".service"):
+            return parts[-1]
+    return None
+
+
+def is_restart(jobs: str, unit: str) -> bool:
+    """Tell whether a unit has a restart job, by what `systemctl list-jobs` prints of it."""
+    rows = [line.split() for line in jobs.splitlines()]
+    return any(
+        len(row) >= 3 and row[1] == unit and row[2] in {"restart", "try-restart"}  # noqa: PLR2004  JOB UNIT TYPE
+        for row in rows
+    )
+
+
+def is_restarting() -> bool:
+    """Ask systemd whether our unit is being restarted; no when that cannot be known."""
+    try:
+        unit = own_unit(OWN_CGROUP.read_text(encoding="utf-8"))
+        if unit is None:
+            return False
+        asked = ("systemctl", "list-jobs", "--no-legend", "--no-pager", "--full", unit)
+        done = subprocess.run(  # noqa: S603  our own words
+            asked, capture_output=True, text=True, timeout=PATIENCE_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return is_restart(done.stdout, unit)

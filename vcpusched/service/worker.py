@@ -1,0 +1,303 @@
+"""The one thread that talks to libvirt, so that nothing else has to wait for it.
+
+Rule: every libvirt call of the daemon is made here. A worker that got stuck is abandoned together
+with its connection: it makes no further pin, and of what it still says only pins count.
+"""
+
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.act.keeper import GivenBack, Keeper
+from vcpusched.act.ledger import Changed
+from vcpusched.act.ledger_file import Book
+from vcpusched.host.hypervisor import (
+    ConnectionLostError,
+    HypervisorError,
+    MarkingHypervisor,
+    PermissionDeniedError,
+)
+from vcpusched.model import Host
+from vcpusched.plan.planner import Move, Plan, Policy, plan
+from vcpusched.service.control import Answer, Request
+from vcpusched.service.restore import carry_out
+
+CYCLE_MAX_S: Final = 45.0
+"""A cycle longer than this is stuck: libvirt itself gives up waiting for a busy domain after 30 s,
+and keepalive ends a dead call after 8 s."""
+
+
+class Session(MarkingHypervisor, Protocol):
+    """A hypervisor reached over a connection that can die."""
+
+    def is_alive(self) -> bool:
+        """Tell whether the connection still stands; must not block."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A connection was opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """A pin was made just now, in the cycle of this number."""
+
+    number: int
+    move: Move
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What was asked for was done, or not."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Cycled:
+    """A cycle ended that took so long, of that so long to plan, in seconds; 0 where nothing was."""
+
+    cycle: Cycle
+    took_s: float = 0.0
+    planned_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The connection was looked at and stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """There is no connection; `why` says why, `denied` whether we may not have one."""
+
+    why: str
+    denied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The connection stands, but the host could not be read."""
+
+    why: str
+    denied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """A mistake of ours, with its traceback: the daemon must not outlive it."""
+
+    text: str
+
+
+Told = Pinned | Changed | GivenBack
+Outcome = Connected | Told | Answered | Cycled | Alive | Lost | Unreadable | Crashed
+"""`Told` comes in between; any other ends what the worker was asked to do."""
+
+
+class Worker:
+    """A thread that does one thing after another, at most one at a time.
+
+    Outcomes carry text, no exceptions: the frames of those hold libvirt's objects, and the last one
+    to let go of such an object calls libvirt.
+
+    `open_session` opens a connection; `book` is the ledger, which this worker alone writes until it
+    is abandoned; `wake` is called from the thread whenever there is an outcome to take.
+    """
+
+    def __init__(
+        self,
+        open_session: Callable[[], Session],
+        book: Book,
+        wake: Callable[[], None],
+        number: int = 0,
+    ) -> None:
+        self._open_session = open_session
+        self._book = book
+        self._wake = wake
+        self._session: Session | None = None
+        self._keeper: Keeper | None = None
+        self._scheduler = Scheduler(number, self._plan)
+        self._planned_s = 0.0
+        self._jobs: queue.SimpleQueue[Callable[[], Outcome] | None] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._plans_end = threading.Event()
+        self._cancelled = threading.Event()
+        self.busy_since_s: float | None = None
+        self._thread = threading.Thread(target=self._serve, name="libvirt-worker", daemon=True)
+        self._thread.start()
+
+    def connect(self) -> None:
+        """Begin to open a connection; ends in Connected or Lost, however long that takes."""
+        self._begin(self._do_connect)
+
+    def cycle(self, rules: Rules) -> None:
+        """Begin a cycle; ends in Cycled, Lost or Unreadable, with a Pinned for each pin before."""
+        self._begin(lambda: self._do_cycle(rules))
+
+    def check(self) -> None:
+        """Begin to look whether the connection stands; ends in Alive or Lost."""
+        self._begin(self._do_check)
+
+    def carry_out(self, request: Request, *, beside_service: bool) -> None:
+        """Begin to do what is asked for; ends in Answered or Lost, with a GivenBack for each."""
+        self._begin(lambda: self._do_request(request, beside_service=beside_service))
+
+    def end_plans(self) -> None:
+        """Have no further pin made by a plan, neither by that under way nor by others."""
+        self._plans_end.set()
+
+    def has_pins(self) -> bool:
+        """Tell whether the ledger knows of any pin of ours at this libvirt."""
+        return any(entry.is_at(self._book.uri) for _, entry, _ in self._book.ledger.pins())
+
+    def cancel(self) -> None:
+        """Have no further pin made, and the thread end as soon as what it does has ended."""
+        self._plans_end.set()
+        self._cancelled.set()
+        self._jobs.put(None)
+
+    def abandon(self) -> None:
+        """Cancel, and let it write the ledger no more: another worker goes on with that."""
+        self.cancel()
+        self._book.close()
+
+    def take(self) -> list[Outcome]:
+        """Take the outcomes since the last call, without waiting."""
+        taken: list[Outcome] = []
+        while True:
+            try:
+                outcome = self._outcomes.get_nowait()
+            except queue.Empty:
+                return taken
+            if isinstance(outcome, Pinned | GivenBack):
+                self.busy_since_s = time.monotonic()  # it gets on
+            elif not isinstance(outcome, Told):
+                self.busy_since_s = None
+            taken.append(outcome)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread has ended."""
+        return not self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread to end; tell whether it did."""
+        self._thread.join(timeout_s)
+        return self.has_ended
+
+    def _begin(self, job: Callable[[], Outcome]) -> None:
+        if self.busy_since_s is not None:
+            raise AssertionError("the worker is asked one thing at a time")
+        self.busy_since_s = time.monotonic()
+        self._jobs.put(job)
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                outcome = job()
+            except BaseException:  # noqa: BLE001  the main loop ends the process for it
+                outcome = Crashed(traceback.format_exc())
+            self._put(outcome)
+        if self._keeper is not None:
+            self._keeper.settle()
+        self._let_go()
+
+    def _put(self, outcome: Outcome) -> None:
+        self._outcomes.put(outcome)
+        self._wake()
+
+    def _let_go(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = self._keeper = None
+
+    def _do_connect(self) -> Outcome:
+        self._let_go()
+        try:
+            self._session = self._open_session()
+        except HypervisorError as error:
+            return Lost(str(error), isinstance(error, PermissionDeniedError))
+        self._keeper = Keeper(self._session, self._book, self._put)
+        return Connected()
+
+    def _do_check(self) -> Outcome:
+        if self._session is not None and self._session.is_alive():
+            return Alive()
+        self._let_go()
+        return Lost("it stopped answering or went away")
+
+    def _do_request(self, request: Request, *, beside_service: bool) -> Outcome:
+        if self._keeper is None:
+            return Lost("not connected")
+        try:
+            answer = carry_out(
+                self._keeper,
+                request,
+                beside_service=beside_service,
+                cancelled=self._cancelled.is_set,
+                on_given_back=self._put,
+            )
+        except ConnectionLostError as error:
+            self._let_go()
+            return Lost(str(error))
+        return Answered(answer)
+
+    def _do_cycle(self, rules: Rules) -> Outcome:
+        if self._keeper is None:
+            return Lost("not connected")
+        self._keeper.rests = rules.dry_run or rules.paused
+        began_s, self._planned_s = time.monotonic(), 0.0
+        try:
+            cycle = self._scheduler.cycle(
+                self._keeper,
+                rules,
+                cancelled=self._plans_end.is_set,
+                on_pin=lambda number, move: self._put(Pinned(number, move)),
+            )
+        except ConnectionLostError as error:
+            self._let_go()
+            return Lost(str(error))
+        except HypervisorError as error:
+            return Unreadable(str(error), isinstance(error, PermissionDeniedError))
+        return Cycled(cycle, time.monotonic() - began_s, self._planned_s)
+
+    def _plan(self, host: Host, policy: Policy) -> Plan:
+        """Plan, and note how long that takes: the scheduler knows no clock."""
+        began_s = time.monotonic()
+        try:
+            return plan(host, policy)
+        finally:
+            self._planned_s += time.monotonic() - began_s
+
+
+def call_within(limit_s: float, function: Callable[[], Any]) -> Any:  # noqa: ANN401  the result is the function's
+    """Run a function that may block for ever; raises TimeoutError after `limit_s` seconds.
+
+    For the one-shot verbs: the thread is left behind, and ends with the process.
+    """
+    results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((function(), None))
+        except BaseException as error:  # noqa: BLE001  it is raised again by the caller
+            results.put((None, error))
+
+    threading.Thread(target=run, name="libvirt-call", daemon=True).start()
+    try:
+        value, error = results.get(timeout=limit_s)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return value

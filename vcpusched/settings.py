@@ -1,0 +1,429 @@
+"""The only place where text becomes settings.
+
+Rule: every mistake, wherever it is written, becomes one `ConfigError` whose text is one line: the
+file, variable or option; the setting; the value; what is allowed. Each source is checked on its
+own, so a mistake in a file is told even where a variable outranks it.
+"""
+
+import contextlib
+import difflib
+import os
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from vcpusched.act.cycle import ActOn, Rules
+from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
+from vcpusched.observe.observe import Measure, Smoothing
+from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.plan.planner import Floating, Policy
+from vcpusched.text import printable, shown
+
+DEFAULT_FILE: Final = Path("/etc/vcpusched/vcpusched.toml")
+DROP_INS: Final = Path("/etc/vcpusched/conf.d")
+ENVIRONMENT_PREFIX: Final = "VCPUSCHED_"
+FLAGS: Final = "command line"
+
+ALL: Final = "all"
+ISOLATED: Final = "isolated"
+"""What stands instead of a list of pCPUs: all of them, and those that the kernel sets aside."""
+
+_WORDS: Final = {
+    "uri": "a libvirt URI of this host such as qemu:///system",
+    "cpus": f'"{ALL}" or a list of pCPUs such as "0-3,8"',
+    "exclude_cpus": f'"{ISOLATED}" or a list of pCPUs such as "0-3,8"',
+    "include_domains": 'a list of names or globs of domains such as ["web*", "db"]',
+    "metrics_file": "empty, or the whole path of a file whose name ends in .prom",
+    "exclude_domains": 'a list of names or globs of domains such as ["web*", "db"]',
+}
+"""What a setting that is a text or a list may be."""
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class ConfigError(Exception):
+    """A setting is wrong. `on_command_line` tells a usage error from a configuration error."""
+
+    def __init__(self, lines: Sequence[str], *, on_command_line: bool = False) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
+        self.on_command_line = on_command_line
+
+
+def _local_uri(uri: str) -> str:
+    """Refuse what is no URI of this machine's libvirt: pins are a matter of one host."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or not scheme or not uri.isprintable():
+        raise ValueError("must be a libvirt URI such as qemu:///system")
+    transport = scheme.partition("+")[2]
+    if not rest.startswith("/") or transport not in {"", "unix"}:
+        raise ValueError("must be local: vcpusched runs on the host whose vCPUs it places")
+    return uri
+
+
+def _metrics_file(path: str) -> str:
+    """Take what node_exporter reads: names without this ending it passes over."""
+    if path and not (path.startswith("/") and path.endswith(".prom") and path.isprintable()):
+        raise ValueError(f"must be {_WORDS['metrics_file']}")
+    return path
+
+
+def _cpus(key: str, word: str, *, least: int) -> AfterValidator:
+    """Check a list of at least so many pCPUs, or the word that stands instead of one."""
+
+    def check(text: str) -> str:
+        with contextlib.suppress(ValueError):
+            if text == word or len(CpuSet.parse(text)) >= least:
+                return text
+        raise ValueError(f"must be {_WORDS[key]}")
+
+    return AfterValidator(check)
+
+
+def _globs(globs: list[str]) -> list[str]:
+    if not all(glob.strip() for glob in globs):
+        raise ValueError("must hold no empty name")
+    return globs
+
+
+class Settings(BaseSettings):
+    """All settings, with their defaults, limits and meaning."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, env_ignore_empty=False
+    )
+
+    period: float = Field(
+        3.0, ge=0.5, le=3600, description="Seconds from one look at the host to the next"
+    )
+    balance_threshold: float = Field(
+        10.0,
+        gt=0,
+        le=100,
+        description="Percentage points of one pCPU: from this gap between the busiest and the"
+        " freest pCPU on, the host is unbalanced",
+    )
+    min_gain: float = Field(
+        5.0,
+        ge=0,
+        le=100,
+        description="Percentage points of one pCPU: how much of the load outside the balanced band"
+        " each pin change must bring inside",
+    )
+    node_gain: float = Field(
+        20.0,
+        ge=0,
+        le=100,
+        description="The same for a pin change that leaves the NUMA node of a guest's memory"
+        " or, where that is not known, its own; half-way between both for one to another cache",
+    )
+    moves_max: int = Field(
+        0, ge=0, le=100_000, description="The most pin changes in one plan; 0: as many as it takes"
+    )
+    measure: Literal["demand", "usage"] = Field(
+        "demand",
+        description="What counts as the load of a vCPU: what it would run if it never waited for a"
+        " crowded pCPU, or only what it runs",
+    )
+    half_life: float = Field(
+        30.0,
+        ge=0,
+        le=86_400,
+        description="Seconds after which what a vCPU wanted counts half as much as what it wants"
+        " now; 0: only the last period counts",
+    )
+    settle: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="Seconds after its start in which a guest is not judged, since guests boot",
+    )
+    cooldown: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="Seconds within which a vCPU is not moved again",
+    )
+    confirm: int = Field(
+        2,
+        ge=1,
+        le=1000,
+        description="Consecutive periods in which a host must be found unbalanced before a vCPU is"
+        " moved",
+    )
+    granularity: Literal["cpu", "core", "cache", "node"] = Field(
+        "cpu",
+        description="What a vCPU is pinned to: one pCPU, or all pCPUs of a core, of a last-level"
+        " cache or of a NUMA node, among which the kernel chooses",
+    )
+    act_on: Literal["imbalance", "contention"] = Field(
+        "imbalance",
+        description="When to move vCPUs: whenever the host is unbalanced, or only while a vCPU has"
+        " to wait for a pCPU, too",
+    )
+    floating: Literal["pin", "kernel"] = Field(
+        "pin",
+        description="What to do with vCPUs that may use several pCPUs: pin them where that ends"
+        " balanced and short of saturation, or leave them to the kernel",
+    )
+    service_check: bool = Field(
+        default=True,
+        description="Whether to refuse plans after which a guest would get less of its pCPUs, by"
+        " its CPU shares and quota, than it should",
+    )
+    cpus: Annotated[str, _cpus("cpus", ALL, least=1)] = Field(
+        ALL, description="The pCPUs to balance, as a list, or all of them"
+    )
+    exclude_cpus: Annotated[str, _cpus("exclude_cpus", ISOLATED, least=0)] = Field(
+        ISOLATED,
+        description="The pCPUs to leave alone, as a list, or those that the kernel isolates, unless"
+        " cpus names them; an empty list: none",
+    )
+    include_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = Field(
+        ["*"], description="Names or globs of the domains whose vCPUs may be moved"
+    )
+    exclude_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = Field(
+        [], description="Names or globs of domains whose vCPUs are not moved all the same"
+    )
+    on_stop: Literal["restore", "leave"] = Field(
+        "restore",
+        description="What a stop of the service does with its pins: give back the affinity that"
+        " each vCPU had before, or leave them; a restart always leaves them",
+    )
+    uri: Annotated[str, AfterValidator(_local_uri)] = Field(
+        "qemu:///system", description="The libvirt of this host"
+    )
+    dry_run: bool = Field(
+        default=False, description="Decide and report as usual, but change no pin"
+    )
+    exit_when_idle: bool = Field(
+        default=False, description="End, with status 0, at the first look that finds no guest"
+    )
+    metrics_file: Annotated[str, AfterValidator(_metrics_file)] = Field(
+        "",
+        description="Where to write metrics for node_exporter's textfile collector each period;"
+        " empty: nowhere",
+    )
+    metrics_per_vcpu: bool = Field(
+        default=False, description="Whether the metrics tell of each vCPU, too, not only of guests"
+    )
+    log_level: LogLevel = Field("info", description="The least severe messages to report")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values only from what is passed in: `load` reads each source on its own."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+    def policy(self) -> Policy:
+        """Give what the planner must know."""
+        return Policy(
+            balance_threshold_ppm=max(1, round(self.balance_threshold * PPM_PER_POINT)),
+            min_gain_ppm=round(self.min_gain * PPM_PER_POINT),
+            node_gain_ppm=round(self.node_gain * PPM_PER_POINT),
+            moves_max=self.moves_max or None,
+            floating=Floating(self.floating),
+            service_check=self.service_check,
+            granularity=Granularity(self.granularity),
+        )
+
+    def house(self) -> HouseRules:
+        """Give which pCPUs and guests are ours to care for."""
+        excluded = None if self.exclude_cpus == ISOLATED else CpuSet.parse(self.exclude_cpus)
+        return HouseRules(
+            cpus=None if self.cpus == ALL else CpuSet.parse(self.cpus),
+            exclude_cpus=excluded,
+            include_domains=tuple(self.include_domains),
+            exclude_domains=tuple(self.exclude_domains),
+            granularity=Granularity(self.granularity),
+        )
+
+    def rules(self) -> Rules:
+        """Give what the scheduler must know."""
+        return Rules(
+            policy=self.policy(),
+            house=self.house(),
+            smoothing=Smoothing(
+                half_life_s=self.half_life,
+                settle_s=self.settle,
+                measure=Measure(self.measure),
+            ),
+            act_on=ActOn(self.act_on),
+            confirm=self.confirm,
+            cooldown_s=self.cooldown,
+            dry_run=self.dry_run,
+        )
+
+
+# The same declarations as a model that reads no source: a `BaseSettings` cannot be validated
+# strictly, and in a TOML file a number in quotes is a mistake.
+_Declared = create_model(  # type: ignore[call-overload]  # the fields come from a mapping
+    "_Declared",
+    __config__=ConfigDict(extra="forbid"),
+    **{key: (field.annotation, field) for key, field in Settings.model_fields.items()},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """The settings in force, and for each where it came from."""
+
+    settings: Settings
+    origin: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What one source says; `names` gives how each key is written there."""
+
+    where: str
+    values: Mapping[str, Any]
+    strict: bool
+    names: Mapping[str, str]
+
+
+def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> Effective:
+    """Read all sources, in rising order of precedence: file, drop-ins, environment, flags.
+
+    `config` replaces the default file and the drop-ins. Raises ConfigError.
+    """
+    problems: list[str] = []
+    flag_layer = _Layer(FLAGS, dict(flags or {}), strict=False, names={})
+    flag_problems = _check(flag_layer)
+    if flag_problems:
+        raise ConfigError(flag_problems, on_command_line=True)
+    layers: list[_Layer] = []
+    for path in _files(config, problems):
+        try:
+            layers.append(_file_layer(path))
+        except ConfigError as error:
+            problems.extend(error.lines)
+    layers.append(_environment_layer())
+    problems.extend(problem for layer in layers for problem in _check(layer))
+    if problems:
+        raise ConfigError(problems)
+    layers.append(flag_layer)
+    values: dict[str, Any] = {}
+    origin = dict.fromkeys(Settings.model_fields, "default")
+    for layer in layers:
+        values.update(layer.values)
+        origin.update({key: layer.names.get(key, layer.where) for key in layer.values})
+    return Effective(settings=Settings(**values), origin=origin)
+
+
+def allowed(key: str) -> str:
+    """Say in words what a setting may be, from its declaration."""
+    declared = Settings.model_fields[key]
+    if typing.get_origin(declared.annotation) is Literal:
+        return "one of " + ", ".join(
+            f'"{choice}"' for choice in typing.get_args(declared.annotation)
+        )
+    if declared.annotation is bool:
+        return "true or false"
+    if key in _WORDS:
+        return _WORDS[key]
+    kind = "a whole number" if declared.annotation is int else "a number"
+    return f"{kind} {_bounds(declared)}"
+
+
+def _bounds(declared: FieldInfo) -> str:
+    low = high = ""
+    for limit in declared.metadata:
+        if hasattr(limit, "ge"):
+            low = f"from {limit.ge:g}"
+        if hasattr(limit, "gt"):
+            low = f"above {limit.gt:g}"
+        if hasattr(limit, "le"):
+            high = f"to {limit.le:g}"
+    return f"{low}, up {high}" if low.startswith("above") else f"{low} {high}"
+
+
+def _files(config: Path | None, problems: list[str]) -> list[Path]:
+    if config is not None:
+        return [config]
+    found: list[Path] = []
+    try:
+        DEFAULT_FILE.stat()
+        found.append(DEFAULT_FILE)
+    except FileNotFoundError:
+        pass  # defaults
+    except OSError as error:
+        problems.append(f"{DEFAULT_FILE}: cannot be read: {error.strerror}")
+    try:
+        found += sorted(path for path in DROP_INS.iterdir() if path.suffix == ".toml")
+    except FileNotFoundError:
+        pass  # no drop-ins
+    except OSError as error:
+        problems.append(f"{DROP_INS}: cannot be read: {error.strerror}")
+    return found
+
+
+def _file_layer(path: Path) -> _Layer:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: not a TOML file: not UTF-8 text"]) from None
+    except ValueError as error:  # of tomllib, or of Python for a number of 5,000 digits
+        raise ConfigError([f"{path}: not a TOML file: {printable(str(error), 200)}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{path}: not a TOML file: nested too deeply"]) from None
+    return _Layer(str(path), values, strict=True, names={})
+
+
+def _environment_layer() -> _Layer:
+    names = {
+        name.upper().removeprefix(ENVIRONMENT_PREFIX).lower(): name
+        for name in sorted(os.environ)
+        if name.upper().startswith(ENVIRONMENT_PREFIX)
+    }
+    known: dict[str, Any] = EnvSettingsSource(Settings)()
+    for key, text in known.items():
+        if typing.get_origin(Settings.model_fields[key].annotation) is list:
+            known[key] = [item.strip() for item in text.split(",")] if text.strip() else []
+    unknown = {key: os.environ[name] for key, name in names.items() if key not in known}
+    return _Layer("environment", {**known, **unknown}, strict=False, names=names)
+
+
+def _check(layer: _Layer) -> list[str]:
+    try:
+        _Declared.model_validate(dict(layer.values), strict=layer.strict)
+    except ValidationError as error:
+        return [_problem(layer, dict(problem)) for problem in error.errors(include_url=False)]
+    return []
+
+
+def _problem(layer: _Layer, problem: Mapping[str, Any]) -> str:
+    # A name that is no text has no place at all.
+    key = str(problem["loc"][0]) if problem["loc"] else "?"
+    where = printable(layer.names.get(key) or f"{layer.where}: {printable(key)}", 200)
+    if problem["type"] == "extra_forbidden":
+        if isinstance(problem["input"], dict):
+            return f"{where}: no such table; settings are not in tables"
+        near = difflib.get_close_matches(key, Settings.model_fields, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{where}: no such setting{hint} (there are {', '.join(Settings.model_fields)})"
+    value = shown(problem["input"], 120)
+    why = str(problem.get("ctx", {}).get("error", "")) if problem["type"] == "value_error" else ""
+    return f"{where}: {value} is not allowed: {why or 'must be ' + allowed(key)}"

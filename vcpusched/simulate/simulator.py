@@ -1,0 +1,411 @@
+"""A host in memory on which the production `Scheduler` runs unchanged, and what came of it.
+
+Rule: nothing here decides about pins. The scheduler sees no more than libvirt would tell it, and
+the measuring goes by what guests really wanted, which no scheduler knows.
+
+Problem: whether a change of the planner is worth it shows only over thousands of periods, on loads
+    that can be repeated exactly.
+Approach: a `Hypervisor` whose guests take their loads from a `Workload`, one scheduler cycle at
+    each end of a period; the time in between passes in a `Machine`.
+Terms: what a vCPU wants of a period is work, in time of the strongest pCPU when its siblings idle,
+    and comes in bursts of random length at random moments; their sum is exact. What is not done
+    when the period ends is its unmet demand, and is dropped: it would be wanted no more. The load
+    of a pCPU in a period is the time for which it was busy, plus the unmet demand of the vCPUs
+    bound to it; the gap is that of the most less that of the least loaded one.
+Properties: the bursts depend on the workload only, so runs with different schedulers are
+    comparable; equal arguments give equal results, whatever the hash seed.
+"""
+
+import dataclasses
+import enum
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.host.hypervisor import BusyError, HypervisorError, VanishedError
+from vcpusched.model import (
+    PPM,
+    Busy,
+    CpuSet,
+    Definition,
+    DomainReading,
+    DomainUuid,
+    Granularity,
+    Sample,
+    Topology,
+    VcpuId,
+    VcpuReading,
+    Waited,
+    sets,
+)
+from vcpusched.report.simulation import PeriodResult, PinChange, Result, VcpuResult
+from vcpusched.simulate.machine import Machine, Thread
+from vcpusched.simulate.workload import Guest, Refusal, Workload
+
+PERIOD_NS: Final = 3_000_000_000
+TICK_NS: Final = 10_000_000
+"""In steps of this libvirt tells CPU time."""
+
+TOOK_NS: Final = 1_000_000
+"""What reading a guest is said to take."""
+
+BACK_PERIODS: Final = 5
+"""A vCPU pinned to where it was so few periods ago was moved for nothing."""
+
+
+class Place(enum.StrEnum):
+    """Where vCPUs start whose guest does not say it."""
+
+    RANDOM = "random"
+    ROUND_ROBIN = "round-robin"
+    ONE = "one"
+    FLOATING = "floating"
+
+
+@dataclass(slots=True)
+class _Running:
+    """A vCPU of a running guest, with its affinity in `thread`."""
+
+    guest: int
+    vcpu: int
+    thread: Thread
+    wanted_ns: int = 0
+
+
+@dataclass(slots=True)
+class _Totals:
+    demanded_ns: int = 0
+    run_ns: int = 0
+    wait_ns: int = 0
+    unmet_ns: int = 0
+
+
+class SimulatedHost:
+    """A `Hypervisor` in memory: guests as a workload has them. Time passes only in `pass_period`.
+
+    `place` says where vCPUs start whose guest does not. What pCPUs can do is that of the workload's
+    topology: by their capacities, and siblings that are both busy do 1.25 times the work of one.
+    `topology` is what is told of the machine where that is something else, as in a virtual one.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        place: Place = Place.RANDOM,
+        period_ns: int = PERIOD_NS,
+        topology: Topology | None = None,
+    ) -> None:
+        self.workload = workload
+        self.period = 0
+        self.pins: list[PinChange] = []
+        self.refused = 0
+        self._online = CpuSet.of(range(workload.cpu_count))
+        real = workload.machine()
+        self._topology = topology or real
+        self._period_ns = period_ns
+        self._machine = Machine(
+            workload.cpu_count,
+            cores=sets(real.cpus, Granularity.CORE),
+            capacities_ppm=[cpu.capacity_ppm for cpu in real.cpus],
+        )
+        self._starts = list(_starts(workload, place, self._online))
+        self._definitions = [_definition(guest) for guest in workload.guests]
+        self._domain_ids: dict[int, int] = {}
+        self._last_domain_id = 0
+        self._running: dict[tuple[int, int], _Running] = {}
+        keys = [
+            (number, vcpu)
+            for number, guest in enumerate(workload.guests)
+            for vcpu in range(len(guest.loads_ppm))
+        ]
+        self._chance = {
+            key: random.Random(f"{workload.seed}/bursts/{workload.guests[key[0]].name}/{key[1]}")  # noqa: S311  chance that can be repeated
+            for key in keys
+        }
+        self._totals = {key: _Totals() for key in keys}
+
+    def sample(self, crowded: CpuSet) -> Sample:
+        """Read the host."""
+        now_ns = self._machine.now_ns
+        vcpus: dict[int, list[VcpuReading]] = {number: [] for number in sorted(self._domain_ids)}
+        for running in self._running.values():
+            thread = running.thread
+            vcpus[running.guest].append(
+                VcpuReading(
+                    vcpu=running.vcpu,
+                    run_ns=thread.run_ns - thread.run_ns % TICK_NS,
+                    affinity=CpuSet(thread.affinity),
+                    on=thread.on,
+                    waited=(
+                        Waited(now_ns, thread.wait_ns)
+                        if CpuSet(thread.affinity).is_within(crowded)
+                        else None
+                    ),
+                )
+            )
+        return Sample(
+            topology=self._topology,
+            domains=tuple(self._read(number, readings) for number, readings in vcpus.items()),
+            busy=Busy(now_ns, dict(enumerate(self._machine.used_ns()))),
+        )
+
+    def definition(self, uuid: DomainUuid) -> Definition:
+        """Give the definition of a guest. Raises VanishedError when it is not running."""
+        number = _number(uuid)
+        if number not in self._domain_ids:
+            raise VanishedError("the domain is not running any more")
+        return self._definitions[number]
+
+    def affinity(self, vcpu: VcpuId) -> CpuSet:
+        """Give a vCPU's affinity. Raises VanishedError when it is not running."""
+        running = self._running.get((_number(vcpu.uuid), vcpu.vcpu))
+        if running is None:
+            raise VanishedError("the domain is not running any more")
+        return CpuSet(running.thread.affinity)
+
+    def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+        """Set a vCPU's affinity, from the next period on.
+
+        Raises VanishedError when its domain has ended or was started anew, what the guest is
+        described to answer, and HypervisorError for pCPUs that there are not.
+        """
+        number = _number(vcpu.uuid)
+        running = self._running.get((number, vcpu.vcpu))
+        if running is None or self._domain_ids[number] != vcpu.domain_id:
+            raise VanishedError("the domain is not running any more")
+        guest = self.workload.guests[number]
+        if guest.refuses is not None:
+            self.refused += 1
+            if guest.refuses is Refusal.BUSY:
+                raise BusyError("the domain is busy with something else")
+            raise HypervisorError("the pin was refused")
+        if not cpus or not cpus.is_within(self._online):
+            raise HypervisorError(f"there are no pCPUs {cpus}")
+        before = CpuSet(running.thread.affinity)
+        self.pins.append(
+            PinChange(
+                period=self.period,
+                domain=guest.name,
+                vcpu=vcpu.vcpu,
+                from_cpus=before,
+                to_cpus=cpus,
+                back=self._is_back(guest.name, vcpu.vcpu, cpus),
+            )
+        )
+        running.thread.affinity = cpus.bits
+
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+        """Mark a guest until it ends. Raises VanishedError when it has, or was started anew."""
+        number = _number(uuid)
+        if self._domain_ids.get(number) != domain_id:
+            raise VanishedError("the domain is not running any more")
+        known = self._definitions[number]
+        self._definitions[number] = dataclasses.replace(known, origin=dict(origin))
+
+    def pass_period(self) -> PeriodResult:
+        """Let guests end and start, then all of them run for one period.
+
+        The result holds no pins: those are made after it, and belong to `period`.
+        """
+        self._end_and_start()
+        used_before_ns = self._machine.used_ns()
+        before = [
+            (running.thread.run_ns, running.thread.wait_ns) for running in self._running.values()
+        ]
+        bursts = sorted(self._bursts(), key=lambda burst: (burst[0], burst[2].index))
+        self._machine.run(self._machine.now_ns + self._period_ns, bursts)
+        loads_ns = [
+            after - earlier
+            for earlier, after in zip(used_before_ns, self._machine.used_ns(), strict=True)
+        ]
+        sums = _Totals()
+        for (key, running), (run_ns, wait_ns) in zip(self._running.items(), before, strict=True):
+            thread = running.thread
+            unmet_ns, thread.left_ns = thread.left_ns, 0
+            if not thread.floats:
+                loads_ns[thread.affinity.bit_length() - 1] += unmet_ns
+            for totals in (sums, self._totals[key]):
+                totals.demanded_ns += running.wanted_ns
+                totals.run_ns += thread.run_ns - run_ns
+                totals.wait_ns += thread.wait_ns - wait_ns
+                totals.unmet_ns += unmet_ns
+        return PeriodResult(
+            period=self.period,
+            gap_ppm=(max(loads_ns) - min(loads_ns)) * PPM // self._period_ns,
+            demanded_ns=sums.demanded_ns,
+            run_ns=sums.run_ns,
+            wait_ns=sums.wait_ns,
+            unmet_ns=sums.unmet_ns,
+            pins=0,
+            refused=0,
+            planned=False,
+        )
+
+    def vcpu_results(self) -> tuple[VcpuResult, ...]:
+        """Give what each vCPU wanted and got so far."""
+        return tuple(
+            VcpuResult(
+                domain=self.workload.guests[guest].name,
+                vcpu=vcpu,
+                demanded_ns=totals.demanded_ns,
+                run_ns=totals.run_ns,
+                wait_ns=totals.wait_ns,
+                unmet_ns=totals.unmet_ns,
+            )
+            for (guest, vcpu), totals in self._totals.items()
+        )
+
+    def _end_and_start(self) -> None:
+        for number, guest in enumerate(self.workload.guests):
+            if self.period == guest.end or self.period in guest.restarts:
+                del self._domain_ids[number]
+                for vcpu in range(len(guest.loads_ppm)):
+                    del self._running[number, vcpu]
+            if self.period == guest.start or self.period in guest.restarts:
+                self._start(number, guest)
+
+    def _start(self, number: int, guest: Guest) -> None:
+        self._last_domain_id += 1
+        self._domain_ids[number] = self._last_domain_id
+        self._definitions[number] = dataclasses.replace(self._definitions[number], origin={})
+        for vcpu in range(len(guest.loads_ppm)):
+            affinity = self._starts[number][vcpu]
+            first = next(iter(affinity))
+            index = number * 1024 + vcpu
+            thread = Thread(index, guest.shares, affinity.bits, first)
+            self._running[number, vcpu] = _Running(number, vcpu, thread)
+
+    def _bursts(self) -> Iterator[tuple[int, int, Thread]]:
+        mean_ns = self.workload.burst_ms * 1_000_000
+        for key, running in self._running.items():
+            guest = self.workload.guests[running.guest]
+            load_ppm = guest.loads_ppm[running.vcpu][self.period - guest.start]
+            running.wanted_ns = load_ppm * self._period_ns // PPM
+            for at_ns, work_ns in _drawn(
+                self._chance[key], running.wanted_ns, self._period_ns, mean_ns
+            ):
+                yield self._machine.now_ns + at_ns, work_ns, running.thread
+
+    def _read(self, number: int, readings: list[VcpuReading]) -> DomainReading:
+        guest = self.workload.guests[number]
+        return DomainReading(
+            uuid=_uuid(number),
+            domain_id=self._domain_ids[number],
+            name=guest.name,
+            at_ns=self._machine.now_ns,
+            took_ns=TOOK_NS,
+            vcpus=tuple(readings),
+            definition=self._definitions[number],
+        )
+
+    def _is_back(self, domain: str, vcpu: int, cpus: CpuSet) -> bool:
+        for pin in reversed(self.pins):
+            if pin.period < self.period - BACK_PERIODS:
+                return False
+            if (pin.domain, pin.vcpu, pin.from_cpus) == (domain, vcpu, cpus):
+                return True
+        return False
+
+
+def simulate(  # noqa: PLR0913  each is a choice of its own
+    workload: Workload,
+    scheduler: Scheduler | None,
+    rules: Rules | None = None,
+    *,
+    place: Place = Place.RANDOM,
+    period_ns: int = PERIOD_NS,
+    topology: Topology | None = None,
+    on_period: Callable[[PeriodResult, Cycle | None], None] = lambda _result, _cycle: None,
+) -> Result:
+    """Run a workload to its end, with one cycle of the scheduler after each period.
+
+    Without a scheduler everything stays as `place` and the guests' own pins have it. `on_period`
+    is told each period when it is over.
+    """
+    host = SimulatedHost(workload, place, period_ns, topology)
+    periods = []
+    for _ in range(workload.periods):
+        passed = host.pass_period()
+        pins, refused = len(host.pins), host.refused
+        cycle = scheduler.cycle(host, rules or Rules()) if scheduler is not None else None
+        result = dataclasses.replace(
+            passed,
+            pins=len(host.pins) - pins,
+            refused=host.refused - refused,
+            planned=cycle is not None and cycle.executed and not cycle.dry_run,
+        )
+        periods.append(result)
+        on_period(result, cycle)
+        host.period += 1
+    return Result(
+        cpu_count=workload.cpu_count,
+        period_ns=period_ns,
+        periods=tuple(periods),
+        vcpus=host.vcpu_results(),
+        pins=tuple(host.pins),
+    )
+
+
+def _starts(workload: Workload, place: Place, online: CpuSet) -> Iterator[tuple[CpuSet, ...]]:
+    turn = 0
+    for guest in workload.guests:
+        allowed = guest.allowed & online
+        cpus = tuple(allowed)
+        chance = random.Random(f"{workload.seed}/place/{guest.name}")  # noqa: S311  repeatable
+        chosen = []
+        for _ in guest.loads_ppm:
+            if guest.pin is not None or place is Place.FLOATING:
+                chosen.append(guest.pin or allowed)
+            elif place is Place.ONE:
+                chosen.append(CpuSet.of(cpus[:1]))
+            elif place is Place.ROUND_ROBIN:
+                chosen.append(CpuSet.of([cpus[turn % len(cpus)]]))
+            else:
+                chosen.append(CpuSet.of([chance.choice(cpus)]))
+            turn += 1
+        yield tuple(chosen)
+
+
+def _definition(guest: Guest) -> Definition:
+    vcpus, nodes = range(len(guest.loads_ppm)), guest.memory_nodes
+    return Definition(
+        dict.fromkeys(vcpus, guest.allowed),
+        memory_nodes=dict.fromkeys(vcpus, nodes) if nodes else {},
+        memory_strict=frozenset(vcpus if nodes else ()),
+        shares=guest.shares,
+        wish=guest.policy,
+    )
+
+
+def _drawn(
+    chance: random.Random, wanted_ns: int, period_ns: int, mean_ns: int
+) -> Iterator[tuple[int, int]]:
+    """Draw bursts of `wanted_ns` in all, as (moment, length); undisturbed they end in the period.
+
+    Lengths are exponential but for the last, which is what is left; the moments uniform.
+    """
+    if wanted_ns == period_ns:
+        yield 0, wanted_ns
+        return
+    lengths, left_ns = [], wanted_ns
+    while left_ns > 0:
+        length_ns = min(left_ns, 1 + int(chance.expovariate(1 / mean_ns)))
+        lengths.append(length_ns)
+        left_ns -= length_ns
+    idle_ns = period_ns - wanted_ns
+    at_ns = 0
+    for length_ns, offset_ns in zip(
+        lengths, sorted(int(chance.random() * (idle_ns + 1)) for _ in lengths), strict=True
+    ):
+        yield at_ns + offset_ns, length_ns
+        at_ns += length_ns
+
+
+def _uuid(number: int) -> DomainUuid:
+    return DomainUuid(f"00000000-0000-4000-8000-{number:012x}")
+
+
+def _number(uuid: DomainUuid) -> int:
+    return int(uuid.rpartition("-")[2], 16)

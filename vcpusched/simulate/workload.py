@@ -1,0 +1,188 @@
+"""What the guests of a simulated host want, period by period.
+
+Rule: frozen values and pure arithmetic on them; no file is read here (`workload_files`) and nothing
+is run (`simulator`). Chance comes only from named seeds, so that the same words give the same load.
+
+Terms: a period is the time between two looks of the scheduler. A load is what a vCPU wants of the
+    strongest pCPU in one period, in parts per million. A guest's life begins and ends between two
+    periods.
+"""
+
+import dataclasses
+import enum
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from vcpusched.model import ALL_CPUS, PPM, PPM_PER_POINT, SHARES, Cpu, CpuSet, Topology
+from vcpusched.report.simulation import About
+
+CPUS_MAX: Final = 1024
+VCPUS_MAX: Final = 16_384
+PERIODS_MAX: Final = 30_000
+"""A day of periods of 3 s, and a little."""
+
+LOADS_MAX: Final = 8_000_000
+"""vCPUs times periods: all loads are kept in memory, 10 to 40 bytes each."""
+
+
+BURST_MS: Final = 50
+"""How long a vCPU runs at a time, on average."""
+
+SCALINGS: Final = 60
+"""How often a factor is mended until the mean is right: what is above 100 % gets lost each time."""
+
+
+class WorkloadError(ValueError):
+    """A workload cannot be used; the text says what is wrong and what is allowed, on one line."""
+
+
+class Refusal(enum.StrEnum):
+    """How a guest answers every pin."""
+
+    BUSY = "busy"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One guest: what each of its vCPUs wants in each period of its life, and where it may run.
+
+    `loads_ppm` holds, per vCPU, the load of each period from `start` on; the guest ends where they
+    end. `allowed` is its definition, `memory_nodes` the NUMA nodes that its memory is strictly on,
+    none for anywhere; `policy` what its metadata asks for, None for nothing; `pin` the affinity
+    that it starts with, None for one that is chosen when the simulation begins. At each period of
+    `restarts` it starts anew.
+    """
+
+    name: str
+    loads_ppm: tuple[tuple[int, ...], ...]
+    start: int = 0
+    shares: int = SHARES
+    allowed: CpuSet = ALL_CPUS
+    pin: CpuSet | None = None
+    restarts: tuple[int, ...] = ()
+    refuses: Refusal | None = None
+    memory_nodes: frozenset[int] = frozenset()
+    policy: str | None = None
+
+    @property
+    def end(self) -> int:
+        """The first period in which it does not run any more."""
+        return self.start + len(self.loads_ppm[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Guests on a host with `cpu_count` pCPUs, for a number of periods; `source` says from where.
+
+    `burst_ms` is the mean length of the bursts in which a vCPU runs within a period. `topology`
+    says what pCPUs share, and what they can do; None for equal ones that share nothing.
+    """
+
+    source: str
+    cpu_count: int
+    periods: int
+    guests: tuple[Guest, ...]
+    seed: int = 0
+    burst_ms: int = BURST_MS
+    topology: Topology | None = None
+
+    @property
+    def vcpu_count(self) -> int:
+        """How many vCPUs there are in all, also those that never run at the same time."""
+        return sum(len(guest.loads_ppm) for guest in self.guests)
+
+    def machine(self) -> Topology:
+        """Give what the machine is like: equal pCPUs that share nothing, where nothing is said."""
+        return self.topology or Topology(tuple(Cpu(cpu) for cpu in range(self.cpu_count)))
+
+    def about(self, place: str, period_ns: int) -> About:
+        """Return what is said of a run of it."""
+        return About(
+            workload=self.source,
+            seed=self.seed,
+            place=place,
+            cpus=self.cpu_count,
+            vcpus=self.vcpu_count,
+            periods=self.periods,
+            period_ns=period_ns,
+            mean_ppm=self.mean_ppm(),
+        )
+
+    def mean_ppm(self) -> int:
+        """Give the mean load of a pCPU, were everybody served."""
+        total = sum(sum(loads) for guest in self.guests for loads in guest.loads_ppm)
+        return total // (self.cpu_count * self.periods)
+
+
+def check_size(vcpu_count: int, periods: int) -> None:
+    """Refuse what would not fit into memory. Raises WorkloadError."""
+    if vcpu_count * periods > LOADS_MAX:
+        raise WorkloadError(
+            f"{vcpu_count} vCPUs in {periods} periods are not allowed:"
+            f" their product must be at most {LOADS_MAX:,}"
+        )
+
+
+def scaled(workload: Workload, mean_ppm: int) -> Workload:
+    """Scale all loads by one factor, so that pCPUs have this mean load; no vCPU exceeds 100 %.
+
+    Raises WorkloadError when that is out of reach.
+    """
+    goal = mean_ppm * workload.cpu_count * workload.periods
+    loads = [load for guest in workload.guests for row in guest.loads_ppm for load in row if load]
+    factor = 1.0
+    for _ in range(SCALINGS):
+        reached = sum(min(PPM, round(load * factor)) for load in loads)
+        if abs(reached - goal) * 1000 <= goal:
+            break
+        factor *= goal / reached if reached else 1.0
+    else:
+        share = len(loads) * PPM // (workload.cpu_count * workload.periods)
+        raise WorkloadError(
+            f"a mean load of {mean_ppm / PPM_PER_POINT:.0f} % is out of reach:"
+            f" with all vCPUs at 100 % it would be {share / PPM_PER_POINT:.0f} %"
+        )
+    guests = tuple(
+        dataclasses.replace(
+            guest,
+            loads_ppm=tuple(
+                tuple(min(PPM, round(load * factor)) for load in row) for row in guest.loads_ppm
+            ),
+        )
+        for guest in workload.guests
+    )
+    return dataclasses.replace(workload, guests=guests)
+
+
+def shares_of_vcpus(vcpu_count: int, chance: random.Random) -> tuple[int, ...]:
+    """Draw how a guest's load is spread over its vCPUs: weights of a Dirichlet(4) distribution."""
+    return tuple(max(1, round(chance.gammavariate(4, 1) * PPM)) for _ in range(vcpu_count))
+
+
+def split(load_ppm: int, weights: Sequence[int]) -> list[int]:
+    """Split a guest's load over its vCPUs by weight, none above 100 %; the sum stays the same.
+
+    A load above 100 % of every vCPU is cut.
+    """
+    parts = [0] * len(weights)
+    left_ppm, open_ends = min(load_ppm, PPM * len(weights)), list(range(len(weights)))
+    while left_ppm > 0:
+        total = sum(weights[index] for index in open_ends)
+        full = [index for index in open_ends if left_ppm * weights[index] >= PPM * total]
+        if not full:
+            break
+        for index in full:
+            parts[index] = PPM
+        left_ppm -= PPM * len(full)
+        open_ends = [index for index in open_ends if not parts[index]]
+    total = sum(weights[index] for index in open_ends)
+    given_ppm = 0
+    for index in open_ends:
+        parts[index] = left_ppm * weights[index] // total
+        given_ppm += parts[index]
+    for index in open_ends[: left_ppm - given_ppm if open_ends else 0]:
+        parts[index] += 1  # what whole numbers could not share
+    return parts
