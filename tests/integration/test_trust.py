@@ -309,7 +309,8 @@ def ask_its_monitor(uri: str, uuid: str) -> None:
 def paused(lab: Lab, *args: str) -> Iterator[Service]:
     """Have a host that is out of balance, a run that was paused and killed, and the next one."""
     crowd(lab)
-    with running(lab, "0.5") as first:
+    # It must not balance them while the verb starts.
+    with running(lab, "0.5", VCPUSCHED_CONFIRM="1000") as first:
         first.wait("its directory", first.run_directory.exists)
         assert first.ask("pause").returncode == 0
         first.process.kill()
