@@ -15,15 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import EnvSettingsSource, NoDecode
 
 from vcpusched.act.cycle import ActOn, Rules
 from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
@@ -99,12 +93,14 @@ def _globs(globs: list[str]) -> list[str]:
     return globs
 
 
-class Settings(BaseSettings):
-    """All settings, with their defaults, limits and meaning."""
+class Settings(BaseModel):
+    """All settings, with their defaults, limits and meaning.
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, env_ignore_empty=False
-    )
+    No `BaseSettings`: those cannot be validated strictly, and in a TOML file a number in quotes is
+    a mistake.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     period: float = Field(
         3.0, ge=0.5, le=3600, description="Seconds from one look at the host to the next"
@@ -222,19 +218,6 @@ class Settings(BaseSettings):
     )
     log_level: LogLevel = Field("info", description="The least severe messages to report")
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take values only from what is passed in: `load` reads each source on its own."""
-        del settings_cls, env_settings, dotenv_settings, file_secret_settings
-        return (init_settings,)
-
     def policy(self) -> Policy:
         """Give what the planner must know."""
         return Policy(
@@ -273,15 +256,6 @@ class Settings(BaseSettings):
             cooldown_s=self.cooldown,
             dry_run=self.dry_run,
         )
-
-
-# The same declarations as a model that reads no source: a `BaseSettings` cannot be validated
-# strictly, and in a TOML file a number in quotes is a mistake.
-_Declared = create_model(  # type: ignore[call-overload]  # the fields come from a mapping
-    "_Declared",
-    __config__=ConfigDict(extra="forbid"),
-    **{key: (field.annotation, field) for key, field in Settings.model_fields.items()},
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,7 +372,9 @@ def _environment_layer() -> _Layer:
         for name in sorted(os.environ)
         if name.upper().startswith(ENVIRONMENT_PREFIX)
     }
-    known: dict[str, Any] = EnvSettingsSource(Settings)()
+    # It reads the fields of any model.
+    source = EnvSettingsSource(Settings, env_prefix=ENVIRONMENT_PREFIX)  # type: ignore[arg-type]
+    known: dict[str, Any] = source()
     for key, text in known.items():
         if typing.get_origin(Settings.model_fields[key].annotation) is list:
             known[key] = [item.strip() for item in text.split(",")] if text.strip() else []
@@ -408,7 +384,7 @@ def _environment_layer() -> _Layer:
 
 def _check(layer: _Layer) -> list[str]:
     try:
-        _Declared.model_validate(dict(layer.values), strict=layer.strict)
+        Settings.model_validate(dict(layer.values), strict=layer.strict)
     except ValidationError as error:
         return [_problem(layer, dict(problem)) for problem in error.errors(include_url=False)]
     return []
