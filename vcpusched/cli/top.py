@@ -15,9 +15,9 @@ import tty
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.text import Text
 
 from vcpusched.model import PPM, PPM_PER_POINT, Host, Vcpu
@@ -34,9 +34,6 @@ FLASH_S: Final = 5.0
 
 FILTER_MAX: Final = 64
 
-_ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_TO_TOP: Final = "\x1b[H"
-_TO_LINE_END: Final = "\x1b[K"
 _KEY: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO.|.", re.DOTALL)
 
 _CELL: Final = 26
@@ -299,10 +296,13 @@ def look_at(directory: Path) -> Callable[[Seen], Seen]:
 def run(seen: Seen, look: Callable[[Seen], Seen], stdin: int) -> None:
     """Show it until a person quits; `look` brings what was seen up to date, `stdin` has the keys.
 
-    Raises SystemExit when told to end by a signal; the terminal is given back first.
+    Raises SystemExit when told to end by a signal; the terminal is given back first. It is for a
+    program that ends then: signals stay as this has them handled.
     """
     view = View()
-    with _Terminal(Console(highlight=False, markup=False, emoji=False), stdin) as terminal:
+    terminal = _Terminal(stdin)
+    try:
+        terminal.take()
         while True:
             if not view.paused:
                 seen = look(seen)
@@ -312,55 +312,50 @@ def run(seen: Seen, look: Callable[[Seen], Seen], stdin: int) -> None:
                 if changed is None:
                     return
                 view = changed
+    finally:
+        terminal.give_back()
 
 
 class _Terminal:
-    """A terminal taken over as a whole, and given back however this ends."""
+    """A terminal that can be taken over as a whole, and steps aside when told to."""
 
-    def __init__(self, console: Console, stdin: int) -> None:
-        self._console = console
+    def __init__(self, stdin: int) -> None:
+        self._console = Console(highlight=False, markup=False, emoji=False)
         self._stdin = stdin
-        self._before: list[Any] = []
-        self._handlers: dict[int, Any] = {}
-        self._woken, self._wake = os.pipe()
-        os.set_blocking(self._wake, False)
+        self._before = termios.tcgetattr(stdin)
         self._is_suspended = False
-
-    def __enter__(self) -> Self:
-        self._before = termios.tcgetattr(self._stdin)
-        handlers: dict[int, Callable[..., None]] = dict.fromkeys(_ENDS, _end)
-        handlers[signal.SIGTSTP] = self._suspend
-        handlers[signal.SIGWINCH] = lambda *_told: None
         # Python runs these between two of its steps; the pipe ends the wait for keys.
-        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        self._handlers = {number: signal.signal(number, act) for number, act in handlers.items()}
-        self._take()
-        return self
+        self._woken, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _end)
+        signal.signal(signal.SIGTSTP, self._suspend)
+        signal.signal(signal.SIGWINCH, lambda *_told: None)
 
-    def __exit__(self, *_error: object) -> None:
-        self._give_back()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(-1)
-        os.close(self._woken)
-        os.close(self._wake)
+    def take(self) -> None:
+        """Take the whole screen, and each key when it is pressed."""
+        tty.setcbreak(self._stdin)
+        self._console.set_alt_screen(True)
+        self._console.show_cursor(show=False)
+
+    def give_back(self) -> None:
+        """Leave the terminal as it was."""
+        self._console.show_cursor()
+        self._console.set_alt_screen(False)
+        termios.tcsetattr(self._stdin, termios.TCSADRAIN, self._before)
 
     def show(self, view: View, seen: Seen) -> None:
         """Draw the whole screen, as large as it is now."""
         if self._is_suspended:
             self._is_suspended = False
-            self._give_back()
+            self.give_back()
             os.kill(os.getpid(), signal.SIGSTOP)
-            self._take()
-        width, height = self._console.size
-        lines = screen(view, seen, width, height, time.time())
-        drawn = []
+            self.take()
+        lines = screen(view, seen, *self._console.size, time.time())
         for line in lines:
-            with self._console.capture() as capture:
-                self._console.print(line, end="", no_wrap=True, overflow="crop")
-            drawn.append(capture.get() + _TO_LINE_END)
-        text = draw.fitting("\r\n".join(drawn), self._console.encoding)
-        print(_TO_TOP + text, end="", flush=True)
+            line.plain = draw.fitting(line.plain, self._console.encoding)
+        self._console.update_screen(Group(*lines))
 
     def keys(self, patience_s: float) -> Iterator[str]:
         """Give the keys that were pressed, if there are any before so long."""
@@ -374,16 +369,6 @@ class _Terminal:
 
     def _suspend(self, *_told: object) -> None:
         self._is_suspended = True
-
-    def _take(self) -> None:
-        tty.setcbreak(self._stdin)
-        self._console.set_alt_screen(True)
-        self._console.show_cursor(show=False)
-
-    def _give_back(self) -> None:
-        self._console.show_cursor()
-        self._console.set_alt_screen(False)
-        termios.tcsetattr(self._stdin, termios.TCSADRAIN, self._before)
 
 
 def keys_in(text: str) -> Iterator[str]:
