@@ -41,23 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in refusal.lines:
             print(f"vcpusched: {line}", file=sys.stderr)
         return refusal.status
-    except BrokenPipeError:
-        if options.verb is _run:
-            raise
-        # Whoever read our output has seen enough; nothing may be flushed into the pipe at exit.
-        _drop_output()
-        return exits.OK
     except OSError as error:
         if options.verb is _run:
             raise
-        _drop_output()
+        # Nothing may be flushed there at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return exits.OK  # whoever read our output has seen enough
         print(f"vcpusched: standard output: cannot be written: {error.strerror}", file=sys.stderr)
         return exits.FAILURE
     return status
-
-
-def _drop_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         name: str, run: Callable[[argparse.Namespace], int], summary: str
     ) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=summary, description=summary)
-        added.set_defaults(verb=run)
+        added.set_defaults(verb=run, name=name)
         return added
 
     run = verb("run", _run, "Balance this host until told to stop (the service).")
@@ -106,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     history.add_argument("--domain", default="", metavar="DOMAIN", help="only this one")
     history.add_argument("--json", action="store_true", help="give it as JSON")
-    restore = verb("restore", _restore, "Give vCPUs their original affinity back.")
-    release = verb("release", _release, "End holds: let vCPUs be moved again.")
+    restore = verb("restore", _undo, "Give vCPUs their original affinity back.")
+    release = verb("release", _undo, "End holds: let vCPUs be moved again.")
     pause = verb("pause", _pause, "Have nothing moved for a while, also after a restart.")
     pause.add_argument("--for", dest="time", metavar="TIME", help="such as 90s, 30m, 2h, 1d")
     verb("resume", _resume, "End a pause.")
@@ -130,21 +123,14 @@ def _add_simulate_options(parser: argparse.ArgumentParser) -> None:
     load.add_argument("workload", nargs="?", type=Path, metavar="WORKLOAD", help="a TOML file")
     load.add_argument("--trace", type=Path, metavar="FILE", help="guests chosen from a trace")
     load.add_argument("--generate", action="store_true", help="guests made up as clouds have them")
-    parser.add_argument(
-        "--cpus", type=_whole(1, 1024), metavar="M", help="with M pCPUs (default: 8)"
-    )
-    parser.add_argument(
-        "--vcpus", type=_whole(1, 16_384), metavar="N", help="and N vCPUs (default: 32)"
-    )
-    parser.add_argument(
-        "--mean", type=_whole(1, 1000), metavar="PERCENT", help="scaled to this mean load of a pCPU"
-    )
-    parser.add_argument(
-        "--periods", type=_whole(1, 30_000), metavar="P", help="for P periods (default: 288)"
-    )
-    parser.add_argument(
-        "--seed", type=_whole(0, 1 << 53), metavar="S", help="another S, another run (default: 0)"
-    )
+    for name, low, high, letter, text in (
+        ("--cpus", 1, 1024, "M", "with M pCPUs (default: 8)"),
+        ("--vcpus", 1, 16_384, "N", "and N vCPUs (default: 32)"),
+        ("--mean", 1, 1000, "PERCENT", "scaled to this mean load of a pCPU"),
+        ("--periods", 1, 30_000, "P", "for P periods (default: 288)"),
+        ("--seed", 0, 1 << 53, "S", "another S, another run (default: 0)"),
+    ):
+        parser.add_argument(name, type=_whole(low, high), metavar=letter, help=text)
     parser.add_argument(
         "--place",
         choices=("random", "round-robin", "one", "floating"),
@@ -282,17 +268,16 @@ def _status(options: argparse.Namespace) -> int:
     from vcpusched.text import printable
 
     try:
-        text = sources.live_state()
-        state = snapshot.parse_state(text) if text is not None else None
-        host = snapshot.saved_host(state) if state is not None else None
+        live = sources.live()
     except (run_directory.RunDirectoryError, snapshot.SnapshotError) as error:
         raise exits.Refusal(exits.DEGRADED, f"the daemon's state cannot be read: {error}") from None
-    if state is None or text is None:
+    if live is None:
         if options.json:
             print(json.dumps({"version": 1, "health": "not running"}))
         else:
             print(f"vcpusched is not running on this host ({run_directory.locate()}).")
         return exits.NOT_RUNNING
+    text, state, host = live
     healthy = state.is_healthy(time.time() - state.at)
     health = "healthy" if healthy else "degraded"
     if options.json:
@@ -344,18 +329,11 @@ def _history(options: argparse.Namespace) -> int:
     return exits.OK
 
 
-def _restore(options: argparse.Namespace) -> int:
+def _undo(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
     from vcpusched.cli import undo
 
-    return undo.restore(settings, options.domains)
-
-
-def _release(options: argparse.Namespace) -> int:
-    settings = _settings(options).settings
-    from vcpusched.cli import undo
-
-    return undo.release(settings, options.domains)
+    return undo.carry_out(settings, options.name, options.domains)
 
 
 def _pause(options: argparse.Namespace) -> int:
@@ -431,23 +409,15 @@ def _workload(options: argparse.Namespace, period_s: float) -> "Workload":
             return workload_files.read_toml(
                 options.workload, periods=options.periods, seed=options.seed
             )
-        cpus, vcpus, seed = options.cpus or 8, options.vcpus or 32, options.seed or 0
+        size = {
+            "cpu_count": options.cpus or 8,
+            "vcpu_count": options.vcpus or 32,
+            "seed": options.seed or 0,
+        }
         if options.trace is not None:
-            made = workload_files.read_trace(
-                options.trace,
-                cpu_count=cpus,
-                vcpu_count=vcpus,
-                periods=options.periods,
-                seed=seed,
-            )
+            made = workload_files.read_trace(options.trace, periods=options.periods, **size)
         else:
-            made = traces.generate(
-                cpu_count=cpus,
-                vcpu_count=vcpus,
-                periods=options.periods or 288,
-                seed=seed,
-                period_s=period_s,
-            )
+            made = traces.generate(periods=options.periods or 288, period_s=period_s, **size)
         return made if options.mean is None else workload.scaled(made, options.mean * PPM // 100)
     except workload.WorkloadError as error:
         raise exits.Refusal(exits.BAD_INPUT, str(error)) from None

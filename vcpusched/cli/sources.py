@@ -47,14 +47,13 @@ def present(settings: Settings) -> tuple[Host, str]:
     Raises Refusal.
     """
     try:
-        text = live_state()
-        state = snapshot.parse_state(text) if text is not None else None
-        host = snapshot.saved_host(state) if state is not None else None
+        told = live()
     except (run_directory.RunDirectoryError, snapshot.SnapshotError):
-        state = host = None  # `status` tells what is wrong with it; here it is only a shortcut
-    if state is not None and host is not None and state.uri == settings.uri:
+        told = None  # `status` tells what is wrong with it; here it is only a shortcut
+    if told is not None:
+        _text, state, host = told
         age_s = max(0.0, time.time() - state.at)
-        if age_s <= state.age_max_s:
+        if host is not None and state.uri == settings.uri and age_s <= state.age_max_s:
             return host, f"As the running service (process {state.pid}) saw it {age_s:.0f} s ago"
     host = _sampled(settings)
     uri = printable(settings.uri, 200)
@@ -118,7 +117,14 @@ def _end_at_once(status: int, line: str) -> NoReturn:
     os._exit(status)
 
 
-def live_state() -> str | None:
-    """Give what the running daemon last wrote; None where none runs. Raises RunDirectoryError."""
+def live() -> tuple[str, snapshot.SavedState, Host | None] | None:
+    """Give what the running daemon last wrote, as text and as values; None where none runs.
+
+    Raises RunDirectoryError and SnapshotError.
+    """
     directory = run_directory.locate()
-    return run_directory.read_state(directory) if run_directory.lives(directory) else None
+    text = run_directory.read_state(directory) if run_directory.lives(directory) else None
+    if text is None:
+        return None
+    state = snapshot.parse_state(text)
+    return text, state, snapshot.saved_host(state)

@@ -24,16 +24,6 @@ LINE_MAX: Final = 10_000
 """A line on a domain of 500 vCPUs."""
 
 
-def restore(settings: "Settings", domains: Sequence[str]) -> int:
-    """Give original affinities back; gives the exit status. Raises Refusal."""
-    return _do(settings, Request(Verb.RESTORE, tuple(domains)))
-
-
-def release(settings: "Settings", domains: Sequence[str]) -> int:
-    """End holds; gives the exit status. Raises Refusal."""
-    return _do(settings, Request(Verb.RELEASE, tuple(domains)))
-
-
 def pause(duration: str | None) -> int:
     """Have nothing pinned for a while, whether a service runs or not. Raises Refusal."""
     directory = run_directory.locate()
@@ -60,12 +50,9 @@ def resume() -> int:
     return exits.OK
 
 
-def _unwritable(directory: Path, error: OSError) -> exits.Refusal:
-    line = f"{directory}: cannot be written: {error.strerror}; run it as root"
-    return exits.Refusal(exits.NOT_PERMITTED, line)
-
-
-def _do(settings: "Settings", asked: Request) -> int:
+def carry_out(settings: "Settings", verb: str, domains: Sequence[str]) -> int:
+    """Give original affinities back, or end holds; gives the exit status. Raises Refusal."""
+    asked = Request(Verb(verb), tuple(domains))
     directory = run_directory.locate()
     try:
         answer = control.ask(directory, asked)
@@ -91,6 +78,11 @@ def _do(settings: "Settings", asked: Request) -> int:
     for line in answer.problems:
         print(f"vcpusched: {printable(line, LINE_MAX)}", file=sys.stderr)
     return answer.status
+
+
+def _unwritable(directory: Path, error: OSError) -> exits.Refusal:
+    line = f"{directory}: cannot be written: {error.strerror}; run it as root"
+    return exits.Refusal(exits.NOT_PERMITTED, line)
 
 
 def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
