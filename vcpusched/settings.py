@@ -45,8 +45,6 @@ _WORDS: Final = {
 }
 """What a setting that is a text or a list may be."""
 
-LogLevel = Literal["debug", "info", "warning", "error"]
-
 
 class ConfigError(Exception):
     """A setting is wrong. `on_command_line` tells a usage error from a configuration error."""
@@ -71,18 +69,18 @@ def _local_uri(uri: str) -> str:
 def _metrics_file(path: str) -> str:
     """Take what node_exporter reads: names without this ending it passes over."""
     if path and not (path.startswith("/") and path.endswith(".prom") and path.isprintable()):
-        raise ValueError(f"must be {_WORDS['metrics_file']}")
+        raise ValueError
     return path
 
 
-def _cpus(key: str, word: str, *, least: int) -> AfterValidator:
+def _cpus(word: str, *, least: int) -> AfterValidator:
     """Check a list of at least so many pCPUs, or the word that stands instead of one."""
 
     def check(text: str) -> str:
         with contextlib.suppress(ValueError):
             if text == word or len(CpuSet.parse(text)) >= least:
                 return text
-        raise ValueError(f"must be {_WORDS[key]}")
+        raise ValueError
 
     return AfterValidator(check)
 
@@ -102,121 +100,91 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    period: float = Field(
-        3.0, ge=0.5, le=3600, description="Seconds from one look at the host to the next"
-    )
-    balance_threshold: float = Field(
-        10.0,
-        gt=0,
-        le=100,
-        description="Percentage points of one pCPU: from this gap between the busiest and the"
-        " freest pCPU on, the host is unbalanced",
-    )
-    min_gain: float = Field(
-        5.0,
-        ge=0,
-        le=100,
-        description="Percentage points of one pCPU: how much of the load outside the balanced band"
-        " each pin change must bring inside",
-    )
-    node_gain: float = Field(
-        20.0,
-        ge=0,
-        le=100,
-        description="The same for a pin change that leaves the NUMA node of a guest's memory"
-        " or, where that is not known, its own; half-way between both for one to another cache",
-    )
-    moves_max: int = Field(
-        0, ge=0, le=100_000, description="The most pin changes in one plan; 0: as many as it takes"
-    )
-    measure: Literal["demand", "usage"] = Field(
-        "demand",
-        description="What counts as the load of a vCPU: what it would run if it never waited for a"
-        " crowded pCPU, or only what it runs",
-    )
-    half_life: float = Field(
-        30.0,
-        ge=0,
-        le=86_400,
-        description="Seconds after which what a vCPU wanted counts half as much as what it wants"
-        " now; 0: only the last period counts",
-    )
-    settle: float = Field(
-        10.0,
-        ge=0,
-        le=3600,
-        description="Seconds after its start in which a guest is not judged, since guests boot",
-    )
-    cooldown: float = Field(
-        60.0,
-        ge=0,
-        le=86_400,
-        description="Seconds within which a vCPU is not moved again",
-    )
-    confirm: int = Field(
-        2,
-        ge=1,
-        le=1000,
-        description="Consecutive periods in which a host must be found unbalanced before a vCPU is"
-        " moved",
-    )
-    granularity: Literal["cpu", "core", "cache", "node"] = Field(
-        "cpu",
-        description="What a vCPU is pinned to: one pCPU, or all pCPUs of a core, of a last-level"
-        " cache or of a NUMA node, among which the kernel chooses",
-    )
-    act_on: Literal["imbalance", "contention"] = Field(
-        "imbalance",
-        description="When to move vCPUs: whenever the host is unbalanced, or only while a vCPU has"
-        " to wait for a pCPU, too",
-    )
-    floating: Literal["pin", "kernel"] = Field(
-        "pin",
-        description="What to do with vCPUs that may use several pCPUs: pin them where that ends"
-        " balanced and short of saturation, or leave them to the kernel",
-    )
-    service_check: bool = Field(
-        default=True,
-        description="Whether to refuse plans after which a guest would get less of its pCPUs, by"
-        " its CPU shares and quota, than it should",
-    )
-    cpus: Annotated[str, _cpus("cpus", ALL, least=1)] = Field(
-        ALL, description="The pCPUs to balance, as a list, or all of them"
-    )
-    exclude_cpus: Annotated[str, _cpus("exclude_cpus", ISOLATED, least=0)] = Field(
-        ISOLATED,
-        description="The pCPUs to leave alone, as a list, or those that the kernel isolates, unless"
-        " cpus names them; an empty list: none",
-    )
-    include_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = Field(
-        ["*"], description="Names or globs of the domains whose vCPUs may be moved"
-    )
-    exclude_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = Field(
-        [], description="Names or globs of domains whose vCPUs are not moved all the same"
-    )
-    on_stop: Literal["restore", "leave"] = Field(
-        "restore",
-        description="What a stop of the service does with its pins: give back the affinity that"
-        " each vCPU had before, or leave them; a restart always leaves them",
-    )
-    uri: Annotated[str, AfterValidator(_local_uri)] = Field(
-        "qemu:///system", description="The libvirt of this host"
-    )
-    dry_run: bool = Field(
-        default=False, description="Decide and report as usual, but change no pin"
-    )
-    exit_when_idle: bool = Field(
-        default=False, description="End, with status 0, at the first look that finds no guest"
-    )
-    metrics_file: Annotated[str, AfterValidator(_metrics_file)] = Field(
-        "",
-        description="Where to write metrics for node_exporter's textfile collector each period;"
-        " empty: nowhere",
-    )
-    metrics_per_vcpu: bool = Field(
-        default=False, description="Whether the metrics tell of each vCPU, too, not only of guests"
-    )
-    log_level: LogLevel = Field("info", description="The least severe messages to report")
+    period: float = Field(3.0, ge=0.5, le=3600)
+    """Seconds from one look at the host to the next."""
+
+    balance_threshold: float = Field(10.0, gt=0, le=100)
+    """Percentage points of one pCPU: from this gap between the busiest and the freest pCPU on, the
+    host is unbalanced."""
+
+    min_gain: float = Field(5.0, ge=0, le=100)
+    """Percentage points of one pCPU: how much of the load outside the balanced band each pin change
+    must bring inside."""
+
+    node_gain: float = Field(20.0, ge=0, le=100)
+    """The same for a pin change that leaves the NUMA node of a guest's memory or, where that is not
+    known, its own; half-way between both for one to another cache."""
+
+    moves_max: int = Field(0, ge=0, le=100_000)
+    """The most pin changes in one plan; 0: as many as it takes."""
+
+    measure: Literal["demand", "usage"] = "demand"
+    """What counts as the load of a vCPU: what it would run if it never waited for a crowded pCPU,
+    or only what it runs."""
+
+    half_life: float = Field(30.0, ge=0, le=86_400)
+    """Seconds after which what a vCPU wanted counts half as much as what it wants now; 0: only the
+    last period counts."""
+
+    settle: float = Field(10.0, ge=0, le=3600)
+    """Seconds after its start in which a guest is not judged, since guests boot."""
+
+    cooldown: float = Field(60.0, ge=0, le=86_400)
+    """Seconds within which a vCPU is not moved again."""
+
+    confirm: int = Field(2, ge=1, le=1000)
+    """Consecutive periods in which a host must be found unbalanced before a vCPU is moved."""
+
+    granularity: Literal["cpu", "core", "cache", "node"] = "cpu"
+    """What a vCPU is pinned to: one pCPU, or all pCPUs of a core, of a last-level cache or of a
+    NUMA node, among which the kernel chooses."""
+
+    act_on: Literal["imbalance", "contention"] = "imbalance"
+    """When to move vCPUs: whenever the host is unbalanced, or only while a vCPU has to wait for a
+    pCPU, too."""
+
+    floating: Literal["pin", "kernel"] = "pin"
+    """What to do with vCPUs that may use several pCPUs: pin them where that ends balanced and short
+    of saturation, or leave them to the kernel."""
+
+    service_check: bool = True
+    """Whether to refuse plans after which a guest would get less of its pCPUs, by its CPU shares
+    and quota, than it should."""
+
+    cpus: Annotated[str, _cpus(ALL, least=1)] = ALL
+    """The pCPUs to balance, as a list, or all of them."""
+
+    exclude_cpus: Annotated[str, _cpus(ISOLATED, least=0)] = ISOLATED
+    """The pCPUs to leave alone, as a list, or those that the kernel isolates, unless cpus names
+    them; an empty list: none."""
+
+    include_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = ["*"]
+    """Names or globs of the domains whose vCPUs may be moved."""
+
+    exclude_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = []
+    """Names or globs of domains whose vCPUs are not moved all the same."""
+
+    on_stop: Literal["restore", "leave"] = "restore"
+    """What a stop of the service does with its pins: give back the affinity that each vCPU had
+    before, or leave them; a restart always leaves them."""
+
+    uri: Annotated[str, AfterValidator(_local_uri)] = "qemu:///system"
+    """The libvirt of this host."""
+
+    dry_run: bool = False
+    """Decide and report as usual, but change no pin."""
+
+    exit_when_idle: bool = False
+    """End, with status 0, at the first look that finds no guest."""
+
+    metrics_file: Annotated[str, AfterValidator(_metrics_file)] = ""
+    """Where to write metrics for node_exporter's textfile collector each period; empty: nowhere."""
+
+    metrics_per_vcpu: bool = False
+    """Whether the metrics tell of each vCPU, too, not only of guests."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe messages to report."""
 
     def policy(self) -> Policy:
         """Give what the planner must know."""
