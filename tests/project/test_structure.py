@@ -56,7 +56,6 @@ LONGER = {
     "observe.observe",
     "plan.near",
     "plan.planner",
-    "report.history",
     "report.messages",
     "service.daemon",
     "settings",

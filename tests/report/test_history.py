@@ -62,8 +62,8 @@ def test_a_plan_and_what_came_of_it() -> None:
     """Gap and wait before, as planned and as measured; each move with its reason."""
     (event,) = past(a_plan()).events
     assert (event.kind, event.cycle, event.at_s) == (Kind.PLAN, 7, NOON_S)
-    assert [moved.domain for moved in event.moves] == [move.domain for move in FOUND.moves]
-    assert event.moves[0].reason == FOUND.moves[0].reason
+    assert [moved.text("DOMAIN") for moved in event.moves] == [move.domain for move in FOUND.moves]
+    assert event.moves[0].text("REASON") == FOUND.moves[0].reason
     assert history.figures(event) == [
         ("gap", "100 points", "0 points", "6 points"),
         ("wait", "56 %", "1 %", "2 %"),
@@ -124,7 +124,7 @@ def test_one_domain_only() -> None:
     first, second = FOUND.moves
     for asked in (second.domain, second.vcpu.uuid):
         (event,) = past(a_plan(), domain=asked).events
-        assert [moved.domain for moved in event.moves] == [second.domain]
+        assert [moved.text("DOMAIN") for moved in event.moves] == [second.domain]
         assert history.headline(event) == "1 pin beside 1 of others by the plan of cycle 7"
     assert first.domain != second.domain
     assert not past(a_plan(), domain="web*").events
@@ -260,7 +260,7 @@ def test_a_real_journal(tmp_path: Path) -> None:
     assert len(entries) == len(odd)
     assert [round(one.at_s - NOON_S, 3) for one in entries] == [0.0, 0.0, 0.1, 3.0]
     (event,) = past(entries).events
-    assert event.moves[0].domain == "\ufffd" + HOSTILE
+    assert event.moves[0].text("DOMAIN") == "\ufffd" + HOSTILE
     assert history.came_of_it(event, NOON_S) == "helped: 4 vCPUs had to wait before"
 
 

@@ -9,8 +9,9 @@ or original affinities given back.
 """
 
 import enum
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from vcpusched.act.proof import PATIENCE_NS, Verdict
@@ -21,6 +22,7 @@ from vcpusched.report.messages import (
     MESSAGE_ID_PIN,
     MESSAGE_ID_PLAN,
     MESSAGE_ID_RESET,
+    counted,
 )
 from vcpusched.text import percent, printable, vcpu_text
 
@@ -79,50 +81,30 @@ class Told:
         are_digits = _whole(whole) is not None and _whole(part or "0") is not None
         return round(float(f"{whole}.{part}") * PPM) if are_digits else None
 
+    def pcpus(self, key: str) -> float | None:
+        """Give a field of ours that is a decimal; None where it is none."""
+        load_ppm = self.ppm(key)
+        return None if load_ppm is None else load_ppm / PPM
+
     def number(self, key: str) -> int | None:
         """Give a field of ours that is a whole number; None where it is none."""
         return _whole(self.text(key))
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """A vCPU whose affinity was changed; only of pins the load and the reason are told."""
-
-    at_s: float
-    domain: str
-    uuid: str
-    vcpu: int
-    from_cpus: str
-    to_cpus: str
-    load_ppm: int | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a plan; waits are means of the `waiting` vCPUs that had to wait before it."""
-
-    at_s: float
-    verdict: str
-    gap_ppm: int | None
-    waiting: int
-    wait_before_ppm: int | None
-    wait_planned_ppm: int | None
-    wait_ppm: int | None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Event:
-    """Moves that belong together; `others` more are of domains that were not asked for."""
+    """Moves that belong together; `others` more are of domains that were not asked for.
+
+    `plan` is what was told of the plan that they are of, and `outcome` of what came of it.
+    """
 
     kind: Kind
     at_s: float
-    cycle: int | None
-    moves: tuple[Moved, ...]
+    cycle: int | None = None
+    moves: list[Told] = field(default_factory=list)
     others: int = 0
-    gap_before_ppm: int | None = None
-    gap_planned_ppm: int | None = None
-    outcome: Outcome | None = None
+    plan: Told | None = None
+    outcome: Told | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +116,6 @@ class History:
     events: tuple[Event, ...]
 
 
-@dataclass(slots=True)
-class _Draft:
-    kind: Kind
-    at_s: float
-    cycle: int | None
-    moves: list[Moved] = field(default_factory=list)
-    plan: Told | None = None
-    outcome: Outcome | None = None
-
-
 def history(
     entries: Iterable[Told], since_s: float, until_s: float, *, domain: str = "", own_uid: int = 0
 ) -> History:
@@ -152,31 +124,31 @@ def history(
     `domain` is a name or UUID: only what concerns it is told. `own_uid` is that of who asks, whose
     entries are believed beside the system's.
     """
-    drafts: dict[tuple[str, str, int], _Draft] = {}
-    every: list[_Draft] = []
+    of_cycle: dict[tuple[str, str, int], Event] = {}
+    every: list[Event] = []
     for told in entries:
         if not _is_trusted(told, own_uid):
             continue
-        process = told.fields.get("_BOOT_ID", ""), told.fields.get("_PID", "")
         kind = told.fields.get("MESSAGE_ID", "")
+        is_move, cycle = told.number("VCPU") is not None, told.number("CYCLE")
         if kind in _JOINED:
-            _join(every, told, _JOINED[kind])
+            if is_move:
+                _join(every, told, _JOINED[kind])
             continue
-        cycle = told.number("CYCLE")
         if cycle is None:
             continue
-        key = (*process, cycle)
-        draft = drafts.get(key)
-        if kind == MESSAGE_ID_PIN and (moved := _moved(told)) is not None:
-            if draft is None:
-                draft = drafts[key] = _Draft(Kind.PINS, told.at_s, cycle)
-                every.append(draft)
-            draft.moves.append(moved)
-        elif kind == MESSAGE_ID_PLAN and draft is not None:
-            draft.kind, draft.plan = Kind.PLAN, told
-        elif kind == MESSAGE_ID_OUTCOME and draft is not None:
-            draft.outcome = _outcome(told)
-    events = (_event(draft, domain) for draft in every if draft.at_s >= since_s)
+        key = told.fields.get("_BOOT_ID", ""), told.fields.get("_PID", ""), cycle
+        event = of_cycle.get(key)
+        if kind == MESSAGE_ID_PIN and is_move:
+            if event is None:
+                event = of_cycle[key] = Event(Kind.PINS, told.at_s, cycle)
+                every.append(event)
+            event.moves.append(told)
+        elif kind == MESSAGE_ID_PLAN and event is not None:
+            event.kind, event.plan = Kind.PLAN, told
+        elif kind == MESSAGE_ID_OUTCOME and event is not None:
+            event.outcome = told
+    events = (_of_domain(event, domain) for event in every if event.at_s >= since_s)
     return History(since_s, until_s, tuple(event for event in events if event.moves))
 
 
@@ -191,60 +163,20 @@ def _is_trusted(told: Told, own_uid: int) -> bool:
     return uid is not None and (uid <= SYSTEM_UID_MAX or uid == own_uid)
 
 
-def _moved(told: Told) -> Moved | None:
-    vcpu = told.number("VCPU")
-    if vcpu is None:
-        return None
-    return Moved(
-        at_s=told.at_s,
-        domain=told.text("DOMAIN"),
-        uuid=told.text("DOMAIN_UUID"),
-        vcpu=vcpu,
-        from_cpus=told.text("FROM"),
-        to_cpus=told.text("TO"),
-        load_ppm=told.ppm("LOAD"),
-        reason=told.text("REASON"),
-    )
-
-
-def _join(every: list[_Draft], told: Told, kind: Kind) -> None:
+def _join(every: list[Event], told: Told, kind: Kind) -> None:
     """Add to what was done of the kind just before, or begin anew."""
-    moved = _moved(told)
-    if moved is None:
-        return
     last = every[-1] if every else None
     if last is None or last.kind is not kind or told.at_s - last.moves[-1].at_s > _APART_S:
-        last = _Draft(kind, told.at_s, None)
+        last = Event(kind, told.at_s)
         every.append(last)
-    last.moves.append(moved)
+    last.moves.append(told)
 
 
-def _outcome(told: Told) -> Outcome:
-    return Outcome(
-        at_s=told.at_s,
-        verdict=told.text("VERDICT"),
-        gap_ppm=told.ppm("GAP_MEASURED"),
-        waiting=told.number("WAITING") or 0,
-        wait_before_ppm=told.ppm("WAIT_BEFORE"),
-        wait_planned_ppm=told.ppm("WAIT_AFTER"),
-        wait_ppm=told.ppm("WAIT_MEASURED"),
-    )
-
-
-def _event(draft: _Draft, domain: str) -> Event:
-    moves = tuple(
-        moved for moved in draft.moves if not domain or domain in {moved.domain, moved.uuid}
-    )
-    return Event(
-        kind=draft.kind,
-        at_s=draft.at_s,
-        cycle=draft.cycle,
-        moves=moves,
-        others=len(draft.moves) - len(moves),
-        gap_before_ppm=draft.plan.ppm("GAP_BEFORE") if draft.plan is not None else None,
-        gap_planned_ppm=draft.plan.ppm("GAP_AFTER") if draft.plan is not None else None,
-        outcome=draft.outcome,
-    )
+def _of_domain(event: Event, domain: str) -> Event:
+    if not domain:
+        return event
+    moves = [one for one in event.moves if domain in {one.text("DOMAIN"), one.text("DOMAIN_UUID")}]
+    return replace(event, moves=moves, others=len(event.moves) - len(moves))
 
 
 # What people and programs read.
@@ -254,21 +186,19 @@ def summary(past: History) -> str:
     """Tell in one sentence what happened."""
     if not past.events:
         return "Nothing was moved"
-
-    def moves(*kinds: Kind) -> int:
-        return sum(len(event.moves) for event in past.events if event.kind in kinds)
-
-    plans = [event for event in past.events if event.kind is Kind.PLAN]
-    pins = moves(Kind.PLAN, Kind.PINS)
-    parts = [f"{_count(pins, 'pin')} in {_count(len(plans), 'plan')}"]
-    verdicts = [event.outcome.verdict for event in plans if event.outcome is not None]
-    for verdict, word in _WORDS.items():
-        if count := verdicts.count(verdict):
-            parts.append(f"{count} {word}")
-    if again := moves(Kind.RESET):
+    moves, plans, verdicts = Counter[Kind](), 0, Counter[str]()
+    for event in past.events:
+        moves[event.kind] += len(event.moves)
+        plans += event.kind is Kind.PLAN
+        if event.kind is Kind.PLAN and event.outcome is not None:
+            verdicts[event.outcome.text("VERDICT")] += 1
+    pins = moves[Kind.PLAN] + moves[Kind.PINS]
+    parts = [f"{counted(pins, 'pin')} in {counted(plans, 'plan')}"]
+    parts += [f"{verdicts[key]} {word}" for key, word in _WORDS.items() if verdicts[key]]
+    if again := moves[Kind.RESET]:
         parts.append(f"{again} made again after the kernel")
-    if given := moves(Kind.GIVEN_BACK):
-        parts.append(f"{_count(given, 'affinity', 'affinities')} given back")
+    if given := moves[Kind.GIVEN_BACK]:
+        parts.append(f"{counted(given, 'affinity', 'affinities')} given back")
     return ", ".join(parts)
 
 
@@ -277,36 +207,25 @@ def headline(event: Event) -> str:
     count = len(event.moves)
     beside = f" beside {event.others} of others" if event.others else ""
     if event.kind is Kind.GIVEN_BACK:
-        return f"{_count(count, 'original affinity', 'original affinities')} given back{beside}"
+        return f"{counted(count, 'original affinity', 'original affinities')} given back{beside}"
     if event.kind is Kind.RESET:
-        return f"{_count(count, 'pin')} made again{beside}, which the kernel had undone"
-    return f"{_count(count, 'pin')}{beside}" + (
+        return f"{counted(count, 'pin')} made again{beside}, which the kernel had undone"
+    return f"{counted(count, 'pin')}{beside}" + (
         f" by the plan of cycle {event.cycle}" if event.kind is Kind.PLAN else " without a plan"
     )
 
 
-def figures(event: Event) -> list[tuple[str, str, str, str]]:
+def figures(event: Event) -> list[tuple[str, ...]]:
     """Give gap and wait before, as planned, and as measured; what nobody measured is a dash."""
-    if event.kind is not Kind.PLAN:
+    plan, came = event.plan, event.outcome
+    if plan is None:
         return []
-    came = event.outcome
-    rows = [
-        (
-            "gap",
-            _points(event.gap_before_ppm),
-            _points(event.gap_planned_ppm),
-            _points(came.gap_ppm if came is not None else None),
-        )
-    ]
-    if came is not None and came.waiting:
-        rows.append(
-            (
-                "wait",
-                _percent(came.wait_before_ppm),
-                _percent(came.wait_planned_ppm),
-                _percent(came.wait_ppm),
-            )
-        )
+    found_ppm = came.ppm("GAP_MEASURED") if came is not None else None
+    gaps_ppm = (plan.ppm("GAP_BEFORE"), plan.ppm("GAP_AFTER"), found_ppm)
+    rows = [("gap", *("-" if gap is None else _points(gap) for gap in gaps_ppm))]
+    if came is not None and came.number("WAITING"):
+        waits_ppm = (came.ppm(f"WAIT_{when}") for when in ("BEFORE", "AFTER", "MEASURED"))
+        rows.append(("wait", *("-" if wait is None else percent(wait) for wait in waits_ppm)))
     return rows
 
 
@@ -318,18 +237,20 @@ def came_of_it(event: Event, now_s: float) -> str:
         if now_s - event.at_s < PENDING_S:
             return "not known yet"
         return "never measured, since the service ended or lost libvirt"
-    word = _WORDS.get(event.outcome.verdict, printable(event.outcome.verdict))
-    if event.outcome.waiting:
-        return f"{word}: {_count(event.outcome.waiting, 'vCPU')} had to wait before"
+    verdict = event.outcome.text("VERDICT")
+    word = _WORDS.get(verdict, printable(verdict))
+    if waiting := event.outcome.number("WAITING"):
+        return f"{word}: {counted(waiting, 'vCPU')} had to wait before"
     return word
 
 
-def sentence(moved: Moved) -> str:
-    """Tell of one move, with names that can do no harm."""
-    load = "" if moved.load_ppm is None else f" ({percent(moved.load_ppm)})"
-    places = f"{printable(moved.from_cpus)} → {printable(moved.to_cpus)}"
-    reason = f": {printable(moved.reason, 400)}" if moved.reason else ""
-    return f"{vcpu_text(moved.vcpu, moved.domain)}{load} {places}{reason}"
+def sentence(moved: Told) -> str:
+    """Tell of one move, with names that can do no harm; only of pins load and reason are told."""
+    load_ppm, reason = moved.ppm("LOAD"), moved.text("REASON")
+    whose = vcpu_text(moved.number("VCPU") or 0, moved.text("DOMAIN"))
+    load = "" if load_ppm is None else f" ({percent(load_ppm)})"
+    places = f"{printable(moved.text('FROM'))} → {printable(moved.text('TO'))}"
+    return f"{whose}{load} {places}" + (f": {printable(reason, 400)}" if reason else "")
 
 
 def as_json(past: History) -> dict[str, Any]:
@@ -343,9 +264,9 @@ def as_json(past: History) -> dict[str, Any]:
                 "kind": event.kind.value,
                 "at": event.at_s,
                 "cycle": event.cycle,
-                "gap_before": _pcpus(event.gap_before_ppm),
-                "gap_planned": _pcpus(event.gap_planned_ppm),
-                "outcome": None if event.outcome is None else _outcome_as_json(event.outcome),
+                "gap_before": event.plan and event.plan.pcpus("GAP_BEFORE"),
+                "gap_planned": event.plan and event.plan.pcpus("GAP_AFTER"),
+                "outcome": event.outcome and _outcome_as_json(event.outcome),
                 "moves": [_move_as_json(moved) for moved in event.moves],
                 "others": event.others,
             }
@@ -354,28 +275,28 @@ def as_json(past: History) -> dict[str, Any]:
     }
 
 
-def _outcome_as_json(outcome: Outcome) -> dict[str, Any]:
+def _outcome_as_json(told: Told) -> dict[str, Any]:
     return {
-        "at": outcome.at_s,
-        "verdict": outcome.verdict,
-        "gap": _pcpus(outcome.gap_ppm),
-        "waiting": outcome.waiting,
-        "wait_before": _pcpus(outcome.wait_before_ppm),
-        "wait_planned": _pcpus(outcome.wait_planned_ppm),
-        "wait": _pcpus(outcome.wait_ppm),
+        "at": told.at_s,
+        "verdict": told.text("VERDICT"),
+        "gap": told.pcpus("GAP_MEASURED"),
+        "waiting": told.number("WAITING") or 0,
+        "wait_before": told.pcpus("WAIT_BEFORE"),
+        "wait_planned": told.pcpus("WAIT_AFTER"),
+        "wait": told.pcpus("WAIT_MEASURED"),
     }
 
 
-def _move_as_json(moved: Moved) -> dict[str, Any]:
+def _move_as_json(told: Told) -> dict[str, Any]:
     return {
-        "at": moved.at_s,
-        "domain": moved.domain,
-        "uuid": moved.uuid,
-        "vcpu": moved.vcpu,
-        "from": moved.from_cpus,
-        "to": moved.to_cpus,
-        "load": _pcpus(moved.load_ppm),
-        "reason": moved.reason,
+        "at": told.at_s,
+        "domain": told.text("DOMAIN"),
+        "uuid": told.text("DOMAIN_UUID"),
+        "vcpu": told.number("VCPU"),
+        "from": told.text("FROM"),
+        "to": told.text("TO"),
+        "load": told.pcpus("LOAD"),
+        "reason": told.text("REASON"),
     }
 
 
@@ -387,17 +308,5 @@ _WORDS: Final = {
 }
 
 
-def _count(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"
-
-
-def _pcpus(load_ppm: int | None) -> float | None:
-    return None if load_ppm is None else load_ppm / PPM
-
-
-def _points(load_ppm: int | None) -> str:
-    return "-" if load_ppm is None else f"{load_ppm / PPM_PER_POINT:.0f} points"
-
-
-def _percent(share_ppm: int | None) -> str:
-    return "-" if share_ppm is None else percent(share_ppm)
+def _points(load_ppm: int) -> str:
+    return f"{load_ppm / PPM_PER_POINT:.0f} points"

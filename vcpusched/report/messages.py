@@ -14,7 +14,7 @@ from vcpusched.act.cycle import Cycle, Failure, Unclear
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import RESETS_MAX, Change, Changed
 from vcpusched.act.proof import Proof, Verdict
-from vcpusched.model import PPM, PPM_PER_POINT, Granularity
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity, VcpuId
 from vcpusched.plan.planner import Move, Plan, Stop
 from vcpusched.plan.units import untold
 from vcpusched.report.snapshot import host_as_json, plan_as_json
@@ -106,21 +106,13 @@ class Service:
 
 def pin_entry(number: int, move: Move) -> Entry:
     """Tell of one changed pin."""
-    return Entry(
-        Priority.INFO,
-        f"Pinned {_subject(move)} from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}: "
-        f"{move.reason}",
-        {
-            "MESSAGE_ID": MESSAGE_ID_PIN,
-            "VCPUSCHED_DOMAIN": move.domain,
-            "VCPUSCHED_DOMAIN_UUID": move.vcpu.uuid,
-            "VCPUSCHED_VCPU": str(move.vcpu.vcpu),
-            "VCPUSCHED_FROM": str(move.from_cpus),
-            "VCPUSCHED_TO": str(move.to_cpus),
-            "VCPUSCHED_LOAD": _decimal(move.load_ppm),
-            "VCPUSCHED_REASON": move.reason,
-            "VCPUSCHED_CYCLE": str(number),
-        },
+    return _entry(
+        f"Pinned {_as_moved(move)}",
+        MESSAGE_ID_PIN,
+        **_moved(move.vcpu, move.domain, move.from_cpus, move.to_cpus),
+        LOAD=_decimal(move.load_ppm),
+        REASON=move.reason,
+        CYCLE=number,
     )
 
 
@@ -130,9 +122,7 @@ def plan_entry(cycle: Cycle) -> Entry | None:
     if plan is None or not cycle.pinned:
         return None
     made, planned = len(cycle.pinned), len(plan.moves)
-    count = f"{made} pin{'' if made == 1 else 's'}"
-    if made < planned:
-        count = f"{made} of {planned} pins planned"
+    count = f"{made} of {planned} pins planned" if made < planned else counted(made, "pin")
     ends = {
         Stop.BALANCED: "",
         Stop.NO_GAIN: "; closer no move that pays can bring them",
@@ -140,17 +130,14 @@ def plan_entry(cycle: Cycle) -> Entry | None:
     }[plan.stop]
     if plan.refused:
         ends = f"; more was planned, but that {plan.refused}"
-    return Entry(
-        Priority.INFO,
+    return _entry(
         f"Balanced the host with {count}: the busiest and the freest pCPU were "
         f"{points(plan.gap_before_ppm)} apart, {points(plan.gap_after_ppm)} as planned{ends}",
-        {
-            "MESSAGE_ID": MESSAGE_ID_PLAN,
-            "VCPUSCHED_GAP_BEFORE": _decimal(plan.gap_before_ppm),
-            "VCPUSCHED_GAP_AFTER": _decimal(plan.gap_after_ppm),
-            "VCPUSCHED_MOVES": str(made),
-            "VCPUSCHED_CYCLE": str(cycle.number),
-        },
+        MESSAGE_ID_PLAN,
+        GAP_BEFORE=_decimal(plan.gap_before_ppm),
+        GAP_AFTER=_decimal(plan.gap_after_ppm),
+        MOVES=made,
+        CYCLE=cycle.number,
     )
 
 
@@ -160,10 +147,11 @@ def outcome_entry(proof: Proof) -> Entry:
         f"the gap is {points(proof.gap_ppm)} (before {points(proof.gap_before_ppm)}, "
         f"as planned {points(proof.gap_promised_ppm)})"
     )
-    vcpus = f"{proof.waiting} vCPU{'' if proof.waiting == 1 else 's'}"
-    before, now = percent(proof.wait_before_ppm), percent(proof.wait_ppm)
     the_plan = f"plan of cycle {proof.number}"
-    waited = f"{vcpus} that waited for {before} of the time, now for {now}"
+    waited = (
+        f"{counted(proof.waiting, 'vCPU')} that waited for {percent(proof.wait_before_ppm)} of the "
+        f"time, now for {percent(proof.wait_ppm)}"
+    )
     text = {
         Verdict.NO_WAIT: f"After the {the_plan} {gap}; nobody had to wait before",
         Verdict.HELPED: f"The {the_plan} helped: {waited}; {gap}",
@@ -173,43 +161,34 @@ def outcome_entry(proof: Proof) -> Entry:
         Verdict.UNCLEAR: f"Whether the {the_plan} helped cannot be told, since guests want "
         f"something else by now; {gap}",
     }[proof.verdict]
-    return Entry(
-        Priority.INFO,
+    return _entry(
         text,
-        {
-            "MESSAGE_ID": MESSAGE_ID_OUTCOME,
-            "VCPUSCHED_VERDICT": proof.verdict.value,
-            "VCPUSCHED_GAP_BEFORE": _decimal(proof.gap_before_ppm),
-            "VCPUSCHED_GAP_AFTER": _decimal(proof.gap_promised_ppm),
-            "VCPUSCHED_GAP_MEASURED": _decimal(proof.gap_ppm),
-            "VCPUSCHED_WAITING": str(proof.waiting),
-            "VCPUSCHED_WAIT_BEFORE": _decimal(proof.wait_before_ppm),
-            "VCPUSCHED_WAIT_AFTER": _decimal(proof.wait_promised_ppm),
-            "VCPUSCHED_WAIT_MEASURED": _decimal(proof.wait_ppm),
-            "VCPUSCHED_CYCLE": str(proof.number),
-        },
+        MESSAGE_ID_OUTCOME,
+        VERDICT=proof.verdict.value,
+        GAP_BEFORE=_decimal(proof.gap_before_ppm),
+        GAP_AFTER=_decimal(proof.gap_promised_ppm),
+        GAP_MEASURED=_decimal(proof.gap_ppm),
+        WAITING=proof.waiting,
+        WAIT_BEFORE=_decimal(proof.wait_before_ppm),
+        WAIT_AFTER=_decimal(proof.wait_promised_ppm),
+        WAIT_MEASURED=_decimal(proof.wait_ppm),
+        CYCLE=proof.number,
     )
 
 
 def dry_run_entries(plan: Plan) -> list[Entry]:
     """Tell what would have been done; these entries are no pins and have no pin's message ID."""
-    return [
-        Entry(
-            Priority.INFO,
-            f"Dry run: would pin {_subject(move)} from {cpus_text(move.from_cpus)} to "
-            f"{cpus_text(move.to_cpus)}: {move.reason}",
-        )
-        for move in plan.moves
-    ]
+    return [_entry(f"Dry run: would pin {_as_moved(move)}") for move in plan.moves]
 
 
 def failure_entry(failure: Failure) -> Entry:
     """Tell of a pin that could not be made."""
-    return Entry(
-        Priority.DEBUG if failure.expected else Priority.WARNING,
-        f"Could not pin {_subject(failure.move)} to {cpus_text(failure.move.to_cpus)}: "
-        f"{printable(failure.why, 300)}",
-        {"VCPUSCHED_DOMAIN": failure.move.domain, "VCPUSCHED_DOMAIN_UUID": failure.move.vcpu.uuid},
+    move, why = failure.move, printable(failure.why, 300)
+    return _entry(
+        f"Could not pin {_subject(move)} to {cpus_text(move.to_cpus)}: {why}",
+        priority=Priority.DEBUG if failure.expected else Priority.WARNING,
+        DOMAIN=move.domain,
+        DOMAIN_UUID=move.vcpu.uuid,
     )
 
 
@@ -236,55 +215,34 @@ def changed_entry(changed: Changed) -> Entry:
             f"{whose} was let off {books}, for the {RESETS_MAX + 1}th time: it is left alone now",
         ),
     }[changed.change]
-    fields = {"VCPUSCHED_DOMAIN": changed.domain, "VCPUSCHED_DOMAIN_UUID": changed.vcpu.uuid}
     if changed.change is Change.RESET:
         # A pin of ours, told as one: from where the kernel had put the vCPU, back to where it was.
-        fields |= {
-            "MESSAGE_ID": MESSAGE_ID_RESET,
-            "VCPUSCHED_VCPU": str(changed.vcpu.vcpu),
-            "VCPUSCHED_FROM": str(changed.to_cpus),
-            "VCPUSCHED_TO": str(changed.from_cpus),
-        }
-    return Entry(priority, text, fields)
+        fields = _moved(changed.vcpu, changed.domain, changed.to_cpus, changed.from_cpus)
+        return _entry(text, MESSAGE_ID_RESET, priority, **fields)
+    return _entry(text, priority=priority, DOMAIN=changed.domain, DOMAIN_UUID=changed.vcpu.uuid)
 
 
 def given_back_entry(given: GivenBack) -> Entry:
     """Tell of an original affinity that was given back, or was not."""
     whose = vcpu_text(given.vcpu.vcpu, given.domain)
-    fields = {
-        "VCPUSCHED_DOMAIN": given.domain,
-        "VCPUSCHED_DOMAIN_UUID": given.vcpu.uuid,
-        "VCPUSCHED_VCPU": str(given.vcpu.vcpu),
-        "VCPUSCHED_FROM": str(given.from_cpus),
-        "VCPUSCHED_TO": str(given.to_cpus),
-    }
+    fields = _moved(given.vcpu, given.domain, given.from_cpus, given.to_cpus)
     if given.why_not:
-        why = printable(given.why_not, 300)
-        return Entry(Priority.WARNING, f"Could not give {whose} its affinity back: {why}", fields)
-    return Entry(
-        Priority.INFO,
-        f"Gave {whose} its affinity back: from {cpus_text(given.from_cpus)} to "
-        f"{cpus_text(given.to_cpus)}",
-        {"MESSAGE_ID": MESSAGE_ID_GIVEN_BACK, **fields},
-    )
+        text = f"Could not give {whose} its affinity back: {printable(given.why_not, 300)}"
+        return _entry(text, priority=Priority.WARNING, **fields)
+    places = f"from {cpus_text(given.from_cpus)} to {cpus_text(given.to_cpus)}"
+    return _entry(f"Gave {whose} its affinity back: {places}", MESSAGE_ID_GIVEN_BACK, **fields)
 
 
 def unread_entry(domain: str, why: str) -> Entry:
     """Tell of a running domain that could not be read."""
-    return Entry(
-        Priority.WARNING,
-        f"Could not read domain {printable(domain)}, which is left out: {printable(why, 300)}",
-        {"VCPUSCHED_DOMAIN": domain},
-    )
+    text = f"Could not read domain {printable(domain)}, which is left out: {printable(why, 300)}"
+    return _entry(text, priority=Priority.WARNING, DOMAIN=domain)
 
 
 def unclear_entry(unclear: Unclear) -> Entry:
     """Tell of a domain whose wish is not understood."""
-    return Entry(
-        Priority.WARNING,
-        f"Domain {printable(unclear.name)} is held, since {unclear.why}",
-        {"VCPUSCHED_DOMAIN": unclear.name, "VCPUSCHED_DOMAIN_UUID": unclear.uuid},
-    )
+    text = f"Domain {printable(unclear.name)} is held, since {unclear.why}"
+    return _entry(text, priority=Priority.WARNING, DOMAIN=unclear.name, DOMAIN_UUID=unclear.uuid)
 
 
 def untold_entry(untold: str) -> Entry:
@@ -302,22 +260,19 @@ def status_line(service: Service) -> str:
         return f"{prefix}Waiting for libvirt at {printable(service.uri, 200)}{why}"
     if why:
         return f"{prefix}Cannot read the host{why}"
-    if cycle is None or cycle.plan is None:
-        what = "Measuring the first period"
-        if cycle is not None and cycle.domains == 0:
-            what = "No guests"
-    elif cycle.domains == 0:
+    if cycle is not None and cycle.domains == 0:
         what = "No guests"
+    elif cycle is None or cycle.plan is None:
+        what = "Measuring the first period"
     elif cycle.host is not None and not cycle.host.cpus:
         what = "No pCPU is managed: none of those that cpus and exclude_cpus leave is online"
     else:
         what = f"{_verdict(cycle, cycle.plan)}, gap {points(gap_now_ppm(cycle, cycle.plan))}"
         what += f" (threshold {service.threshold_ppm / PPM_PER_POINT:g})"
-    pins = f"{service.pins} pin{'' if service.pins == 1 else 's'} so far"
+    pins = f"{counted(service.pins, 'pin')} so far"
     if service.pins_failing:
         pins += f", {len(service.pins_failing)} failing"
-    domains = cycle.domains if cycle else 0
-    return f"{prefix}{what}; {pins}; {domains} domain{'' if domains == 1 else 's'}"
+    return f"{prefix}{what}; {pins}; {counted(cycle.domains if cycle else 0, 'domain')}"
 
 
 def _verdict(cycle: Cycle, plan: Plan) -> str:
@@ -341,13 +296,10 @@ def gap_now_ppm(cycle: Cycle, plan: Plan) -> int:
     return plan.gap_after_ppm if done else plan.gap_before_ppm
 
 
-def _loads_now(cycle: Cycle | None) -> tuple[tuple[int, int], ...]:
-    return cycle.plan.loads_before_ppm if cycle and cycle.plan else ()
-
-
 def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
     """Give the state file, version 1."""
-    cycle = service.cycle
+    cycle = service.cycle or Cycle(0, 0)
+    plan = cycle.plan
     return {
         "version": STATE_VERSION,
         "pid": service.pid,
@@ -379,28 +331,47 @@ def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
             }
             for pin in service.last_pins
         ],
-        "cycle": cycle.number if cycle else 0,
-        "domains": cycle.domains if cycle else 0,
-        "gap": gap_now_ppm(cycle, cycle.plan) / PPM if cycle and cycle.plan else None,
+        "cycle": cycle.number,
+        "domains": cycle.domains,
+        "gap": gap_now_ppm(cycle, plan) / PPM if plan else None,
         "waits": [
             {"uuid": vcpu.uuid, "id": vcpu.domain_id, "vcpu": vcpu.vcpu, "wait": wait_ppm / PPM}
-            for vcpu, wait_ppm in (cycle.waits if cycle else {}).items()
+            for vcpu, wait_ppm in cycle.waits.items()
             if wait_ppm
         ],
-        "left_alone": [
-            {"cpus": str(cpus), "why": why}
-            for why, cpus in (cycle.left_alone if cycle else {}).items()
-        ],
-        "loads": {str(cpu): load_ppm / PPM for cpu, load_ppm in _loads_now(cycle)},
-        "plan": plan_as_json(cycle.plan) if cycle and cycle.plan else None,
-        "snapshot": host_as_json(cycle.host) if cycle and cycle.host else None,
+        "left_alone": [{"cpus": str(cpus), "why": why} for why, cpus in cycle.left_alone.items()],
+        "loads": {str(cpu): ppm / PPM for cpu, ppm in plan.loads_before_ppm} if plan else {},
+        "plan": plan_as_json(plan) if plan else None,
+        "snapshot": host_as_json(cycle.host) if cycle.host else None,
     }
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """Word a number of things; without `many` an "s" makes them more."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def _entry(
+    message: str, message_id: str = "", priority: Priority = Priority.INFO, **fields: object
+) -> Entry:
+    """Give an entry with fields of ours, which get our prefix."""
+    told = {f"VCPUSCHED_{key}": str(value) for key, value in fields.items()}
+    return Entry(priority, message, {"MESSAGE_ID": message_id, **told} if message_id else told)
+
+
+def _moved(vcpu: VcpuId, domain: str, from_cpus: CpuSet, to_cpus: CpuSet) -> dict[str, Any]:
+    """Give the fields of a changed affinity."""
+    whose = {"DOMAIN": domain, "DOMAIN_UUID": vcpu.uuid, "VCPU": vcpu.vcpu}
+    return {**whose, "FROM": from_cpus, "TO": to_cpus}
+
+
+def _as_moved(move: Move) -> str:
+    places = f"from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}"
+    return f"{_subject(move)} {places}: {move.reason}"
+
+
 def _subject(move: Move) -> str:
-    return (
-        f"vCPU {move.vcpu.vcpu} of {printable(move.domain)} ({move.load_ppm / PPM_PER_POINT:.0f} %)"
-    )
+    return f"{vcpu_text(move.vcpu.vcpu, move.domain)} ({percent(move.load_ppm)})"
 
 
 def _decimal(load_ppm: int) -> str:
