@@ -5,7 +5,7 @@ same text stays.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
@@ -14,13 +14,14 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, VcpuId
+from vcpusched.model import PPM, PPM_PER_POINT, Host
 from vcpusched.plan import explain
 from vcpusched.plan.explain import Explanation
 from vcpusched.plan.planner import Plan, Stop
 from vcpusched.report import draw, history
 from vcpusched.report.history import Event, History
-from vcpusched.report.simulation import About, Result, VcpuResult
+from vcpusched.report.messages import counted
+from vcpusched.report.simulation import About, Result
 from vcpusched.report.snapshot import SavedState
 from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
 
@@ -44,31 +45,16 @@ def show(*parts: RenderableType) -> None:
 def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
     """Draw the host before and after, and each move with its reason."""
     threshold = f"threshold {threshold_ppm / PPM_PER_POINT:g}"
-    before_ppm = dict(plan.loads_before_ppm)
-    then: tuple[Mapping[int, int], Mapping[VcpuId, CpuSet]] | tuple[()] = ()
-    if plan.moves:
-        then = dict(plan.loads_after_ppm), {move.vcpu: move.to_cpus for move in plan.moves}
-    parts: list[RenderableType] = [
-        Text(source),
-        Text(),
-        draw.draw_host(host, before_ppm, *then),
-        Text(),
-        *_treatments(host),
-    ]
+    gap, who = points(plan.gap_before_ppm), _treatments(host)
+    drawn = draw.draw_host(host, dict(plan.loads_before_ppm), plan if plan.moves else None)
+    parts: list[RenderableType] = [source, "", drawn, "", *who, *([""] if who else [])]
     if plan.balanced:
-        parts.append(f"Balanced: the gap is {points(plan.gap_before_ppm)} ({threshold}).")
-    elif not plan.moves and plan.refused:
-        gap = points(plan.gap_before_ppm)
-        parts.append(
-            f"Unbalanced, but what would balance it {plan.refused}: the gap is {gap} ({threshold})."
-        )
+        parts.append(f"Balanced: the gap is {gap} ({threshold}).")
     elif not plan.moves:
-        gap = points(plan.gap_before_ppm)
-        parts.append(f"Unbalanced, but no move pays: the gap is {gap} ({threshold}).")
+        why = f"what would balance it {plan.refused}" if plan.refused else "no move pays"
+        parts.append(f"Unbalanced, but {why}: the gap is {gap} ({threshold}).")
     if not plan.moves:
         return Group(*parts)
-    before, after = points(plan.gap_before_ppm), points(plan.gap_after_ppm)
-    count = f"{len(plan.moves)} pin change{'' if len(plan.moves) == 1 else 's'}"
     end = {
         Stop.BALANCED: "then it is balanced",
         Stop.NO_GAIN: "no move that pays brings it closer",
@@ -76,7 +62,8 @@ def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
     }[plan.stop]
     if plan.refused:
         end = f"more was planned, but that {plan.refused}"
-    parts.append(f"{count}, and the gap goes from {before} to {after} ({threshold}); {end}:")
+    count, then = counted(len(plan.moves), "pin change"), points(plan.gap_after_ppm)
+    parts.append(f"{count}, and the gap goes from {gap} to {then} ({threshold}); {end}:")
     digits = len(str(len(plan.moves)))
     for number, move in enumerate(plan.moves, 1):
         whose = vcpu_text(move.vcpu.vcpu, move.domain)
@@ -90,58 +77,52 @@ def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
 
 def draw_status(headline: str, state: SavedState, host: Host | None, now_s: float) -> Group:
     """Draw the state of the service."""
-    parts: list[RenderableType] = [Text(headline, "bold"), Text(), _facts(state, now_s)]
+    parts: list[RenderableType] = [Text(headline, "bold"), "", _facts(state, now_s)]
     if host is not None:
         loads_ppm = {int(cpu): round(load * PPM) for cpu, load in state.loads.items()}
-        parts += [Text(), draw.draw_host(host, loads_ppm)]
-    alone = [
-        f"pCPUs {printable(left.cpus)} are left alone: {left.why}" for left in state.left_alone
-    ]
-    parts += [Text()] if host is not None or alone else []
-    parts += [Text(printable(line, 300)) for line in alone]
-    parts += _treatments(host)[:-1] if host is not None else []
+        parts += ["", draw.draw_host(host, loads_ppm)]
+    if host is not None or state.left_alone:
+        parts.append("")
+    for left in state.left_alone:
+        line = f"pCPUs {printable(left.cpus)} are left alone: {left.why}"
+        parts.append(printable(line, 300))
+    if host is not None:
+        parts += _treatments(host)
     if state.last_pins:
-        pins = draw.table("last pins", "vCPU", "_places", "why", fold="why")
+        pins = draw.table("last pins", "vCPU", "_places", "why", fold=("why",))
         for pin in state.last_pins:
             whose = f"{printable(pin.domain)}/{pin.vcpu}"
             places = f"{printable(pin.from_cpus)} → {printable(pin.to_cpus)}"
             when = draw.clock(pin.at, "%m-%d %H:%M:%S")
-            pins.add_row(when, whose, places, Text(printable(pin.reason, 400)))
-        parts += [Text(), pins]
+            pins.add_row(when, whose, places, printable(pin.reason, 400))
+        parts += ["", pins]
     return Group(*parts)
 
 
 def _facts(state: SavedState, now_s: float) -> Table:
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column(no_wrap=True)
-    facts.add_column(overflow="fold")
     age_s = max(0.0, now_s - state.at)
-
-    def fact(name: str, what: str | Text) -> None:
-        facts.add_row(name, what if isinstance(what, Text) else Text(what))
-
     started = draw.clock(state.started_at)
-    fact("process", f"{state.pid}, since {started}, at {printable(state.uri, 200)}")
-    fact("last cycle", f"number {state.cycle}, {age_s:.0f} s ago; one every {state.period:g} s")
+    every = f"one every {state.period:g} s"
+    facts: list[tuple[str, RenderableType]] = [
+        ("process", f"{state.pid}, since {started}, at {printable(state.uri, 200)}"),
+        ("last cycle", f"number {state.cycle}, {age_s:.0f} s ago; {every}"),
+    ]
     if age_s > state.age_max_s:
-        fact("", "the process lives but has said nothing since then: it hangs, or was stopped")
+        stuck = "the process lives but has said nothing since then: it hangs, or was stopped"
+        facts.append(("", stuck))
     if state.dry_run:
-        fact("dry run", "nothing is changed")
+        facts.append(("dry run", "nothing is changed"))
     if state.gap is not None:
-        gap_ppm, threshold_ppm = (
-            round(state.gap * PPM),
-            round(state.balance_threshold * PPM_PER_POINT),
-        )
-        gauge = draw.gauge(gap_ppm, threshold_ppm)
+        gap_ppm = round(state.gap * PPM)
+        gauge = draw.gauge(gap_ppm, round(state.balance_threshold * PPM_PER_POINT))
         threshold = f" {points(gap_ppm)}, threshold {state.balance_threshold:g}"
-        fact("gap", gauge + Text(threshold))
+        facts.append(("gap", gauge + Text(threshold)))
     counts = f"{state.pins_last_hour} in the last hour, {state.pins_last_day} in the last day"
-    fact("pins", f"{counts}, {state.pins} since it started")
+    facts.append(("pins", f"{counts}, {state.pins} since it started"))
     if state.untold:
-        fact("untold", printable(state.untold, 300))
-    for failing in state.pins_failing:
-        fact("failing", Text(printable(failing, 300), draw.HOT))
-    return facts
+        facts.append(("untold", printable(state.untold, 300)))
+    facts += [("failing", Text(printable(one, 300), draw.HOT)) for one in state.pins_failing]
+    return _beside(facts, apart=2)
 
 
 def draw_explanations(domain: str, explanations: Sequence[Explanation], source: str) -> Group:
@@ -150,22 +131,21 @@ def draw_explanations(domain: str, explanations: Sequence[Explanation], source: 
     return Group(Text(source), Text(), Text(f"{printable(domain)}:", "bold"), *lines)
 
 
-def _treatments(host: Host) -> list[RenderableType]:
-    """Draw who may be moved and who may not, and a blank line, if there is anybody."""
+def _treatments(host: Host) -> list[str]:
+    """Tell who may be moved and who may not."""
     lines = explain.told(host)
     if len(lines) > LINES_MAX:
         more = f"… and {len(lines) - LINES_MAX} more (--json tells all)"
         lines = [*lines[: LINES_MAX - 1], more, lines[-1]]
-    return [*(Text(line) for line in lines), Text()] if lines else []
+    return lines
 
 
 def draw_settings(rows: Sequence[tuple[str, str, str]]) -> Table:
     """Draw settings with their values and where they came from."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("setting", "value", "from"):
-        table.add_column(heading, overflow="fold")
+    headings = ("setting", "value", "from")
+    table = draw.table(*headings, fold=headings)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*row)
     return table
 
 
@@ -180,14 +160,11 @@ def draw_history(past: History) -> Group:
 
 def _event(event: Event, now_s: float) -> Iterator[RenderableType]:
     yield Text(f"{draw.clock(event.at_s)}  {history.headline(event)}", "bold")
-    rows = history.figures(event)
-    if rows:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("", min_width=4)
-        for heading in ("before", "planned", "measured"):
-            table.add_column(heading, justify="right")
-        for row in rows:
-            table.add_row(*row)
+    if rows := history.figures(event):
+        headings = ("before", "planned", "measured")
+        table = draw.table("_what", *headings, right=headings)
+        for name, *cells in rows:
+            table.add_row(f"{name:4}", *cells)
         yield Padding(table, (0, 0, 0, 4))
     if came := history.came_of_it(event, now_s):
         yield _hanging("  → ", came)
@@ -197,10 +174,15 @@ def _event(event: Event, now_s: float) -> Iterator[RenderableType]:
 
 def _hanging(mark: str, text: str | Text) -> Table:
     """Draw a text beside a mark, so that its further lines are as far in as its first."""
-    grid = Table.grid()
-    grid.add_column(no_wrap=True, min_width=len(mark))
+    return _beside([(mark, text)], apart=0)
+
+
+def _beside(rows: Sequence[tuple[str, RenderableType]], apart: int) -> Table:
+    grid = Table.grid(padding=(0, apart, 0, 0))
+    grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    grid.add_row(mark, text if isinstance(text, Text) else Text(text))
+    for row in rows:
+        grid.add_row(*row)
     return grid
 
 
@@ -223,10 +205,8 @@ def draw_simulation(about: About, balanced: Result, unmoved: Result) -> Group:
         f" {about.period_ns / 1e9:g} s, seed {about.seed}",
         "not bold",
     )
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("")
-    for heading in ("with vcpusched", "without vcpusched"):
-        table.add_column(heading, no_wrap=True)
+    what, *headings = ("_what", "with vcpusched", "without vcpusched")
+    table = draw.table(what, *headings, fold=(what,), apart=3)
     runs = (balanced, unmoved)
     highest_ppm = max(period.gap_ppm for run in runs for period in run.periods)
     table.add_row("gap over time", *(Text(_line(run, highest_ppm), "cyan") for run in runs))
@@ -254,17 +234,14 @@ def _part(part_ppm: int) -> str:
 
 
 def _worst(run: Result) -> str:
-    worst = run.worst
-    return "" if worst is None else f"{_part(worst.waiting_ppm)} ({_whose(worst)})"
-
-
-def _whose(vcpu: VcpuResult) -> str:
-    return f"{printable(vcpu.domain)}/{vcpu.vcpu}"
+    if (worst := run.worst) is None:
+        return ""
+    return f"{_part(worst.waiting_ppm)} ({printable(worst.domain)}/{worst.vcpu})"
 
 
 def _pins(run: Result) -> str:
     if not run.pins and not run.refused:
         return "none"
-    text = f"{len(run.pins)} in {run.plans} plan{'' if run.plans == 1 else 's'}"
+    text = f"{len(run.pins)} in {counted(run.plans, 'plan')}"
     text += f", {run.moved_back} of them back" if run.moved_back else ""
     return text + (f"; {run.refused} refused" if run.refused else "")

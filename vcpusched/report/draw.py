@@ -6,6 +6,7 @@ and a figure, too. The three colours differ for the colour-blind, and stand out 
 
 import itertools
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +15,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, Host, Vcpu, VcpuId
+from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, Host, VcpuId
+from vcpusched.plan.planner import Plan
 from vcpusched.text import printable
 
 BAR_LENGTH: Final = 20
@@ -55,23 +57,23 @@ class Block:
 
 def blocks(host: Host) -> list[Block]:
     """Give the managed pCPUs as they are built; what the host does not tell is left out."""
-
-    def place(cpu: Cpu) -> tuple[int, int]:
-        return -1 if cpu.node is None else cpu.node, -1 if cpu.cache is None else cpu.cache
-
     first_of: dict[int | None, int] = {}
     for host_cpu in host.cpus:
         first_of.setdefault(host_cpu.cpu.core, host_cpu.id)
     ordered = sorted(
         (host_cpu.cpu for host_cpu in host.cpus),
-        key=lambda cpu: (place(cpu), cpu.id if cpu.core is None else first_of[cpu.core], cpu.id),
+        key=lambda cpu: (_place(cpu), cpu.id if cpu.core is None else first_of[cpu.core], cpu.id),
     )
     found = []
-    for (node, cache), cpus in itertools.groupby(ordered, key=place):
+    for (node, cache), cpus in itertools.groupby(ordered, key=_place):
         names = [f"node {node}"] if node >= 0 else []
         names += [f"cache {cache}"] if cache >= 0 else []
         found.append(Block(", ".join(names), tuple(cpus)))
     return found
+
+
+def _place(cpu: Cpu) -> tuple[int, int]:
+    return -1 if cpu.node is None else cpu.node, -1 if cpu.cache is None else cpu.cache
 
 
 def style_of(load_ppm: int) -> str:
@@ -103,7 +105,9 @@ def strip(loads_ppm: Iterable[int], length: int = STRIP_LENGTH) -> Text:
     return drawn
 
 
-def table(*columns: str, right: Sequence[str] = (), fold: str = "", apart: int = 2) -> Table:
+def table(
+    *columns: str, right: Sequence[str] = (), fold: Sequence[str] = (), apart: int = 2
+) -> Table:
     """Give a table without lines, whose columns are as wide as they need to be.
 
     Names that begin with "_" are not shown; `right` and `fold` say which columns are aligned so;
@@ -114,8 +118,8 @@ def table(*columns: str, right: Sequence[str] = (), fold: str = "", apart: int =
         drawn.add_column(
             "" if name.startswith("_") else name,
             justify="right" if name in right else "left",
-            no_wrap=name != fold,
-            overflow="fold" if name == fold else "ellipsis",
+            no_wrap=name not in fold,
+            overflow="fold" if name in fold else "ellipsis",
         )
     return drawn
 
@@ -125,151 +129,112 @@ def fitting(text: str, encoding: str) -> str:
     return text if "utf" in encoding.lower() else text.translate(PLAINER)
 
 
-def draw_host(
-    host: Host,
-    loads_ppm: Mapping[int, int],
-    then_ppm: Mapping[int, int] | None = None,
-    moved: Mapping[VcpuId, CpuSet] | None = None,
-) -> RenderableType:
+def draw_host(host: Host, loads_ppm: Mapping[int, int], plan: Plan | None = None) -> Table:
     """Draw every pCPU with its load and the vCPUs on it, as the machine is built.
 
-    Where a plan is given, by the loads and affinities to come, before and after beside each other.
+    Where a plan is given, before and after it are beside each other.
     """
-    built = blocks(host)
+    loads = [loads_ppm, dict(plan.loads_after_ppm)] if plan is not None else [loads_ppm]
     if len(host.cpus) > ROWS_MAX:
-        return _in_strips(host, built, loads_ppm, then_ppm)
-    return _in_rows(host, built, loads_ppm, then_ppm, moved or {})
+        return _in_strips(host, loads)
+    return _in_rows(host, loads, {move.vcpu: move.to_cpus for move in plan.moves} if plan else {})
 
 
 def _in_rows(
-    host: Host,
-    built: Sequence[Block],
-    loads_ppm: Mapping[int, int],
-    then_ppm: Mapping[int, int] | None,
-    moved: Mapping[VcpuId, CpuSet],
+    host: Host, loads: Sequence[Mapping[int, int]], moved: Mapping[VcpuId, CpuSet]
 ) -> Table:
-    loads = [loads_ppm] if then_ppm is None else [loads_ppm, then_ppm]
+    bars, figures, what = ["load"], ["_load"], "vCPUs pinned here, load in %"
+    if len(loads) > 1:
+        bars, figures = ["before", "after"], ["_before", "_after"]
+        what = "vCPUs here, load in %; + comes, - leaves"
+    columns = itertools.chain.from_iterable(zip(bars, figures, strict=True))
+    drawn = table("pCPU", *columns, what, right=("pCPU", *figures), fold=(what,))
     length = BAR_LENGTH // len(loads)
-    drawn = _empty_rows(is_plan=then_ppm is not None, length=length)
+    for column in drawn.columns[1:-1:2]:
+        column.min_width = length  # so that a bar shows what is not used, too
     there, floating = _places(host, moved)
-    names = {cpu.id: str(cpu.id) for cpu in (cpu.cpu for cpu in host.cpus)}
-    marks = {cpu.id: mark for block in built for cpu, mark in _cores(block.cpus)}
-    if any(mark.strip() for mark in marks.values()):
-        names = {cpu: marks[cpu] + name for cpu, name in names.items()}
+    built = blocks(host)
+    marks = _marks(cpu for block in built for cpu in block.cpus)
 
-    def row(cpu: int) -> None:
+    def row(cpu: int, name: str) -> None:
         cells: list[RenderableType] = []
         for ppm in loads:
             figure = percent(ppm[cpu]) if cpu in ppm else Text("not managed")
             cells += [bar(ppm.get(cpu, 0), length), figure]
-        drawn.add_row(names.get(cpu, str(cpu)), *cells, Text(", ").join(there.pop(cpu, [])))
+        drawn.add_row(name, *cells, Text(", ").join(there.pop(cpu, [])))
 
     for block in built:
         if block.name:
             drawn.add_row("", Text(block.name, "italic"))
-        for built_here in block.cpus:
-            row(built_here.id)
+        for cpu in block.cpus:
+            row(cpu.id, f"{marks.get(cpu.id, '  ' if marks else '')}{cpu.id}")
     for left in sorted(there):
-        row(left)
+        row(left, str(left))
     if floating:
         drawn.add_row("float", *[""] * (len(drawn.columns) - 2), Text(", ").join(floating))
     return drawn
 
 
-def _empty_rows(*, is_plan: bool, length: int) -> Table:
-    if is_plan:
-        what = "vCPUs here, load in %; + comes, - leaves"
-        columns: tuple[str, ...] = ("pCPU", "before", "_before", "after", "_after", what)
-    else:
-        what = "vCPUs pinned here, load in %"
-        columns = ("pCPU", "load", "_load", what)
-    drawn = table(*columns, right=("pCPU", "_before", "_after", "_load"), fold=what)
-    for column in drawn.columns[1:-1:2]:
-        column.min_width = length  # so that a bar shows what is not used, too
-    return drawn
-
-
-def _cores(cpus: Sequence[Cpu]) -> Iterable[tuple[Cpu, str]]:
-    for core, siblings in itertools.groupby(cpus, key=lambda cpu: cpu.core):
-        group = list(siblings)
-        for position, cpu in enumerate(group):
-            if core is None or len(group) == 1:
-                mark = "  "
-            else:
-                mark = "┌ " if not position else "└ " if position == len(group) - 1 else "│ "
-            yield cpu, mark
+def _marks(cpus: Iterable[Cpu]) -> dict[int, str]:
+    """Give what binds the pCPUs together that share a core, and nothing for the others."""
+    marks: dict[int, str] = {}
+    for (_, core), siblings in itertools.groupby(cpus, key=lambda cpu: (_place(cpu), cpu.core)):
+        first, *others = (cpu.id for cpu in siblings)
+        if core is not None and others:
+            marks |= dict.fromkeys(others, "│ ") | {first: "┌ ", others[-1]: "└ "}
+    return marks
 
 
 def _places(host: Host, moved: Mapping[VcpuId, CpuSet]) -> tuple[dict[int, list[Text]], list[Text]]:
     """Give who is pinned to each pCPU, the largest first, and who floats."""
-    there: dict[int, list[Text]] = {}
+    there: defaultdict[int, list[Text]] = defaultdict(list)
     floating: list[Text] = []
     for vcpu in sorted(host.vcpus, key=lambda vcpu: (-vcpu.load_ppm, vcpu.id)):
-        then = moved.get(vcpu.id)
-        if then is not None and vcpu.is_bound:
-            leaves = Text("-", "dim").append_text(label(vcpu, "dim"))
-            there.setdefault(next(iter(vcpu.cpus)), []).append(leaves)
-        text = label(vcpu)
-        cpus = vcpu.cpus
-        if then is not None:
-            text, cpus = Text("+", "bold").append_text(label(vcpu, "bold")), then
+        label = f"{printable(vcpu.domain)}/{vcpu.id.vcpu} {vcpu.load_ppm / PPM_PER_POINT:.0f}"
+        text, cpus = Text(label), vcpu.cpus
+        if vcpu.id in moved:
+            if vcpu.is_bound:
+                there[next(iter(cpus))].append(Text(f"-{label}", "dim"))
+            text, cpus = Text(f"+{label}", "bold"), moved[vcpu.id]
         if len(cpus) == 1:
-            there.setdefault(next(iter(cpus)), []).append(text)
+            there[next(iter(cpus))].append(text)
         else:
             floating.append(text.append(f" on {cpus}"))
     return there, floating
 
 
-def label(vcpu: Vcpu, style: str = "") -> Text:
-    """Name a vCPU with its load in percent."""
-    name = f"{printable(vcpu.domain)}/{vcpu.id.vcpu} {vcpu.load_ppm / PPM_PER_POINT:.0f}"
-    return Text(name, style)
-
-
-def _in_strips(
-    host: Host,
-    built: Sequence[Block],
-    loads_ppm: Mapping[int, int],
-    then_ppm: Mapping[int, int] | None,
-) -> Table:
+def _in_strips(host: Host, loads: Sequence[Mapping[int, int]]) -> Table:
     """Draw a level for each pCPU, a row for each node and cache; with a plan those it changes."""
     # 16 pCPUs to a cache, with numbers of three digits, fit into 80 columns.
     figures = ("least", "mean", "most")
     drawn = table("_where", "pCPUs", "_when", *figures, "each pCPU", right=figures, apart=1)
     alike = 0
-    for block in built:
-        before = [loads_ppm.get(cpu.id, 0) for cpu in block.cpus]
-        after = [then_ppm.get(cpu.id, 0) for cpu in block.cpus] if then_ppm is not None else before
-        if then_ppm is not None and before == after:
+    for block in blocks(host):
+        each = [[ppm.get(cpu.id, 0) for cpu in block.cpus] for ppm in loads]
+        if len(each) > 1 and each[0] == each[1]:
             alike += 1
             continue
-        name = block.name or "all"
-        drawn.add_row(
-            name, str(block.numbers), "" if then_ppm is None else "before", *_figures(before)
-        )
-        if then_ppm is not None:
-            drawn.add_row("", "", "after", *_figures(after))
+        where = [block.name or "all", str(block.numbers)]
+        for when, here_ppm in zip(
+            ("before", "after") if len(each) > 1 else ("",), each, strict=True
+        ):
+            shown = (min(here_ppm), sum(here_ppm) // len(here_ppm), max(here_ppm))
+            drawn.add_row(*where, when, *map(percent, shown), strip(here_ppm))
+            where = ["", ""]
     if alike:
-        drawn.add_row(f"{alike} more", "", "", "", "", "", Text("stay as they are"))
+        drawn.add_row(f"{alike} more", *[""] * 5, Text("stay as they are"))
     floating = sum(not vcpu.is_bound for vcpu in host.vcpus)
     if floating:
         drawn.add_row("float", f"{floating} vCPUs")
     return drawn
 
 
-def _figures(loads_ppm: Sequence[int]) -> list[RenderableType]:
-    mean_ppm = sum(loads_ppm) // max(1, len(loads_ppm))
-    figures = (min(loads_ppm, default=0), mean_ppm, max(loads_ppm, default=0))
-    return [*(percent(load_ppm) for load_ppm in figures), strip(loads_ppm)]
-
-
-def gauge(gap_ppm: int, threshold_ppm: int, length: int = BAR_LENGTH) -> Text:
+def gauge(gap_ppm: int, threshold_ppm: int) -> Text:
     """Draw a gap against the threshold, which is marked in the middle."""
-    most_ppm = max(1, 2 * threshold_ppm)
-    filled = min(length, gap_ppm * length // most_ppm)
+    filled = min(BAR_LENGTH, gap_ppm * BAR_LENGTH // max(1, 2 * threshold_ppm))
     style = HOT if gap_ppm >= threshold_ppm else COOL
-    drawn = Text("█" * filled, style) + Text("·" * (length - filled), "dim")
-    middle = length // 2
+    drawn = Text("█" * filled, style) + Text("·" * (BAR_LENGTH - filled), "dim")
+    middle = BAR_LENGTH // 2
     return drawn[:middle] + Text("│") + drawn[middle:]
 
 
