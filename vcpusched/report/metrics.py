@@ -9,8 +9,9 @@ There is a series for each pCPU, each running guest and each word of a fixed lis
 vCPU only where that is asked for.
 """
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from vcpusched import __version__
-from vcpusched.model import PPM, Host, VcpuId
+from vcpusched.model import PPM, Host
 from vcpusched.plan.planner import Plan
 from vcpusched.plan.service import unmet_ppm
 from vcpusched.report.messages import Service, gap_now_ppm
@@ -32,6 +33,9 @@ from vcpusched.report.tally import BUCKETS_S, Durations, Tally
 from vcpusched.text import printable
 
 PREFIX: Final = "vcpusched_"
+
+_Values = Iterable[tuple[tuple[str, ...], float]]
+"""Labels and a value, of each series."""
 
 
 def write(path: Path, service: Service, tally: Tally, at_s: float, *, per_vcpu: bool) -> None:
@@ -45,7 +49,8 @@ def families(
     service: Service, tally: Tally, at_s: float, *, per_vcpu: bool = False
 ) -> Iterator[Metric]:
     """Give all metrics."""
-    yield _info("build_info", "The version that runs.", {"version": __version__})
+    version = ((__version__,), 1)
+    yield _gauges("build_info", "The version that runs.", ("version",), [version])
     yield _gauge("start_time_seconds", "When the service began.", service.started_at_s)
     yield _gauge(
         "last_update_timestamp_seconds", "When these metrics were brought up to date.", at_s
@@ -63,15 +68,14 @@ def families(
     yield _gauge(
         "failing_pins", "Pins of the last plan that could not be made.", len(service.pins_failing)
     )
-    if is_fine and service.cycle is not None:
-        yield _gauge("domains", "Running guests.", service.cycle.domains)
-        if service.cycle.host is not None and service.cycle.plan is not None:
-            gap_ppm = gap_now_ppm(service.cycle, service.cycle.plan)
-            yield from _of_host(service.cycle.host, service.cycle.plan, gap_ppm)
+    cycle = service.cycle if is_fine else None
+    if cycle is not None:
+        yield _gauge("domains", "Running guests.", cycle.domains)
+        if cycle.host is not None and cycle.plan is not None:
+            yield from _of_host(cycle.host, cycle.plan, gap_now_ppm(cycle, cycle.plan))
     yield from _of_tally(tally)
-    host = service.cycle.host if is_fine and service.cycle is not None else None
-    if host is not None:
-        yield from _of_domains(host, tally, per_vcpu=per_vcpu)
+    if cycle is not None and cycle.host is not None:
+        yield from _of_domains(cycle.host, tally, per_vcpu=per_vcpu)
 
 
 def _of_host(host: Host, plan: Plan, gap_ppm: int) -> Iterator[Metric]:
@@ -83,7 +87,7 @@ def _of_host(host: Host, plan: Plan, gap_ppm: int) -> Iterator[Metric]:
         "pcpu_load_ratio",
         "What is wanted of each managed pCPU, by guests and the host.",
         ("cpu",),
-        {(str(cpu),): load_ppm / PPM for cpu, load_ppm in plan.loads_before_ppm},
+        (((str(cpu),), load_ppm / PPM) for cpu, load_ppm in plan.loads_before_ppm),
     )
     yield _gauge("vcpus", "vCPUs whose load is known.", len(host.vcpus))
     yield _gauge(
@@ -98,116 +102,76 @@ def _of_host(host: Host, plan: Plan, gap_ppm: int) -> Iterator[Metric]:
 
 
 def _of_tally(tally: Tally) -> Iterator[Metric]:
-    yield _counters(
-        "pin_changes",
+    changes = (
         "Affinities changed: by a plan (balance), since a vCPU was worse off pinned, since the"
-        " kernel had undone a pin (reset), or given back as asked.",
-        ("reason",),
-        {(reason,): count for reason, count in tally.pin_changes.items()},
+        " kernel had undone a pin (reset), or given back as asked."
     )
-    yield _counters(
-        "pin_failures",
-        "Pins that could not be made; vanished: the guest ended, which is nobody's fault.",
-        ("reason",),
-        {(reason,): count for reason, count in tally.pin_failures.items()},
-    )
-    yield _counters(
-        "plans",
-        "Plans that were carried out, or would have been but for dry_run.",
-        ("outcome",),
-        {(outcome,): count for outcome, count in tally.plans.items()},
-    )
-    yield _counters(
-        "plan_verdicts",
-        "What came of plans that were carried out.",
-        ("verdict",),
-        {(verdict,): count for verdict, count in tally.verdicts.items()},
-    )
+    failures = "Pins that could not be made; vanished: the guest ended, which is nobody's fault."
+    plans = "Plans that were carried out, or would have been but for dry_run."
+    verdicts = "What came of plans that were carried out."
+    for name, text, label, counts in (
+        ("pin_changes", changes, "reason", tally.pin_changes),
+        ("pin_failures", failures, "reason", tally.pin_failures),
+        ("plans", plans, "outcome", tally.plans),
+        ("plan_verdicts", verdicts, "verdict", tally.verdicts),
+    ):
+        yield _counters(name, text, (label,), (((word,), n) for word, n in counts.items()))
     yield _histogram("cycle_seconds", "How long cycles took.", tally.cycle)
     yield _histogram("plan_seconds", "How long planning took, of each cycle.", tally.plan)
 
 
 def _of_domains(host: Host, tally: Tally, *, per_vcpu: bool) -> Iterator[Metric]:
-    names = {vcpu.id: vcpu.domain for vcpu in host.vcpus}
+    # Who reads the file may have a terminal, so names are made fit to be shown.
+    vcpus = [(printable(vcpu.domain), str(vcpu.id.vcpu), vcpu) for vcpu in host.vcpus]
+    delays_s = [(name, number, tally.delays_s.get(vcpu.id, 0.0)) for name, number, vcpu in vcpus]
     yield _counters(
         "domain_delay_seconds",
         "How long the vCPUs of a guest were kept from running by others on their pCPUs.",
         ("domain",),
-        _summed(
-            ((_label(names[vcpu]),), delay_s)
-            for vcpu, delay_s in tally.delays_s.items()
-            if vcpu in names
-        ),
+        (((name,), delay_s) for name, _, delay_s in delays_s),
     )
     if not per_vcpu:
         return
+    labels = ("domain", "vcpu")
     yield _counters(
         "vcpu_delay_seconds",
         "How long a vCPU was kept from running by others on its pCPU.",
-        ("domain", "vcpu"),
-        _summed(
-            (_vcpu(names, vcpu), delay_s)
-            for vcpu, delay_s in tally.delays_s.items()
-            if vcpu in names
-        ),
+        labels,
+        (((name, number), delay_s) for name, number, delay_s in delays_s),
     )
     yield _gauges(
         "vcpu_load_ratio",
         "What a vCPU wants, of a pCPU.",
-        ("domain", "vcpu"),
-        _summed((_vcpu(names, vcpu.id), vcpu.load_ppm / PPM) for vcpu in host.vcpus),
+        labels,
+        (((name, number), vcpu.load_ppm / PPM) for name, number, vcpu in vcpus),
     )
-
-
-def _vcpu(names: Mapping[VcpuId, str], vcpu: VcpuId) -> tuple[str, ...]:
-    return _label(names[vcpu]), str(vcpu.vcpu)
-
-
-def _label(name: str) -> str:
-    """Give a guest's name, made fit to be shown: whoever reads the file may have a terminal."""
-    return printable(name)
-
-
-def _summed(values: Iterable[tuple[tuple[str, ...], float]]) -> Mapping[tuple[str, ...], float]:
-    """Add up what has the same labels: a series that is told twice voids all of a scrape."""
-    sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
-    for labels, value in values:
-        sums[labels] += value
-    return sums
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(PREFIX + name, text, value=value)
 
 
-def _info(name: str, text: str, labels: Mapping[str, str]) -> Metric:
-    return _gauges(name, text, tuple(labels), {tuple(labels.values()): 1})
+def _gauges(name: str, text: str, labels: tuple[str, ...], values: _Values) -> Metric:
+    return _filled(GaugeMetricFamily(PREFIX + name, text, labels=labels), values)
 
 
-def _gauges(
-    name: str, text: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], float]
-) -> Metric:
-    family = GaugeMetricFamily(PREFIX + name, text, labels=labels)
-    for label_values, value in values.items():
-        family.add_metric(label_values, value)
-    return family
+def _counters(name: str, text: str, labels: tuple[str, ...], values: _Values) -> Metric:
+    return _filled(CounterMetricFamily(PREFIX + name, text, labels=labels), values)
 
 
-def _counters(
-    name: str, text: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], float]
-) -> Metric:
-    family = CounterMetricFamily(PREFIX + name, text, labels=labels)
-    for label_values, value in values.items():
-        family.add_metric(label_values, value)
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: _Values) -> Metric:
+    """Add up what has the same labels: a series that is told twice voids all of a scrape."""
+    sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
+    for labels, value in values:
+        sums[labels] += value
+    for labels, value in sums.items():
+        family.add_metric(labels, value)
     return family
 
 
 def _histogram(name: str, text: str, durations: Durations) -> Metric:
-    count, buckets = 0, []
-    limits = [f"{limit_s:g}" for limit_s in BUCKETS_S]
-    for limit, in_bucket in zip([*limits, "+Inf"], durations.counts, strict=True):
-        count += in_bucket
-        buckets.append((limit, count))
+    limits = [*(f"{limit_s:g}" for limit_s in BUCKETS_S), "+Inf"]
+    buckets = list(zip(limits, itertools.accumulate(durations.counts), strict=True))
     return HistogramMetricFamily(PREFIX + name, text, buckets=buckets, sum_value=durations.sum_s)
 
 

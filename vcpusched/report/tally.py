@@ -6,6 +6,7 @@ or by the guests that run: what ended is forgotten.
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 
 from vcpusched.act.cycle import Cycle
@@ -30,14 +31,7 @@ FAILURES: Final = {
 
 OTHER: Final = "other"
 
-EXECUTED: Final = "executed"
-DRY_RUN: Final = "dry_run"
-
 BUCKETS_S: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-
-
-HOUR_MIN: Final = 60
-DAY_MIN: Final = 24 * 60
 
 
 class Recent:
@@ -53,9 +47,9 @@ class Recent:
     def counts(self, now_s: float) -> tuple[int, int]:
         """Give the pins of the last hour and of the last day; what is older is forgotten."""
         minute = int(now_s // 60)
-        for old in [key for key in self._by_minute if key <= minute - DAY_MIN]:
+        for old in [key for key in self._by_minute if key <= minute - 24 * 60]:
             del self._by_minute[old]
-        hour = sum(n for key, n in self._by_minute.items() if key > minute - HOUR_MIN)
+        hour = sum(n for key, n in self._by_minute.items() if key > minute - 60)
         return hour, self._by_minute.total()
 
 
@@ -76,34 +70,32 @@ class Tally:
     """The counts since the process began; none ever falls."""
 
     def __init__(self) -> None:
-        self.pin_changes: Counter[str] = Counter(dict.fromkeys(PIN_REASONS, 0))
-        self.pin_failures: Counter[str] = Counter(dict.fromkeys((*FAILURES.values(), OTHER), 0))
-        self.plans: Counter[str] = Counter({EXECUTED: 0, DRY_RUN: 0})
-        # All of them from the start: of a series that begins at 1 nobody sees the increase.
-        self.verdicts: Counter[str] = Counter(dict.fromkeys((one.value for one in Verdict), 0))
+        # All words from the start: of a series that begins at 1 nobody sees the increase.
+        self.pin_changes = _zeros(PIN_REASONS)
+        self.pin_failures = _zeros([*FAILURES.values(), OTHER])
+        self.plans = _zeros(["executed", "dry_run"])
+        self.verdicts = _zeros(Verdict)
         self.cycle = Durations()
         self.plan = Durations()
         self.delays_s: dict[VcpuId, float] = {}
         """How long vCPUs were kept waiting by others on their pCPUs, those that run."""
         self._last_ns: int | None = None
 
-    def pinned(self, reason: str, count: int = 1) -> None:
-        """Count changed affinities."""
-        self.pin_changes[reason] += count
+    def pinned(self, reason: str) -> None:
+        """Count a changed affinity."""
+        self.pin_changes[reason] += 1
 
     def cycled(self, cycle: Cycle, took_s: float | None, planned_s: float | None) -> None:
         """Count what a cycle did; how long it took in all, and of that to plan, if that is known.
 
         Pins are counted here, and not as they are made, since only the cycle tells why.
         """
-        self.pinned(BALANCE, len(cycle.pinned))
-        self.pinned(WORSE_OFF, len(cycle.freed))
-        for failure in cycle.failures:
-            self.pin_failures[FAILURES.get(failure.kind, OTHER)] += 1
+        self.pin_changes[BALANCE] += len(cycle.pinned)
+        self.pin_changes[WORSE_OFF] += len(cycle.freed)
+        self.pin_failures.update(FAILURES.get(one.kind, OTHER) for one in cycle.failures)
+        self.verdicts.update(proof.verdict.value for proof in cycle.proofs)
         if cycle.executed and cycle.plan is not None:
-            self.plans[DRY_RUN if cycle.dry_run else EXECUTED] += 1
-        for proof in cycle.proofs:
-            self.verdicts[proof.verdict.value] += 1
+            self.plans["dry_run" if cycle.dry_run else "executed"] += 1
         if took_s is not None:
             self.cycle.add(took_s)
         if planned_s is not None:
@@ -120,3 +112,7 @@ class Tally:
             vcpu.id: self.delays_s.get(vcpu.id, 0.0) + elapsed_s * cycle.waits.get(vcpu.id, 0) / PPM
             for vcpu in cycle.host.vcpus
         }
+
+
+def _zeros(words: Iterable[str]) -> Counter[str]:
+    return Counter(dict.fromkeys(map(str, words), 0))
