@@ -143,15 +143,11 @@ def plan_entry(cycle: Cycle) -> Entry | None:
 
 def outcome_entry(proof: Proof) -> Entry:
     """Tell what came of an executed plan."""
-    gap = (
-        f"the gap is {points(proof.gap_ppm)} (before {points(proof.gap_before_ppm)}, "
-        f"as planned {points(proof.gap_promised_ppm)})"
-    )
+    before, planned = points(proof.gap_before_ppm), points(proof.gap_promised_ppm)
+    gap = f"the gap is {points(proof.gap_ppm)} (before {before}, as planned {planned})"
     the_plan = f"plan of cycle {proof.number}"
-    waited = (
-        f"{counted(proof.waiting, 'vCPU')} that waited for {percent(proof.wait_before_ppm)} of the "
-        f"time, now for {percent(proof.wait_ppm)}"
-    )
+    before, now = percent(proof.wait_before_ppm), percent(proof.wait_ppm)
+    waited = f"{counted(proof.waiting, 'vCPU')} that waited for {before} of the time, now for {now}"
     text = {
         Verdict.NO_WAIT: f"After the {the_plan} {gap}; nobody had to wait before",
         Verdict.HELPED: f"The {the_plan} helped: {waited}; {gap}",

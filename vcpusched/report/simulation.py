@@ -147,7 +147,7 @@ def as_json(result: Result) -> dict[str, Any]:
     return {
         "gap_mean": result.gap_ppm / PPM,
         "gap": [period.gap_ppm / PPM for period in result.periods],
-        "demanded_s": _seconds(sum(period.demanded_ns for period in result.periods)),
+        "demanded_s": round(sum(period.demanded_ns for period in result.periods) / 1e9, 3),
         "unmet": result.unmet_ppm / PPM,
         "wait": result.wait_ppm / PPM,
         "waiting": result.waiting_ppm / PPM,
@@ -168,10 +168,6 @@ def as_json(result: Result) -> dict[str, Any]:
             for pin in result.pins
         ],
     }
-
-
-def _seconds(time_ns: int) -> float:
-    return round(time_ns / 1e9, 3)
 
 
 def _share(part: int, whole: int) -> int:

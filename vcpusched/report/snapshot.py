@@ -239,11 +239,9 @@ def host_as_json(host: Host) -> dict[str, Any]:
         "cpus": [
             {
                 "id": cpu.id,
-                **{
-                    key: value
-                    for key in ("node", "core", "cache")
-                    if (value := getattr(cpu.cpu, key)) is not None
-                },
+                **({} if cpu.cpu.node is None else {"node": cpu.cpu.node}),
+                **({} if cpu.cpu.core is None else {"core": cpu.cpu.core}),
+                **({} if cpu.cpu.cache is None else {"cache": cpu.cpu.cache}),
                 **({"capacity": cpu.cpu.capacity_ppm / PPM} if cpu.cpu.capacity_ppm < PPM else {}),
                 "host_load": cpu.host_load_ppm / PPM,
                 **({"unsettled": True} if cpu.id in host.unsettled else {}),
