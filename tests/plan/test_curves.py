@@ -6,7 +6,7 @@ import random
 import pytest
 
 from vcpusched.model import PPM
-from vcpusched.plan.curves import SHIFT, Curve, Left
+from vcpusched.plan.curves import SHIFT, Curve, highest_level
 from vcpusched.plan.flow import Network
 
 
@@ -53,29 +53,21 @@ def test_the_end_of_what_is_left(seed: int) -> None:
         )
         for _ in range(chance.randint(0, 4))
     ]
-    left = Left(pools)
-    for most, curve in singles:
-        left.add_cpu(most, curve)
-    for together, threads in cores:
-        left.add_core(together, threads)
     top = max([curve.top for curve in pools], default=1 << SHIFT)
+
+    def left_ppm(level: int) -> int:
+        return plain_ppm(pools, singles, cores, level)
+
     low, high = 0, top + 1
     while high - low > 1:
         middle = (low + high) // 2
-        enough = plain_ppm(pools, singles, cores, middle) >= 0
-        low, high = (middle, high) if enough else (low, middle)
-    assert left.ppm(low) == plain_ppm(pools, singles, cores, low)
-    assert left.end(top) == low
+        low, high = (middle, high) if left_ppm(middle) >= 0 else (low, middle)
+    assert highest_level(top, left_ppm) == low
 
 
-def test_a_line_of_a_curve() -> None:
+def test_what_claims_take() -> None:
     """Claims of 100 and 300 with weights 1 and 2 are met at levels 100 and 150."""
     curve = Curve([(100, 1 << SHIFT), (300, 2 << SHIFT)])
-    assert curve.line(0, 99) == (0, 3 << SHIFT)
-    assert curve.line(0, 100) is None
-    assert curve.line(100, 149) == (100, 2 << SHIFT)
-    assert curve.line(100, 150) is None
-    assert curve.line(150, 1000) == (400, 0)
     assert [curve.at(level) for level in (0, 99, 100, 149, 150, 999)] == [
         0,
         297,

@@ -25,12 +25,14 @@ Properties: exact but for rounding: a claim gets at most its demand and at most 
     are taken as one that may use what any of them may, since flows take time.
 """
 
+import functools
+import operator
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.plan.curves import NO_CLAIMS, Curve, Left
+from vcpusched.plan.curves import NO_CLAIMS, Curve, highest_level
 from vcpusched.plan.flow import Network
 
 ROUNDING_PPM: Final = 4
@@ -126,11 +128,12 @@ def _fill_core(
     levels = {cpu: curves[cpu].level(most) for cpu, most in threads.items()}
     over_ppm = sum(min(curves[cpu].wanted_ppm, most) for cpu, most in threads.items()) - most_ppm
     if over_ppm > 0:
-        # What the core has left is what its threads have, and what they have too much together.
-        left = Left((), most_ppm - sum(threads.values()))
-        for cpu, most in threads.items():
-            left.add_cpu(most, curves[cpu])
-        all_of_it = left.end(max(curves[cpu].top for cpu in threads))
+        all_of_it = highest_level(
+            max(curves[cpu].top for cpu in threads),
+            lambda level: (
+                most_ppm - sum(min(curves[cpu].at(level), most) for cpu, most in threads.items())
+            ),
+        )
         levels = {
             cpu: all_of_it if level is None else min(level, all_of_it)
             for cpu, level in levels.items()
@@ -172,11 +175,7 @@ class _Group:
     def _bottleneck(self) -> tuple[int, list[int]]:
         level, tight = self._top, sorted(self._pools)
         while True:
-            reach = 0
-            for mask in tight:
-                reach |= mask
-            left = self._left(reach, [self._pools[mask] for mask in tight])
-            level = left.end(level)
+            level = highest_level(level, self._left(tight))
             too_much = self._cut(level) if len(self._pools) > 1 else []
             if not too_much:
                 return level, tight
@@ -191,20 +190,35 @@ class _Group:
             core_ppm -= bound_ppm
         return rooms, max(0, core_ppm)
 
-    def _left(self, reach: int, pools: Iterable[Curve]) -> Left:
-        left = Left(pools)
-        for most_ppm, threads in zip(self._most, self._threads, strict=True):
-            if len(threads) == 1:  # most are: then there is nothing to share with a sibling
-                ((cpu, alone_ppm),) = threads.items()
-                if reach >> cpu & 1:
-                    left.add_cpu(min(alone_ppm, most_ppm), self._curves[cpu])
-            elif any(reach >> cpu & 1 for cpu in threads):
-                together = [
-                    (most, self._curves[cpu], bool(reach >> cpu & 1))
-                    for cpu, most in threads.items()
-                ]
-                left.add_core(most_ppm, together)
-        return left
+    def _left(self, tight: Sequence[int]) -> Callable[[int], int]:
+        """Give what all pCPUs that pools can use have left at a level once these took theirs."""
+        pools = [self._pools[mask] for mask in tight]
+        reach = functools.reduce(operator.or_, tight)
+        cores, idle_ppm = [], 0
+        for core_ppm, threads in zip(self._most, self._threads, strict=True):
+            counted_ppm = sum(most for cpu, most in threads.items() if reach >> cpu & 1)
+            bound = [
+                (most, self._curves[cpu], bool(reach >> cpu & 1))
+                for cpu, most in threads.items()
+                if self._curves[cpu].top
+            ]
+            if bound and counted_ppm:
+                cores.append((core_ppm, counted_ppm, bound))
+            else:
+                idle_ppm += min(core_ppm, counted_ppm)
+
+        def left_ppm(level: int) -> int:
+            left = idle_ppm - sum([pool.at(level) for pool in pools])
+            for core_ppm, counted_ppm, bound in cores:
+                taken_ppm = taken_of_counted_ppm = 0
+                for most, curve, counts in bound:
+                    bound_ppm = min(curve.at(level), most)
+                    taken_ppm += bound_ppm
+                    taken_of_counted_ppm += bound_ppm if counts else 0
+                left += max(0, min(core_ppm - taken_ppm, counted_ppm - taken_of_counted_ppm))
+            return left
+
+        return left_ppm
 
     def _cut(self, level: int) -> list[int]:
         """Give pools that want more at this level than all pCPUs they can use have left."""
