@@ -5,11 +5,10 @@ Rule: pure; changes nothing about how well the host is balanced.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
-from vcpusched.model import DomainUuid
-from vcpusched.plan.board import Board
+from vcpusched.plan.board import Board, Places
 from vcpusched.plan.frame import moved
 from vcpusched.plan.gains import exchanges
 
@@ -23,99 +22,60 @@ def keep_apart(board: Board, place: Sequence[int], span: int) -> Sequence[int]:
     `span` is the threshold: in a balanced answer any loads will do that stay within it.
     """
     movers = moved(board.home, place)
-    relatives = list(_with_relatives(board, movers))
-    if len(relatives) == len(movers) == len({board.vcpus[vcpu].id.uuid for vcpu in movers}):
-        return place  # each of them is the only one of its guest
-    crowd = Counter((board.vcpus[vcpu].id.uuid, place[vcpu]) for vcpu in relatives)
-    return _Separation(board, place, span).run(movers, crowd)
-
-
-def _with_relatives(board: Board, movers: Iterable[int]) -> Iterator[int]:
-    """Give all vCPUs of the guests of some, which come in order: guests are side by side."""
-    vcpus, done = board.vcpus, 0
-    for mover in movers:
-        if mover >= done:
-            guest, first, done = vcpus[mover].id.uuid, mover, mover + 1
-            while first and vcpus[first - 1].id.uuid == guest:
-                first -= 1
-            while done < len(vcpus) and vcpus[done].id.uuid == guest:
-                done += 1
-            yield from range(first, done)
+    crowd = Counter(vcpu.id.uuid for vcpu in board.vcpus)
+    if all(crowd[board.vcpus[vcpu].id.uuid] == 1 for vcpu in movers):
+        return place
+    return _Separation(board, Places(board, place, span)).run(movers)
 
 
 class _Separation:
     """Places being changed, one vCPU after another."""
 
-    def __init__(self, board: Board, place: Sequence[int], span: int) -> None:
-        self._board = board
-        self._place = list(place)
-        self._levels = board.levels(board.at(place))
-        judged = [self._levels[cpu] for cpu in board.judged]
-        self._least, self._most = min(judged), max(judged)
-        if self._most - self._least < span:
-            before = board.levels(board.base)
-            peak = max(before[cpu] for cpu in board.judged)
-            self._most = max(self._most, min(self._least + span - 1, peak))
-        else:
-            self._most = self._least - 1  # nothing will do but the same loads
+    def __init__(self, board: Board, places: Places) -> None:
+        self._board, self._places = board, places
 
-    def run(self, movers: Sequence[int], relatives: Counter[tuple[DomainUuid, int]]) -> list[int]:
+    def run(self, movers: Sequence[int]) -> list[int]:
+        places, home = self._places, self._board.home
         for vcpu in movers:
-            guest, target = self._board.vcpus[vcpu].id.uuid, self._place[vcpu]
-            if relatives[guest, target] > 1:
-                other = self._another_target(vcpu, relatives)
+            target = places.of[vcpu]
+            if places.guests[self._board.vcpus[vcpu].id.uuid, target] > 1:
+                other = self._another_target(vcpu)
                 if other is not None:
-                    self._put(vcpu, other)
-                    relatives[guest, target] -= 1
-                    relatives[guest, other] += 1
+                    places.put(vcpu, other)
                 elif (instead := self._another_vcpu(vcpu)) is not None:
-                    self._put(vcpu, self._board.home[vcpu])
-                    self._put(instead, target)
-                    relatives[guest, target] -= 1
-                    relatives[guest, self._board.home[vcpu]] += 1
-                    other_guest = self._board.vcpus[instead].id.uuid
-                    relatives[other_guest, self._board.home[instead]] -= 1
-                    relatives[other_guest, target] += 1
-        return self._place
+                    places.put(vcpu, home[vcpu])
+                    places.put(instead, target)
+        return places.of
 
-    def _another_target(self, vcpu: int, relatives: Counter[tuple[DomainUuid, int]]) -> int | None:
-        board, size, target = self._board, self._board.loads[vcpu], self._place[vcpu]
-        guest = board.vcpus[vcpu].id.uuid
+    def _another_target(self, vcpu: int) -> int | None:
+        board, size, target = self._board, self._board.loads[vcpu], self._places.of[vcpu]
         for other in board.judged:
             if (
                 board.allowed[vcpu] >> other & 1
-                and not relatives[guest, other]
+                and not self._places.joins(vcpu, other)
                 and self._is_as_good({target: -size, other: size})
             ):
                 return other
         return None
 
     def _another_vcpu(self, vcpu: int) -> int | None:
-        board, home, target = self._board, self._board.home[vcpu], self._place[vcpu]
-        there = {
-            other.id.uuid
-            for other, cpu in zip(board.vcpus, self._place, strict=True)
-            if cpu == target
-        }
-        for instead, cpu in enumerate(self._place):
+        board, home, target = self._board, self._board.home[vcpu], self._places.of[vcpu]
+        for instead, cpu in enumerate(self._places.of):
             if cpu == home == board.home[instead] and board.allowed[instead] >> target & 1:
                 change = board.loads[instead] - board.loads[vcpu]
-                if board.vcpus[instead].id.uuid not in there and self._is_as_good(
+                if not self._places.joins(instead, target) and self._is_as_good(
                     {home: -change, target: change}
                 ):
                     return instead
         return None
 
     def _is_as_good(self, changes: Mapping[int, int]) -> bool:
-        now = sorted(self._levels[cpu] for cpu in changes)
-        then = sorted(self._levels[cpu] + change for cpu, change in changes.items())
-        return then == now or (self._least <= then[0] and then[-1] <= self._most)
-
-    def _put(self, vcpu: int, cpu: int) -> None:
-        size = self._board.loads[vcpu]
-        self._levels[self._place[vcpu]] -= size
-        self._levels[cpu] += size
-        self._place[vcpu] = cpu
+        places = self._places
+        now = sorted(places.levels[cpu] for cpu in changes)
+        then = sorted(places.levels[cpu] + change for cpu, change in changes.items())
+        if then == now:
+            return True
+        return places.is_balanced and places.least <= then[0] and then[-1] <= places.most
 
 
 def in_order(board: Board, place: Sequence[int]) -> list[Step]:

@@ -5,7 +5,6 @@ vCPUs are positions in rising order of their numbers, since lists are quick.
 """
 
 import dataclasses
-from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from functools import cached_property
 from typing import Final, Self
 
 from vcpusched.model import PPM, Cpu, CpuSet, Host, Vcpu
-from vcpusched.plan.frame import moved, own_by_cpu
+from vcpusched.plan.frame import moved
 from vcpusched.text import cpus_text
 
 POURINGS: Final = 12
@@ -121,18 +120,7 @@ class Board:
 
     def moved(self, place: Sequence[int]) -> "Board":
         """Give the board once the vCPUs are at these places."""
-        then = dataclasses.replace(self, home=place, base=self.at(place))
-        # What is known already and differs little is not worked out anew.
-        may, own = self.may.copy(), [members.copy() for members in self.own]
-        for vcpu in moved(self.home, place):
-            member = self.loads[vcpu], vcpu
-            before = own[self.home[vcpu]]
-            del before[bisect_left(before, member)]
-            may[vcpu] = self.allowed[vcpu] & ~(1 << place[vcpu])
-            if may[vcpu]:
-                insort(own[place[vcpu]], member)
-        then.__dict__.update(may=may, own=own)
-        return then
+        return dataclasses.replace(self, home=place, base=self.at(place))
 
     @cached_property
     def may(self) -> list[int]:
@@ -143,11 +131,6 @@ class Board:
             mask & others[home] if mask else 0
             for mask, home in zip(self.allowed, self.home, strict=True)
         ]
-
-    @cached_property
-    def own(self) -> list[list[tuple[int, int]]]:
-        """The movable vCPUs of each pCPU as (load, vCPU), rising."""
-        return own_by_cpu(self.loads, self.home, self.may, len(self.base))
 
     @cached_property
     def cores(self) -> list[int]:
@@ -206,6 +189,41 @@ class Board:
         """Give the load of the busiest less that of the freest pCPU that is judged."""
         judged = [levels[cpu] for cpu in self.judged]
         return max(judged, default=0) - min(judged, default=0)
+
+
+class Places:
+    """Where the vCPUs of a board are, while a few of them are moved, with the loads that makes.
+
+    The water stays where it was at first. `guests` counts the vCPUs of each guest on each pCPU,
+    `least` and `most` are the loads between which the host is as balanced as it was: where that is
+    within `span`, the threshold, the peak may rise to it, but not above that of the board.
+    """
+
+    def __init__(self, board: Board, place: Sequence[int], span: int = 0) -> None:
+        self._board = board
+        self.of = list(place)
+        self.levels = board.levels(board.at(place))
+        guests = (vcpu.id.uuid for vcpu in board.vcpus)
+        self.guests = Counter(zip(guests, place, strict=True))
+        judged = [self.levels[cpu] for cpu in board.judged]
+        self.least, self.most = min(judged), max(judged)
+        self.is_balanced = self.most - self.least < span
+        if self.is_balanced:
+            before = board.levels(board.base)
+            peak = max(before[cpu] for cpu in board.judged)
+            self.most = max(self.most, min(self.least + span - 1, peak))
+
+    def joins(self, vcpu: int, cpu: int) -> bool:
+        """Tell whether there is a vCPU of its guest."""
+        return self.guests[self._board.vcpus[vcpu].id.uuid, cpu] > 0
+
+    def put(self, vcpu: int, cpu: int) -> None:
+        """Move a vCPU."""
+        size, guest = self._board.loads[vcpu], self._board.vcpus[vcpu].id.uuid
+        for where, sign in ((self.of[vcpu], -1), (cpu, 1)):
+            self.levels[where] += sign * size
+            self.guests[guest, where] += sign
+        self.of[vcpu] = cpu
 
 
 class _Targets:

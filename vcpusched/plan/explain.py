@@ -4,7 +4,7 @@ Rule: pure; tells what `house`, `scheduler` and `planner` decided, in words, and
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from vcpusched.model import PPM, CpuSet, Host, Vcpu
@@ -46,7 +46,7 @@ class Treatment:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a vCPU was moved, or was not, as a sentence."""
+    """Why a vCPU was moved, or was not, as a sentence; JSON has the same fields."""
 
     vcpu: int
     movable: bool
@@ -111,10 +111,7 @@ def explained(host: Host, plan: Plan, domain: str) -> list[Explanation]:
 
 def explanations_as_json(explanations: list[Explanation]) -> list[dict[str, Any]]:
     """Give explanations as JSON."""
-    return [
-        {"vcpu": one.vcpu, "movable": one.movable, "moved": one.moved, "text": one.text}
-        for one in explanations
-    ]
+    return [asdict(one) for one in explanations]
 
 
 def _explained(host: Host, plan: Plan, vcpu: Vcpu, loads_ppm: Mapping[int, int]) -> Explanation:

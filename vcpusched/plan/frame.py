@@ -41,12 +41,11 @@ Own = Sequence[Sequence[tuple[int, int]]]
 class Problem:
     """A host to balance, by position; loads in ppm of a pCPU.
 
-    `may` has a bit for each pCPU that a vCPU may be moved to (not its home); `own` are the movable
-    vCPUs at home on each pCPU (None: not known yet); `start` are the loads with every vCPU at home;
-    only `judged` pCPUs give and take. `water_ppm` of floaters flow into the `wet` pCPUs by
-    themselves, so these lack nothing. `steps_max` limits the search; `again` for a look at the
-    answer of an earlier one, when only small hosts are searched. Answers that are not to the liking
-    of `accept` are passed over; of a large host it is not asked.
+    `may` has a bit for each pCPU that a vCPU may be moved to (not its home); `start` are the loads
+    with every vCPU at home; only `judged` pCPUs give and take. `water_ppm` of floaters flow into
+    the `wet` pCPUs by themselves, so these lack nothing. `steps_max` limits the search; `again` for
+    a look at the answer of an earlier one, when only small hosts are searched. Answers that are not
+    to the liking of `accept` are passed over; of a large host it is not asked.
     """
 
     loads: Sequence[int]
@@ -60,7 +59,6 @@ class Problem:
     wet: frozenset[int] = frozenset()
     water_ppm: int = 0
     again: bool = False
-    own: Own | None = None
     accept: Callable[[Sequence[int]], bool] = any_will_do
 
 
@@ -80,13 +78,12 @@ def total_excess(levels: Sequence[int], low: Sequence[int], high: Sequence[int])
     )
 
 
-def own_by_cpu(
-    loads: Sequence[int], home: Sequence[int], may: Sequence[int], count: int
-) -> list[list[tuple[int, int]]]:
-    """Give the movable vCPUs of each of `count` pCPUs as (load, vCPU), rising."""
-    own: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+def own_by_cpu(problem: Problem) -> Own:
+    """Give the movable vCPUs of each pCPU as (load, vCPU), rising."""
+    loads, home = problem.loads, problem.home
+    own: list[list[tuple[int, int]]] = [[] for _ in problem.start]
     # To sort all of them at once, by load alone, is quicker than to sort each of many lists.
-    movable = itertools.compress(range(len(loads)), may)
+    movable = itertools.compress(range(len(loads)), problem.may)
     for vcpu in sorted(movable, key=loads.__getitem__):
         own[home[vcpu]].append((loads[vcpu], vcpu))
     return own
@@ -112,12 +109,7 @@ class Frame:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        count = len(problem.start)
-        self.own: Own = (
-            own_by_cpu(problem.loads, problem.home, problem.may, count)
-            if problem.own is None
-            else problem.own
-        )
+        self.own = own_by_cpu(problem)
         self.movable = sum(map(len, self.own))
         self.is_large = len(problem.judged) > SEARCHED_CPUS_MAX or self.movable > SEARCHED_VCPUS_MAX
         self._peak = max((problem.start[cpu] for cpu in problem.judged), default=0)

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from vcpusched.model import Cpu
-from vcpusched.plan.board import Board
-from vcpusched.plan.frame import moved
+from vcpusched.plan.board import Board, Places
+from vcpusched.plan.frame import excess, moved
 
 SAME, CORE, CACHE, NODE, ACROSS = range(5)
 
@@ -86,17 +86,15 @@ def worth_going(
     """
     if is_flat(board):
         return place
-    now, levels = list(place), board.levels(board.at(place))
-    low, high = band
-    around = _Around(board)
-    guests = _guests(board, place)
+    places, around = Places(board, place), _Around(board)
+    levels = places.levels
 
     def outside(load: int) -> int:
-        return max(0, low - load) + max(0, load - high)
+        return excess(load, *band)
 
     by_size = sorted(moved(board.home, place), key=lambda vcpu: (board.loads[vcpu], vcpu))
     for vcpu in by_size:
-        home, target, size = board.home[vcpu], now[vcpu], board.loads[vcpu]
+        home, target, size = board.home[vcpu], place[vcpu], board.loads[vcpu]
         far, way = cost(board, vcpu, target), stretch(board, vcpu, target)
         if way <= CACHE:
             continue
@@ -105,29 +103,24 @@ def worth_going(
         leaving = outside(levels[home] + size) - outside(levels[home])
         if leaving + outside(levels[target] - size) - outside(levels[target]) >= gains.at(way):
             continue
-        guest = board.vcpus[vcpu].id.uuid
-        levels[target] -= size
-        guests[guest, target] -= 1
-        now[vcpu] = home
+        places.put(vcpu, home)
         for ring in around.rings(vcpu, far):
             nearer = (
                 (then, levels[cpu], cpu)
                 for cpu in ring
-                if levels[cpu] <= levels[home]
+                if levels[cpu] <= levels[home] - size
                 and board.allowed[vcpu] >> cpu & 1
                 and cpu != home
                 and (then := cost(board, vcpu, cpu)) < far
                 and leaving + outside(levels[cpu]) - outside(levels[cpu] + size)
                 >= gains.at(stretch(board, vcpu, cpu))
                 and not _is_weaker(board, cpu, target)
-                and not guests[guest, cpu]
+                and not places.joins(vcpu, cpu)
             )
             if (found := min(nearer, default=None)) is not None:
-                now[vcpu] = found[2]
+                places.put(vcpu, found[2])
                 break
-        levels[now[vcpu]] += size
-        guests[guest, now[vcpu]] += 1
-    return now
+    return places.of
 
 
 def part_siblings(board: Board, place: Sequence[int], span: int, min_gain: int) -> Sequence[int]:
@@ -254,12 +247,11 @@ class _Around:
             self._by_node[site.node].append(cpu)
             self._by_cache[site.node, site.cache].append(cpu)
 
-    def of(self, vcpu: int, far: int) -> Sequence[int]:
-        """Give the pCPUs that may be nearer to where a vCPU was, or to its memory, than this."""
-        return self.rings(vcpu, far)[-1]
-
     def rings(self, vcpu: int, far: int) -> Sequence[Sequence[int]]:
-        """Give the same, the nearest first, and then again among all."""
+        """Give the pCPUs that may be nearer to where a vCPU was, or to its memory, than this.
+
+        The nearest first, and then again among all.
+        """
         site = self._board.sites[self._board.home[vcpu]]
         memory_node = self._board.vcpus[vcpu].memory_node
         beside = self._by_cache[site.node, site.cache]
@@ -268,10 +260,6 @@ class _Around:
             there = self._by_node[memory_node]
             return [there, there + (node if far % ACROSS == 0 else beside)]
         return [beside, node] if far >= ACROSS else [beside]
-
-
-def _guests(board: Board, place: Sequence[int]) -> Counter[tuple[str, int]]:
-    return Counter((vcpu.id.uuid, cpu) for vcpu, cpu in zip(board.vcpus, place, strict=True))
 
 
 def _is_weaker(board: Board, cpu: int, than: int) -> bool:
@@ -283,17 +271,8 @@ class _Approach:
 
     def __init__(self, board: Board, place: Sequence[int], span: int) -> None:
         self._board = board
-        self._place = list(place)
-        self._levels = board.levels(board.at(place))
-        judged = [self._levels[cpu] for cpu in board.judged]
-        self._least, self._most = min(judged), max(judged)
-        if self._most - self._least < span:
-            peak = max(board.levels(board.base)[cpu] for cpu in board.judged)
-            self._most = max(self._most, min(self._least + span - 1, peak))
+        self._places = Places(board, place, span)
         self._around = _Around(board)
-        self._guests = _guests(board, place)
-        members = Counter(vcpu.id.uuid for vcpu in board.vcpus)
-        self._has_others = [members[vcpu.id.uuid] > 1 for vcpu in board.vcpus]
         self._movers: defaultdict[int, list[int]] = defaultdict(list)
         self._costs: dict[int, int] = {}
         for vcpu in moved(board.home, place):
@@ -310,39 +289,41 @@ class _Approach:
             if target is not None:
                 self._put(vcpu, target)
             elif (other := self._exchange(vcpu, far)) is not None:
-                mine, theirs = self._place[vcpu], self._place[other]
+                mine, theirs = self._places.of[vcpu], self._places.of[other]
                 self._put(vcpu, theirs)
                 self._put(other, mine)
-        return self._place
+        return self._places.of
 
     def _nearer_target(self, vcpu: int, far: int) -> int | None:
-        board, size, target = self._board, self._board.loads[vcpu], self._place[vcpu]
-        if self._levels[target] - size < self._least:
+        board, places, size = self._board, self._places, self._board.loads[vcpu]
+        target = places.of[vcpu]
+        if places.levels[target] - size < places.least:
             return None
         found = [
-            (then, self._levels[cpu], cpu)
-            for cpu in self._around.of(vcpu, far)
+            (then, places.levels[cpu], cpu)
+            for cpu in self._around.rings(vcpu, far)[-1]
             if board.allowed[vcpu] >> cpu & 1
             and cpu != board.home[vcpu]
-            and self._levels[cpu] + size <= self._most
+            and places.levels[cpu] + size <= places.most
             and not _is_weaker(board, cpu, target)
-            and not self._guests[board.vcpus[vcpu].id.uuid, cpu]
+            and not places.joins(vcpu, cpu)
             and (then := cost(board, vcpu, cpu)) < far
         ]
         return min(found)[2] if found else None
 
     def _exchange(self, vcpu: int, far: int) -> int | None:
         """Give another mover with whom to change targets, so that both together are nearer."""
-        board, mine = self._board, self._place[vcpu]
+        board, places = self._board, self._places
+        mine = places.of[vcpu]
         best: tuple[int, int] | None = None
         near = itertools.chain.from_iterable(self._around.rings(vcpu, far))
         there = (other for cpu in near for other in self._movers[cpu])
         for other in itertools.islice(there, EXCHANGES_MAX):
-            theirs = self._place[other]
+            theirs = places.of[other]
             change = board.loads[other] - board.loads[vcpu]
             if not (
-                self._least <= self._levels[mine] + change <= self._most
-                and self._least <= self._levels[theirs] - change <= self._most
+                places.least <= places.levels[mine] + change <= places.most
+                and places.least <= places.levels[theirs] - change <= places.most
             ):
                 continue
             then = cost(board, vcpu, theirs) + cost(board, other, mine)
@@ -353,23 +334,15 @@ class _Approach:
             if _is_weaker(board, mine, theirs) or _is_weaker(board, theirs, mine):
                 continue
             may = board.allowed[vcpu] >> theirs & 1 and board.allowed[other] >> mine & 1
-            if not may or self._joins(vcpu, theirs) or self._joins(other, mine):
+            if not may or places.joins(vcpu, theirs) or places.joins(other, mine):
                 continue
             best = then, other
             if then <= 2 * CACHE:
                 break  # near enough for both
         return None if best is None else best[1]
 
-    def _joins(self, vcpu: int, cpu: int) -> bool:
-        return self._has_others[vcpu] and self._guests[self._board.vcpus[vcpu].id.uuid, cpu] > 0
-
     def _put(self, vcpu: int, target: int) -> None:
-        size, guest = self._board.loads[vcpu], self._board.vcpus[vcpu].id.uuid
-        self._levels[self._place[vcpu]] -= size
-        self._guests[guest, self._place[vcpu]] -= 1
-        self._movers[self._place[vcpu]].remove(vcpu)
+        self._movers[self._places.of[vcpu]].remove(vcpu)
         self._movers[target].append(vcpu)
         self._costs[vcpu] = cost(self._board, vcpu, target)
-        self._place[vcpu] = target
-        self._levels[target] += size
-        self._guests[guest, target] += 1
+        self._places.put(vcpu, target)

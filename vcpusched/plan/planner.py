@@ -42,7 +42,7 @@ from vcpusched.plan.answer import Move, Plan, Stop, told
 from vcpusched.plan.apart import Apart, separated
 from vcpusched.plan.arrange import Step, after, as_far_as_ordered, in_order, keep_apart
 from vcpusched.plan.board import Board
-from vcpusched.plan.frame import Problem, own_by_cpu
+from vcpusched.plan.frame import Problem, excess
 from vcpusched.plan.misfit import differ, on_stronger, without_idle_steps_up
 from vcpusched.plan.near import Gains, core_loads, is_flat, nearer, part_siblings, worth_going
 from vcpusched.plan.service import Judge
@@ -319,38 +319,22 @@ def _in_order(board: Board, looks: Sequence[Board]) -> tuple[Sequence[int], list
 
 
 def _next_place(board: Board, policy: Policy, *, again: bool) -> Sequence[int]:
-    may, own = board.may, board.own
-    if lone := board.lone():
-        may, own = may.copy(), own.copy()
-        for vcpu in lone:
-            may[vcpu] = 0
-            own[board.home[vcpu]] = []
-    apart = Apart.of(board)
-    if not apart.is_needed:
-        return _best_place(board, policy, apart, may, own, again=again)
-    may = apart.forbid(may)
-    place = _best_place(board, policy, apart, may, _own(board, may), again=again)
-    if place == board.home:
+    may, apart = board.may.copy(), Apart.of(board)
+    for vcpu in board.lone():
+        may[vcpu] = 0
+    if apart.is_needed:
+        may = apart.forbid(may)
+    place = _best_place(board, policy, apart, may, again=again)
+    if apart.is_needed and place == board.home:
         fewer = apart.one_each(may, board.levels(board.base))
         if fewer != may:
-            place = _best_place(board, policy, apart, fewer, _own(board, fewer), again=again)
+            place = _best_place(board, policy, apart, fewer, again=again)
     return place
 
 
-def _own(board: Board, may: Sequence[int]) -> list[list[tuple[int, int]]]:
-    return own_by_cpu(board.loads, board.home, may, len(board.base))
-
-
-def _best_place(  # noqa: PLR0913  all that a search goes by
-    board: Board,
-    policy: Policy,
-    apart: Apart,
-    may: Sequence[int],
-    own: Sequence[Sequence[tuple[int, int]]],
-    *,
-    again: bool,
+def _best_place(
+    board: Board, policy: Policy, apart: Apart, may: Sequence[int], *, again: bool
 ) -> Sequence[int]:
-
     def accept(place: Sequence[int]) -> bool:
         return place == board.home or (apart.holds(place) and bool(in_order(board, place)))
 
@@ -365,7 +349,6 @@ def _best_place(  # noqa: PLR0913  all that a search goes by
             min_gain=policy.min_gain_ppm,
             steps_max=policy.steps_max,
             again=again,
-            own=own,
             accept=accept,
             wet=wet,
             water_ppm=water_ppm,
@@ -389,8 +372,7 @@ def _best_place(  # noqa: PLR0913  all that a search goes by
 
 def _outside(board: Board, levels: Sequence[int], policy: Policy) -> int:
     low, high = _band(board, levels, policy.balance_threshold_ppm)
-    loads = (levels[cpu] for cpu in board.judged)
-    return sum(max(0, load - high) + max(0, low - load) for load in loads)
+    return sum(excess(levels[cpu], low, high) for cpu in board.judged)
 
 
 def _band(board: Board, levels: Sequence[int], threshold_ppm: int) -> tuple[int, int]:

@@ -87,7 +87,7 @@ class Judge:
         }
         below = {index: ppm for index, ppm in short.items() if self._is_below_all(index, ppm)}
         if losses:
-            most = max(losses, key=lambda index: (losses[index], _key(after.vcpus[index])))
+            most = max(losses, key=lambda index: (losses[index], after.vcpus[index].id))
             why = (
                 f"would take {round(losses[most] / PPM_PER_POINT, 1):g} points from"
                 f" {_name(after.vcpus[most])}, which has no more than its fair share"
@@ -114,7 +114,7 @@ class Judge:
         before = self._before
         return min(
             short.items(),
-            key=lambda one: (one[1] / before.demand_ppm(one[0]), _key(before.vcpus[one[0]])),
+            key=lambda one: (one[1] / before.demand_ppm(one[0]), before.vcpus[one[0]].id),
             default=None,
         )
 
@@ -298,10 +298,6 @@ def _cores(host: Host) -> list[Core]:
             most_ppm = min(most_ppm, max(together_ppm - used_ppm, together_ppm // 2))
         found.append(Core(threads, most_ppm))
     return found
-
-
-def _key(vcpu: Vcpu) -> tuple[str, int, int]:
-    return vcpu.id.uuid, vcpu.id.domain_id, vcpu.id.vcpu
 
 
 def _name(vcpu: Vcpu) -> str:
