@@ -3,12 +3,13 @@
 Rule: plain integers and lists, by position; pure, and deterministic for equal input.
 """
 
+import itertools
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from vcpusched.plan.frame import Problem
+from vcpusched.plan.frame import Problem, moved
 from vcpusched.plan.search import UNBOUNDED, Task, search
 
 GROUP_STEPS: Final = 200
@@ -28,24 +29,21 @@ class Groups:
     ) -> None:
         self._problem = problem
         self._whole = whole
-        self.place = list(place)
+        self.place = list(problem.home)
         self._chance = chance
         self._levels = list(problem.start)
         self._here: list[set[int]] = [set() for _ in problem.start]
         self._moved: set[int] = set()
         # Between which pCPUs vCPUs were moved at first: that is where groups are found.
         self._near: list[list[int]] = [[] for _ in problem.start]
-        for vcpu, cpu in enumerate(self.place):
-            if problem.may[vcpu]:
-                self._here[cpu].add(vcpu)
-                home = problem.home[vcpu]
-                if home != cpu:
-                    self._moved.add(vcpu)
-                    self._levels[home] -= problem.loads[vcpu]
-                    self._levels[cpu] += problem.loads[vcpu]
-                    self._near[home].append(cpu)
-                    self._near[cpu].append(home)
-        self._first_moved = sorted(self._moved)
+        for vcpu in itertools.compress(range(len(place)), problem.may):
+            self._here[problem.home[vcpu]].add(vcpu)
+        self._first_moved = moved(problem.home, place)
+        for vcpu in self._first_moved:
+            home, cpu = problem.home[vcpu], place[vcpu]
+            self._put(vcpu, cpu)
+            self._near[home].append(cpu)
+            self._near[cpu].append(home)
         self._tops_set, self._bottoms_set = set(whole.tops), set(whole.bottoms)
         self._order()
 

@@ -75,11 +75,7 @@ def fill(cores: Sequence[Core], bound: Mapping[int, Curve], pools: Mapping[int, 
             here[number].append(core)
             continue
         curves = {cpu: bound.get(cpu, NO_CLAIMS) for cpu in core.threads}
-        wanted_ppm = sum(curve.wanted_ppm for curve in curves.values())
-        if wanted_ppm > core.most_ppm or any(
-            curves[cpu].wanted_ppm > most for cpu, most in core.threads.items()
-        ):
-            cpu_levels |= _fill_core(core.threads, core.most_ppm, curves)
+        cpu_levels |= _fill_core(core.threads, core.most_ppm, curves)
     for (union, masks), reached in zip(groups, here, strict=True):
         curves = {cpu: bound.get(cpu, NO_CLAIMS) for core in reached for cpu in core.threads}
         if len(masks) > POOLS_MAX:
@@ -275,11 +271,6 @@ class _Group:
         for index, threads in enumerate(self._threads):
             ending = [cpu for cpu in threads if reach >> cpu & 1]
             if not ending:
-                continue
-            if len(threads) == 1 and self._most[index] >= threads[ending[0]]:
-                cpu, most_ppm = threads.popitem()
-                alone = self._curves[cpu].level(most_ppm)
-                self._cpu_levels[cpu] = level if alone is None else min(level, alone)
                 continue
             rooms, core_ppm = self._rooms(index, level)
             if core_ppm <= sum(rooms[cpu] for cpu in ending):

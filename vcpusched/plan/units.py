@@ -219,15 +219,10 @@ def _let_out(
     while True:
         levels = _poured(own, water)
         busiest = max(members, key=lambda cpu: (levels[cpu], -cpu))
-        candidates = [
-            vcpu
-            for vcpu in bound[busiest]
-            if vcpu.load_ppm and not vcpu.fixed and members.is_within(vcpu.allowed)
-        ]
         gap = levels[busiest] - min(levels.values())
-        if gap < span_ppm or not candidates or len(bound[busiest]) == 1:
+        largest = _largest(bound[busiest], members)
+        if gap < span_ppm or largest is None or len(bound[busiest]) == 1:
             return chosen
-        largest = max(candidates, key=lambda vcpu: (vcpu.load_ppm, vcpu.id))
         bound[busiest].remove(largest)
         own[busiest] -= largest.load_ppm
         water += largest.load_ppm
@@ -259,19 +254,21 @@ def _let_off_cores(
         while -room[number] >= min_gain_ppm:
             # Who floats already comes first into the room that the others have left.
             others = (ppm for other, ppm in enumerate(room) if other != number and ppm > 0)
-            candidates = [
-                vcpu
-                for vcpu in on[number]
-                if vcpu.load_ppm and not vcpu.fixed and members.is_within(vcpu.allowed)
-            ]
-            if not candidates or len(on[number]) == 1 or sum(others) - water < min_gain_ppm:
+            largest = _largest(on[number], members)
+            if largest is None or len(on[number]) == 1 or sum(others) - water < min_gain_ppm:
                 break
-            largest = max(candidates, key=lambda vcpu: (vcpu.load_ppm, vcpu.id))
             on[number].remove(largest)
             room[number] += largest.load_ppm
             water += largest.load_ppm
             chosen.append((largest, numbers[number]))
     return chosen
+
+
+def _largest(vcpus: Iterable[Vcpu], members: CpuSet) -> Vcpu | None:
+    """Give the largest vCPU that may be let into all of a unit."""
+    may = (vcpu for vcpu in vcpus if not vcpu.fixed and members.is_within(vcpu.allowed))
+    loaded = (vcpu for vcpu in may if vcpu.load_ppm)
+    return max(loaded, key=lambda vcpu: (vcpu.load_ppm, vcpu.id), default=None)
 
 
 def _poured(own: dict[int, int], water: int) -> dict[int, int]:
