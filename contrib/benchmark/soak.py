@@ -31,8 +31,7 @@ from progress import follow, say
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger import Entry
-from vcpusched.act.ledger_file import Book
-from vcpusched.act.ledger_text import parse
+from vcpusched.act.ledger_file import Book, parse
 from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import (
     Cpu,

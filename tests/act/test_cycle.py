@@ -10,9 +10,9 @@ import pytest
 from builders import SECOND_NS, MemoryHost
 
 from vcpusched.act.cycle import ActOn, Cycle, Rules, Scheduler
+from vcpusched.act.feedback import Verdict
 from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger_file import Book
-from vcpusched.act.proof import Verdict
 from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import (
     ALL_CPUS,

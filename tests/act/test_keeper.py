@@ -16,8 +16,7 @@ from builders import MemoryHost
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.keeper import AGAIN_NS, Keeper
 from vcpusched.act.ledger import UNSEEN_NS_MAX, Change, Changed
-from vcpusched.act.ledger_file import Book
-from vcpusched.act.ledger_text import parse
+from vcpusched.act.ledger_file import Book, parse
 from vcpusched.host.hypervisor import (
     BusyError,
     ConnectionLostError,

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcpusched.act.ledger import RESETS_MAX, Entry, Hold, Ledger, Record
-from vcpusched.act.ledger_file import Book
-from vcpusched.act.ledger_text import LedgerError, parse
+from vcpusched.act.ledger_file import Book, LedgerError, parse
 from vcpusched.model import CpuSet, DomainUuid, VcpuId
 from vcpusched.service.run_directory import LEDGER_SIZE_MAX, LedgerFile
 

@@ -7,7 +7,7 @@ import pytest
 from builders import MemoryHost
 
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
-from vcpusched.act.patience import ASIDE_CYCLES
+from vcpusched.act.feedback import ASIDE_CYCLES
 from vcpusched.host.hypervisor import (
     ERRORS,
     ConnectionLostError,

@@ -34,7 +34,7 @@ DOORS = {
     "rich": {"cli.top", "report.display", "report.draw"},
     "prometheus_client": {"report.metrics"},
     "pydantic": {
-        "act.ledger_text",
+        "act.ledger_file",
         "report.snapshot",
         "settings",
         "simulate.workload_files",
@@ -54,7 +54,6 @@ LONGER = {
     "host.libvirt_host",
     "model",
     "observe.observe",
-    "plan.near",
     "plan.planner",
     "report.messages",
     "service.daemon",

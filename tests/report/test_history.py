@@ -11,9 +11,9 @@ from builders import host
 from program import vcpusched
 
 from vcpusched.act.cycle import Cycle
+from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
-from vcpusched.act.proof import Proof, Verdict
 from vcpusched.model import CpuSet
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import display, history, messages

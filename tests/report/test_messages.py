@@ -9,7 +9,7 @@ import pytest
 from builders import host
 
 from vcpusched.act.cycle import Cycle, Failure, Unclear
-from vcpusched.act.proof import Proof, Verdict
+from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.model import DomainUuid, Granularity
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import messages, snapshot

@@ -10,9 +10,9 @@ import pytest
 from builders import host
 
 from vcpusched.act.cycle import Cycle, Failure
+from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
-from vcpusched.act.proof import Proof, Verdict
 from vcpusched.model import PPM, CpuSet, Host
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.plan.service import unmet_ppm

@@ -3,7 +3,7 @@
 Rule: acts only through a `Hypervisor` and never reads a clock of its own or sleeps, so that it
 runs unchanged on a simulated host. All that it remembers between cycles is the last sample and the
 loads up to it, how often in a row it wanted to act, what its last plan promised, whom to leave
-alone for a while (`patience`), and a pin whose answer was lost with the connection.
+alone for a while (`feedback`), and a pin whose answer was lost with the connection.
 """
 
 import enum
@@ -11,8 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vcpusched.act.patience import Patience
-from vcpusched.act.proof import Look, Promise, Proof, Verdict, promised, proven, worse_bound
+from vcpusched.act.feedback import (
+    Look,
+    Patience,
+    Promise,
+    Proof,
+    Verdict,
+    promised,
+    proven,
+    worse_bound,
+)
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
     Hypervisor,

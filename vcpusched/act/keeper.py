@@ -53,43 +53,6 @@ class GivenBack:
     gone: bool = False
 
 
-class _Door:
-    """The hypervisor, as long as the book is open: after that somebody else acts on it.
-
-    Raises ConnectionLostError then, so that whoever was at work drops all that it was about to do.
-    """
-
-    def __init__(self, hypervisor: MarkingHypervisor, book: Book) -> None:
-        self._hypervisor = hypervisor
-        self._book = book
-
-    def sample(self, crowded: CpuSet) -> Sample:
-        """Read the host."""
-        return self._hypervisor.sample(crowded)
-
-    def definition(self, uuid: DomainUuid) -> Definition:
-        """Read a definition."""
-        return self._hypervisor.definition(uuid)
-
-    def affinity(self, vcpu: VcpuId) -> CpuSet:
-        """Read an affinity."""
-        return self._hypervisor.affinity(vcpu)
-
-    def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
-        """Set an affinity."""
-        self._check()
-        self._hypervisor.pin(vcpu, cpus)
-
-    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
-        """Write or take away a mark."""
-        self._check()
-        self._hypervisor.mark(uuid, domain_id, origin)
-
-    def _check(self) -> None:
-        if self._book.is_closed:
-            raise ConnectionLostError("somebody else keeps the ledger now")
-
-
 class Keeper:
     """Stands for one connection to a hypervisor; the book outlives it.
 
@@ -105,8 +68,8 @@ class Keeper:
         *,
         acts: bool = True,
     ) -> None:
-        self._hypervisor = _Door(hypervisor, book)
-        self._marks = Marks(self._hypervisor)
+        self._hypervisor = hypervisor
+        self._marks = Marks(self._mark)
         self._book = book
         self._on_change = on_change
         self._acts = acts
@@ -252,7 +215,7 @@ class Keeper:
         except NotRecordedError:
             self._book.note(intended)  # what it takes to undo it is in the file already
         try:
-            self._hypervisor.pin(vcpu, reach)
+            self._pin(vcpu, reach)
         except ConnectionLostError:
             raise
         except VanishedError:
@@ -267,7 +230,20 @@ class Keeper:
         if self._by_another_hand(vcpu, record) is not None:
             # The next sample tells.
             raise VanishedError("its affinity was changed by another hand just now")
+        self._pin(vcpu, cpus)
+
+    def _pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+        self._check_ours()
         self._hypervisor.pin(vcpu, cpus)
+
+    def _mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+        self._check_ours()
+        self._hypervisor.mark(uuid, domain_id, origin)
+
+    def _check_ours(self) -> None:
+        """Drop all that was about to be done once the book is closed: somebody else acts then."""
+        if self._book.is_closed:
+            raise ConnectionLostError("somebody else keeps the ledger now")
 
     def _by_another_hand(self, vcpu: VcpuId, record: Record) -> CpuSet | None:
         """Give a vCPU's affinity if it is neither as it was seen nor where it was sent since.
@@ -381,7 +357,7 @@ class Keeper:
         if now_ns >= self._again_ns.get(vcpu.uuid, now_ns):
             try:
                 if self._hypervisor.affinity(vcpu) == changed.to_cpus:
-                    self._hypervisor.pin(vcpu, record.affinity & self._online)
+                    self._pin(vcpu, record.affinity & self._online)
                     self._again_ns.pop(vcpu.uuid, None)
                     self._on_change(changed)
                     return

@@ -7,16 +7,11 @@ first pin it is written into its live metadata where its vCPUs were. The mark is
 domain: each writing of it takes the domain's job, and commonly its vCPUs are pinned together.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from vcpusched.act.ledger import Entry, Ledger, Record
-from vcpusched.host.hypervisor import (
-    ConnectionLostError,
-    HypervisorError,
-    MarkingHypervisor,
-    VanishedError,
-)
+from vcpusched.host.hypervisor import ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, Sample, VcpuId
 
 RETRY_NS: Final = 60 * 1_000_000_000
@@ -24,10 +19,10 @@ RETRY_NS: Final = 60 * 1_000_000_000
 
 
 class Marks:
-    """The marks as they are known over one connection."""
+    """The marks as they are known over one connection; `mark` writes one."""
 
-    def __init__(self, hypervisor: MarkingHypervisor) -> None:
-        self._hypervisor = hypervisor
+    def __init__(self, mark: Callable[[DomainUuid, int, Mapping[int, CpuSet]], None]) -> None:
+        self._mark = mark
         self._marks: dict[DomainUuid, tuple[int, Mapping[int, CpuSet]]] = {}
         self._not_before_ns: dict[DomainUuid, int] = {}
         self._everywhere = NO_CPUS
@@ -89,7 +84,7 @@ class Marks:
                 self._not_before_ns[uuid] = self._now_ns + RETRY_NS
 
     def _write(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
-        self._hypervisor.mark(uuid, domain_id, origin)
+        self._mark(uuid, domain_id, origin)
         self._marks[uuid] = domain_id, origin
 
     def _wanted(self, entry: Entry) -> dict[int, CpuSet]:

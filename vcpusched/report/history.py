@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from vcpusched.act.proof import PATIENCE_NS, Verdict
+from vcpusched.act.feedback import PATIENCE_NS, Verdict
 from vcpusched.model import PPM, PPM_PER_POINT
 from vcpusched.report.messages import (
     MESSAGE_ID_GIVEN_BACK,

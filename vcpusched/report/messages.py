@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from vcpusched.act.cycle import Cycle, Failure, Unclear
+from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import RESETS_MAX, Change, Changed
-from vcpusched.act.proof import Proof, Verdict
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity, VcpuId
 from vcpusched.plan.planner import Move, Plan, Stop
 from vcpusched.plan.units import untold

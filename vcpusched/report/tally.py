@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from vcpusched.act.cycle import Cycle
-from vcpusched.act.proof import Verdict
+from vcpusched.act.feedback import Verdict
 from vcpusched.model import PPM, VcpuId
 
 BALANCE: Final = "balance"

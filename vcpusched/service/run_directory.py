@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from vcpusched.act.ledger_text import LedgerError
+from vcpusched.act.ledger_file import LedgerError
 
 DEFAULT: Final = Path("/run/vcpusched")
 LOCK: Final = "lock"

@@ -8,10 +8,19 @@ import pytest
 from builders import host
 
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.act.feedback import (
+    DOUBT_NS,
+    PATIENCE_NS,
+    Look,
+    Patience,
+    Promise,
+    Verdict,
+    promised,
+    proven,
+    worse_bound,
+)
 from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger_file import Book
-from vcpusched.act.patience import DOUBT_NS, Patience
-from vcpusched.act.proof import PATIENCE_NS, Look, Promise, Verdict, promised, proven, worse_bound
 from vcpusched.model import (
     NO_CPUS,
     PPM,
