@@ -189,7 +189,7 @@ def test_an_unusable_file_is_set_aside(tmp_path: Path, kind: str) -> None:
         assert len(book.problem.splitlines()) == 1
         assert book.ledger == Ledger()
         record = Record(5, CpuSet.of([0]))
-        book.note(Ledger({DomainUuid("b"): Entry("b", 1, {0: record})}))
+        book.ledger = Ledger({DomainUuid("b"): Entry("b", 1, {0: record})})
         book.save(book.ledger.intending(VcpuId(DomainUuid("b"), 1, 0), CpuSet.of([1])))
         assert Book(LedgerFile(tmp_path)).ledger.entries
 

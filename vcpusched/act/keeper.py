@@ -108,19 +108,19 @@ class Keeper:
             self._marks.before_pin(vcpu, self._book.ledger.entries[vcpu.uuid])
         except HypervisorError:
             # The mark may have been written, if the connection broke; the next sample shows it.
-            self._book.note(before.marking(vcpu.uuid, marked=True))
+            self._book.ledger = before.marking(vcpu.uuid, marked=True)
             self._is_due = True
             raise
         try:
             self._pin_as_known(vcpu, cpus, record)
         except (BusyError, PermissionDeniedError, VanishedError):
             # Or another hand's pin to the same pCPU would be taken for this one, however late.
-            self._book.note(before.marking(vcpu.uuid, marked=True))
+            self._book.ledger = before.marking(vcpu.uuid, marked=True)
             self._is_due = True
             raise
         # Not written yet: the next one who reads that it was pending finds it in force. The next
         # sample writes it, before another hand's pin to where the vCPU was could be taken for ours.
-        self._book.note(self._book.ledger.made(vcpu))
+        self._book.ledger = self._book.ledger.made(vcpu)
         self._is_due = True
 
     def restore(
@@ -157,7 +157,7 @@ class Keeper:
         try:
             self._marks.tidy(self._book.ledger, sorted(wanted))
         finally:
-            self._book.note(self._marks.applied(self._book.ledger))
+            self._book.ledger = self._marks.applied(self._book.ledger)
             self.settle()
         return done
 
@@ -213,7 +213,7 @@ class Keeper:
         try:
             self._save(intended)
         except NotRecordedError:
-            self._book.note(intended)  # what it takes to undo it is in the file already
+            self._book.ledger = intended  # what it takes to undo it is in the file already
         try:
             self._pin(vcpu, reach)
         except ConnectionLostError:
@@ -223,7 +223,7 @@ class Keeper:
             return replace(given, why_not="it is not running any more", gone=True)
         except HypervisorError as error:
             return replace(given, why_not=str(error))
-        self._book.note(self._book.ledger.made(vcpu))
+        self._book.ledger = self._book.ledger.made(vcpu)
         return given
 
     def _pin_as_known(self, vcpu: VcpuId, cpus: CpuSet, record: Record) -> None:
@@ -289,7 +289,7 @@ class Keeper:
         self._again_ns = {uuid: ns for uuid, ns in self._again_ns.items() if uuid in self._running}
         self._marks.learn(sample)
         after = self._marks.applied(after)
-        self._book.note(after)
+        self._book.ledger = after
         for changed in changes:
             if changed.change is not Change.RESET:
                 self._on_change(changed)
@@ -313,7 +313,7 @@ class Keeper:
                 self._pin_again(changed, now_ns)
             except ConnectionLostError:
                 for left in resets[number:]:
-                    self._book.note(self._book.ledger.not_reset(left.vcpu))
+                    self._book.ledger = self._book.ledger.not_reset(left.vcpu)
                 raise
         if self._acts and not self.rests:
             self._tidy()
@@ -333,7 +333,7 @@ class Keeper:
             self._marks.tidy(before)
         finally:
             after = self._marks.applied(before)
-            self._book.note(after)
+            self._book.ledger = after
             if after is not before:
                 self.settle()
 
@@ -366,7 +366,7 @@ class Keeper:
             except HypervisorError:
                 self._again_ns[vcpu.uuid] = now_ns + AGAIN_NS
         # The next sample finds it undone once more: it counts when it was made.
-        self._book.note(self._book.ledger.not_reset(vcpu))
+        self._book.ledger = self._book.ledger.not_reset(vcpu)
 
     def _marked(self, domain: DomainReading) -> DomainReading:
         entry = self._book.ledger.entries.get(domain.uuid)

@@ -143,16 +143,17 @@ class Book:
     `uri` is where the libvirt is whose domains are looked at; what the store has of another one's
     stays there untouched, and `elsewhere` tells of it.
 
-    `written` are the domains in the store. `problem` says on one line what was wrong with it, empty
-    when nothing was. A store that can neither be read nor set aside is never written, nor one that
-    this book only reads.
+    `ledger` may be set to one that need not be kept before anything else happens; others are
+    `save`d. `written` are the domains in the store, and it `is_closed` once somebody else keeps
+    that. `problem` says on one line what was wrong with the store, empty when nothing was. One that
+    can neither be read nor set aside is never written, nor one that this book only reads.
     """
 
     def __init__(self, store: Store, uri: str = "", *, writes: bool = True) -> None:
         self.uri = uri
         self._store = store
         self._lock = threading.Lock()
-        self._closed = False
+        self.is_closed = False
         self._is_usable = writes
         self._texts: dict[DomainUuid, tuple[Entry, str]] = {}
         self.ledger = Ledger()
@@ -187,10 +188,6 @@ class Book:
             for uri, count in sorted(others.items())
         )
 
-    def note(self, ledger: Ledger) -> None:
-        """Take over a ledger that need not be kept before anything else happens."""
-        self.ledger = ledger
-
     def save(self, ledger: Ledger) -> None:
         """Take over a ledger and keep it before this returns.
 
@@ -199,7 +196,7 @@ class Book:
         """
         text = self._rendered(ledger)
         with self._lock:
-            if self._closed or not self._is_usable:
+            if self.is_closed or not self._is_usable:
                 raise OSError("the ledger is not ours to write")
             if text != self._kept:
                 self._store.replace(text)
@@ -207,15 +204,10 @@ class Book:
             self.written = frozenset(self._texts)
         self.ledger = ledger
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether somebody else keeps the store."""
-        return self._closed
-
     def close(self) -> None:
         """Let nothing more be written: somebody else keeps the store from now on."""
         with self._lock:
-            self._closed = True
+            self.is_closed = True
 
     def _rendered(self, ledger: Ledger) -> str:
         """Give the text; only entries that are others than the last time are rendered anew."""

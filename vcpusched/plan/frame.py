@@ -114,14 +114,11 @@ class Frame:
         self.is_large = len(problem.judged) > SEARCHED_CPUS_MAX or self.movable > SEARCHED_VCPUS_MAX
         self._peak = max((problem.start[cpu] for cpu in problem.judged), default=0)
         self._range = _range(problem, self.own)
+        self.last = self._range.last
+        """Where the last band can begin: at the mean of those that are not helpless."""
         self._tops = [cpu for cpu in problem.judged if cpu not in self._range.floor]
         self._bottoms = [cpu for cpu in problem.judged if cpu not in self._range.no_low]
         self._known_bounds: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
-
-    @property
-    def last(self) -> int:
-        """Where the last band can begin: at the mean of those that are not helpless."""
-        return self._range.last
 
     def bounds(self, begin: int) -> tuple[list[int], list[int]]:
         """Give what each pCPU should have at least and at most in the band that begins there."""
@@ -161,12 +158,12 @@ class Frame:
     @cached_property
     def whole(self) -> Task:
         """The search over all bands."""
-        return self.task(self._range.first, self._range.last)
+        return self.task(self._range.first, self.last)
 
     @cached_property
     def slices(self) -> list[tuple[int, int]]:
         """The range in which bands can begin, cut into pieces (first, last)."""
-        first, last = self._range.first, self._range.last
+        first, last = self._range.first, self.last
         cuts = [first + (last - first + 1) * cut // BANDS for cut in range(BANDS + 1)]
         return [(low, after - 1) for low, after in itertools.pairwise(cuts) if low < after]
 
@@ -174,7 +171,7 @@ class Frame:
     def middles(self) -> list[int]:
         """Where the band in the middle of each slice begins; of a large host, one will do."""
         if self.is_large:
-            return [max(0, self._range.last - self.problem.span * 3 // 8)]
+            return [max(0, self.last - self.problem.span * 3 // 8)]
         return [(first + last) // 2 for first, last in self.slices]
 
     def levels(self, place: Sequence[int]) -> list[int]:
@@ -201,7 +198,7 @@ class Frame:
         """Give where the bands begin by which such loads are judged."""
         top, bottom = self._ends(levels)
         own = (top - self.problem.span + 1, bottom)
-        return sorted({*self.middles, *(begin for begin in own if 0 <= begin <= self._range.last)})
+        return sorted({*self.middles, *(begin for begin in own if 0 <= begin <= self.last)})
 
     @cached_property
     def excess_at_home(self) -> int:
