@@ -60,7 +60,6 @@ LONGER = {
     "settings",
     "simulate.machine",
     "simulate.simulator",
-    "simulate.workload_files",
 }
 """Modules above the limit. This list only shrinks: one that is no longer above it is taken out."""
 

@@ -31,6 +31,7 @@ Properties: a thread never runs on two pCPUs at once, nor outside its affinity; 
 import functools
 import heapq
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 SLICE_NS: Final = 10_000_000
@@ -46,24 +47,21 @@ FURTHER_THREAD_PERCENT: Final = 25
 here anew: what is tried on this machine must not set what it is tried by."""
 
 
+@dataclass(slots=True, eq=False)
 class Thread:
     """One vCPU's thread. The counters grow for as long as it lives.
 
-    `left_ns` is work, `run_ns` and `wait_ns` are time.
+    `affinity` are the bits of the pCPUs that it may use, `on` is the one that it runs on, or ran on
+    last. `left_ns` is work, `run_ns` and `wait_ns` are time.
     """
 
-    __slots__ = ("affinity", "index", "left_ns", "on", "run_ns", "wait_ns", "weight")
-
-    def __init__(self, index: int, weight: int, affinity: int, on: int) -> None:
-        self.index = index
-        self.weight = weight
-        self.affinity = affinity
-        """The bits of the pCPUs that it may use."""
-        self.on = on
-        """The pCPU that it runs on, or ran on last."""
-        self.left_ns = 0
-        self.run_ns = 0
-        self.wait_ns = 0
+    index: int
+    weight: int
+    affinity: int
+    on: int
+    left_ns: int = 0
+    run_ns: int = 0
+    wait_ns: int = 0
 
     @property
     def floats(self) -> bool:
@@ -71,35 +69,25 @@ class Thread:
         return bool(self.affinity & (self.affinity - 1))
 
 
+@dataclass(slots=True, eq=False)
 class _Queue:
-    """The runnable threads of one pCPU, those that came first in front."""
+    """The runnable threads of one pCPU, those that came first in front.
 
-    __slots__ = (
-        "capacity",
-        "cpu",
-        "runnable",
-        "siblings",
-        "since_ns",
-        "speed",
-        "used_ns",
-        "version",
-        "weight",
-        "worth",
-    )
+    `capacity` is what it does when its siblings idle, in ppm of a full pCPU. `speed` is that of it
+    if it is busy, `worth` as it would be if it were not. `version` counts the changes of
+    `runnable`: what was foretold before one is void.
+    """
 
-    def __init__(self, cpu: int, capacity: int) -> None:
-        self.cpu = cpu
-        self.capacity = capacity
-        """What it does when its siblings idle, in ppm of a full pCPU."""
-        self.siblings: tuple[_Queue, ...] = ()
-        self.speed = self.worth = capacity
-        """Of it if it is busy, and as it would be if it were not."""
-        self.runnable: list[Thread] = []
-        self.since_ns = 0
-        self.used_ns = 0
-        self.weight = 0
-        self.version = 0
-        """Counts the changes of `runnable`: what was foretold before one is void."""
+    cpu: int
+    capacity: int
+    speed: int
+    worth: int
+    siblings: "tuple[_Queue, ...]" = ()
+    runnable: list[Thread] = field(default_factory=list)
+    since_ns: int = 0
+    used_ns: int = 0
+    weight: int = 0
+    version: int = 0
 
     def beside(self) -> None:
         """Note how many of its siblings are busy."""
@@ -109,6 +97,10 @@ class _Queue:
             together = 100 + FURTHER_THREAD_PERCENT * busy
             self.speed = max(1, self.capacity * together // (100 * (busy + 1)))
             self.worth = self.capacity * FURTHER_THREAD_PERCENT // 100
+
+    def for_speed(self, weight: int) -> int:
+        """Give the weight that would mean the same on a pCPU of full speed."""
+        return weight * _FULL // self.speed
 
 
 class Machine:
@@ -127,7 +119,7 @@ class Machine:
         capacities_ppm: Sequence[int] = (),
     ) -> None:
         capacities = capacities_ppm or [_FULL] * cpu_count
-        self._queues = [_Queue(cpu, capacity) for cpu, capacity in enumerate(capacities)]
+        self._queues = [_Queue(cpu, can, can, can) for cpu, can in enumerate(capacities)]
         for core in cores:
             for cpu in core:
                 others = (self._queues[other] for other in core if other != cpu)
@@ -195,19 +187,11 @@ class Machine:
         if not passed_ns or not runnable:
             return
         queue.used_ns += passed_ns
-        speed = queue.speed
-        if len(runnable) == 1:
-            thread = runnable[0]
-            thread.left_ns -= passed_ns if speed == _FULL else passed_ns * speed // _FULL
-            thread.run_ns += passed_ns
-            return
-        weight = queue.weight
+        speed, weight = queue.speed, queue.weight
         for thread in runnable:
             # What whole nanoseconds cannot share is lost: less than one per thread and event.
             run_ns = passed_ns * thread.weight // weight
-            thread.left_ns -= (
-                run_ns if speed == _FULL else passed_ns * thread.weight * speed // (weight * _FULL)
-            )
+            thread.left_ns -= passed_ns * thread.weight * speed // (weight * _FULL)
             thread.run_ns += run_ns
             thread.wait_ns += passed_ns - run_ns
 
@@ -235,15 +219,10 @@ class Machine:
         if not runnable:
             return
         # Rounded up, and what is done down: nobody gets more than is left.
-        if queue.speed == _FULL and len(runnable) == 1:
-            first_ns = runnable[0].left_ns
-        elif queue.speed == _FULL:
-            first_ns = min(-(-thread.left_ns * weight // thread.weight) for thread in runnable)
-        else:
-            first_ns = min(
-                -(-thread.left_ns * weight * _FULL // (thread.weight * queue.speed))
-                for thread in runnable
-            )
+        first_ns = min(
+            -(-thread.left_ns * weight * _FULL // (thread.weight * queue.speed))
+            for thread in runnable
+        )
         heapq.heappush(self._done, (self.now_ns + first_ns, queue.cpu, queue.version))
 
     def _arrive(self, thread: Thread, work_ns: int) -> None:
@@ -254,11 +233,11 @@ class Machine:
             self._changed(queue)
         else:
             thread.left_ns = work_ns
-            thread.on = self._choose(thread)
-            self._enter(thread)
+            self._enter(thread, self._choose(thread))
 
-    def _enter(self, thread: Thread) -> None:
-        queue = self._queues[thread.on]
+    def _enter(self, thread: Thread, cpu: int) -> None:
+        thread.on = cpu
+        queue = self._queues[cpu]
         self._settle(queue)
         queue.runnable.append(thread)
         queue.weight += thread.weight
@@ -267,8 +246,7 @@ class Machine:
             for other in tuple(queue.runnable):
                 if other.affinity & self._idle and len(queue.runnable) > 1:
                     self._leave(other)
-                    other.on = self._choose(other)
-                    self._enter(other)
+                    self._enter(other, self._choose(other))
         for sibling in queue.siblings:
             if len(sibling.runnable) == 1 and sibling.runnable[0].floats:
                 self._go_up(sibling.runnable[0], sibling.runnable[0].affinity & self._idle)
@@ -284,8 +262,7 @@ class Machine:
         if self._queues[target].worth > self._queues[thread.on].worth:
             before = self._queues[thread.on]
             self._leave(thread)
-            thread.on = target
-            self._enter(thread)
+            self._enter(thread, target)
             if not before.runnable:
                 self._lift(before)
 
@@ -313,15 +290,13 @@ class Machine:
 
     def _lightest(self, thread: Thread, without: int | None = None) -> int:
         """Give the allowed pCPU with the least runnable weight, the next one upwards of several."""
-        queues = self._queues
-        cpus = [cpu for cpu in _bits(thread.affinity) if cpu != without]
-        if self._even:
-            weights = [queues[cpu].weight for cpu in cpus]
-        else:
-            weights = [_for_speed(queues[cpu].weight, queues[cpu]) for cpu in cpus]
-        least = min(weights, default=0)
-        lightest = [cpu for cpu, weight in zip(cpus, weights, strict=True) if weight == least]
-        return next((cpu for cpu in lightest if cpu >= thread.on), (lightest or [thread.on])[0])
+
+        def rank(cpu: int) -> tuple[int, bool, int]:
+            queue = self._queues[cpu]
+            return queue.for_speed(queue.weight), cpu < thread.on, cpu
+
+        cpus = (cpu for cpu in _bits(thread.affinity) if cpu != without)
+        return min(cpus, key=rank, default=thread.on)
 
     def _retire(self, queue: _Queue) -> None:
         """Take those who are done off a pCPU; one that falls idle takes a waiting thread."""
@@ -353,8 +328,7 @@ class Machine:
             for thread in queue.runnable:
                 if thread.affinity >> cpu & 1:
                     self._leave(thread)
-                    thread.on = cpu
-                    self._enter(thread)
+                    self._enter(thread, cpu)
                     return
 
     def _rotate(self) -> None:
@@ -366,25 +340,15 @@ class Machine:
             thread = next(other for other in queue.runnable if other.floats)
             target = self._lightest(thread, without=cpu)
             there = self._queues[target]
-            weight = _for_speed(there.weight + thread.weight, there)
-            if target != cpu and weight <= _for_speed(queue.weight, queue):
+            weight = there.for_speed(there.weight + thread.weight)
+            if target != cpu and weight <= queue.for_speed(queue.weight):
                 self._leave(thread)
-                thread.on = target
-                self._enter(thread)
-
-
-def _for_speed(weight: int, queue: _Queue) -> int:
-    return weight if queue.speed == _FULL else weight * _FULL // queue.speed
+                self._enter(thread, target)
 
 
 @functools.lru_cache(maxsize=4096)
 def _bits(bits: int) -> Sequence[int]:
-    found = []
-    while bits:
-        lowest = bits & -bits
-        found.append(lowest.bit_length() - 1)
-        bits ^= lowest
-    return found
+    return [cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1]
 
 
 def _next_bit(bits: int, start: int) -> int:
