@@ -18,11 +18,12 @@ there is no event for that.
 """
 
 import contextlib
+import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import libvirt
@@ -80,22 +81,18 @@ TOPOLOGY_PAUSE_NS: Final = 60 * 1_000_000_000
 """How long to wait before libvirt is asked again for a topology that it did not tell."""
 
 _event_loop_lock: Final = threading.Lock()
-_event_loop_started: Final = threading.Event()
 
 
-def start_event_loop() -> None:
+@functools.cache
+def _start_event_loop() -> None:
     """Run libvirt's own event loop in a thread, once per process, for keepalive messages.
 
     It must be registered before the first connection is opened. It has no callbacks of ours.
     """
-    with _event_loop_lock:
-        if _event_loop_started.is_set():
-            return
-        # Without this every error is also printed to stderr, so twice in the journal.
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        libvirt.virEventRegisterDefaultImpl()
-        threading.Thread(target=_serve_events, name="libvirt-events", daemon=True).start()
-        _event_loop_started.set()
+    # Without this every error is also printed to stderr, so twice in the journal.
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_serve_events, name="libvirt-events", daemon=True).start()
 
 
 def _serve_events() -> None:
@@ -128,6 +125,7 @@ def _connect(uri: str, *, read_only: bool) -> Any:  # noqa: ANN401
 
 
 _ERRORS: Final = {getattr(libvirt, name): error for name, error in ERRORS.items()}
+_VANISHED: Final = [code for code, error in _ERRORS.items() if error is VanishedError]
 _LOST_CODES: Final = frozenset(getattr(libvirt, name) for name in LOST_CODES)
 _LOST_DOMAINS: Final = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE})
 
@@ -186,14 +184,6 @@ class _Question:
         answers.put(xml)
 
 
-@dataclass(slots=True)
-class _Read:
-    """A definition, and the monotonic clock when it was read."""
-
-    definition: Definition
-    at_ns: int
-
-
 class LibvirtHost:
     """One connection to the libvirt of this host; when it is lost, open another."""
 
@@ -201,8 +191,9 @@ class LibvirtHost:
         self._uri = uri
         self._connection = connection
         self._first_seen = first_seen
-        self._definitions: dict[tuple[str, int], _Read] = {}
-        self._domains: dict[str, Any] = {}
+        self._definitions: dict[tuple[DomainUuid, int], tuple[int, Definition]] = {}
+        """Each with the monotonic clock when it was read."""
+        self._domains: dict[DomainUuid, Any] = {}
         self._map_length = 0
         self._topology = Topology(())
         self._question: _Question | None = None
@@ -218,7 +209,8 @@ class LibvirtHost:
         `first_seen` outlives connections: what transient domains were allowed before we pinned
         them, which nobody else remembers.
         """
-        start_event_loop()
+        with _event_loop_lock:
+            _start_event_loop()
         try:
             connection = _connect(uri, read_only=read_only)
         except libvirt.libvirtError as error:
@@ -243,21 +235,19 @@ class LibvirtHost:
         topology = self._topology_of(self._online())
         domains: list[DomainReading] = []
         unread: dict[DomainUuid, Unread] = {}
-        try:
+        with self._translated():
             running = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-        except libvirt.libvirtError as error:
-            raise self._translated(error) from None
-        self._domains = {domain.UUIDString(): domain for domain in running}
+        self._domains = {DomainUuid(domain.UUIDString()): domain for domain in running}
         self._forget_ended()
         for uuid, domain in self._domains.items():
             try:
-                domains.append(self._read(DomainUuid(uuid), domain))
+                domains.append(self._read(uuid, domain))
             except VanishedError:
                 continue
             except ConnectionLostError:
                 raise
             except HypervisorError as error:
-                unread[DomainUuid(uuid)] = Unread(str(domain.name()), str(error))
+                unread[uuid] = Unread(str(domain.name()), str(error))
         return Sample(
             topology=topology,
             domains=self._with_waits(domains, crowded),
@@ -279,38 +269,24 @@ class LibvirtHost:
         self._threads.forget_all_but(asked)
         self._threads.find(asked)
         quotas = Quotas()
-        told = {key: self._threads.waited(key, vcpus, quotas) for key, vcpus in asked.items()}
-        return tuple(
-            replace(
-                domain,
-                vcpus=tuple(
-                    replace(reading, waited=waits.get(reading.vcpu)) for reading in domain.vcpus
-                ),
-            )
-            if (waits := told[domain.uuid, domain.domain_id])
-            else domain
-            for domain in domains
-        )
+
+        def with_waits(domain: DomainReading) -> DomainReading:
+            key = (domain.uuid, domain.domain_id)
+            told = self._threads.waited(key, asked[key], quotas)
+            vcpus = (replace(vcpu, waited=told.get(vcpu.vcpu)) for vcpu in domain.vcpus)
+            return replace(domain, vcpus=tuple(vcpus)) if told else domain
+
+        return tuple(map(with_waits, domains))
 
     def definition(self, uuid: DomainUuid) -> Definition:
         """Read the domain's definition anew."""
-        domain = self._domains.get(uuid)
-        if domain is None:
-            raise VanishedError("the domain is not running any more")
-        try:
-            return self._define(domain)
-        except libvirt.libvirtError as error:
-            raise self._translated(error) from None
+        with self._translated():
+            return self._define(self._running(uuid))
 
     def affinity(self, vcpu: VcpuId) -> CpuSet:
         """Read which pCPUs a vCPU may use right now: the real affinity of its thread."""
-        domain = self._domains.get(vcpu.uuid)
-        if domain is None:
-            raise VanishedError("the domain is not running any more")
-        try:
-            readings = parse_vcpus(*domain.vcpus())
-        except libvirt.libvirtError as error:
-            raise self._translated(error) from None
+        with self._translated():
+            readings = parse_vcpus(*self._running(vcpu.uuid).vcpus())
         for reading in readings:
             if reading.vcpu == vcpu.vcpu:
                 return reading.affinity
@@ -345,36 +321,43 @@ class LibvirtHost:
 
     def _change(self, uuid: DomainUuid, domain_id: int, change: Callable[[Any], object]) -> None:
         """Change a running domain, unless that would block."""
-        try:
+        with self._translated():
             domain = self._connection.lookupByUUIDString(uuid)
-        except libvirt.libvirtError as error:
-            raise self._translated(error) from None
         if domain.ID() != domain_id:
             raise VanishedError("the domain was started anew")
-        try:
+        with self._translated(domain):
             _refuse_busy(domain)
             change(domain)
+
+    @contextlib.contextmanager
+    def _translated(
+        self,
+        domain: Any = None,  # noqa: ANN401
+        refusals: Container[int] = (libvirt.VIR_ERR_OPERATION_INVALID,),
+    ) -> Iterator[None]:
+        """Raise in our words what libvirt raises.
+
+        Of a domain that still runs, `refusals` say that it cannot do this (as single-threaded
+        emulation), not that it vanished.
+        """
+        try:
+            yield
         except libvirt.libvirtError as error:
-            found = self._translated(error)
-            refused = error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID
-            if refused and self._is_active(domain):
-                # Still running, so it is this that it cannot do (single-threaded emulation).
-                found = HypervisorError(str(found))
+            found = translate(error, alive=self.is_alive())
+            refused = domain is not None and error.get_error_code() in refusals
+            with contextlib.suppress(libvirt.libvirtError):
+                if refused and domain.isActive():
+                    found = HypervisorError(str(found))
             raise found from None
 
-    @staticmethod
-    def _is_active(domain: Any) -> bool:  # noqa: ANN401
-        try:
-            return bool(domain.isActive())
-        except libvirt.libvirtError:
-            return False
+    def _running(self, uuid: DomainUuid) -> Any:  # noqa: ANN401
+        if uuid not in self._domains:
+            raise VanishedError("the domain is not running any more")
+        return self._domains[uuid]
 
     def _online(self) -> CpuSet:
-        try:
-            length, flags, _count = self._connection.getCPUMap()
-        except libvirt.libvirtError as error:
-            raise self._translated(error) from None
-        self._map_length = length
+        with self._translated():
+            self._map_length, flags, _count = self._connection.getCPUMap()
         return libvirt_xml.from_map(flags)
 
     def _topology_of(self, online: CpuSet) -> Topology:
@@ -402,21 +385,16 @@ class LibvirtHost:
     def _forget_ended(self) -> None:
         running = {(uuid, domain.ID()) for uuid, domain in self._domains.items()}
         self._definitions = {key: read for key, read in self._definitions.items() if key in running}
-        for uuid in [uuid for uuid in self._first_seen if uuid not in self._domains]:
+        for uuid in self._first_seen.keys() - self._domains.keys():
             self._first_seen.pop(uuid, None)
 
     def _read(self, uuid: DomainUuid, domain: Any) -> DomainReading:  # noqa: ANN401
         domain_id = domain.ID()
         defined = self._defined(uuid, domain)
-        try:
+        with self._translated(domain, _VANISHED):
             at_ns = time.monotonic_ns()
             infos, maps = domain.vcpus()
             took_ns = time.monotonic_ns() - at_ns
-        except libvirt.libvirtError as error:
-            found = self._translated(error)
-            if isinstance(found, VanishedError) and self._is_active(domain):
-                found = HypervisorError(str(found))
-            raise found from None
         return DomainReading(
             uuid=uuid,
             domain_id=domain_id,
@@ -433,20 +411,18 @@ class LibvirtHost:
         It is not worth losing the loads for: from 11.0 on libvirt may wait for a busy guest here.
         """
         key = (uuid, domain.ID())
-        known = self._definitions.get(key)
-        if known is not None and time.monotonic_ns() - known.at_ns <= DEFINITION_AGE_MAX_NS:
-            return known.definition
+        at_ns, known = self._definitions.get(key, (None, Definition()))
+        if at_ns is not None and time.monotonic_ns() - at_ns <= DEFINITION_AGE_MAX_NS:
+            return known
         try:
-            return self._define(domain)
-        except libvirt.libvirtError as error:
-            found = self._translated(error)
-            if isinstance(found, ConnectionLostError):
-                raise found from None
+            with self._translated():
+                return self._define(domain)
+        except ConnectionLostError:
+            raise
         except HypervisorError:
-            pass  # not understood: its vCPUs count, and stay where they are
-        kept = known.definition if known is not None else Definition()
-        self._definitions[key] = _Read(kept, time.monotonic_ns())
-        return kept
+            pass  # not told or understood: its vCPUs count, and stay where they are
+        self._definitions[key] = time.monotonic_ns(), known
+        return known
 
     def _define(self, domain: Any) -> Definition:  # noqa: ANN401
         uuid = DomainUuid(domain.UUIDString())
@@ -458,11 +434,8 @@ class LibvirtHost:
             # was when the domain was first seen, since later our own pins are in it.
             stated = replace(self._first_seen.setdefault(uuid, live), wish=None)
         found = libvirt_xml.combined(live, stated)
-        self._definitions[uuid, domain.ID()] = _Read(found, time.monotonic_ns())
+        self._definitions[uuid, domain.ID()] = time.monotonic_ns(), found
         return found
-
-    def _translated(self, error: Exception) -> HypervisorError:
-        return translate(error, alive=self.is_alive())
 
 
 def _with_capacities(topology: Topology) -> Topology:

@@ -188,16 +188,12 @@ def origin_xml(origin: Mapping[int, CpuSet]) -> str:
 def _origin(root: ET.Element) -> dict[int, CpuSet]:
     """Give what the element says; nothing where it says what nobody of us would write."""
     found = {}
-    try:
-        for vcpu in root.iterfind(f"metadata/{{{ORIGIN}}}origin/{{*}}vcpu"):
-            told = vcpu.get("cpus", "")
-            cpus = ALL_CPUS if told == ANYWHERE else CpuSet.parse(told)
-            number = int(vcpu.get("id", ""))
-            if not cpus or number < 0:
-                return {}
-            found[number] = cpus
-    except ValueError:
-        return {}
+    for vcpu in root.iterfind(f"metadata/{{{ORIGIN}}}origin/{{*}}vcpu"):
+        told, number = vcpu.get("cpus", ""), _number(vcpu.get("id"))
+        cpus = ALL_CPUS if told == ANYWHERE else CpuSet.read(told)
+        if not cpus or number is None:
+            return {}
+        found[number] = cpus
     return found
 
 
@@ -274,7 +270,7 @@ def _banks(root: ET.Element, online: CpuSet) -> dict[int, CpuSet]:
 
 
 def _number(text: str | None) -> int | None:
-    """Read a number up to `CPU_ID_MAX`, which no node and no level of a cache exceeds either."""
+    """Read a number up to `CPU_ID_MAX`, which no node, level of a cache or vCPU exceeds either."""
     if text is None or not (text.isascii() and text.isdigit()) or len(text) > len(str(CPU_ID_MAX)):
         return None
     number = int(text)
