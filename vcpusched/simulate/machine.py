@@ -172,7 +172,6 @@ class Machine:
             self._settle(queue)
             queue.runnable.clear()
             queue.weight = 0
-            queue.version += 1
         for queue in self._queues:
             queue.beside()
         self._idle = (1 << len(self._queues)) - 1
@@ -183,12 +182,11 @@ class Machine:
         """Account for the time since the last change of a pCPU's runnable threads."""
         passed_ns = self.now_ns - queue.since_ns
         queue.since_ns = self.now_ns
-        runnable = queue.runnable
-        if not passed_ns or not runnable:
+        if not passed_ns or not queue.runnable:
             return
         queue.used_ns += passed_ns
         speed, weight = queue.speed, queue.weight
-        for thread in runnable:
+        for thread in queue.runnable:
             # What whole nanoseconds cannot share is lost: less than one per thread and event.
             run_ns = passed_ns * thread.weight // weight
             thread.left_ns -= passed_ns * thread.weight * speed // (weight * _FULL)
@@ -198,14 +196,10 @@ class Machine:
     def _changed(self, queue: _Queue) -> None:
         """Take note of a pCPU's new runnable threads, and foretell when the first is done."""
         bit, runnable = 1 << queue.cpu, queue.runnable
-        self._crowded &= ~bit
         was_idle = self._idle & bit
-        if runnable:
-            self._idle &= ~bit
-            if len(runnable) > 1 and any(thread.affinity != bit for thread in runnable):
-                self._crowded |= bit
-        else:
-            self._idle |= bit
+        self._idle = self._idle & ~bit | (0 if runnable else bit)
+        crowded = len(runnable) > 1 and any(thread.affinity != bit for thread in runnable)
+        self._crowded = self._crowded & ~bit | (bit if crowded else 0)
         if queue.siblings and was_idle != self._idle & bit:
             for sibling in queue.siblings:
                 self._settle(sibling)
@@ -256,9 +250,7 @@ class Machine:
 
         Each such move adds to the work of all pCPUs, so there is an end to them.
         """
-        if not idle:
-            return
-        target = self._choose_of(idle, thread)
+        target = self._choose_of(idle, thread) if idle else thread.on
         if self._queues[target].worth > self._queues[thread.on].worth:
             before = self._queues[thread.on]
             self._leave(thread)

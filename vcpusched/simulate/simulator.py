@@ -19,7 +19,7 @@ Properties: the bursts depend on the workload only, so runs with different sched
 import dataclasses
 import enum
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -65,17 +65,9 @@ class Place(enum.StrEnum):
 
 
 @dataclass(slots=True)
-class _Running:
-    """A vCPU of a running guest, with its affinity in `thread`."""
-
-    guest: int
-    vcpu: int
-    thread: Thread
-    wanted_ns: int = 0
-
-
-@dataclass(slots=True)
 class _Totals:
+    """What is told of a period and of a vCPU alike, by the names that it has there."""
+
     demanded_ns: int = 0
     run_ns: int = 0
     wait_ns: int = 0
@@ -114,35 +106,28 @@ class SimulatedHost:
         self._definitions = [_definition(guest) for guest in workload.guests]
         self._domain_ids: dict[int, int] = {}
         self._last_domain_id = 0
-        self._running: dict[tuple[int, int], _Running] = {}
-        keys = [
-            (number, vcpu)
+        self._threads: dict[tuple[int, int], Thread] = {}
+        """By the numbers of guest and vCPU, as the next two."""
+        self._chance = {
+            (number, vcpu): random.Random(f"{workload.seed}/bursts/{guest.name}/{vcpu}")  # noqa: S311  chance that can be repeated
             for number, guest in enumerate(workload.guests)
             for vcpu in range(len(guest.loads_ppm))
-        ]
-        self._chance = {
-            key: random.Random(f"{workload.seed}/bursts/{workload.guests[key[0]].name}/{key[1]}")  # noqa: S311  chance that can be repeated
-            for key in keys
         }
-        self._totals = {key: _Totals() for key in keys}
+        self._totals = {key: _Totals() for key in self._chance}
 
     def sample(self, crowded: CpuSet) -> Sample:
         """Read the host."""
         now_ns = self._machine.now_ns
         vcpus: dict[int, list[VcpuReading]] = {number: [] for number in sorted(self._domain_ids)}
-        for running in self._running.values():
-            thread = running.thread
-            vcpus[running.guest].append(
+        for (number, vcpu), thread in self._threads.items():
+            affinity = CpuSet(thread.affinity)
+            vcpus[number].append(
                 VcpuReading(
-                    vcpu=running.vcpu,
+                    vcpu=vcpu,
                     run_ns=thread.run_ns - thread.run_ns % TICK_NS,
-                    affinity=CpuSet(thread.affinity),
+                    affinity=affinity,
                     on=thread.on,
-                    waited=(
-                        Waited(now_ns, thread.wait_ns)
-                        if CpuSet(thread.affinity).is_within(crowded)
-                        else None
-                    ),
+                    waited=Waited(now_ns, thread.wait_ns) if affinity.is_within(crowded) else None,
                 )
             )
         return Sample(
@@ -153,17 +138,11 @@ class SimulatedHost:
 
     def definition(self, uuid: DomainUuid) -> Definition:
         """Give the definition of a guest. Raises VanishedError when it is not running."""
-        number = _number(uuid)
-        if number not in self._domain_ids:
-            raise VanishedError("the domain is not running any more")
-        return self._definitions[number]
+        return self._definitions[self._number(uuid)]
 
     def affinity(self, vcpu: VcpuId) -> CpuSet:
         """Give a vCPU's affinity. Raises VanishedError when it is not running."""
-        running = self._running.get((_number(vcpu.uuid), vcpu.vcpu))
-        if running is None:
-            raise VanishedError("the domain is not running any more")
-        return CpuSet(running.thread.affinity)
+        return CpuSet(self._threads[self._number(vcpu.uuid, vcpu.vcpu), vcpu.vcpu].affinity)
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set a vCPU's affinity, from the next period on.
@@ -171,10 +150,7 @@ class SimulatedHost:
         Raises VanishedError when its domain has ended or was started anew, what the guest is
         described to answer, and HypervisorError for pCPUs that there are not.
         """
-        number = _number(vcpu.uuid)
-        running = self._running.get((number, vcpu.vcpu))
-        if running is None or self._domain_ids[number] != vcpu.domain_id:
-            raise VanishedError("the domain is not running any more")
+        number = self._number(vcpu.uuid, vcpu.vcpu, vcpu.domain_id)
         guest = self.workload.guests[number]
         if guest.refuses is not None:
             self.refused += 1
@@ -183,24 +159,22 @@ class SimulatedHost:
             raise HypervisorError("the pin was refused")
         if not cpus or not cpus.is_within(self._online):
             raise HypervisorError(f"there are no pCPUs {cpus}")
-        before = CpuSet(running.thread.affinity)
+        thread = self._threads[number, vcpu.vcpu]
         self.pins.append(
             PinChange(
                 period=self.period,
                 domain=guest.name,
                 vcpu=vcpu.vcpu,
-                from_cpus=before,
+                from_cpus=CpuSet(thread.affinity),
                 to_cpus=cpus,
                 back=self._is_back(guest.name, vcpu.vcpu, cpus),
             )
         )
-        running.thread.affinity = cpus.bits
+        thread.affinity = cpus.bits
 
     def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
         """Mark a guest until it ends. Raises VanishedError when it has, or was started anew."""
-        number = _number(uuid)
-        if self._domain_ids.get(number) != domain_id:
-            raise VanishedError("the domain is not running any more")
+        number = self._number(uuid, domain_id=domain_id)
         known = self._definitions[number]
         self._definitions[number] = dataclasses.replace(known, origin=dict(origin))
 
@@ -211,49 +185,39 @@ class SimulatedHost:
         """
         self._end_and_start()
         used_before_ns = self._machine.used_ns()
-        before = [
-            (running.thread.run_ns, running.thread.wait_ns) for running in self._running.values()
-        ]
-        bursts = sorted(self._bursts(), key=lambda burst: (burst[0], burst[2].index))
+        before = [(thread.run_ns, thread.wait_ns) for thread in self._threads.values()]
+        wanted = [self._wanted_ns(guest, vcpu) for guest, vcpu in self._threads]
+        bursts = sorted(self._bursts(wanted), key=lambda burst: (burst[0], burst[2].index))
         self._machine.run(self._machine.now_ns + self._period_ns, bursts)
         loads_ns = [
             after - earlier
             for earlier, after in zip(used_before_ns, self._machine.used_ns(), strict=True)
         ]
         sums = _Totals()
-        for (key, running), (run_ns, wait_ns) in zip(self._running.items(), before, strict=True):
-            thread = running.thread
+        for (key, thread), (run_ns, wait_ns), wanted_ns in zip(
+            self._threads.items(), before, wanted, strict=True
+        ):
             unmet_ns, thread.left_ns = thread.left_ns, 0
             if not thread.floats:
                 loads_ns[thread.affinity.bit_length() - 1] += unmet_ns
             for totals in (sums, self._totals[key]):
-                totals.demanded_ns += running.wanted_ns
+                totals.demanded_ns += wanted_ns
                 totals.run_ns += thread.run_ns - run_ns
                 totals.wait_ns += thread.wait_ns - wait_ns
                 totals.unmet_ns += unmet_ns
         return PeriodResult(
             period=self.period,
             gap_ppm=(max(loads_ns) - min(loads_ns)) * PPM // self._period_ns,
-            demanded_ns=sums.demanded_ns,
-            run_ns=sums.run_ns,
-            wait_ns=sums.wait_ns,
-            unmet_ns=sums.unmet_ns,
             pins=0,
             refused=0,
             planned=False,
+            **dataclasses.asdict(sums),
         )
 
     def vcpu_results(self) -> tuple[VcpuResult, ...]:
         """Give what each vCPU wanted and got so far."""
         return tuple(
-            VcpuResult(
-                domain=self.workload.guests[guest].name,
-                vcpu=vcpu,
-                demanded_ns=totals.demanded_ns,
-                run_ns=totals.run_ns,
-                wait_ns=totals.wait_ns,
-                unmet_ns=totals.unmet_ns,
-            )
+            VcpuResult(self.workload.guests[guest].name, vcpu, **dataclasses.asdict(totals))
             for (guest, vcpu), totals in self._totals.items()
         )
 
@@ -262,7 +226,7 @@ class SimulatedHost:
             if self.period == guest.end or self.period in guest.restarts:
                 del self._domain_ids[number]
                 for vcpu in range(len(guest.loads_ppm)):
-                    del self._running[number, vcpu]
+                    del self._threads[number, vcpu]
             if self.period == guest.start or self.period in guest.restarts:
                 self._start(number, guest)
 
@@ -270,23 +234,20 @@ class SimulatedHost:
         self._last_domain_id += 1
         self._domain_ids[number] = self._last_domain_id
         self._definitions[number] = dataclasses.replace(self._definitions[number], origin={})
-        for vcpu in range(len(guest.loads_ppm)):
-            affinity = self._starts[number][vcpu]
+        for vcpu, affinity in enumerate(self._starts[number]):
             first = next(iter(affinity))
-            index = number * 1024 + vcpu
-            thread = Thread(index, guest.shares, affinity.bits, first)
-            self._running[number, vcpu] = _Running(number, vcpu, thread)
+            thread = Thread(number * 1024 + vcpu, guest.shares, affinity.bits, first)
+            self._threads[number, vcpu] = thread
 
-    def _bursts(self) -> Iterator[tuple[int, int, Thread]]:
+    def _wanted_ns(self, number: int, vcpu: int) -> int:
+        guest = self.workload.guests[number]
+        return guest.loads_ppm[vcpu][self.period - guest.start] * self._period_ns // PPM
+
+    def _bursts(self, wanted: Sequence[int]) -> Iterator[tuple[int, int, Thread]]:
         mean_ns = self.workload.burst_ms * 1_000_000
-        for key, running in self._running.items():
-            guest = self.workload.guests[running.guest]
-            load_ppm = guest.loads_ppm[running.vcpu][self.period - guest.start]
-            running.wanted_ns = load_ppm * self._period_ns // PPM
-            for at_ns, work_ns in _drawn(
-                self._chance[key], running.wanted_ns, self._period_ns, mean_ns
-            ):
-                yield self._machine.now_ns + at_ns, work_ns, running.thread
+        for (key, thread), wanted_ns in zip(self._threads.items(), wanted, strict=True):
+            for at_ns, work_ns in _drawn(self._chance[key], wanted_ns, self._period_ns, mean_ns):
+                yield self._machine.now_ns + at_ns, work_ns, thread
 
     def _read(self, number: int, readings: list[VcpuReading]) -> DomainReading:
         guest = self.workload.guests[number]
@@ -299,6 +260,14 @@ class SimulatedHost:
             vcpus=tuple(readings),
             definition=self._definitions[number],
         )
+
+    def _number(self, uuid: DomainUuid, vcpu: int = 0, domain_id: int | None = None) -> int:
+        """Give the number of a guest that runs with this vCPU, and with this ID if one is given."""
+        number = int(uuid.rpartition("-")[2], 16)
+        running = self._domain_ids.get(number)
+        if (number, vcpu) not in self._threads or domain_id not in {None, running}:
+            raise VanishedError("the domain is not running any more")
+        return number
 
     def _is_back(self, domain: str, vcpu: int, cpus: CpuSet) -> bool:
         for pin in reversed(self.pins):
@@ -405,7 +374,3 @@ def _drawn(
 
 def _uuid(number: int) -> DomainUuid:
     return DomainUuid(f"00000000-0000-4000-8000-{number:012x}")
-
-
-def _number(uuid: DomainUuid) -> int:
-    return int(uuid.rpartition("-")[2], 16)
