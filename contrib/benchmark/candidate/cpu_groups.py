@@ -1,0 +1,313 @@
+"""What a vCPU is pinned to: single pCPUs, or sets of them that count as one.
+
+Rule: pure. The rest of the planner knows bins only, and does with sets what it does with pCPUs.
+
+Problem: a vCPU pinned to one pCPU waits whenever another one pinned there runs, though the pCPU
+    beside it idles. Pinned to a set, the kernel moves it there within a millisecond.
+Approach: each set is a bin whose load is the mean over its pCPUs: vCPUs count as the share that
+    they take of the largest set, so thresholds keep their meaning.
+Terms: the capacity of a set is that of its cores; a core's second thread is worth a quarter. A bin
+    of less capacity than the largest counts as if something ran on it already: as much of what it
+    lacks as would be used at the mean, so that equal loads mean equal use. A vCPU is narrow when it
+    is bound inside a set to less than all of it.
+Algorithm: `crowded` finds the narrow vCPUs that should be let into all of their set: first, where
+    the pCPUs of a set are a threshold apart, the largest of the busiest; then those on a core that
+    wants `min_gain` more than it can give while others have room for that.
+Properties: a vCPU is pinned to a set only where it may use all of it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, Granularity, Host, HostCpu, Vcpu
+
+FURTHER_THREAD_PPM: Final = 250_000
+"""What each further thread of a core adds while the first is busy: 10 to 30 % on x86."""
+
+RUNNABLE_PPM: Final = PPM_PER_POINT
+"""The load from which on a vCPU is taken to run now and then."""
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The bins of a host by position, in rising order of their lowest pCPU.
+
+    `members` are the pCPUs of each and `of_cpu` the bin of each pCPU; `sites` tell where a bin is,
+    None where all bins are equally near; `base` is the load without vCPUs, with what a bin lacks;
+    `gives` what it can do, `thread` what one vCPU can get there, None where that is the same
+    everywhere. All of these in ppm of `whole`, which is that many ppm of a pCPU.
+    """
+
+    members: tuple[CpuSet, ...]
+    of_cpu: Mapping[int, int]
+    sites: tuple[Cpu, ...] | None
+    base: tuple[int, ...]
+    lacks: tuple[int, ...]
+    gives: tuple[int, ...]
+    thread: tuple[int, ...] | None
+    whole: int
+    granularity: Granularity
+
+    @property
+    def are_sets(self) -> bool:
+        """Whether a bin has more than one pCPU."""
+        return len(self.members) < len(self.of_cpu)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether each bin is one pCPU that can do all that the best can."""
+        return self.whole == PPM and not any(self.lacks) and not self.are_sets
+
+    def told(self, levels: Sequence[int], bin_: int) -> int:
+        """Return the load of a bin as people are told it: as a share of what it can do."""
+        return (levels[bin_] - self.lacks[bin_]) * PPM // self.gives[bin_]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What people call each bin."""
+        if self.are_sets:
+            return [name(members) for members in self.members]
+        return [f"pCPU {cpu}" for cpu in self.of_cpu]
+
+    @cached_property
+    def _managed(self) -> int:
+        return sum(1 << cpu for cpu in self.of_cpu)
+
+    @cached_property
+    def _is_contiguous(self) -> bool:
+        return all(cpu == bin_ for cpu, bin_ in self.of_cpu.items())
+
+    def within(self, cpus: CpuSet, *, whole: bool) -> int:
+        """Return a bit for each bin of which these pCPUs hold all (`whole`), or any."""
+        bits, found = cpus.bits, 0
+        if not self.are_sets:
+            managed = bits & self._managed
+            if self._is_contiguous:
+                return managed
+            return sum(1 << self.of_cpu[cpu] for cpu in CpuSet(managed))
+        for index, members in enumerate(self.members):
+            if members.bits & ~bits == 0 if whole else members.bits & bits:
+                found |= 1 << index
+        return found
+
+
+def name(cpus: CpuSet) -> str:
+    """Return what people call one or several pCPUs."""
+    return f"pCPUs {cpus}" if len(cpus) > 1 else f"pCPU {cpus}"
+
+
+def sets(cpus: Iterable[Cpu], granularity: Granularity) -> tuple[CpuSet, ...]:
+    """Return the sets of a host, in rising order of their lowest pCPU.
+
+    Where the machine does not tell caches, nodes stand in for them; pCPUs of which neither is known
+    are one set. A pCPU whose core is unknown is a core.
+    """
+    found: defaultdict[tuple[int, int], int] = defaultdict(int)
+    for cpu in cpus:
+        key = (3, -1 if cpu.node is None else cpu.node)
+        if granularity in {Granularity.CPU, Granularity.CORE}:
+            key = (0, cpu.id)
+        if granularity is Granularity.CORE and cpu.core is not None:
+            key = (1, cpu.core)
+        elif granularity is Granularity.CACHE and cpu.cache is not None:
+            key = (2, cpu.cache)
+        found[key] |= 1 << cpu.id
+    return tuple(CpuSet(bits) for bits in sorted(found.values(), key=lambda bits: bits & -bits))
+
+
+def capacity_ppm(cpus: Iterable[Cpu]) -> int:
+    """Return what pCPUs can do together: of each core one thread in full, others a quarter."""
+    cores: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for cpu in cpus:
+        cores[(0, cpu.id) if cpu.core is None else (1, cpu.core)].append(cpu.capacity_ppm)
+    total = 0
+    for threads in cores.values():
+        first, *others = sorted(threads, reverse=True)
+        total += first + sum(thread * FURTHER_THREAD_PPM // PPM for thread in others)
+    return total
+
+
+def bins_of(host: Host, granularity: Granularity) -> Bins:
+    """Return the bins of a host."""
+    cpus = sorted(host.cpus, key=lambda cpu: cpu.id)
+    if granularity is Granularity.CPU:
+        members = tuple(CpuSet(1 << cpu.id) for cpu in cpus)
+    else:
+        members = sets((cpu.cpu for cpu in cpus), granularity)
+    of_cpu = {cpu: index for index, group in enumerate(members) for cpu in group}
+    by_id = {cpu.id: cpu for cpu in cpus}
+    groups = [[by_id[cpu] for cpu in group] for group in members]
+    sites = tuple(group[0].cpu for group in groups)
+    base = [sum(cpu.host_load_ppm for cpu in group) for group in groups]
+    lacks, gives, thread, whole = [0] * len(groups), [PPM] * len(groups), None, PPM
+    if granularity is not Granularity.CPU or any(site.capacity_ppm != PPM for site in sites):
+        strongest = [max(cpu.cpu.capacity_ppm for cpu in group) for group in groups]
+        if granularity is Granularity.CPU:
+            capacity = _by_thread(cpus)
+            whole, gives = max(strongest), strongest
+        else:
+            capacity = [max(1, capacity_ppm(cpu.cpu for cpu in group)) for group in groups]
+            whole, gives = max(capacity), capacity
+        lacks = _lacks(host, capacity, sum(base), CpuSet.of(of_cpu))
+        lacks = [lack * PPM // whole for lack in lacks]
+        base = [load * PPM // whole + lack for load, lack in zip(base, lacks, strict=True)]
+        gives = [max(1, give * PPM // whole) for give in gives]
+        if len(set(strongest)) > 1:
+            thread = tuple(one * PPM // whole for one in strongest)
+    cores = [site.core for site in sites if site.core is not None]
+    is_flat = len({(site.node, site.cache) for site in sites}) <= 1 and len(cores) == len(
+        set(cores)
+    )
+    return Bins(
+        members=members,
+        of_cpu=of_cpu,
+        sites=None if is_flat else sites,
+        base=tuple(base),
+        lacks=tuple(lacks),
+        gives=tuple(gives),
+        thread=thread,
+        whole=whole,
+        granularity=granularity,
+    )
+
+
+def _by_thread(cpus: Sequence[HostCpu]) -> list[int]:
+    """Return what each pCPU has of its core's capacity when all threads of the core are busy."""
+    found: dict[int, int] = {}
+    by_id = {cpu.id: cpu.cpu for cpu in cpus}
+    for core in sets(by_id.values(), Granularity.CORE):
+        together = capacity_ppm([by_id[cpu] for cpu in core])
+        found |= dict.fromkeys(core, max(1, together // len(core)))
+    return [found[cpu.id] for cpu in cpus]
+
+
+def _lacks(host: Host, capacity: Sequence[int], own: int, managed: CpuSet) -> list[int]:
+    """Return what each bin would do more at the mean use if it were as strong as the largest."""
+    used = own + sum(vcpu.load_ppm for vcpu in host.vcpus if vcpu.cpus.bits & managed.bits)
+    total, largest = max(1, sum(capacity)), max(capacity, default=0)
+    return [(largest - one) * used // total for one in capacity]
+
+
+def without_wait(host: Host, bins: Bins) -> frozenset[int]:
+    """Return the sets that have a pCPU for each vCPU with load: nobody gains by leaving them.
+
+    The threads of one core share it, so a core is no such set.
+    """
+    if not bins.are_sets or bins.granularity is Granularity.CORE:
+        return frozenset()
+    most = [len(members) for members in bins.members]
+    for vcpu in host.vcpus:
+        if vcpu.load_ppm >= RUNNABLE_PPM:
+            for bin_ in {bins.of_cpu[cpu] for cpu in vcpu.cpus if cpu in bins.of_cpu}:
+                most[bin_] -= 1
+    for cpu in host.cpus:
+        # What the host itself keeps busy is no pCPU for a vCPU.
+        most[bins.of_cpu[cpu.id]] -= cpu.host_load_ppm > PPM // 2
+    return frozenset(bin_ for bin_, left in enumerate(most) if left >= 0)
+
+
+def crowded(
+    host: Host, bins: Bins, span_ppm: int, min_gain_ppm: int
+) -> list[tuple[Vcpu, CpuSet, int]]:
+    """Return the narrow vCPUs to let into their bin, where each was crowded, and the bin."""
+    found: list[tuple[Vcpu, CpuSet, int]] = []
+    inside: defaultdict[int, list[Vcpu]] = defaultdict(list)
+    for vcpu in host.vcpus:
+        touched = {bins.of_cpu[cpu] for cpu in vcpu.cpus if cpu in bins.of_cpu}
+        if len(touched) == 1:
+            inside[touched.pop()].append(vcpu)
+    by_id = {cpu.id: cpu for cpu in host.cpus}
+    for bin_, vcpus in sorted(inside.items()):
+        members = bins.members[bin_]
+        if len(members) == 1 or members & host.unsettled:
+            continue
+        cpus = [by_id[cpu] for cpu in members]
+        out = _Parts(cpus, [CpuSet(1 << cpu) for cpu in members], vcpus).let_out(span_ppm)
+        gone = {vcpu.id for vcpu, _ in out}
+        wide = [vcpu for vcpu in vcpus if vcpu.id not in gone]
+        floating = sum(vcpu.load_ppm for vcpu, _ in out)
+        cores = _Parts(cpus, sets((cpu.cpu for cpu in cpus), Granularity.CORE), wide, floating)
+        out += cores.let_off(max(1, min_gain_ppm))
+        found += [(vcpu, part, bin_) for vcpu, part in out]
+    return sorted(found, key=lambda one: one[0].id)
+
+
+class _Parts:
+    """The pCPUs or cores of one set, the vCPUs that are bound to one of them, and what floats."""
+
+    def __init__(
+        self,
+        cpus: Sequence[HostCpu],
+        parts: Sequence[CpuSet],
+        vcpus: Sequence[Vcpu],
+        floating_ppm: int = 0,
+    ) -> None:
+        self._parts, self._floating = parts, floating_ppm
+        self._all = CpuSet.of(cpu.id for cpu in cpus)
+        by_id = {cpu.id: cpu for cpu in cpus}
+        self._load = [sum(by_id[cpu].host_load_ppm for cpu in part) for part in parts]
+        self._gives = [capacity_ppm([by_id[cpu].cpu for cpu in part]) for part in parts]
+        self._on: list[list[Vcpu]] = [[] for _ in parts]
+        for vcpu in vcpus:
+            inside = [index for index, part in enumerate(parts) if vcpu.cpus & part]
+            if len(inside) == 1:
+                self._on[inside[0]].append(vcpu)
+                self._load[inside[0]] += vcpu.load_ppm
+            else:
+                self._floating += vcpu.load_ppm
+
+    def let_out(self, span_ppm: int) -> list[tuple[Vcpu, CpuSet]]:
+        """Free the largest on the busiest part while it has company and parts are far apart."""
+        found: list[tuple[Vcpu, CpuSet]] = []
+        while True:
+            poured = pour(self._load, range(len(self._parts)), self._floating)
+            levels = list(self._load)
+            for part, amount in poured:
+                levels[part] += amount
+            busiest = max(range(len(levels)), key=lambda part: (levels[part], -part))
+            if levels[busiest] - min(levels) < span_ppm or not self._free_largest(busiest, found):
+                return found
+
+    def let_off(self, least_ppm: int) -> list[tuple[Vcpu, CpuSet]]:
+        """Free vCPUs of parts that want so much more than they can give, where others have room."""
+        found: list[tuple[Vcpu, CpuSet]] = []
+        while len(self._parts) > 1:
+            room = [give - load for give, load in zip(self._gives, self._load, strict=True)]
+            tightest = min(range(len(room)), key=lambda part: (room[part], part))
+            left = sum(free for free in room if free > 0) - self._floating
+            if -room[tightest] < least_ppm or left < least_ppm:
+                break
+            if not self._free_largest(tightest, found):
+                break
+        return found
+
+    def _free_largest(self, part: int, found: list[tuple[Vcpu, CpuSet]]) -> bool:
+        able = [
+            vcpu
+            for vcpu in self._on[part]
+            if vcpu.load_ppm and not vcpu.fixed and self._all.is_within(vcpu.allowed)
+        ]
+        if not able or len(self._on[part]) == 1:
+            return False
+        largest = max(able, key=lambda vcpu: (vcpu.load_ppm, vcpu.id))
+        self._on[part].remove(largest)
+        self._load[part] -= largest.load_ppm
+        self._floating += largest.load_ppm
+        found.append((largest, self._parts[part]))
+        return True
+
+
+def pour(levels: Sequence[int], bins: Iterable[int], load: int) -> list[tuple[int, int]]:
+    """Share a load over the least loaded of some bins so that their levels become equal."""
+    order = sorted(bins, key=lambda bin_: (levels[bin_], bin_))
+    total, wet = load, 0
+    for bin_ in order:
+        if wet and total <= levels[bin_] * wet:
+            break
+        total += levels[bin_]
+        wet += 1
+    level, rest = divmod(total, max(1, wet))
+    return [(bin_, level + (at < rest) - levels[bin_]) for at, bin_ in enumerate(order[:wet])]

@@ -1,0 +1,313 @@
+"""Finds where items should be: one neighbourhood, and exact search on small groups of bins.
+
+Rule: pure and deterministic; limited in steps, never in seconds.
+
+Problem: find the assignment of the lowest objective (`objective`) that some order leads to.
+Approach: descend from where items are (`descent`), for a few positions of the tolerance band; mend
+    the best answers by searching groups of bins to the end (`exact`). A small host is one group.
+Algorithm: 1. Descend within caches first, then nodes, then everywhere, until nothing pays.
+    2. Groups of 4 to 8 bins, one of them outside the band, are emptied of what was moved and
+    searched to the end. 3. Where all loads are within a band, the same again with groups of moved
+    items, for fewer pins. 4. Undo what does not pay.
+Properties: a result that no order leads to is none: it is refused here.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Final
+
+from candidate.descent import descend, fit, undo
+from candidate.exact import UNBOUNDED, Moves, Task
+from candidate.exact import search as search_to_the_end
+from candidate.moves import in_order
+from candidate.objective import Assignment, best_band
+from candidate.problem import ACROSS, CACHE, SCALE, Problem
+
+SMALL_BINS, SMALL_ITEMS, SMALL_STEPS = 4, 16, 4
+"""Hosts up to here are searched as a whole, for so many times the steps."""
+
+LARGE_BINS, LARGE_ITEMS = 64, 512
+"""Hosts above this are only descended on: there is no time for more."""
+
+UNREACHED_PPM: Final = 5_000
+"""What a pin gains at least where balance is out of reach, however small `min_gain` is."""
+
+BANDS: Final = 4
+"""How many positions of the band are tried."""
+
+GROUP_BINS, GROUP_STEPS, SET_UP = (4, 5, 6, 7, 8), 200, 10
+OUTSIDE_SHARE: Final = 0.75
+"""How often a group begins with a bin that is outside the band, rather than with a move."""
+
+MENDED, MEND_STEPS = 2, 3_000
+"""How many answers are mended, and for how many steps each."""
+
+
+def is_large(problem: Problem) -> bool:
+    """Tell whether there is time for a descent only."""
+    return len(problem.judged) > LARGE_BINS or sum(map(len, problem.own)) > LARGE_ITEMS
+
+
+def search(problem: Problem, steps_max: int, pins_max: int) -> Assignment:
+    """Return the best assignment found, at home where nothing pays.
+
+    An answer with load outside the band and more pins than `pins_max` is not mended.
+    """
+    first, last = problem.limits
+    begins = {first + (last - first + 1) * (2 * cut + 1) // (2 * BANDS) for cut in range(BANDS)}
+    every = [_descended(problem, begin) for begin in sorted(begins)]
+    # What no order leads to is no answer.
+    every = [
+        state if in_order(problem, state.place) is not None else Assignment(problem, state.begin)
+        for state in every
+    ]
+    every.sort(key=lambda state: state.total)
+    best, steps = every[0], steps_max
+    if len(problem.judged) <= SMALL_BINS and _movable(problem) <= SMALL_ITEMS:
+        return _whole(problem, (first, last), every, steps_max)
+    if best.place == list(problem.home) or (best.overload and _pins(best) > pins_max):
+        return best
+    chance = random.Random(0)  # noqa: S311  repeatable
+    for state in every[:MENDED]:
+        if steps <= 0 or not best.overload:
+            break
+        steps -= _Groups(state, chance, balanced=False).run(min(steps, MEND_STEPS))
+        best = min(best, state, key=lambda state: state.total)
+    if best.overload:
+        best = _centred(best)
+        _descend_rings(best)
+    if _is_balanced(best):
+        best = _any_band(problem, first, last, best.place)
+        _Groups(best, chance, balanced=True).run(steps)
+        best = _centred(best)
+    undo(best)
+    return best
+
+
+def search_large(problem: Problem, value: int) -> Sequence[int]:
+    """Return the best places that a descent finds; there is no time for more.
+
+    Cheap moves are made where they bring every load within the band, and that is worth it.
+    """
+    state = Assignment(problem, max(0, problem.limits[1] - problem.span * 3 // 8), hurry=True)
+    for bins, far in problem.rings:
+        if far < ACROSS:
+            fit(state, bins)
+    for bins, far in problem.rings:
+        if far == ACROSS or (far == CACHE and problem.min_gain > UNREACHED_PPM):
+            descend(state, bins)
+    state.reprice(problem.but(min_gain=0))
+    if descend(state, problem.judged, all_or_nothing=True) and not state.overload:
+        undo(state)
+        place = list(state.place)
+        if problem.min_gain <= UNREACHED_PPM or is_worth(state, problem, value):
+            return place
+    state.reprice(problem)
+    undo(state)
+    return state.place
+
+
+def is_worth(state: Assignment, problem: Problem, value: int) -> bool:
+    """Tell whether balance costs no more than it is worth, beside what pays by itself.
+
+    What does not pay is undone.
+    """
+    state.reprice(problem)
+    whole = state.total
+    undo(state)
+    return whole - value <= state.total
+
+
+def _movable(problem: Problem) -> int:
+    return sum(map(len, problem.own))
+
+
+def _pins(state: Assignment) -> int:
+    return len(state.problem.moved(state.place))
+
+
+def _any_band(problem: Problem, first: int, last: int, place: Sequence[int]) -> Assignment:
+    """Return an assignment by whose bounds the band may begin anywhere between these."""
+    state = Assignment(problem, first)
+    state.high = last + problem.span - 1
+    for item in problem.moved(place):
+        state.move(item, place[item])
+    return state
+
+
+def _descended(problem: Problem, begin: int) -> Assignment:
+    state = Assignment(problem, begin)
+    _descend_rings(state)
+    return state
+
+
+def _descend_rings(state: Assignment) -> None:
+    for bins, _ in state.problem.rings:
+        descend(state, bins)
+
+
+def _centred(state: Assignment) -> Assignment:
+    """Return the same in the band that suits these loads best."""
+    loads = [state.level[bin_] for bin_ in state.problem.judged if bin_ not in state.problem.wet]
+    return Assignment(state.problem, best_band(loads, state.problem.span)[1], state.place)
+
+
+def _is_balanced(state: Assignment) -> bool:
+    return not _centred(state).overload
+
+
+def _whole(
+    problem: Problem, limits: tuple[int, int], every: Sequence[Assignment], steps: int
+) -> Assignment:
+    """Search a small host to the end: for balance, else within each band."""
+    free = _any_band(problem, *limits, problem.home)
+    improve(free, problem.judged, SMALL_STEPS * steps, balanced=True)
+    if _is_balanced(free):
+        return _centred(free)
+    for state in every:
+        improve(state, problem.judged, steps, balanced=False)
+    return min(every, key=lambda state: state.total)
+
+
+def improve(
+    state: Assignment, group: Sequence[int], steps_max: int, *, balanced: bool
+) -> tuple[int, bool]:
+    """Search a group of bins for what costs less; return the steps it took, and if that was all.
+
+    `balanced`: the ends of all bins must be less than the threshold apart.
+    """
+    task, items, cost = _task_of(state, group, balanced=balanced)
+    if cost <= (state.problem.prices[1] if balanced else 0):
+        return 0, True  # of one pin there is nothing to save
+    before = state.total
+
+    def accept(path: Moves) -> bool:
+        return _put(state, items, {items[item]: group[bin_] for item, bin_ in path}, before)
+
+    answer = search_to_the_end(task, cost, steps_max, accept)
+    return len(items) // 2 + answer.steps, answer.proven
+
+
+def _put(state: Assignment, items: Sequence[int], to: dict[int, int], total: int) -> bool:
+    """Put items where a search found them, unless they meet or no order leads there."""
+    problem, before = state.problem, {item: state.place[item] for item in items}
+    for item in items:
+        state.move(item, to.get(item, problem.home[item]))
+    meets = problem.spread and not all(state.fits(item, bin_) for item, bin_ in to.items())
+    if meets or (state.siblings and state.total > total) or in_order(problem, state.place) is None:
+        for item, bin_ in before.items():
+            state.move(item, bin_)
+        return False
+    return True
+
+
+def _task_of(
+    state: Assignment, group: Sequence[int], *, balanced: bool
+) -> tuple[Task, list[int], int]:
+    """Return the task of a group of bins, its items, and what these cost now."""
+    problem, inside = state.problem, {bin_: at for at, bin_ in enumerate(group)}
+    items = sorted(
+        item for bin_ in group for _, item in state.own[bin_] if problem.home[item] in inside
+    )
+    level = [state.level[bin_] for bin_ in group]
+    low, high = [state.low[bin_] for bin_ in group], [state.high] * len(group)
+    bottoms = [at for at, bin_ in enumerate(group) if bin_ not in problem.wet]
+    cost, span, top, bottom = 0, UNBOUNDED, -1, UNBOUNDED
+    if balanced:
+        span = problem.span
+        others = [bin_ for bin_ in problem.judged if bin_ not in inside]
+        top = max((state.level[bin_] for bin_ in others), default=top)
+        dry = [bin_ for bin_ in others if bin_ not in problem.wet]
+        bottom = min((state.level[bin_] for bin_ in dry), default=bottom)
+        ends = [level[at] for at in bottoms]
+        low = [max(one, top - span + 1) for one in low]
+        high = [min(one, bottom + span - 1) for one in high]
+        cost = SCALE * max(0, max(*level, top) - min([*ends, bottom]) - span + 1)
+    cost += SCALE * sum(
+        max(load - most, least - load, 0)
+        for load, least, most in zip(level, low, high, strict=True)
+    )
+    prices = []
+    for item in items:
+        bin_, home = state.place[item], problem.home[item]
+        prices.append([problem.price(item, other) for other in group])
+        if bin_ != home:
+            level[inside[bin_]] -= problem.size[item]
+            level[inside[home]] += problem.size[item]
+            cost += prices[-1][inside[bin_]]
+    task = Task(
+        size=[problem.size[item] for item in items],
+        home=[inside[problem.home[item]] for item in items],
+        feasible=[
+            sum(
+                1 << at
+                for at, bin_ in enumerate(group)
+                if problem.allowed[item] >> bin_ & 1 and bin_ != problem.home[item]
+            )
+            for item in items
+        ],
+        level=level,
+        low=low,
+        high=high,
+        price=prices,
+        least=problem.prices[1],
+        span=span,
+        top=top,
+        bottom=bottom,
+        bottoms=bottoms,
+    )
+    return task, items, cost
+
+
+class _Groups:
+    """Improves an assignment by searching small groups of bins to the end, over and over."""
+
+    def __init__(self, state: Assignment, chance: random.Random, *, balanced: bool) -> None:
+        self._state, self._balanced, self._draw = state, balanced, chance.random
+        problem = state.problem
+        self._near: list[list[int]] = [[] for _ in problem.base]
+        self._moved = problem.moved(state.place)
+        self._proven: list[set[int]] = []  # groups in which nothing costs less, as things are
+        for item in self._moved:
+            self._near[problem.home[item]].append(state.place[item])
+            self._near[state.place[item]].append(problem.home[item])
+
+    def run(self, steps: int) -> int:
+        """Search groups for so many steps; return the steps taken."""
+        taken, state = 0, self._state
+        while taken < steps and self._moved:
+            outside = []
+            if not self._balanced:
+                outside = [bin_ for bin_ in state.problem.judged if state.outside(bin_)]
+                if not outside:
+                    break
+            if outside and self._draw() < OUTSIDE_SHARE:
+                first = [self._pick(outside)]
+            else:
+                item = self._pick(self._moved)
+                first = list(dict.fromkeys((state.problem.home[item], state.place[item])))
+            group, before = self._group(first), state.total
+            taken += SET_UP
+            if any(one.issuperset(group) for one in self._proven):
+                continue
+            spent, proven = improve(state, group, GROUP_STEPS, balanced=self._balanced)
+            taken += spent
+            if state.total != before:
+                self._proven.clear()
+            elif proven:
+                self._proven.append(set(group))
+        return taken
+
+    def _pick(self, among: Sequence[int]) -> int:
+        return among[int(self._draw() * len(among))]
+
+    def _group(self, first: list[int]) -> list[int]:
+        """Return bins between which items were moved, and some by chance."""
+        judged, group = self._state.problem.judged, first
+        size = min(len(judged), self._pick(GROUP_BINS))
+        while len(group) < size:
+            near = self._near[self._pick(group)]
+            bin_ = self._pick(near if near and self._draw() < 2 / 3 else judged)
+            if bin_ not in group:
+                group.append(bin_)
+        return group
