@@ -235,5 +235,7 @@ def alone(directory: Path) -> list[str]:
     stat = directory / "stat"
     stat.write_bytes(busy())
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
-    mounted = 'mount --bind "$0" /proc/stat && exec "$@"'
-    return ["unshare", "--mount", *user, "sh", "-c", mounted, str(stat)]
+    # Only /proc is made private, not all as usual: in a chroot the root is no mount.
+    unshare = ["unshare", "--mount", "--propagation=unchanged", *user]
+    mounted = 'mount --make-private /proc && mount --bind "$0" /proc/stat && exec "$@"'
+    return [*unshare, "sh", "-c", mounted, str(stat)]
