@@ -13,7 +13,7 @@ from program import vcpusched
 
 from vcpusched.model import CpuSet
 from vcpusched.observe.placement_rules import HouseRules
-from vcpusched.settings import Settings, allowed, load
+from vcpusched.settings import ConfigError, Settings, allowed, load
 
 PACKAGED = Path(__file__).parent.parent / "packaging" / "vcpusched.toml"
 
@@ -127,6 +127,24 @@ def test_mistakes_in_variables(tmp_path: Path) -> None:
     assert complaint("", tmp_path, VCPUSCHED_PEROID="1").startswith(
         "VCPUSCHED_PEROID: no such setting; did you mean period?"
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "instead"),
+    [("exit_when_idle", "an option of vcpusched run: --exit-when-idle")],
+)
+def test_a_setting_that_there_was_names_its_successor(
+    key: str, instead: str, tmp_path: Path
+) -> None:
+    """In a file, whatever its value, in a variable, and among flags."""
+    assert key not in Settings.model_fields
+    for value in ("1", '"x"', "{}"):
+        assert complaint(f"{key} = {value}", tmp_path) == f"FILE: {key}: {instead}"
+    variable = f"VCPUSCHED_{key.upper()}"
+    assert complaint("", tmp_path, **{variable: "1"}) == f"{variable}: {instead}"
+    with pytest.raises(ConfigError, match=f"^command line: {key}: ") as refused:
+        load(flags={key: 1})
+    assert refused.value.on_command_line
 
 
 def test_lists_in_variables(tmp_path: Path) -> None:

@@ -45,6 +45,11 @@ _WORDS: Final = {
 }
 """What a setting that is a text or a list may be."""
 
+_GONE: Final = {
+    "exit_when_idle": "an option of vcpusched run: --exit-when-idle",
+}
+"""What to write instead of a setting that there was."""
+
 
 class ConfigError(Exception):
     """A setting is wrong. `on_command_line` tells a usage error from a configuration error."""
@@ -173,9 +178,6 @@ class Settings(BaseModel):
 
     dry_run: bool = False
     """Decide and report as usual, but change no pin."""
-
-    exit_when_idle: bool = False
-    """End, with status 0, at the first look that finds no guest."""
 
     metrics_file: Annotated[str, AfterValidator(_metrics_file)] = ""
     """Where to write metrics for node_exporter's textfile collector each period; empty: nowhere."""
@@ -362,6 +364,8 @@ def _problem(layer: _Layer, problem: Mapping[str, Any]) -> str:
     # A name that is no text has no place at all.
     key = str(problem["loc"][0]) if problem["loc"] else "?"
     where = printable(layer.names.get(key) or f"{layer.where}: {printable(key)}", 200)
+    if key in _GONE:
+        return f"{where}: {_GONE[key]}"
     if problem["type"] == "extra_forbidden":
         if isinstance(problem["input"], dict):
             return f"{where}: no such table; settings are not in tables"

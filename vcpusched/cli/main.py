@@ -78,8 +78,13 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds between two looks, 0.5 to 3600 (default: the setting's 3)",
     )
     run.add_argument("--once", action="store_true", help="make one decision, then end")
-    _add_switch(run, "--dry-run", "decide and report, but change no pin")
-    _add_switch(run, "--exit-when-idle", "end at the first look that finds no guest")
+    # None when it is not given, so that it does not outrank the file with a "no".
+    run.add_argument(
+        "--dry-run", action="store_const", const=True, help="decide and report, but change no pin"
+    )
+    run.add_argument(
+        "--exit-when-idle", action="store_true", help="end at the first look that finds no guest"
+    )
     plan = verb("plan", _plan, "Show what would be done now, and why. Changes nothing.")
     plan.add_argument(
         "--from", dest="snapshot", metavar="SNAPSHOT", help="plan for a saved snapshot (-: stdin)"
@@ -155,15 +160,8 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
-    # None when it is not given, so that it does not outrank the file with a "no".
-    parser.add_argument(name, action="store_const", const=True, default=None, help=text)
-
-
 def _flags(options: argparse.Namespace) -> dict[str, Any]:
-    flags = {
-        key: getattr(options, key, None) for key in ("period", "uri", "dry_run", "exit_when_idle")
-    }
+    flags = {key: getattr(options, key, None) for key in ("period", "uri", "dry_run")}
     return {key: value for key, value in flags.items() if value is not None}
 
 
@@ -194,6 +192,7 @@ def _run(options: argparse.Namespace) -> int:
         open_session=open_session,
         directory=run_directory.locate(),
         once=options.once,
+        exit_when_idle=options.exit_when_idle,
     )
     try:
         return daemon.serve(orders, systemd.choose_log())

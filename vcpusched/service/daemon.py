@@ -104,6 +104,7 @@ class Orders:
     open_session: Callable[[str, bool], Session]
     directory: Path
     once: bool = False
+    exit_when_idle: bool = False
     restore_patience_s: float = RESTORE_PATIENCE_S
 
 
@@ -445,7 +446,7 @@ class _Daemon:
         if cycle.lost is not None:
             self._on_lost(cycle.lost, now_s)
             return
-        if self._settings.exit_when_idle and cycle.domains == 0:
+        if self._orders.exit_when_idle and cycle.domains == 0:
             self._say.write(Entry(Priority.INFO, "No active domains; ending as told"))
             self._exit_status = exits.OK
         elif self._orders.once and (self._is_decided(cycle) or cycle.domains == 0):
