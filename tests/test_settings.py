@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from program import vcpusched
 
-from vcpusched.model import CpuSet
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.settings import ConfigError, Settings, allowed, load
 
@@ -90,13 +89,15 @@ def test_precedence_and_sources(tmp_path: Path) -> None:
         ('uri = "nonsense"', 'FILE: uri: "nonsense" is not allowed: must be a libvirt URI '),
         (
             "cpus = 3",
-            'FILE: cpus: 3 is not allowed: must be "all" or a list of pCPUs such as "0-3,8"',
+            "FILE: cpus: 3 is not allowed: must be a list of at least one pCPU such as ",
         ),
-        ('cpus = ""', 'FILE: cpus: "" is not allowed: must be "all" or a list of pCPUs '),
-        ('cpus = "3-"', 'FILE: cpus: "3-" is not allowed: must be "all" or a list of pCPUs '),
         (
-            'exclude_cpus = "all"',
-            'FILE: exclude_cpus: "all" is not allowed: must be "isolated" or a list of pCPUs ',
+            'cpus = "x"',
+            'FILE: cpus: "x" is not allowed: must be a list of at least one pCPU such as "0-3,8" ',
+        ),
+        *(
+            (f'cpus = "{text}"', f'FILE: cpus: "{text}" is not allowed: must be a list of at ')
+            for text in ("", "3-", "All", "^2", "all,^all", "isolated,^isolated", "all,^^2", "^")
         ),
         (
             'include_domains = "web*"',
@@ -131,7 +132,10 @@ def test_mistakes_in_variables(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "instead"),
-    [("exit_when_idle", "an option of vcpusched run: --exit-when-idle")],
+    [
+        ("exclude_cpus", 'write cpus = "all,^2-3" instead'),
+        ("exit_when_idle", "an option of vcpusched run: --exit-when-idle"),
+    ],
 )
 def test_a_setting_that_there_was_names_its_successor(
     key: str, instead: str, tmp_path: Path
@@ -150,34 +154,29 @@ def test_a_setting_that_there_was_names_its_successor(
 def test_lists_in_variables(tmp_path: Path) -> None:
     """They are separated by commas; an empty variable is an empty list."""
     empty = tmp_path / "empty.toml"
-    empty.write_text('include_domains = ["x"]\nexclude_domains = ["x"]\nexclude_cpus = "1"\n')
+    empty.write_text('include_domains = ["x"]\nexclude_domains = ["x"]\ncpus = "1"\n')
     done = vcpusched(
         *("check-config", "--config", str(empty)),
         VCPUSCHED_INCLUDE_DOMAINS="web*, db-[0-9]",
         VCPUSCHED_EXCLUDE_DOMAINS="",
-        VCPUSCHED_EXCLUDE_CPUS="",
         VCPUSCHED_CPUS="0-3,8",
     )
     rows = {line.split()[0]: line.split("  ")[1:] for line in done.stdout.splitlines()}
     shown = {key: next(filter(None, map(str.strip, row))) for key, row in rows.items()}
     assert shown["include_domains"] == '["web*", "db-[0-9]"]'
-    assert (shown["exclude_domains"], shown["exclude_cpus"], shown["cpus"]) == (
-        "[]",
-        '""',
-        '"0-3,8"',
-    )
+    assert (shown["exclude_domains"], shown["cpus"]) == ("[]", '"0-3,8"')
     assert complaint("", tmp_path, VCPUSCHED_EXCLUDE_DOMAINS="a,,b").startswith(
         'VCPUSCHED_EXCLUDE_DOMAINS: ["a", "", "b"] is not allowed: must hold no empty name'
     )
 
 
 def test_what_the_settings_mean_for_the_house(tmp_path: Path) -> None:
-    """The words stand for no list; an empty list is one."""
+    """Who sets nothing has what the rules themselves begin with."""
     file = tmp_path / "my.toml"
     file.write_text("")
     assert load(file).settings.house() == HouseRules()
-    file.write_text('cpus = "0-3"\nexclude_cpus = ""\nexclude_domains = ["db"]\n')
-    named = HouseRules(CpuSet.parse("0-3"), CpuSet(), ("*",), ("db",))
+    file.write_text('cpus = "0-3,isolated"\nexclude_domains = ["db"]\n')
+    named = HouseRules("0-3,isolated", ("*",), ("db",))
     assert load(file).settings.house() == named
 
 

@@ -41,24 +41,16 @@ class CpuSet:
         return cls(bits)
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, **words: "CpuSet") -> Self:
         """Parse the kernel's cpulist syntax ("0-3,8"), with libvirt's "^2" to take one out again.
 
-        Raises ValueError for anything else, and for pCPU numbers above `CPU_ID_MAX`.
+        Each of the `words` stands for a set. Raises ValueError for anything else, and for pCPU
+        numbers above `CPU_ID_MAX`.
         """
         bits = 0
         for part in filter(None, (part.strip() for part in text.split(","))):
-            first, dash, last = part.removeprefix("^").partition("-")
-            if not (first.isascii() and first.isdigit()):
-                raise ValueError(f"{text[:80]!r} is no list of pCPUs such as 0-3,8")
-            if dash and not (last.isascii() and last.isdigit()):
-                raise ValueError(f"{text[:80]!r} is no list of pCPUs such as 0-3,8")
-            if len(first) > 5 or len(last) > 5:  # noqa: PLR2004  digits of CPU_ID_MAX
-                raise ValueError(f"{text[:80]!r} names a pCPU above {CPU_ID_MAX}")
-            low, high = int(first), int(last or first)
-            if high > CPU_ID_MAX or low > high:
-                raise ValueError(f"{text[:80]!r} names a pCPU above {CPU_ID_MAX} or runs backwards")
-            span = ((1 << (high - low + 1)) - 1) << low
+            name = part.removeprefix("^")
+            span = words[name].bits if name in words else _span(name)
             bits = bits & ~span if part.startswith("^") else bits | span
         return cls(bits)
 
@@ -104,6 +96,18 @@ class CpuSet:
             else:
                 runs.append([cpu, cpu])
         return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _span(text: str) -> int:
+    first, dash, last = text.partition("-")
+    if not all(number.isascii() and number.isdigit() for number in (first, last if dash else "0")):
+        raise ValueError(f"{text[:80]!r} is no list of pCPUs such as 0-3,8")
+    if len(first) > 5 or len(last) > 5:  # noqa: PLR2004  digits of CPU_ID_MAX
+        raise ValueError(f"{text[:80]!r} names a pCPU above {CPU_ID_MAX}")
+    low, high = int(first), int(last or first)
+    if high > CPU_ID_MAX or low > high:
+        raise ValueError(f"{text[:80]!r} names a pCPU above {CPU_ID_MAX} or runs backwards")
+    return ((1 << (high - low + 1)) - 1) << low
 
 
 NO_CPUS: Final = CpuSet()

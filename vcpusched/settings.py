@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource, NoDecode
 
 from vcpusched.act.cycle import ActOn, Rules
-from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
+from vcpusched.model import ALL_CPUS, NO_CPUS, PPM_PER_POINT, Granularity
 from vcpusched.observe.observe import Measure, Smoothing
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Floating, Policy
@@ -31,14 +31,9 @@ DROP_INS: Final = Path("/etc/vcpusched/conf.d")
 ENVIRONMENT_PREFIX: Final = "VCPUSCHED_"
 FLAGS: Final = "command line"
 
-ALL: Final = "all"
-ISOLATED: Final = "isolated"
-"""What stands instead of a list of pCPUs: all of them, and those that the kernel sets aside."""
-
 _WORDS: Final = {
     "uri": "a libvirt URI of this host such as qemu:///system",
-    "cpus": f'"{ALL}" or a list of pCPUs such as "0-3,8"',
-    "exclude_cpus": f'"{ISOLATED}" or a list of pCPUs such as "0-3,8"',
+    "cpus": 'a list of at least one pCPU such as "0-3,8" or "all,^isolated,^2-3"',
     "include_domains": 'a list of names or globs of domains such as ["web*", "db"]',
     "metrics_file": "empty, or the whole path of a file whose name ends in .prom",
     "exclude_domains": 'a list of names or globs of domains such as ["web*", "db"]',
@@ -46,6 +41,7 @@ _WORDS: Final = {
 """What a setting that is a text or a list may be."""
 
 _GONE: Final = {
+    "exclude_cpus": 'write cpus = "all,^2-3" instead',
     "exit_when_idle": "an option of vcpusched run: --exit-when-idle",
 }
 """What to write instead of a setting that there was."""
@@ -78,16 +74,12 @@ def _metrics_file(path: str) -> str:
     return path
 
 
-def _cpus(word: str, *, least: int) -> AfterValidator:
-    """Check a list of at least so many pCPUs, or the word that stands instead of one."""
-
-    def check(text: str) -> str:
-        with contextlib.suppress(ValueError):
-            if text == word or len(CpuSet.parse(text)) >= least:
-                return text
-        raise ValueError
-
-    return AfterValidator(check)
+def _cpus(text: str) -> str:
+    """Take a list of at least one pCPU, be it only where some are isolated, or none."""
+    with contextlib.suppress(ValueError):
+        if any(HouseRules(text).managed(ALL_CPUS, isolated) for isolated in (NO_CPUS, ALL_CPUS)):
+            return text
+    raise ValueError
 
 
 def _globs(globs: list[str]) -> list[str]:
@@ -156,12 +148,9 @@ class Settings(BaseModel):
     """Whether to refuse plans after which a guest would get less of its pCPUs, by its CPU shares
     and quota, than it should."""
 
-    cpus: Annotated[str, _cpus(ALL, least=1)] = ALL
-    """The pCPUs to balance, as a list, or all of them."""
-
-    exclude_cpus: Annotated[str, _cpus(ISOLATED, least=0)] = ISOLATED
-    """The pCPUs to leave alone, as a list, or those that the kernel isolates, unless cpus names
-    them; an empty list: none."""
+    cpus: Annotated[str, AfterValidator(_cpus)] = "all,^isolated"
+    """The pCPUs to balance: a list whose parts count from left to right, ^ takes some out, and all
+    and isolated stand for all pCPUs and for those that the kernel isolates."""
 
     include_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = ["*"]
     """Names or globs of the domains whose vCPUs may be moved."""
@@ -202,10 +191,8 @@ class Settings(BaseModel):
 
     def house(self) -> HouseRules:
         """Give which pCPUs and guests are ours to care for."""
-        excluded = None if self.exclude_cpus == ISOLATED else CpuSet.parse(self.exclude_cpus)
         return HouseRules(
-            cpus=None if self.cpus == ALL else CpuSet.parse(self.cpus),
-            exclude_cpus=excluded,
+            cpus=self.cpus,
             include_domains=tuple(self.include_domains),
             exclude_domains=tuple(self.exclude_domains),
             granularity=Granularity(self.granularity),

@@ -119,7 +119,7 @@ def test_pcpus_that_are_not_managed_are_left_alone(lab: Lab) -> None:
     expected = {
         ("VCPUSCHED_CPUS", "0-1"): ([0, 1], True, ""),
         ("VCPUSCHED_CPUS", "0"): ([0], False, "it is on pCPU 1, which is not managed"),
-        ("VCPUSCHED_EXCLUDE_CPUS", "0"): ([1], False, ""),
+        ("VCPUSCHED_CPUS", "all,^0"): ([1], False, ""),
     }
     for (variable, value), (cpus, moves, why) in expected.items():
         asked = {variable: value, "VCPUSCHED_PERIOD": "0.5", "VCPUSCHED_URI": lab.uri}

@@ -55,23 +55,26 @@ def standing(domain: DomainReading, *others: DomainReading, **options: object) -
 
 
 @pytest.mark.parametrize(
-    ("named", "excluded", "managed"),
+    ("named", "managed", "by_kernel", "not_named"),
     [
-        (None, None, "0-5"),  # the kernel's 6-7 are left out
-        (None, "", "0-7"),  # an empty list: none is
-        (None, "0", "1-7"),  # a list stands instead of the kernel's
-        ("4-11", None, "4-7"),  # named: managed, though set aside; 8-11 are offline
-        ("0-3", None, "0-3"),
-        ("0-7", "0,7", "1-6"),
+        ("all,^isolated", "0-5", "6-7", ""),
+        ("all", "0-7", "", ""),
+        ("all,^0", "1-7", "", "0"),
+        ("4-11", "4-7", "", "0-3"),  # named: managed, though isolated; 8-11 are offline
+        ("0-6,^isolated", "0-5", "6", "7"),
+        ("all,^isolated,7", "0-5,7", "6", ""),  # what is further right decides
+        ("^isolated,all", "0-7", "", ""),
+        ("isolated", "6-7", "", "0-5"),
+        ("isolated,^6-7", "", "", "0-7"),
     ],
 )
-def test_managed_pcpus(named: str | None, excluded: str | None, managed: str) -> None:
-    """Of eight pCPUs of which the kernel sets 6 and 7 aside."""
-    rules = HouseRules(
-        cpus=None if named is None else cpus(named),
-        exclude_cpus=None if excluded is None else cpus(excluded),
-    )
-    assert str(rules.managed(cpus("0-7"), cpus("6-7"))) == managed
+def test_managed_pcpus(named: str, managed: str, by_kernel: str, not_named: str) -> None:
+    """Of eight pCPUs of which the kernel isolates 6 and 7; and why the others are left alone."""
+    rules, online, isolated = HouseRules(named), cpus("0-7"), cpus("6-7")
+    assert str(rules.managed(online, isolated)) == managed
+    reasons = {"isolated by the kernel": cpus(by_kernel), "not in cpus": cpus(not_named)}
+    found = {why: left for why, left in reasons.items() if left}
+    assert rules.left_alone(online, isolated) == found
 
 
 def test_nothing_holds_a_guest() -> None:
@@ -130,7 +133,7 @@ def test_lists_of_domains(included: tuple[str, ...], excluded: tuple[str, ...], 
 
 def test_the_definition_is_never_left() -> None:
     """Whatever the administrator names, targets are within the definition."""
-    rules = HouseRules(cpus=cpus("0-5"))
+    rules = HouseRules("0-5")
     found = standing(guest("web", "2", allowed={0: cpus("2-3,6")}), rules=rules)
     assert found == Standing(cpus("2-3"))
     found = standing(guest("web", "2", allowed={0: cpus("6-7")}), rules=rules)
@@ -158,11 +161,11 @@ def test_strict_memory_is_never_left() -> None:
     why = "its memory must be on node 1"
     for affinity in ("3", "0-7"):
         assert standing(strict(affinity, 1), nodes=2) == Standing(cpus("1,3,5,7"), why=why)
-    rules = HouseRules(cpus=cpus("0-3"))
+    rules = HouseRules("0-3")
     assert str(standing(strict("3", 1), rules=rules, nodes=2).allowed) == "1,3"
     assert str(standing(strict("3", 1, allowed="2-6"), nodes=2).allowed) == "3,5"
     # Where all that is managed is near, it narrows nothing.
-    rules = HouseRules(cpus=cpus("1,3"))
+    rules = HouseRules("1,3")
     assert standing(strict("3", 1), rules=rules, nodes=2) == Standing(cpus("1,3"))
     assert standing(strict("3", 0, 1), nodes=2) == Standing(cpus("0-7"))
     assert standing(strict("3", 0, 1), nodes=4).why == "its memory must be on nodes 0-1"
@@ -224,15 +227,15 @@ def test_pools() -> None:
     assert found == Standing(cpus("0-3"), fixed=True, why="another hand keeps it on pCPUs 0-3")
     assert standing(guest("web", "0-3", allowed={0: cpus("0-3")})) == Standing(cpus("0-3"))
     # A definition wider than what is managed, and the kernel's isolated pCPUs left out by libvirt.
-    assert not standing(guest("web", "0-7"), rules=HouseRules(cpus=cpus("0-3"))).fixed
+    assert not standing(guest("web", "0-7"), rules=HouseRules("0-3")).fixed
     for affinity in ("0-7", "0-5"):
-        for rules in (HouseRules(), HouseRules(exclude_cpus=NO_CPUS)):
+        for rules in (HouseRules(), HouseRules("all")):
             assert not standing(guest("web", affinity), rules=rules, set_aside="6-7").fixed
 
 
 def test_a_vcpu_on_a_pcpu_that_is_not_managed_stays() -> None:
     """Somebody put it there; what is not managed is not our business."""
-    found = standing(guest("web", "6"), rules=HouseRules(cpus=cpus("0-3")))
+    found = standing(guest("web", "6"), rules=HouseRules("0-3"))
     assert (found.fixed, found.why) == (True, "it is on pCPU 6, which is not managed")
 
 
@@ -268,7 +271,7 @@ def test_dedicated_pcpus() -> None:
 
 def test_pcpus_set_aside_are_for_those_that_name_them() -> None:
     """Managed since nothing is excluded; who names no pCPU is not put there all the same."""
-    rules = HouseRules(exclude_cpus=NO_CPUS)
+    rules = HouseRules("all")
     named = guest("named", "6", allowed={0: cpus("6-7")})
     first, other = standings(named, guest("web", "0"), rules=rules, set_aside="6-7")
     assert (first, str(other.allowed)) == (Standing(cpus("6-7")), "0-5")

@@ -11,7 +11,7 @@ import pytest
 from builders import MemoryHost
 
 from vcpusched.act.cycle import Rules, Scheduler
-from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, Definition
+from vcpusched.model import ALL_CPUS, CpuSet, Definition
 from vcpusched.observe.placement_rules import HouseRules
 
 WANTS = {"a": 0.3, "b": 0.3, "c": 0.3, "d": 0.1}
@@ -59,13 +59,13 @@ def test_left_to_itself() -> None:
 @pytest.mark.parametrize(
     ("rules", "set_aside", "spared"),
     [
-        (HouseRules(cpus=cpus("0-2")), "", "3"),
-        (HouseRules(exclude_cpus=cpus("2")), "", "2"),
-        (HouseRules(cpus=cpus("0,2,3"), exclude_cpus=cpus("3")), "", "1,3"),
+        (HouseRules("0-2"), "", "3"),
+        (HouseRules("all,^2"), "", "2"),
+        (HouseRules("0,2,3,^3"), "", "1,3"),
         (ANYTHING, "3", "3"),
         # Managed, but reserved for those that name them.
-        (HouseRules(exclude_cpus=NO_CPUS), "3", "3"),
-        (HouseRules(cpus=cpus("0-3")), "3", "3"),
+        (HouseRules("all"), "3", "3"),
+        (HouseRules("0-3"), "3", "3"),
     ],
 )
 def test_pcpus_that_are_spared(rules: HouseRules, set_aside: str, spared: str) -> None:
@@ -75,7 +75,7 @@ def test_pcpus_that_are_spared(rules: HouseRules, set_aside: str, spared: str) -
     assert not any(cpus(to_cpus).is_within(cpus(spared)) for _, to_cpus in made)
 
 
-@pytest.mark.parametrize("rules", [HouseRules(exclude_cpus=NO_CPUS), HouseRules(cpus=cpus("0-3"))])
+@pytest.mark.parametrize("rules", [HouseRules("all"), HouseRules("0-3")])
 def test_who_names_a_pcpu_that_is_set_aside_may_go_there(rules: HouseRules) -> None:
     """Once it is managed: named by the administrator, or nothing is excluded."""
     assert ("a", "3") in pins(rules, "3", a=names("0,3"))
@@ -86,7 +86,7 @@ def test_an_empty_list_excludes_nothing() -> None:
     """What is bound to the pCPU that the kernel sets aside may be moved then, and not before."""
     crowd = {"e": (0.6, "3"), "f": (0.6, "3")}
     assert not any(name in crowd for name, _ in pins(ANYTHING, "3", crowd))
-    assert any(name in crowd for name, _ in pins(HouseRules(exclude_cpus=NO_CPUS), "3", crowd))
+    assert any(name in crowd for name, _ in pins(HouseRules("all"), "3", crowd))
 
 
 def test_definitions_are_never_left() -> None:

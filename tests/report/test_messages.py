@@ -135,7 +135,7 @@ def test_a_dry_run_is_no_pin() -> None:
         ({}, "Measuring the first period; 0 pins so far; 0 domains"),
         (
             {"cycle": dataclasses.replace(ACTED, host=dataclasses.replace(CROWDED, cpus=()))},
-            "No pCPU is managed: none of those that cpus and exclude_cpus leave is online; 0 pins",
+            "No pCPU to balance: check the setting cpus; 0 pins",
         ),
         (
             {"cycle": dataclasses.replace(ACTED, executed=False, calm=True, pinned=())},

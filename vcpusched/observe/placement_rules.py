@@ -62,35 +62,26 @@ _WISHES: Final = {wish.value: wish for wish in Wish}
 class HouseRules:
     """What the administrator wants of pCPUs and guests.
 
-    `cpus` are the pCPUs to manage, None for all; `exclude_cpus` those not to, None for those that
-    the kernel sets aside, unless `cpus` names them. Guests are moved whose name matches a glob of
-    `include_domains` and none of `exclude_domains`. `granularity` tells what vCPUs are pinned to.
+    `cpus` is a list of the pCPUs to manage, with the words all and isolated. Guests are moved whose
+    name matches a glob of `include_domains` and none of `exclude_domains`. `granularity` tells what
+    vCPUs are pinned to.
     """
 
-    cpus: CpuSet | None = None
-    exclude_cpus: CpuSet | None = None
+    cpus: str = "all,^isolated"
     include_domains: tuple[str, ...] = ("*",)
     exclude_domains: tuple[str, ...] = ()
     granularity: Granularity = Granularity.CPU
 
-    def managed(self, online: CpuSet, set_aside: CpuSet) -> CpuSet:
-        """Give the managed ones of the pCPUs that are online."""
-        named = online if self.cpus is None else online & self.cpus
-        if self.exclude_cpus is not None:
-            return named - self.exclude_cpus
-        return named - set_aside if self.cpus is None else named
+    def managed(self, online: CpuSet, isolated: CpuSet) -> CpuSet:
+        """Return those of the online pCPUs that are managed. Raises ValueError for no list."""
+        return online & CpuSet.parse(self.cpus, all=online, isolated=isolated)
 
-    def why_left_alone(self, cpu: int, set_aside: CpuSet) -> str:
-        """Say why a pCPU that is online is not managed; nothing when it is."""
-        if cpu in self.managed(CpuSet.of([cpu]), set_aside):
-            return ""
-        if self.cpus is not None and cpu not in self.cpus:
-            return "not in cpus"
-        return (
-            "excluded by exclude_cpus"
-            if self.exclude_cpus is not None
-            else "set aside by the kernel"
-        )
+    def left_alone(self, online: CpuSet, isolated: CpuSet) -> dict[str, CpuSet]:
+        """Return the pCPUs that are online and not managed, by the reason."""
+        left = online - self.managed(online, isolated)
+        by_kernel = left & self.managed(online, NO_CPUS)
+        reasons = {"isolated by the kernel": by_kernel, "not in cpus": left - by_kernel}
+        return {why: cpus for why, cpus in reasons.items() if cpus}
 
     def why_held(self, name: str, definition: Definition) -> str:
         """Say why no vCPU of a domain may be moved; nothing when some may be."""
@@ -173,10 +164,7 @@ class House:
         for cpu in sample.topology.cpus:
             if cpu.node is not None:
                 nodes[cpu.node] = nodes.get(cpu.node, NO_CPUS) | CpuSet.of([cpu.id])
-        left_alone: dict[str, CpuSet] = {}
-        for number in sample.topology.online - managed:
-            why = rules.why_left_alone(number, sample.set_aside)
-            left_alone[why] = left_alone.get(why, NO_CPUS) | CpuSet.of([number])
+        left_alone = rules.left_alone(sample.topology.online, sample.set_aside)
         return cls(
             rules, managed, sample.set_aside, reserved_by, everywhere, units, nodes, left_alone
         )

@@ -261,7 +261,7 @@ def status_line(service: Service) -> str:
     elif cycle is None or cycle.plan is None:
         what = "Measuring the first period"
     elif cycle.host is not None and not cycle.host.cpus:
-        what = "No pCPU is managed: none of those that cpus and exclude_cpus leave is online"
+        what = "No pCPU to balance: check the setting cpus"
     else:
         what = f"{_verdict(cycle, cycle.plan)}, gap {points(gap_now_ppm(cycle, cycle.plan))}"
         what += f" (threshold {service.threshold_ppm / PPM_PER_POINT:g})"
