@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from program import vcpusched
 
+from vcpusched.model import Granularity
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.settings import ConfigError, Settings, allowed, load
 
@@ -35,7 +36,7 @@ def test_defaults_need_no_file(tmp_path: Path) -> None:
     done = vcpusched("check-config", "--config", str(empty))
     assert done.returncode == 0
     assert re.search(r"^period +3\.0 +default$", done.stdout, re.MULTILINE)
-    assert re.search(r'^floating +"pin" +default$', done.stdout, re.MULTILINE)
+    assert re.search(r'^floating +"auto" +default$', done.stdout, re.MULTILINE)
 
 
 def test_precedence_and_sources(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_precedence_and_sources(tmp_path: Path) -> None:
         ('dry_run = "yes"', 'FILE: dry_run: "yes" is not allowed: must be true or false'),
         (
             'floating = "Pin"',
-            'FILE: floating: "Pin" is not allowed: must be one of "pin", "kernel"',
+            'FILE: floating: "Pin" is not allowed: must be one of "auto", "pin", "kernel"',
         ),
         (
             'uri = "qemu+ssh://other/system"',
@@ -133,6 +134,9 @@ def test_mistakes_in_variables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "instead"),
     [
+        ("granularity", "now called pin_to"),
+        ("moves_max", "now called max_moves"),
+        ("service_check", "now called fair_shares"),
         ("exclude_cpus", 'write cpus = "all,^2-3" instead'),
         ("exit_when_idle", "an option of vcpusched run: --exit-when-idle"),
     ],
@@ -171,12 +175,12 @@ def test_lists_in_variables(tmp_path: Path) -> None:
 
 
 def test_what_the_settings_mean_for_the_house(tmp_path: Path) -> None:
-    """Who sets nothing has what the rules themselves begin with."""
+    """Who sets nothing has what the rules begin with themselves, and sets that the host decides."""
     file = tmp_path / "my.toml"
     file.write_text("")
-    assert load(file).settings.house() == HouseRules()
-    file.write_text('cpus = "0-3,isolated"\nexclude_domains = ["db"]\n')
-    named = HouseRules("0-3,isolated", ("*",), ("db",))
+    assert load(file).settings.house() == HouseRules(granularity=Granularity.AUTO)
+    file.write_text('cpus = "0-3,isolated"\nexclude_domains = ["db"]\npin_to = "node"\n')
+    named = HouseRules("0-3,isolated", ("*",), ("db",), Granularity.NODE)
     assert load(file).settings.house() == named
 
 

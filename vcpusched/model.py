@@ -6,8 +6,8 @@ order of its input.
 """
 
 import enum
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NewType, Self
 
@@ -158,12 +158,33 @@ class Topology:
 
 
 class Granularity(enum.StrEnum):
-    """What a vCPU is pinned to."""
+    """What a vCPU is pinned to; with `AUTO` the host decides."""
 
     CPU = "cpu"
     CORE = "core"
     CACHE = "cache"
     NODE = "node"
+    AUTO = "auto"
+
+    def on(self, cpus: Sequence[Cpu]) -> "Granularity":
+        """Return what `AUTO` stands for on a host with these pCPUs; every other as it is.
+
+        That is the first of cache and node of which at least two have `AUTO_CPUS_MIN` pCPUs or
+        more, else the single pCPU.
+        """
+        if self is not Granularity.AUTO:
+            return self
+        levels = {Granularity.CACHE: [cpu.cache for cpu in cpus]}
+        levels[Granularity.NODE] = [cpu.node for cpu in cpus]
+        for level, places in levels.items():
+            sizes = Counter(place for place in places if place is not None).values()
+            if sum(size >= AUTO_CPUS_MIN for size in sizes) > 1:
+                return level
+        return Granularity.CPU
+
+
+AUTO_CPUS_MIN: Final = 4
+"""Smaller sets leave the kernel too little choice to make up for pinning less exactly."""
 
 
 def sets(cpus: Iterable[Cpu], granularity: Granularity) -> tuple[CpuSet, ...]:
@@ -172,6 +193,8 @@ def sets(cpus: Iterable[Cpu], granularity: Granularity) -> tuple[CpuSet, ...]:
     Where the machine does not tell caches, nodes stand in for them; pCPUs of which neither is known
     are one unit. A pCPU without a core is one by itself.
     """
+    cpus = tuple(cpus)
+    granularity = granularity.on(cpus)
     found: defaultdict[tuple[int, ...], int] = defaultdict(int)
     for cpu in cpus:
         node = -1 if cpu.node is None else cpu.node

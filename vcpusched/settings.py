@@ -41,6 +41,9 @@ _WORDS: Final = {
 """What a setting that is a text or a list may be."""
 
 _GONE: Final = {
+    "granularity": "now called pin_to",
+    "moves_max": "now called max_moves",
+    "service_check": "now called fair_shares",
     "exclude_cpus": 'write cpus = "all,^2-3" instead',
     "exit_when_idle": "an option of vcpusched run: --exit-when-idle",
 }
@@ -112,7 +115,7 @@ class Settings(BaseModel):
     """The same for a pin change that leaves the NUMA node of a guest's memory or, where that is not
     known, its own; half-way between both for one to another cache."""
 
-    moves_max: int = Field(0, ge=0, le=100_000)
+    max_moves: int = Field(32, ge=0, le=100_000)
     """The most pin changes in one plan; 0: as many as it takes."""
 
     measure: Literal["demand", "usage"] = "demand"
@@ -132,21 +135,23 @@ class Settings(BaseModel):
     confirm: int = Field(2, ge=1, le=1000)
     """Consecutive periods in which a host must be found unbalanced before a vCPU is moved."""
 
-    granularity: Literal["cpu", "core", "cache", "node"] = "cpu"
+    pin_to: Literal["auto", "cpu", "core", "cache", "node"] = "auto"
     """What a vCPU is pinned to: one pCPU, or all pCPUs of a core, of a last-level cache or of a
-    NUMA node, among which the kernel chooses."""
+    NUMA node, among which the kernel chooses; auto: the first of cache and node of which there are
+    two or more of at least four pCPUs, else one pCPU."""
 
     act_on: Literal["imbalance", "contention"] = "imbalance"
     """When to move vCPUs: whenever the host is unbalanced, or only while a vCPU has to wait for a
     pCPU, too."""
 
-    floating: Literal["pin", "kernel"] = "pin"
+    floating: Literal["auto", "pin", "kernel"] = "auto"
     """What to do with vCPUs that may use several pCPUs: pin them where that ends balanced and short
-    of saturation, or leave them to the kernel."""
+    of saturation, do so only for one that waits while a pCPU of its own idles (auto), or leave them
+    to the kernel."""
 
-    service_check: bool = True
-    """Whether to refuse plans after which a guest would get less of its pCPUs, by its CPU shares
-    and quota, than it should."""
+    fair_shares: bool = True
+    """Whether to refuse what would give a guest less of its pCPUs, by its CPU shares and quota,
+    than it should get."""
 
     cpus: Annotated[str, AfterValidator(_cpus)] = "all,^isolated"
     """The pCPUs to balance: a list whose parts count from left to right, ^ takes some out, and all
@@ -183,10 +188,10 @@ class Settings(BaseModel):
             balance_threshold_ppm=max(1, round(self.balance_threshold * PPM_PER_POINT)),
             min_gain_ppm=round(self.min_gain * PPM_PER_POINT),
             node_gain_ppm=round(self.node_gain * PPM_PER_POINT),
-            moves_max=self.moves_max or None,
+            moves_max=self.max_moves or None,
             floating=Floating(self.floating),
-            service_check=self.service_check,
-            granularity=Granularity(self.granularity),
+            service_check=self.fair_shares,
+            granularity=Granularity(self.pin_to),
         )
 
     def house(self) -> HouseRules:
@@ -195,7 +200,7 @@ class Settings(BaseModel):
             cpus=self.cpus,
             include_domains=tuple(self.include_domains),
             exclude_domains=tuple(self.exclude_domains),
-            granularity=Granularity(self.granularity),
+            granularity=Granularity(self.pin_to),
         )
 
     def rules(self) -> Rules:

@@ -128,8 +128,8 @@ def draw_policy(seed: str, steps_max: int = 12_000) -> Any:  # noqa: ANN401  the
         min_gain_ppm=chance.choice([0, 50_000, 50_000, 100_000]),
         node_gain_ppm=chance.choice([0, 200_000, 200_000]),
         moves_max=chance.choice([None, 32, 32, 3]),
-        floating=chance.choice(list(of("planner", "Floating"))),
-        granularity=chance.choice(list(of("units", "Granularity"))),
+        floating=chance.choice([one for one in of("planner", "Floating") if one != "auto"]),
+        granularity=chance.choice([one for one in of("units", "Granularity") if one != "auto"]),
         service_check=likely(chance, 0.5),
         steps_max=steps_max,
     )

@@ -66,8 +66,8 @@ class Competitor:
         """Give the settings for the scheduler."""
         chosen = {
             "measure": self.measure,
-            "service_check": self.service_check,
-            "granularity": self.granularity,
+            "fair_shares": self.service_check,
+            "pin_to": self.granularity,
         }
         rules = Settings.model_validate(chosen).rules()
         if self.half_life is not None:

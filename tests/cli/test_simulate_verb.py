@@ -58,9 +58,9 @@ def test_a_table_for_a_person(workload: str) -> None:
 
 def test_a_level_that_the_workload_does_not_tell(workload: str) -> None:
     """It is said on stderr, where settings ask for sets of pCPUs."""
-    done = vcpusched("simulate", workload, VCPUSCHED_GRANULARITY="core")
+    done = vcpusched("simulate", workload, VCPUSCHED_PIN_TO="core")
     assert done.stderr == (
-        'vcpusched: granularity = "core": this host does not tell which are threads of one core;'
+        'vcpusched: pin_to = "core": this host does not tell which are threads of one core;'
         " each is taken for a core\n"
     )
 

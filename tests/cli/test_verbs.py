@@ -97,16 +97,14 @@ def test_plan_tells_who_may_be_moved() -> None:
 
 def test_plan_tells_which_level_the_host_does_not_tell() -> None:
     """The line is there with sets of pCPUs that are not told, and only then."""
-    line = (
-        'granularity = "node": this host does not tell of pCPUs 1 which are on one NUMA node; all'
-    )
+    line = 'pin_to = "node": this host does not tell of pCPUs 1 which are on one NUMA node; all'
     for options in ((), ("--explain", "web1")):
         done = vcpusched(
-            "plan", "--from", "-", *options, stdin=json.dumps(CROWDED), VCPUSCHED_GRANULARITY="node"
+            "plan", "--from", "-", *options, stdin=json.dumps(CROWDED), VCPUSCHED_PIN_TO="node"
         )
         assert line in done.stdout.replace("\n", " ")
     done = vcpusched(
-        "plan", "--from", "-", "--json", stdin=json.dumps(CROWDED), VCPUSCHED_GRANULARITY="node"
+        "plan", "--from", "-", "--json", stdin=json.dumps(CROWDED), VCPUSCHED_PIN_TO="node"
     )
     assert json.loads(done.stdout)["untold"].startswith(line)
     assert (

@@ -36,6 +36,30 @@ def test_sets(granularity: Granularity, expected: list[str]) -> None:
     assert [str(unit) for unit in sets(machine(8, 2), granularity)] == expected
 
 
+@pytest.mark.parametrize(
+    ("caches", "nodes", "expected"),
+    [
+        ([4, 4], [8], Granularity.CACHE),
+        ([3, 5, 4], [6, 6], Granularity.CACHE),
+        ([3, 5], [4, 4], Granularity.NODE),  # one cache is too small
+        ([8], [8], Granularity.CPU),
+        ([2, 2, 2, 2], [3, 5], Granularity.CPU),
+        ([], [4, 4], Granularity.NODE),
+        ([], [], Granularity.CPU),
+    ],
+)
+def test_what_auto_stands_for(caches: list[int], nodes: list[int], expected: Granularity) -> None:
+    """By how many pCPUs each cache and node has; none where the machine does not tell."""
+    of_cache = dict(enumerate(cache for cache, size in enumerate(caches) for _ in range(size)))
+    of_node = dict(enumerate(node for node, size in enumerate(nodes) for _ in range(size)))
+    count = max(len(of_cache), len(of_node), 8)
+    cpus = [Cpu(cpu, node=of_node.get(cpu), cache=of_cache.get(cpu)) for cpu in range(count)]
+    assert Granularity.AUTO.on(cpus) is expected
+    assert sets(cpus, Granularity.AUTO) == sets(cpus, expected)
+    assert untold(cpus, Granularity.AUTO) == ""
+    assert {one.on(cpus) for one in Granularity} == set(Granularity) - {Granularity.AUTO}
+
+
 def test_what_a_machine_does_not_tell() -> None:
     """Without caches nodes stand in; without cores each pCPU is one; without either all are one."""
     no_caches = [Cpu(cpu, node=cpu // 2) for cpu in range(4)]
@@ -68,7 +92,7 @@ def test_what_is_not_told_is_said(
     """Of all pCPUs or of some; nothing where the level that is asked for is told."""
     told = Cpu(0, node=0, core=0, cache=0)
     some = [told, *(Cpu(cpu, **known) for cpu in (1, 2))]
-    start = f'granularity = "{granularity}": this host does not tell'
+    start = f'pin_to = "{granularity}": this host does not tell'
     assert untold(some[1:], granularity) == (f"{start}{said}" if said else "")
     assert untold(some, granularity) == (f"{start} of pCPUs 1-2{said}" if said else "")
     assert untold([told], granularity) == ""

@@ -85,7 +85,7 @@ def test_a_level_that_the_host_does_not_tell() -> None:
     """It is in the state for as long as it lasts, and a warning in the journal."""
     said = dataclasses.replace(SERVICE, granularity=Granularity.CACHE, cycle=ACTED)
     line = said.untold
-    assert line.startswith('granularity = "cache": this host does not tell which share a cache')
+    assert line.startswith('pin_to = "cache": this host does not tell which share a cache')
     assert messages.state_as_json(said, 5.0)["untold"] == line
     assert messages.untold_entry(line) == messages.Entry(Priority.WARNING, line)
     assert dataclasses.replace(SERVICE, cycle=ACTED).untold == ""
@@ -97,12 +97,12 @@ def test_that_is_told_once(tmp_path: Path) -> None:
     written = io.StringIO()
     settings = Settings.model_validate({"log_level": "warning"})
     announcer = Announcer(StreamLog(written), tmp_path, SERVICE, settings)
-    announcer.use(Settings.model_validate({"granularity": "node"}))
+    announcer.use(Settings.model_validate({"pin_to": "node"}))
     resting = dataclasses.replace(ACTED, executed=False, pinned=())
     for cycles, lines in ((UNTOLD_PATIENCE, 0), (1, 1), (5, 1)):
         for _ in range(cycles):
             announcer.cycled(resting)
-        assert written.getvalue().count('granularity = "node": this host does not tell') == lines
+        assert written.getvalue().count('pin_to = "node": this host does not tell') == lines
     state = json.loads((tmp_path / "state.json").read_text())
     assert state["untold"] == announcer.service.untold
     announcer.use(Settings.model_validate({}))

@@ -17,7 +17,7 @@ NAMES_MAX: Final = 24
 _ENDS: Final = {
     Stop.BALANCED: "the plan balances the host with other vCPUs",
     Stop.NO_GAIN: "no move of it would gain min_gain",
-    Stop.MOVE_LIMIT: "moves_max ended the plan before it",
+    Stop.MOVE_LIMIT: "max_moves ended the plan before it",
 }
 
 

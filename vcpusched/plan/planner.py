@@ -12,8 +12,8 @@ Approach: `solve` finds where the vCPUs should be, once those that their pCPU is
 Terms: a bound vCPU may use one pCPU, a floating one (floater) several. In the *measured* view a
     floater counts where it was last seen; in the *poured* view floaters fill the least loaded
     pCPUs of their masks like water, as the kernel spreads them within milliseconds.
-Algorithm: 1. With `Floating.PIN`, plan on the measured view, with only floaters movable; that plan
-    is taken when it ends balanced and leaves every pCPU it touches below saturation.
+Algorithm: 1. Unless with `Floating.KERNEL`, plan on the measured view, with only floaters movable;
+    that plan is taken when it ends balanced and leaves every pCPU it touches below saturation.
     2. Otherwise floaters are the kernel's: plan on the poured view, and move bound vCPUs only.
     3. Where the check of service refuses a plan, hold the moved vCPUs that it blames, and plan
     again, up to `TRIES_MAX` times; then rest.
@@ -64,8 +64,9 @@ cycle with its eighth of the search takes 3 to 4 times as long as one full plan 
 
 
 class Floating(enum.StrEnum):
-    """What to do with vCPUs that may use several pCPUs."""
+    """What to do with vCPUs that may use several pCPUs; `AUTO` pins them, as `PIN` does."""
 
+    AUTO = "auto"
     PIN = "pin"
     KERNEL = "kernel"
 
@@ -96,6 +97,8 @@ class Policy:
 
 def plan(host: Host, policy: Policy) -> Plan:
     """Plan the pin changes of one decision."""
+    granularity = policy.granularity.on([cpu.cpu for cpu in host.cpus])
+    policy = replace(policy, granularity=granularity)
     found = _unchecked(host, policy)
     if not policy.service_check or not found.moves:
         return found
@@ -186,7 +189,7 @@ def _each(units: Units, loads_ppm: Iterable[tuple[int, int]]) -> tuple[tuple[int
 def _plan(host: Host, policy: Policy) -> Plan:
     vcpus = sorted(host.vcpus, key=lambda vcpu: (vcpu.id.uuid, vcpu.id.domain_id, vcpu.id.vcpu))
     board = Board.of(host, vcpus, binding=False)
-    if policy.floating is Floating.PIN and board.pools:
+    if policy.floating is not Floating.KERNEL and board.pools:
         measured = Board.of(host, vcpus, binding=True)
         if any(measured.allowed):
             binding = _settle(measured, policy)

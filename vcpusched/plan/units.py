@@ -62,6 +62,7 @@ def untold(cpus: Iterable[Cpu], granularity: Granularity) -> str:
             Granularity.CORE: cpu.core,
             Granularity.CACHE: cpu.cache,
             Granularity.NODE: cpu.node,
+            Granularity.AUTO: cpu.id,  # it makes do with what is told
         }[granularity]
         if level is not None:
             known += 1
@@ -80,7 +81,7 @@ def untold(cpus: Iterable[Cpu], granularity: Granularity) -> str:
             what = f"share a cache, nor which {what}"
         instead = "all these are taken for one set, within which the kernel alone places vCPUs"
     of = f" of pCPUs {missing}" if known else ""
-    return f'granularity = "{granularity}": this host does not tell{of} which {what}; {instead}'
+    return f'pin_to = "{granularity}": this host does not tell{of} which {what}; {instead}'
 
 
 def capacity_ppm(cpus: Sequence[Cpu]) -> int:

@@ -58,7 +58,7 @@ def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
     end = {
         Stop.BALANCED: "then it is balanced",
         Stop.NO_GAIN: "no move that pays brings it closer",
-        Stop.MOVE_LIMIT: "moves_max allows no more in one plan",
+        Stop.MOVE_LIMIT: "max_moves allows no more in one plan",
     }[plan.stop]
     if plan.refused:
         end = f"more was planned, but that {plan.refused}"

@@ -126,7 +126,7 @@ def plan_entry(cycle: Cycle) -> Entry | None:
     ends = {
         Stop.BALANCED: "",
         Stop.NO_GAIN: "; closer no move that pays can bring them",
-        Stop.MOVE_LIMIT: "; moves_max ended it there",
+        Stop.MOVE_LIMIT: "; max_moves ended it there",
     }[plan.stop]
     if plan.refused:
         ends = f"; more was planned, but that {plan.refused}"

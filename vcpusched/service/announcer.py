@@ -224,5 +224,5 @@ def with_settings(service: Service, settings: Settings) -> Service:
         period_s=settings.period,
         threshold_ppm=round(settings.balance_threshold * PPM_PER_POINT),
         dry_run=settings.dry_run,
-        granularity=Granularity(settings.granularity),
+        granularity=Granularity(settings.pin_to),
     )
