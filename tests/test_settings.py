@@ -55,7 +55,7 @@ def test_precedence_and_sources(tmp_path: Path) -> None:
     assert rows["balance_threshold"] == ["30.0", "VCPUSCHED_BALANCE_THRESHOLD"]
     assert rows["uri"] == ['"test:///default"', "command line"]
     assert rows["dry_run"] == ["true", "VCPUSCHED_DRY_RUN"]
-    assert rows["confirm"] == ["2", "default"]
+    assert rows["max_moves"] == ["32", "default"]
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_precedence_and_sources(tmp_path: Path) -> None:
             "FILE: balance_threshold: 0 is not allowed: must be a number above 0, up to 100",
         ),
         (
-            "confirm = 1.5",
-            "FILE: confirm: 1.5 is not allowed: must be a whole number from 1 to 1000",
+            "max_moves = 1.5",
+            "FILE: max_moves: 1.5 is not allowed: must be a whole number from 0 to 100000",
         ),
         ('dry_run = "yes"', 'FILE: dry_run: "yes" is not allowed: must be true or false'),
         (
@@ -107,8 +107,8 @@ def test_precedence_and_sources(tmp_path: Path) -> None:
         ("exclude_domains = [1]", "FILE: exclude_domains: 1 is not allowed: must be a list of "),
         ('exclude_domains = [""]', 'FILE: exclude_domains: [""] is not allowed: must hold no '),
         (
-            "period = 1\n\nconfirm = = 2",
-            "FILE: not a TOML file: Invalid value (at line 3, column 11)",
+            "period = 1\n\nmax_moves = = 2",
+            "FILE: not a TOML file: Invalid value (at line 3, column 13)",
         ),
         (b"\xff\xfe", "FILE: not a TOML file: not UTF-8 text"),
         ("period = " + "[" * 5000, "FILE: not a TOML file: "),
@@ -134,6 +134,14 @@ def test_mistakes_in_variables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "instead"),
     [
+        (
+            "act_on",
+            'no longer a setting: floating = "auto" pins floating vCPUs only where they wait',
+        ),
+        ("confirm", "no longer a setting: two periods confirm an imbalance"),
+        ("measure", "no longer a setting: load is demand"),
+        ("node_gain", "no longer a setting: the price follows from min_gain"),
+        ("settle", "no longer a setting: fixed at 10 s"),
         ("granularity", "now called pin_to"),
         ("moves_max", "now called max_moves"),
         ("service_check", "now called fair_shares"),
@@ -232,7 +240,7 @@ def test_the_packaged_file_documents_every_setting_with_its_default() -> None:
 def test_the_packaged_file_tells_the_limits() -> None:
     """The bounds of each numeric setting stand in its comment."""
     paragraphs = PACKAGED.read_text().split("\n\n")
-    for key in ("period", "balance_threshold", "confirm"):
+    for key in ("period", "balance_threshold", "max_moves"):
         (paragraph,) = [text for text in paragraphs if f"#{key} = " in text]
         for bound in re.findall(r"[0-9.]+", allowed(key)):
             assert re.search(rf"\b{re.escape(bound)}\b", paragraph), (key, bound)

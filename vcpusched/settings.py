@@ -19,9 +19,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource, NoDecode
 
-from vcpusched.act.cycle import ActOn, Rules
+from vcpusched.act.cycle import Rules
 from vcpusched.model import ALL_CPUS, NO_CPUS, PPM_PER_POINT, Granularity
-from vcpusched.observe.observe import Measure, Smoothing
+from vcpusched.observe.observe import Smoothing
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Floating, Policy
 from vcpusched.text import printable, shown
@@ -44,6 +44,11 @@ _GONE: Final = {
     "granularity": "now called pin_to",
     "moves_max": "now called max_moves",
     "service_check": "now called fair_shares",
+    "act_on": 'no longer a setting: floating = "auto" pins floating vCPUs only where they wait',
+    "confirm": "no longer a setting: two periods confirm an imbalance",
+    "measure": "no longer a setting: load is demand",
+    "node_gain": "no longer a setting: the price follows from min_gain",
+    "settle": "no longer a setting: fixed at 10 s",
     "exclude_cpus": 'write cpus = "all,^2-3" instead',
     "exit_when_idle": "an option of vcpusched run: --exit-when-idle",
 }
@@ -109,40 +114,22 @@ class Settings(BaseModel):
 
     min_gain: float = Field(5.0, ge=0, le=100)
     """Percentage points of one pCPU: how much of the load outside the balanced band each pin change
-    must bring inside."""
-
-    node_gain: float = Field(20.0, ge=0, le=100)
-    """The same for a pin change that leaves the NUMA node of a guest's memory or, where that is not
-    known, its own; half-way between both for one to another cache."""
+    must bring inside; 2.5 times that for one to another cache, 4 times for another node."""
 
     max_moves: int = Field(32, ge=0, le=100_000)
     """The most pin changes in one plan; 0: as many as it takes."""
-
-    measure: Literal["demand", "usage"] = "demand"
-    """What counts as the load of a vCPU: what it would run if it never waited for a crowded pCPU,
-    or only what it runs."""
 
     half_life: float = Field(30.0, ge=0, le=86_400)
     """Seconds after which what a vCPU wanted counts half as much as what it wants now; 0: only the
     last period counts."""
 
-    settle: float = Field(10.0, ge=0, le=3600)
-    """Seconds after its start in which a guest is not judged, since guests boot."""
-
     cooldown: float = Field(60.0, ge=0, le=86_400)
     """Seconds within which a vCPU is not moved again."""
-
-    confirm: int = Field(2, ge=1, le=1000)
-    """Consecutive periods in which a host must be found unbalanced before a vCPU is moved."""
 
     pin_to: Literal["auto", "cpu", "core", "cache", "node"] = "auto"
     """What a vCPU is pinned to: one pCPU, or all pCPUs of a core, of a last-level cache or of a
     NUMA node, among which the kernel chooses; auto: the first of cache and node of which there are
     two or more of at least four pCPUs, else one pCPU."""
-
-    act_on: Literal["imbalance", "contention"] = "imbalance"
-    """When to move vCPUs: whenever the host is unbalanced, or only while a vCPU has to wait for a
-    pCPU, too."""
 
     floating: Literal["auto", "pin", "kernel"] = "auto"
     """What to do with vCPUs that may use several pCPUs: pin them where that ends balanced and short
@@ -187,7 +174,7 @@ class Settings(BaseModel):
         return Policy(
             balance_threshold_ppm=max(1, round(self.balance_threshold * PPM_PER_POINT)),
             min_gain_ppm=round(self.min_gain * PPM_PER_POINT),
-            node_gain_ppm=round(self.node_gain * PPM_PER_POINT),
+            node_gain_ppm=4 * round(self.min_gain * PPM_PER_POINT),
             moves_max=self.max_moves or None,
             floating=Floating(self.floating),
             service_check=self.fair_shares,
@@ -208,13 +195,7 @@ class Settings(BaseModel):
         return Rules(
             policy=self.policy(),
             house=self.house(),
-            smoothing=Smoothing(
-                half_life_s=self.half_life,
-                settle_s=self.settle,
-                measure=Measure(self.measure),
-            ),
-            act_on=ActOn(self.act_on),
-            confirm=self.confirm,
+            smoothing=Smoothing(half_life_s=self.half_life),
             cooldown_s=self.cooldown,
             dry_run=self.dry_run,
         )

@@ -26,8 +26,9 @@ from live_service import PATIENCE_S, LiveError, Service, running
 from tables import Table
 
 TITLE: Final = "How true the reported usage is"
-REPORTED: Final = {**SETTINGS, "half_life": "0.0", "measure": '"usage"', "floating": '"kernel"'}
-"""So that the load of the state file is the usage since the cycle before."""
+REPORTED: Final = {**SETTINGS, "half_life": "0.0", "floating": '"kernel"'}
+"""So that the load of the state file is that since the cycle before: the usage, as each guest runs
+alone and no pCPU is crowded."""
 
 SHARES: Final = (0.25, 0.5, 0.75, 1.0)
 STRESS: Final = ((1, 1, 50), (1, 1, 100), (2, 1, 100), (2, 2, 100), (2, 3, 100))

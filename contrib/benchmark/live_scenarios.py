@@ -18,7 +18,7 @@ CPUS_MIN: Final = 2
 CPUS_FOR_POOLS: Final = 4
 """From so many pCPUs on, there are two pools that have several pCPUs and none in common."""
 
-SETTINGS: Final = {"period": "1.0", "half_life": "3.0", "settle": "0.0"}
+SETTINGS: Final = {"period": "1.0", "half_life": "3.0"}
 """Beyond these, defaults: a host is watched for seconds here, not for days."""
 
 

@@ -64,15 +64,12 @@ class Competitor:
 
     def rules(self) -> Rules:
         """Give the settings for the scheduler."""
-        chosen = {
-            "measure": self.measure,
-            "fair_shares": self.service_check,
-            "pin_to": self.granularity,
-        }
+        chosen = {"fair_shares": self.service_check, "pin_to": self.granularity}
         rules = Settings.model_validate(chosen).rules()
+        smoothing = replace(rules.smoothing, measure=self.measure)
         if self.half_life is not None:
-            smoothing = replace(rules.smoothing, half_life_s=self.half_life * PERIOD_S)
-            rules = replace(rules, smoothing=smoothing)
+            smoothing = replace(smoothing, half_life_s=self.half_life * PERIOD_S)
+        rules = replace(rules, smoothing=smoothing)
         if self.rule is not plan:
             rules = replace(rules, cooldown_s=0)
         return rules if self.confirm is None else replace(rules, confirm=self.confirm)

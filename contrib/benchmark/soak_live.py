@@ -41,7 +41,7 @@ from vcpusched.model import CpuSet
 
 GUESTS_MAX: Final = 5
 GUESTS_MIN: Final = 2
-SETTINGS: Final = {"period": "1", "settle": "1", "cooldown": "0", "log_level": '"debug"'}
+SETTINGS: Final = {"period": "1", "cooldown": "0", "log_level": '"debug"'}
 HANG_S: Final = 12.0
 """Longer than it takes to notice it."""
 

@@ -478,9 +478,10 @@ def test_a_counter_that_goes_backwards_begins_anew(took_s: float, unknown_for: i
     """
     host, scheduler = MemoryHost(1, {"a": 0.8}, {"a": "0"}), Scheduler()
     host.took_ns = round(took_s * SECOND_NS)
-    run(scheduler, host, 7)
+    at_once = Rules(smoothing=Smoothing(settle_s=0))
+    run(scheduler, host, 7, at_once)
     host.run_ns["a"], host.wants["a"] = 0, 0.2
-    seen = [run(scheduler, host, 1).host for _ in range(unknown_for + 1)]
+    seen = [run(scheduler, host, 1, at_once).host for _ in range(unknown_for + 1)]
     loads = [[vcpu.load_ppm for vcpu in found.vcpus] for found in seen if found is not None]
     assert loads == [*[[]] * unknown_for, [200_000]]
 

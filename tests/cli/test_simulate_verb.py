@@ -80,12 +80,12 @@ def test_json_for_a_program(workload: str) -> None:
 
 
 def test_settings_decide(workload: str, tmp_path: Path) -> None:
-    """The file, the environment: as for the other verbs. With confirm = 9, later."""
+    """The file, the environment: as for the other verbs. With max_moves = 1, one by one."""
     config = tmp_path / "config.toml"
-    config.write_text("confirm = 9\nperiod = 1\n")
+    config.write_text("max_moves = 1\nperiod = 1\n")
     form = json.loads(vcpusched("simulate", workload, "--json", "--config", str(config)).stdout)
-    assert (form["period_s"], form["with"]["pins"][0]["period"]) == (1.0, 9)
-    done = vcpusched("simulate", workload, VCPUSCHED_CONFIRM="0")
+    assert (form["period_s"], [pin["period"] for pin in form["with"]["pins"]]) == (1.0, [2, 4, 6])
+    done = vcpusched("simulate", workload, VCPUSCHED_MAX_MOVES="-1")
     assert (done.returncode, done.stdout) == (78, "")
 
 

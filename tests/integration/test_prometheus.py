@@ -121,7 +121,6 @@ def test_from_the_service_to_the_dashboard(lab: Lab, tmp_path: Path) -> None:
         variables = {
             "VCPUSCHED_METRICS_FILE": str(watching.metrics / "vcpusched.prom"),
             "VCPUSCHED_METRICS_PER_VCPU": "true",
-            "VCPUSCHED_SETTLE": "0",
         }
         with running(lab, "1", **variables) as service:
             service.wait("a plan", lambda: service.pins > 0)

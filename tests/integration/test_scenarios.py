@@ -8,7 +8,7 @@ import pytest
 from lab import Lab
 from service import running
 
-QUICK = {"VCPUSCHED_HALF_LIFE": "2", "VCPUSCHED_SETTLE": "0"}
+QUICK = {"VCPUSCHED_HALF_LIFE": "2"}
 """A host under test is watched for seconds, not for a day."""
 
 STILL_CYCLES = 10

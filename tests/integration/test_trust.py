@@ -310,7 +310,7 @@ def paused(lab: Lab, *args: str) -> Iterator[Service]:
     """Have a host that is out of balance, a run that was paused and killed, and the next one."""
     crowd(lab)
     # It must not balance them while the verb starts.
-    with running(lab, "0.5", VCPUSCHED_CONFIRM="1000") as first:
+    with running(lab, "0.5", VCPUSCHED_BALANCE_THRESHOLD="100") as first:
         first.wait("its directory", first.run_directory.exists)
         assert first.ask("pause").returncode == 0
         first.process.kill()
@@ -360,7 +360,7 @@ def test_a_neighbour_appears(lab: Lab) -> None:
         kept = {"version": 1, "domains": [{**domain, "vcpus": [record]}]}
         (service.run_directory / "affinity.json").write_text(json.dumps(kept))
         # No plan of the service's is to be first: what is freed does not wait for one.
-        with service.succeeded(lab.uri, "0.5", VCPUSCHED_CONFIRM="1000") as again:
+        with service.succeeded(lab.uri, "0.5", VCPUSCHED_MIN_GAIN="100") as again:
             again.wait_cycles(3)
             assert ours.affinity(0) == {0}
             lab.add_guest("hog", [1.0], pin=0)
@@ -447,8 +447,9 @@ def test_a_definition_made_of_a_running_guest(lab: Lab) -> None:
 def test_a_guest_with_a_job_is_not_pinned(lab: Lab) -> None:
     """While it is saved: it is left alone, the others are pinned, and no cycle waits for it."""
     crowd(lab, 5)
-    with running(lab, "0.5", VCPUSCHED_CONFIRM="6", VCPUSCHED_LOG_LEVEL="debug") as service:
-        service.wait_cycles(2)
+    # Two periods are left until it pins.
+    with running(lab, "2", VCPUSCHED_LOG_LEVEL="debug") as service:
+        service.wait_cycles(1)
         hangs = lab.guests["g0"]
         os.kill(hangs.pid, signal.SIGSTOP)
         asker = threading.Thread(target=ask_its_monitor, args=(lab.uri, hangs.uuid), daemon=True)
@@ -463,16 +464,22 @@ def test_a_guest_with_a_job_is_not_pinned(lab: Lab) -> None:
 
 
 def test_guests_come_and_go(lab: Lab) -> None:
-    """Ten start and end, one as soon as the next is there.
+    """Ten start and end, one as soon as the next is there; of the first two some are pinned.
 
     The service says nothing that an administrator would have to act on, and knows in the end only
     who runs.
     """
-    with running(lab, "0.5", VCPUSCHED_SETTLE="0", VCPUSCHED_LOG_LEVEL="warning") as service:
-        for index in range(10):
-            lab.add_guest(f"g{index}", [0.05, 0.03], pin=0, persistent=index % 2 == 0)
-            if index >= 2:
-                lab.guests[f"g{index - 2}"].destroy()
+
+    def start(index: int) -> None:
+        lab.add_guest(f"g{index}", [0.05, 0.03], pin=0, persistent=index % 2 == 0)
+
+    start(0)
+    start(1)
+    with running(lab, "0.5", VCPUSCHED_LOG_LEVEL="warning") as service:
+        pinned(service, 1)
+        for index in range(2, 10):
+            start(index)
+            lab.guests[f"g{index - 2}"].destroy()
         service.wait_cycles(4)
         assert service.lines("warning") == []
         assert set(ledger(service)) <= {"g8", "g9"}

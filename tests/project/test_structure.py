@@ -57,7 +57,6 @@ LONGER = {
     "plan.planner",
     "report.messages",
     "service.daemon",
-    "settings",
     "simulate.simulator",
 }
 """Modules above the limit. This list only shrinks: one that is no longer above it is taken out."""

@@ -28,7 +28,6 @@ class Served:
         self._variables = environment(
             {
                 "RUNTIME_DIRECTORY": str(self.run_directory),
-                "VCPUSCHED_SETTLE": "0",
                 "VCPUSCHED_URI": f"qemu:///system?socket={directory}/none",
             }
         )

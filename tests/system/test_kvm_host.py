@@ -30,8 +30,9 @@ CAPTURED = Path(__file__).parents[1] / "data/capabilities"
 THREADS = {"bookworm": 1, "trixie": 2}
 """How many threads of a core the release's Linux finds: it has two, by QEMU's account."""
 DROP_IN = "/etc/vcpusched/conf.d/test.toml"
-SETTINGS = {"period": "2.0", "half_life": "3.0", "settle": "0.0", "cooldown": "0.0"}
-"""Beyond these, defaults: a host is watched for seconds here, not for days."""
+SETTINGS = {"period": "2.0", "half_life": "3.0", "cooldown": "0.0", "pin_to": '"cpu"'}
+"""Beyond these, defaults: a host is watched for seconds here, not for days, and pCPUs come and go,
+which "auto" would answer with other sets."""
 
 USUAL = ("g0", "g1", "g2", "g3")
 USUAL_QUOTA = 0.15

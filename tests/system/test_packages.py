@@ -245,7 +245,7 @@ def places(host: Container) -> list[str]:
 
 def test_the_role_only_looks_at_first(host: Container, deb: Path) -> None:
     """It installs and starts; what it would do is told, nothing is done; again changes nothing."""
-    settings = {"period": 1.0, "confirm": 2}
+    settings = {"period": 1.0, "max_moves": 32}
     first = play(host, vcpusched_deb=f"/root/{deb.name}", vcpusched_settings=settings)
     assert "failed=0" in first, first
     assert "vcpusched is healthy" in first

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NoReturn
 
-from vcpusched.model import ALL_CPUS, NO_CPUS, Host
+from vcpusched.model import ALL_CPUS, Host
 from vcpusched.report import snapshot
 from vcpusched.service import exits, run_directory
 from vcpusched.settings import Settings
@@ -65,22 +65,19 @@ def _sampled(settings: Settings) -> Host:
     from vcpusched.act.keeper import Keeper
     from vcpusched.act.ledger_file import Book
     from vcpusched.host.libvirt_host import LibvirtHost
-    from vcpusched.observe.observe import Smoothing, observe
+    from vcpusched.observe.observe import observe
     from vcpusched.service.run_directory import LedgerFile
     from vcpusched.service.worker import call_within
 
     def sample_twice() -> Host:
         session = LibvirtHost.open(settings.uri, read_only=True)
-        # Which pCPUs are crowded is not known before the first sample.
-        asked = ALL_CPUS if settings.measure == "demand" else NO_CPUS
         # Who is held, and whose pin is whose, the last run of the service wrote down.
         book = Book(LedgerFile(run_directory.locate()), settings.uri, writes=False)
         keeper = Keeper(session, book, acts=False)
-        before = keeper.sample(asked)
+        # Which pCPUs are crowded is not known before the first sample.
+        before = keeper.sample(ALL_CPUS)
         time.sleep(settings.period)
-        smoothing = Smoothing(measure=settings.rules().smoothing.measure)
-        after = keeper.sample(asked)
-        return observe(before, after, smoothing=smoothing, rules=settings.house()).host
+        return observe(before, keeper.sample(ALL_CPUS), rules=settings.house()).host
 
     if sys.stderr.isatty():
         print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)

@@ -92,7 +92,7 @@ class Smoothing:
     """
 
     half_life_s: float = 0.0
-    settle_s: float = 0.0
+    settle_s: float = 10.0
     measure: Measure = Measure.DEMAND
 
 
