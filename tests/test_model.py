@@ -1,11 +1,11 @@
-"""Sets of pCPUs, up to sizes and gaps that real machines have."""
+"""Sets of pCPUs, up to sizes and gaps that real machines have, and what vCPUs are pinned to."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vcpusched.host.libvirt_xml import from_map, to_map
-from vcpusched.model import CpuSet
+from vcpusched.model import Cpu, CpuSet, Granularity, sets
 
 cpu_sets = st.frozensets(st.integers(0, 600)).map(CpuSet.of)
 
@@ -53,3 +53,26 @@ def test_a_map_is_never_cut() -> None:
     """A pCPU beyond the map is refused, since the binding would drop it without a word."""
     with pytest.raises(ValueError, match="do not fit"):
         to_map(CpuSet.of([70]), 64)
+
+
+@pytest.mark.parametrize(
+    ("caches", "nodes", "expected"),
+    [
+        ([4, 4], [8], Granularity.CACHE),
+        ([3, 5, 4], [6, 6], Granularity.CACHE),
+        ([3, 5], [4, 4], Granularity.NODE),  # one cache is too small
+        ([8], [8], Granularity.CPU),
+        ([2, 2, 2, 2], [3, 5], Granularity.CPU),
+        ([], [4, 4], Granularity.NODE),
+        ([], [], Granularity.CPU),
+    ],
+)
+def test_what_auto_stands_for(caches: list[int], nodes: list[int], expected: Granularity) -> None:
+    """By how many pCPUs each cache and node has; none where the machine does not tell."""
+    of_cache = dict(enumerate(cache for cache, size in enumerate(caches) for _ in range(size)))
+    of_node = dict(enumerate(node for node, size in enumerate(nodes) for _ in range(size)))
+    count = max(len(of_cache), len(of_node), 8)
+    cpus = [Cpu(cpu, node=of_node.get(cpu), cache=of_cache.get(cpu)) for cpu in range(count)]
+    assert Granularity.AUTO.on(cpus) is expected
+    assert sets(cpus, Granularity.AUTO) == sets(cpus, expected)
+    assert {one.on(cpus) for one in Granularity} == set(Granularity) - {Granularity.AUTO}

@@ -36,30 +36,6 @@ def test_sets(granularity: Granularity, expected: list[str]) -> None:
     assert [str(unit) for unit in sets(machine(8, 2), granularity)] == expected
 
 
-@pytest.mark.parametrize(
-    ("caches", "nodes", "expected"),
-    [
-        ([4, 4], [8], Granularity.CACHE),
-        ([3, 5, 4], [6, 6], Granularity.CACHE),
-        ([3, 5], [4, 4], Granularity.NODE),  # one cache is too small
-        ([8], [8], Granularity.CPU),
-        ([2, 2, 2, 2], [3, 5], Granularity.CPU),
-        ([], [4, 4], Granularity.NODE),
-        ([], [], Granularity.CPU),
-    ],
-)
-def test_what_auto_stands_for(caches: list[int], nodes: list[int], expected: Granularity) -> None:
-    """By how many pCPUs each cache and node has; none where the machine does not tell."""
-    of_cache = dict(enumerate(cache for cache, size in enumerate(caches) for _ in range(size)))
-    of_node = dict(enumerate(node for node, size in enumerate(nodes) for _ in range(size)))
-    count = max(len(of_cache), len(of_node), 8)
-    cpus = [Cpu(cpu, node=of_node.get(cpu), cache=of_cache.get(cpu)) for cpu in range(count)]
-    assert Granularity.AUTO.on(cpus) is expected
-    assert sets(cpus, Granularity.AUTO) == sets(cpus, expected)
-    assert untold(cpus, Granularity.AUTO) == ""
-    assert {one.on(cpus) for one in Granularity} == set(Granularity) - {Granularity.AUTO}
-
-
 def test_what_a_machine_does_not_tell() -> None:
     """Without caches nodes stand in; without cores each pCPU is one; without either all are one."""
     no_caches = [Cpu(cpu, node=cpu // 2) for cpu in range(4)]
@@ -76,6 +52,7 @@ ALL_OF_IT = "all these are taken for one set, within which the kernel alone plac
     ("granularity", "known", "said"),
     [
         (Granularity.CPU, {}, ""),
+        (Granularity.AUTO, {}, ""),
         (Granularity.CORE, {}, " which are threads of one core; each is taken for a core"),
         (Granularity.CACHE, {"node": 0}, " which share a cache; NUMA nodes stand in for caches"),
         (
