@@ -4,6 +4,7 @@ Rule: arguments, files and order live here; what is measured lives in the part t
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import bars
+import methods
 import pictures
 import replay
 import results
@@ -19,10 +22,11 @@ import scaling
 import static
 from progress import say
 from replay_tables import replay_tables
+from sides import HERE, Side, beside
 from static_tables import scaling_tables, static_tables
 from tables import Table, show
 
-PARTS: Final = ("static", "scaling", "replay")
+PARTS: Final = ("bars", "static", "scaling", "replay")
 
 TOP: Final = Path(__file__).resolve().parents[2]
 
@@ -49,10 +53,11 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(str(error))
     began_s = time.monotonic()
     found: dict[str, Result] = {}
-    for part in PARTS:
-        if chosen.only in {None, part}:
-            found[part] = _run_part(part, chosen, sets)
-            show(found[part].tables)
+    with beside(chosen.against) if chosen.against else contextlib.nullcontext() as there:
+        for part in PARTS:
+            if chosen.only in {None, part}:
+                found[part] = _run_part(part, chosen, sets, there)
+                show(found[part].tables)
     for part, result in found.items():
         results.write(out, part, result.figures, result.tables, quick=chosen.quick)
     files = sorted(path.name for path in out.iterdir())
@@ -69,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("traces", metavar="TRACES", nargs="?", type=Path, help="folder of traces")
     parser.add_argument("--quick", action="store_true", help="fewer hosts, shorter traces")
     parser.add_argument("--only", choices=PARTS, help="run one part only")
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="measure the planner of a commit beside this one"
+    )
     parser.add_argument(
         "--out", type=Path, default=TOP / "build" / "benchmark", help="where results are written"
     )
@@ -87,14 +95,22 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _run_part(part: str, chosen: argparse.Namespace, sets: Sequence[replay.LoadSet]) -> Result:
+def _run_part(
+    part: str, chosen: argparse.Namespace, sets: Sequence[replay.LoadSet], there: Side | None
+) -> Result:
     out: Path = chosen.out
+    competitors = methods.with_side(there)
+    if part == "bars":
+        sides = [HERE] if there is None else [there, HERE]
+        met = bars.run(sides, bars.QUICK if chosen.quick else bars.FULL, chosen.jobs)
+        return Result([dataclasses.asdict(row) for row in met], [bars.table(met)], [])
     if part == "static":
-        rows = static.run(static.QUICK if chosen.quick else static.FULL, chosen.jobs)
+        scale = static.QUICK if chosen.quick else static.FULL
+        rows = static.run(scale, chosen.jobs, competitors)
         return Result(
             [_without_places(row) for row in rows],
             static_tables(rows),
-            pictures.draw_static(rows, out),
+            pictures.draw_static(rows, out, competitors),
         )
     if part == "replay":
         runs = replay.run(sets, chosen.jobs)
@@ -103,11 +119,11 @@ def _run_part(part: str, chosen: argparse.Namespace, sets: Sequence[replay.LoadS
             replay_tables(runs),
             pictures.draw_replay(runs, out),
         )
-    points = scaling.run(scaling.QUICK if chosen.quick else scaling.FULL)
+    points = scaling.run(scaling.QUICK if chosen.quick else scaling.FULL, competitors)
     return Result(
         [dataclasses.asdict(point) for point in points],
         scaling_tables(points),
-        pictures.draw_scaling(points, out),
+        pictures.draw_scaling(points, out, competitors),
     )
 
 

@@ -24,17 +24,19 @@ ROOMS: Final = {
     "ledger_file": ("act.ledger_file", "ledger_file"),
     "generator": ("simulate.traces", "simulate.generator", "generator"),
     "simulator": ("simulate.simulator", "simulator"),
+    "workload": ("simulate.workload", "workload"),
+    "settings": ("settings", "config"),
 }
 """Where each module is, by what it is for: the newest name first."""
 
 PPM: Final = 1_000_000
 
 
-def of(room: str, name: str) -> Any:  # noqa: ANN401  whatever that side calls by this name
+def of(room: str, name: str, package: str = "vcpusched") -> Any:  # noqa: ANN401  the side's
     """Return what a module of the side's package defines."""
     for path in ROOMS[room]:
         with contextlib.suppress(ModuleNotFoundError, AttributeError):
-            return getattr(importlib.import_module(f"vcpusched.{path}"), name)
+            return getattr(importlib.import_module(f"{package}.{path}"), name)
     raise SystemExit(f"no module of this commit is known to be {room}")
 
 

@@ -6,7 +6,7 @@ so that a solver that thinks in floating point cannot judge a host differently t
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -91,6 +91,16 @@ def cases(
                 yield Case(vcpus, cpus, spread, bonds, round(mean_load, 3), number)
 
 
+def seeded(
+    seeds: Iterable[int], sizes: Sequence[tuple[int, int]], spreads: Sequence[Spread]
+) -> Iterator[Case]:
+    """Give a host without bonds for each seed, its size, loads and mean load drawn from it."""
+    for seed in seeds:
+        chance = random.Random(f"seed {seed}")  # noqa: S311  repeatable
+        mean_load = round(chance.uniform(0.15, 0.75), 3)  # a half can be balanced
+        yield Case(*chance.choice(sizes), chance.choice(spreads), Bonds.FREE, mean_load, seed)
+
+
 def make_host(case: Case) -> Host:
     """Give the host of a case: every vCPU bound to one random pCPU."""
     chance = random.Random(str(case))  # noqa: S311  chance that can be repeated
@@ -117,6 +127,37 @@ def make_host(case: Case) -> Host:
     return Host(
         cpus=tuple(HostCpu(Cpu(cpu), _host_load_ppm(case, chance)) for cpu in online),
         vcpus=tuple(vcpus),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How many pCPUs share a node, a last-level cache and a core, and what the weak half can do."""
+
+    per_node: int
+    per_cache: int
+    per_core: int = 1
+    weak_ppm: int = PPM
+
+
+def built(host: Host, layout: Layout) -> Host:
+    """Return the host with nodes, caches, cores, and a weak half where the layout has one."""
+    strong = len(host.cpus) // 2
+    return replace(
+        host,
+        cpus=tuple(
+            replace(
+                cpu,
+                cpu=Cpu(
+                    cpu.id,
+                    node=cpu.id // layout.per_node,
+                    core=cpu.id // layout.per_core,
+                    cache=cpu.id // layout.per_cache,
+                    capacity_ppm=PPM if cpu.id < strong else layout.weak_ppm,
+                ),
+            )
+            for cpu in host.cpus
+        ),
     )
 
 

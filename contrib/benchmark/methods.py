@@ -4,16 +4,21 @@ Rule: one table. Ours is a competitor like the others, called through the same s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from baselines import Rule, descent, one_move, repack, sticky_repack
+from sides import HERE, Planner, Side, here, timed
 
-from vcpusched.model import Host
-from vcpusched.plan.planner import Plan, Policy, plan
+PLAIN: Final[Mapping[str, object]] = {
+    "pin_to": "cpu",
+    "max_moves": 0,
+    "fair_shares": False,
+    "min_gain": 0,
+}
+"""What the bars of the static part are stated for, beside the defaults."""
 
-POLICY: Final = Policy(min_gain_ppm=0)
-"""What the bars are stated for: the default threshold, no least gain, and no check of service."""
+POLICY: Final = here(**PLAIN)
 
 PERIODS_MAX: Final = 200
 """For how many periods a rule may go on that makes one move in each."""
@@ -21,27 +26,35 @@ PERIODS_MAX: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A competitor: its rule, how many periods it is given, and its colour in pictures."""
+    """A competitor: its planner, how many periods it is given, and its colour in pictures."""
 
-    rule: Rule
+    planner: Planner
     periods_max: int
     colour: str
 
 
-def checked(host: Host, policy: Policy) -> Plan:
-    """Plan as vcpusched does with the check of service on."""
-    return plan(host, replace(policy, service_check=True))
+def _ruled(rule: Rule) -> Planner:
+    return timed(lambda host: rule(host, POLICY))
 
 
 OURS: Final = "vcpusched"
 OURS_CHECKED: Final = f"{OURS}, service check"
 
 METHODS: Final[Mapping[str, Method]] = {
-    OURS: Method(plan, 1, "#0072b2"),
-    OURS_CHECKED: Method(checked, 1, "#56b4e9"),
-    "one-move rule": Method(one_move, PERIODS_MAX, "#d55e00"),
-    "one paying move": Method(descent, PERIODS_MAX, "#e69f00"),
-    "re-pack": Method(repack, 1, "#009e73"),
-    "sticky re-pack": Method(sticky_repack, 1, "#cc79a7"),
+    OURS: Method(HERE.planner(**PLAIN), 1, "#0072b2"),
+    OURS_CHECKED: Method(HERE.planner(**{**PLAIN, "fair_shares": True}), 1, "#56b4e9"),
+    "one-move rule": Method(_ruled(one_move), PERIODS_MAX, "#d55e00"),
+    "one paying move": Method(_ruled(descent), PERIODS_MAX, "#e69f00"),
+    "re-pack": Method(_ruled(repack), 1, "#009e73"),
+    "sticky re-pack": Method(_ruled(sticky_repack), 1, "#cc79a7"),
 }
 """Colours that colour-blind readers can tell apart (Okabe and Ito)."""
+
+
+def with_side(side: Side | None) -> Mapping[str, Method]:
+    """Return the competitors, and after ours the planner of another commit."""
+    if side is None:
+        return METHODS
+    first, *others = METHODS.items()
+    there = Method(side.planner(**PLAIN), 1, "#000000")
+    return dict([first, (f"{OURS} at {side.name}", there), *others])

@@ -3,7 +3,7 @@
 Rule: one picture says one thing, in the colours of `methods`; the same results give the same file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +11,7 @@ import matplotlib as mpl
 import scaling
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from methods import METHODS, OURS
+from methods import METHODS, OURS, Method
 from replay import COMPETITORS, Run
 from replay_tables import by_set
 from static import Row, of_size, score
@@ -22,15 +22,17 @@ BAR_MS: Final = 50
 mpl.rcParams["svg.hashsalt"] = "vcpusched"
 
 
-def draw_static(rows: Sequence[Row], folder: Path) -> list[Path]:
+def draw_static(
+    rows: Sequence[Row], folder: Path, methods: Mapping[str, Method] = METHODS
+) -> list[Path]:
     """Draw pin changes against the proven fewest, and how often the threshold was reached."""
     sizes = list(dict.fromkeys(row.case.size for row in rows))
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    width = 0.8 / len(METHODS)
-    for number, (name, method) in enumerate(METHODS.items()):
+    width = 0.8 / len(methods)
+    for number, (name, method) in enumerate(methods.items()):
         scores = [score(of_size(rows, size), name) for size in sizes]
-        at = [place + (number - (len(METHODS) - 1) / 2) * width for place in range(len(sizes))]
+        at = [place + (number - (len(methods) - 1) / 2) * width for place in range(len(sizes))]
         ratios = [scored.ratio or 0 for scored in scores]
         left.bar(at, ratios, width, color=method.colour, label=name)
         for x, value in zip(at, ratios, strict=True):
@@ -42,7 +44,7 @@ def draw_static(rows: Sequence[Row], folder: Path) -> list[Path]:
         right.bar(at, shares, width, color=method.colour)
     left.axhline(1, color="black", linewidth=0.8)
     left.set_ylabel("pin changes / proven fewest\n(hosts brought below the threshold)")
-    figure.legend(loc="outside upper center", ncols=-(-len(METHODS) // 2), frameon=False)
+    figure.legend(loc="outside upper center", ncols=-(-len(methods) // 2), frameon=False)
     left.margins(y=0.1)
     right.set_ylabel("hosts brought below the threshold, %\n(of those where that is possible)")
     right.set_ylim(0, 102)
@@ -53,12 +55,14 @@ def draw_static(rows: Sequence[Row], folder: Path) -> list[Path]:
     return _save(figure, folder, "static")
 
 
-def draw_scaling(points: Sequence[scaling.Point], folder: Path) -> list[Path]:
+def draw_scaling(
+    points: Sequence[scaling.Point], folder: Path, methods: Mapping[str, Method] = METHODS
+) -> list[Path]:
     """Draw the time for one plan over the size of the host, both logarithmic."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels: Sequence[Axes] = figure.subplots(1, len(scaling.KINDS), sharey=True)
     for axes, kind in zip(panels, scaling.KINDS, strict=True):
-        for name, colour, style in _lines():
+        for name, colour, style in _lines(methods):
             here = [
                 (point.vcpus, point.plan_ns / 1e6)
                 for point in points
@@ -78,7 +82,7 @@ def draw_scaling(points: Sequence[scaling.Point], folder: Path) -> list[Path]:
             size=7,
         )
         axes.set(xscale="log", yscale="log", title=kind, xlabel="vCPUs (about 10 for each pCPU)")
-    panels[0].set_ylabel("time for one plan, ms (median)")
+    panels[0].set_ylabel("CPU time of one plan, ms (median)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=-(-len(labels) // 2), frameon=False
@@ -126,9 +130,9 @@ def draw_replay(runs: Sequence[Run], folder: Path) -> list[Path]:
     return _save(figure, folder, "replay")
 
 
-def _lines() -> list[tuple[str, str, str]]:
-    plain = [(name, method.colour, "-") for name, method in METHODS.items()]
-    return [*plain, (scaling.AT_REST, METHODS[OURS].colour, "--")]
+def _lines(methods: Mapping[str, Method]) -> list[tuple[str, str, str]]:
+    plain = [(name, method.colour, "-") for name, method in methods.items()]
+    return [*plain, (scaling.AT_REST, methods[OURS].colour, "--")]
 
 
 def _tidy(*panels: Axes) -> None:

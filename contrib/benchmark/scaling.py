@@ -1,19 +1,24 @@
 """How the time for one plan grows with the host, from 100 to 10,000 vCPUs.
 
-Rule: all competitors plan for the same hosts in the same run, one after the other, and each time
-is that of one whole call. What took too long is shown as not run, with the size that stopped it.
+Rule: all competitors plan for the same hosts in the same run, in turn for each host, and each time
+is the CPU time of one whole call. What took too long is shown as not run, with the size that
+stopped it.
 """
 
+import gc
 import statistics
-import time
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from grid import Bonds, Case, Spread, carried_out, gap_ppm, make_host
-from methods import METHODS, OURS, POLICY
+from grid import Bonds, Case, Layout, Spread, built, carried_out, gap_ppm, make_host
+from methods import METHODS, OURS, POLICY, Method
 from progress import follow
+from sides import Planner
 
-from vcpusched.model import Cpu, Host
+from vcpusched.model import Host
+from vcpusched.plan.planner import Plan
 
 MEAN_LOAD: Final = 0.6
 """Mean load of the pCPUs, in pCPUs; every vCPU starts on a random one."""
@@ -44,7 +49,7 @@ KINDS: Final = {
 others tell of none, so that all their pCPUs are equally near."""
 
 BUILT: Final = "uniform, nodes"
-PER_NODE, PER_CACHE, PER_CORE = 256, 16, 2
+LAYOUT: Final = Layout(per_node=256, per_cache=16, per_core=2)
 
 AT_REST: Final = f"{OURS}, at rest"
 """Planning once more on the result of the plan: what a cycle costs when nothing is to do."""
@@ -68,14 +73,17 @@ class Point:
     reached: int = 0
 
 
-def run(scale: Scale) -> list[Point]:
+def run(scale: Scale, methods: Mapping[str, Method] = METHODS) -> list[Point]:
     """Measure every competitor on every size and kind."""
     tasks = [(size, kind) for size in scale.sizes for kind in KINDS]
     points: list[Point] = []
     slow: set[tuple[str, str]] = set()
-    _measure(scale.sizes[0], next(iter(KINDS)), 1, slow)  # a daemon's first plan is one of many
+    # A daemon's first plan is one of many, so nobody's first is counted.
+    in_turn(hosts_of(*tasks[0], 1), _planners(methods))
     for size, kind in follow(tasks, len(tasks), "Timing plans up to 10,000 vCPUs"):
-        points += _measure(size, kind, scale.each, slow)
+        quick = {name: one for name, one in methods.items() if (name, kind) not in slow}
+        points += _measure(size, kind, scale.each, quick)
+        points += [Point(name, kind, *size, 0, None) for name in methods if name not in quick]
         slow |= {
             (point.method, kind)
             for point in points
@@ -84,47 +92,44 @@ def run(scale: Scale) -> list[Point]:
     return points
 
 
-def _measure(
-    size: tuple[int, int], kind: str, each: int, slow: set[tuple[str, str]]
-) -> list[Point]:
+def hosts_of(size: tuple[int, int], kind: str, each: int) -> list[Host]:
+    """Return hosts of one size and kind, each from a number of its own."""
     spread, bonds = KINDS[kind]
     hosts = [make_host(Case(*size, spread, bonds, MEAN_LOAD, number)) for number in range(each)]
-    hosts = [_built(host) for host in hosts] if kind == BUILT else hosts
+    return [built(host, LAYOUT) for host in hosts] if kind == BUILT else hosts
+
+
+def in_turn(
+    hosts: Iterable[Host], planners: Mapping[str, Planner]
+) -> dict[str, list[tuple[Plan, int]]]:
+    """Let all planners plan for one host after the other; returns plans and CPU times in ns."""
+    found = defaultdict(list)
+    for host in hosts:
+        for name, planner in planners.items():
+            gc.collect()  # so that nobody clears away what another one left
+            found[name].append(planner(host))
+    return found
+
+
+def _planners(methods: Mapping[str, Method]) -> dict[str, Planner]:
+    return {name: method.planner for name, method in methods.items()}
+
+
+def _measure(
+    size: tuple[int, int], kind: str, each: int, methods: Mapping[str, Method]
+) -> list[Point]:
+    hosts = hosts_of(size, kind, each)
     points = []
-    for name, method in METHODS.items():
-        if (name, kind) in slow:
-            points.append(Point(name, kind, *size, 0, None))
-            continue
-        times_ns, rest_ns, pins, reached = [], [], 0, 0
-        for host in hosts:
-            began_ns = time.perf_counter_ns()
-            found = method.rule(host, POLICY)
-            times_ns.append(time.perf_counter_ns() - began_ns)
-            result = carried_out(host, found)
-            pins += len(found.moves)
-            reached += gap_ppm(result) < POLICY.balance_threshold_ppm
-            if name == OURS:
-                began_ns = time.perf_counter_ns()
-                method.rule(result, POLICY)
-                rest_ns.append(time.perf_counter_ns() - began_ns)
-        points.append(_point(name, kind, size, times_ns, pins, reached))
-        if rest_ns:
+    for name, answers in in_turn(hosts, _planners(methods)).items():
+        results = [carried_out(host, plan) for host, (plan, _) in zip(hosts, answers, strict=True)]
+        pins = sum(len(plan.moves) for plan, _ in answers)
+        reached = sum(gap_ppm(result) < POLICY.balance_threshold_ppm for result in results)
+        points.append(_point(name, kind, size, [took for _, took in answers], pins, reached))
+        if name == OURS:
+            again = in_turn(results, {AT_REST: methods[OURS].planner})[AT_REST]
+            rest_ns = [took_ns for _, took_ns in again]
             points.append(_point(AT_REST, kind, size, rest_ns, 0, reached))
     return points
-
-
-def _built(host: Host) -> Host:
-    """Give the host with nodes, last-level caches and cores of two threads."""
-    return replace(
-        host,
-        cpus=tuple(
-            replace(
-                cpu,
-                cpu=Cpu(cpu.id, cpu.id // PER_NODE, cpu.id // PER_CORE, cpu.id // PER_CACHE),
-            )
-            for cpu in host.cpus
-        ),
-    )
 
 
 def _point(  # noqa: PLR0913, PLR0917  what is measured of one place in the table

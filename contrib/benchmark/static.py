@@ -7,8 +7,7 @@ shown, not dropped.
 
 import multiprocessing
 import statistics
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Final
@@ -42,7 +41,7 @@ QUICK: Final = Scale(
 class Outcome:
     """What one competitor did on one host.
 
-    `plan_ns` is the time of its first plan; `cycled` says that it came back to where it had been;
+    `plan_ns` is the CPU time of its first plan; `cycled` says that it came back to where it was;
     `outside_ppm` is the load that was left outside the best band; `refused` says that the check of
     service had its first plan changed, `at_rest` that it made none.
     """
@@ -90,13 +89,14 @@ class Score:
     plan_p99_ns: int
 
 
-def run(scale: Scale, jobs: int) -> list[Row]:
+def run(scale: Scale, jobs: int, methods: Mapping[str, Method] = METHODS) -> list[Row]:
     """Solve all hosts, then let every competitor plan for them, one after the other."""
     chosen = [case for size, each in scale.each for case in cases([size], each)]
-    optima = _optima(chosen, scale.limit_s, jobs)
+    optima = prove(chosen, scale.limit_s, jobs)
     # Timed alone, when no solver runs beside it any more.
     return [
-        _row(case, optima[case]) for case in follow(chosen, len(chosen), "Planning for the hosts")
+        row_of(case, optima[case], methods)
+        for case in follow(chosen, len(chosen), "Planning for the hosts")
     ]
 
 
@@ -146,14 +146,12 @@ def attempt(host: Host, method: Method) -> Outcome:
     seen, pins, plan_ns, cycled, periods = {_places(host)}, 0, 0, False, 0
     refused = False
     for period in range(method.periods_max):
-        began_ns = time.perf_counter_ns()
-        found = method.rule(host, POLICY)
-        took_ns = time.perf_counter_ns() - began_ns
+        found, took_ns = method.planner(host)
         plan_ns = plan_ns or took_ns
         refused = refused or bool(found.refused)
         if not found.moves:
             break
-        _check(host, found)
+        check(host, found)
         host, pins, periods = carried_out(host, found), pins + len(found.moves), period + 1
         cycled = _places(host) in seen
         if cycled:
@@ -172,9 +170,10 @@ def attempt(host: Host, method: Method) -> Outcome:
     )
 
 
-def _row(case: Case, optimum: Optimum) -> Row:
+def row_of(case: Case, optimum: Optimum, methods: Mapping[str, Method]) -> Row:
+    """Let every competitor act on one host, and hold the proof against what they reach."""
     host = make_host(case)
-    outcomes = {name: attempt(host, method) for name, method in METHODS.items()}
+    outcomes = {name: attempt(host, method) for name, method in methods.items()}
     for name, outcome in outcomes.items():
         # The proof is held against everybody's plans as well.
         too_few = optimum.pins_min > outcome.pins or optimum.verdict is Verdict.UNREACHABLE
@@ -186,7 +185,8 @@ def _row(case: Case, optimum: Optimum) -> Row:
     return Row(case, optimum, outside_ppm(host, POLICY.balance_threshold_ppm), outcomes)
 
 
-def _optima(chosen: Sequence[Case], limit_s: float, jobs: int) -> dict[Case, Optimum]:
+def prove(chosen: Sequence[Case], limit_s: float, jobs: int) -> dict[Case, Optimum]:
+    """Have the solver find the fewest pin changes for each host."""
     what = f"Proving the fewest pin changes (HiGHS, at most {limit_s:g} s for a host)"
     return dict(follow(_solve_all(chosen, limit_s, jobs), len(chosen), what))
 
@@ -214,7 +214,7 @@ def _places(host: Host) -> tuple[int, ...]:
     return tuple(vcpu.cpus.bits for vcpu in host.vcpus)
 
 
-def _check(host: Host, found: Plan) -> None:
+def check(host: Host, found: Plan) -> None:
     """Refuse a plan that moves what must not be moved, or moves it where it may not go."""
     vcpus = {vcpu.id: vcpu for vcpu in host.vcpus}
     for move in found.moves:

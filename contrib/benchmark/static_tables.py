@@ -9,7 +9,7 @@ from typing import Final
 
 import scaling
 from grid import Bonds, Spread
-from methods import METHODS, OURS, OURS_CHECKED, PERIODS_MAX
+from methods import OURS, OURS_CHECKED, PERIODS_MAX
 from optimum import Verdict
 from static import Row, Score, of_kind, of_size, score
 from tables import Table, milliseconds, ratio, share
@@ -24,6 +24,10 @@ def static_tables(rows: Sequence[Row]) -> list[Table]:
 
 def _sizes(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.case.size for row in rows))
+
+
+def _methods_of(rows: Sequence[Row]) -> list[str]:
+    return list(rows[0].outcomes)
 
 
 def _hosts(rows: Sequence[Row]) -> Table:
@@ -70,7 +74,7 @@ def _methods(rows: Sequence[Row]) -> Table:
     lines = []
     for size in [*_sizes(rows), "all"]:
         chosen = list(rows) if size == "all" else of_size(rows, size)
-        for number, name in enumerate(METHODS):
+        for number, name in enumerate(_methods_of(rows)):
             scored = score(chosen, name)
             lines.append(("" if number else size, name, *_cells(scored)))
     missed = [
@@ -83,7 +87,7 @@ def _methods(rows: Sequence[Row]) -> Table:
             "Hosts where balance is proven within reach. Pins: all pin changes on them. Ratio,"
             " mean, worst: pin changes over the proven fewest on hosts that the method brought"
             " below the threshold: of the totals, mean of the hosts, worst host. p50, p99:"
-            " time of one plan, on all hosts, reachable or not."
+            " CPU time of one plan, on all hosts, reachable or not."
         ),
         (
             f"vcpusched and the re-packs make one plan; the rules that make one move in each period"
@@ -145,7 +149,7 @@ def _kinds(rows: Sequence[Row]) -> Table:
 
 def _unreachable(rows: Sequence[Row]) -> Table:
     lines = []
-    for name in METHODS:
+    for name in _methods_of(rows):
         scored = score(rows, name)
         left = "-" if scored.left_ppm is None else f"{scored.left_ppm / 10_000:.1f} %"
         cycles = [
@@ -169,7 +173,7 @@ def _unreachable(rows: Sequence[Row]) -> Table:
 
 def scaling_tables(points: Sequence[scaling.Point]) -> list[Table]:
     """Give the table of plan times."""
-    names = [*METHODS, scaling.AT_REST]
+    names = dict.fromkeys(point.method for point in points)
     lines = []
     for size in dict.fromkeys((point.vcpus, point.cpus) for point in points):
         for number, name in enumerate(names):
@@ -184,7 +188,7 @@ def scaling_tables(points: Sequence[scaling.Point]) -> list[Table]:
             lines.append((first, name, *_scaling_cells(here, points)))
     return [
         Table(
-            "Time for one plan, in ms: median (longest)",
+            "CPU time of one plan, in ms: median (longest)",
             ("size", "method", *scaling.KINDS, "pins", "reached", "times ours"),
             tuple(lines),
             (

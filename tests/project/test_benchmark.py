@@ -2,25 +2,46 @@
 
 import dataclasses
 import itertools
+import math
 import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import bars
 import pictures
 import pytest
 import replay
+import rest
 import scaling
 import soak
 import static
 from baselines import Rule, descent, one_move, repack, sticky_repack
-from builders import host
-from grid import Bonds, Case, Spread, carried_out, cases, gap_ppm, loads_of, make_host, outside_ppm
-from methods import METHODS, OURS, POLICY
+from builders import host, random_host
+from grid import (
+    Bonds,
+    Case,
+    Layout,
+    Spread,
+    built,
+    carried_out,
+    cases,
+    gap_ppm,
+    loads_of,
+    make_host,
+    outside_ppm,
+    seeded,
+)
+from judged import beyond_ppm, cost_ppm, crowded_cores, distances, planned
+from levels import is_worse_by_level, is_worse_by_share, shared
+from methods import METHODS, OURS, PLAIN, POLICY, with_side
 from optimum import SolverError, Verdict, check, solve
 from replay_tables import replay_tables
+from sides import HERE, Side, beside, renamed
 from static_tables import scaling_tables, static_tables
 
 from vcpusched.model import PPM_PER_POINT, CpuSet, Host, HostCpu, Vcpu
-from vcpusched.plan.planner import Plan, Policy, plan
+from vcpusched.plan.planner import Move, Plan, Policy, plan
 
 RULES = [one_move, descent, repack, sticky_repack]
 SMALL = [
@@ -264,17 +285,27 @@ def test_load_outside_the_band() -> None:
 
 
 def test_the_static_part(tmp_path: Path) -> None:
-    """A small run: every host has a verdict, every competitor an outcome; tables and pictures."""
-    rows = static.run(static.Scale(each=(((8, 2), 1), ((16, 4), 1)), limit_s=10), jobs=1)
+    """A small run: every host has a verdict, every competitor an outcome; tables and pictures.
+
+    The planner of this commit is a competitor beside that of the tree.
+    """
+    scale = static.Scale(each=(((8, 2), 1), ((16, 4), 1)), limit_s=10)
+    with beside("HEAD") as there:
+        methods = with_side(there)
+        rows = static.run(scale, jobs=1, methods=methods)
     assert len(rows) == 2 * len(Spread) * len(Bonds)
-    assert all(set(row.outcomes) == set(METHODS) for row in rows)
+    assert set(methods) == {*METHODS, "vcpusched at HEAD"}
+    assert all(set(row.outcomes) == set(methods) for row in rows)
     scored = static.score(rows, OURS)
     assert 0 < scored.reached <= scored.reachable
     assert scored.ratio is not None
     assert scored.ratio >= 1
     for table in static_tables(rows):
         assert table.markdown().startswith("### ")
-    assert [path.suffix for path in pictures.draw_static(rows, tmp_path)] == [".png", ".svg"]
+    assert [path.suffix for path in pictures.draw_static(rows, tmp_path, methods)] == [
+        ".png",
+        ".svg",
+    ]
 
 
 def test_the_scaling_part(tmp_path: Path) -> None:
@@ -324,3 +355,252 @@ def test_a_folder_without_traces_is_refused(tmp_path: Path) -> None:
 def test_a_short_soak(tmp_path: Path) -> None:
     """A hundredth of the long one: nothing of what must be true is broken."""
     assert soak.soak(1000, 2, tmp_path)
+
+
+FORMER_MODEL = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class CpuSet:
+    bits: int = 0
+
+@dataclass(frozen=True)
+class VcpuId:
+    uuid: str
+    domain_id: int
+    vcpu: int
+
+@dataclass(frozen=True)
+class Cpu:
+    id: int
+
+@dataclass(frozen=True)
+class HostCpu:
+    cpu: Cpu
+    host_load_ppm: int = 0
+
+@dataclass(frozen=True)
+class Vcpu:
+    id: VcpuId
+    domain: str
+    load_ppm: int
+    cpus: CpuSet
+    allowed: CpuSet
+    on: int
+
+@dataclass(frozen=True)
+class Host:
+    cpus: tuple[HostCpu, ...]
+    vcpus: tuple[Vcpu, ...]
+"""
+FORMER_PLANNER = """
+import enum
+from dataclasses import dataclass
+
+from vcpusched.model import CpuSet, Host, VcpuId
+
+class Stop(enum.StrEnum):
+    BALANCED = "balanced"
+
+@dataclass(frozen=True)
+class Move:
+    vcpu: VcpuId
+    domain: str
+    from_cpus: CpuSet
+    to_cpus: CpuSet
+    load_ppm: int
+    reason: str
+
+@dataclass(frozen=True)
+class Plan:
+    balanced: bool
+    stop: Stop
+    gap_before_ppm: int
+    gap_after_ppm: int
+    loads_before_ppm: tuple[tuple[int, int], ...]
+    loads_after_ppm: tuple[tuple[int, int], ...]
+    moves: tuple[Move, ...]
+
+def plan(host: Host, moves_max: int) -> Plan:
+    to = CpuSet(1 << host.cpus[-1].cpu.id)
+    moves = [
+        Move(one.id, one.domain, one.cpus, to, one.load_ppm, "") for one in host.vcpus
+    ]
+    return Plan(False, Stop.BALANCED, 0, 0, (), (), tuple(moves[:moves_max]))
+"""
+FORMER_SETTINGS = """
+class Settings:
+    model_fields = ("moves_max",)
+
+    def __init__(self, moves_max: int = 1) -> None:
+        self.moves_max = moves_max
+
+    def policy(self) -> int:
+        return self.moves_max
+"""
+
+
+@pytest.fixture
+def former(tmp_path: Path) -> Iterator[Side]:
+    """Give a commit without rooms, which moves the first vCPUs to the last pCPU."""
+    (tmp_path / "vcpusched").mkdir()
+    texts = {"model": FORMER_MODEL, "planner": FORMER_PLANNER, "config": FORMER_SETTINGS}
+    for name, text in texts.items():
+        (tmp_path / "vcpusched" / f"{name}.py").write_text(text)
+    with renamed(tmp_path, "of old") as side:
+        yield side
+
+
+def test_a_commit_without_rooms_is_asked_in_its_own_words(former: Side) -> None:
+    """Its limit has another name, and a setting that it lacks is left out; moves come back."""
+    drawn = host([10, 20], [30], [])
+    for wishes, expected in (
+        ({}, [("g0", "2")]),
+        ({"max_moves": 2, "pin_to": "cpu"}, [("g0", "2"), ("g1", "2")]),
+    ):
+        found, took_ns = former.planner(**wishes)(drawn)
+        assert moves(found) == expected
+        assert type(found) is Plan
+        assert [move.vcpu for move in found.moves] == [
+            vcpu.id for vcpu in drawn.vcpus[: len(expected)]
+        ]
+        assert took_ns >= 0
+    assert former.lines() == (1, FORMER_PLANNER.count("\n"))
+
+
+def test_a_host_of_which_a_commit_would_lose_something_is_refused(former: Side) -> None:
+    """That one knows no cores and no fixed vCPUs: what it said of such a host would be wrong."""
+    drawn = host([10, 20], [30], [])
+    for more in (built(drawn, Layout(1, 1)), change(drawn, "g0", fixed=True)):
+        with pytest.raises(ValueError, match="of old does not know all that a Host says"):
+            former.planner()(more)
+
+
+def test_the_planner_of_a_commit_is_another_one() -> None:
+    """Its classes are its own, it gets all that a host has, and nothing of it stays behind."""
+    with beside("HEAD") as there:
+        for seed in range(20):
+            drawn = random_host(seed)
+            assert type(there.converted(drawn)).__module__ == f"{there.package}.model"
+        found, _ = there.planner(**PLAIN)(host([30, 30], []))
+        assert len(found.moves) == 1
+        assert there.lines()[1] > 1000
+        package = there.package
+    assert not [name for name in sys.modules if name.partition(".")[0] == package]
+
+
+def test_what_bound_vcpus_get() -> None:
+    """A full thread is shared by weight; of a core with both threads full each gives 62.5."""
+    drawn = host([80, 80], [30], [100])
+    crowded, met, alone = (one.id for one in drawn.vcpus[1:])
+    got = shared(drawn)
+    assert (got[crowded].gets_ppm, got[met].level, got[alone].gets_ppm) == (
+        500_000,
+        math.inf,
+        1_000_000,
+    )
+    heavier = dataclasses.replace(drawn.vcpus[1], shares=3 * drawn.vcpus[0].shares)
+    weighed = shared(dataclasses.replace(drawn, vcpus=(drawn.vcpus[0], heavier)))
+    assert [round(one.gets_ppm) for one in weighed.values()] == [250_000, 750_000]
+    threads = built(host([100], [100], [30], [70, 70]), Layout(4, 4, per_core=2))
+    assert [round(one.gets_ppm) for one in shared(threads).values()] == [
+        625_000,
+        625_000,
+        300_000,
+        475_000,
+        475_000,
+    ]
+
+
+def test_who_is_served_worse() -> None:
+    """{60 60} {100}: 50 each and 100; with all of them on one, 33: worse by level and share.
+
+    {100 100} {}: parting them is no loss; {100} {}: two on one are, since nobody fell short before.
+    """
+    apart, beside_all = shared(host([60, 60], [100])), shared(host([60, 60, 100], []))
+    for is_worse in (is_worse_by_level, is_worse_by_share):
+        assert is_worse(apart, beside_all)
+        assert not is_worse(beside_all, apart)
+        assert not is_worse(apart, apart)
+        assert is_worse(shared(host([100], [100])), shared(host([100, 100], [])))
+
+
+def test_crowded_cores() -> None:
+    """Two busy threads count where another core idles, and only as far as there are such cores."""
+    layout = Layout(8, 8, per_core=2)
+    assert crowded_cores(built(host([30], [30], [5], []), layout)) == 1
+    assert crowded_cores(built(host([30], [30], [30], []), layout)) == 0
+    assert crowded_cores(built(host([30], [5], [], []), layout)) == 0
+    assert crowded_cores(built(host([30], [30], [30], [30], [], []), layout)) == 1
+
+
+def test_how_far_pins_go_and_what_they_cost() -> None:
+    """One pin within a cache, one to another cache, one to another node: 5, 12.5 and 20 points."""
+    drawn = built(host([90, 30, 30, 30], [], [], *([] for _ in range(5))), Layout(4, 2))
+    ids = [vcpu.id for vcpu in drawn.vcpus]
+    targets = {ids[1]: 1, ids[2]: 2, ids[3]: 4}
+
+    def planner(_host: Host) -> tuple[Plan, int]:
+        return dataclasses.replace(
+            plan(drawn, POLICY),
+            moves=tuple(
+                Move(vcpu, "", CpuSet.of([0]), CpuSet.of([cpu]), 0, "")
+                for vcpu, cpu in targets.items()
+            ),
+        ), 0
+
+    found = planned(planner, drawn)
+    assert distances(found) == (1, 1, 1)
+    # {90} {30} {30} {} {30} {} {} {}: 80 and three times 20 lie above a band from 0 to 10.
+    assert cost_ppm(found) == (80 + 3 * 20 + 37.5) * PPM_PER_POINT
+
+
+def test_what_vcpus_want_beyond_their_pcpu() -> None:
+    """{70} on a weak one of 0.6 wants 10 more than it can give; on a strong one nothing."""
+    layout = Layout(2, 2, weak_ppm=600_000)
+    assert beyond_ppm(built(host([], [70]), layout)) == 100_000
+    assert beyond_ppm(built(host([70], []), layout)) == 0
+
+
+def test_rest_counts_what_the_service_does() -> None:
+    """{40 40} {} with noise: one plan of one pin; {40} {40}: none, with loads within 5 %."""
+    unbalanced = rest.noisy(host([40, 40], []), 40)
+    assert HERE.rest(unbalanced, pin_to="cpu") == (1, 1)
+    assert HERE.rest(rest.noisy(host([40], [40]), 40), pin_to="cpu") == (0, 0)
+    loads = [load for guest in unbalanced.guests for load in guest.loads_ppm[0]]
+    assert 380_000 <= min(loads) < 390_000
+    assert 410_000 < max(loads) <= 420_000
+
+
+def test_hosts_at_rest_are_what_they_are_called() -> None:
+    """Balanced by half the threshold; under it by a plan with moves; proven out of reach."""
+    drawn = list(seeded(range(1, 13), [(8, 2), (9, 3)], [Spread.LUMPY]))
+    verdicts = {case: solve(make_host(case), POLICY, limit_s=10).verdict for case in drawn}
+    found = rest.hosts(METHODS[OURS].planner, verdicts, 20)
+    threshold_ppm = POLICY.balance_threshold_ppm
+    assert all(found.values())
+    assert max(gap_ppm(one) for one in found[rest.BALANCED]) < threshold_ppm // 2
+    assert max(gap_ppm(one) for one in found[rest.REACHED]) < threshold_ppm
+    assert min(gap_ppm(one) for one in found[rest.OUT_OF_REACH]) >= threshold_ppm
+
+
+def test_the_bars() -> None:
+    """A small run with two sides: every row has its cell of each, and times are compared."""
+    scale = bars.Scale(
+        seeds=3,
+        small=6,
+        limit_s=1,
+        topology=4,
+        smt=(((8, 4), 2),),
+        hybrid=2,
+        size=(40, 8),
+        timed=2,
+        rest=1,
+        periods=20,
+    )
+    with beside("HEAD") as there:
+        rows = bars.run([there, HERE], scale, jobs=1)
+    assert len({row.bar for row in rows}) == len(rows)
+    assert all(set(row.reached) == {"HEAD", "now"} for row in rows)
+    assert "ratio" in next(row.reached["now"] for row in rows if row.bar.startswith("one plan"))
+    assert bars.table(rows).columns == ("what", "wanted", "HEAD", "now")

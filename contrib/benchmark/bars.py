@@ -1,0 +1,312 @@
+"""The bars of the planner as one table: a row a bar, and beside it what each commit reaches.
+
+Rule: all sides get the same hosts in the same run, and what they reach is added up from where they
+put the vCPUs (`grid`, `levels`), never taken from what a plan says of itself.
+
+Settings: those that each commit ships, but single pCPUs and no limit of moves; fair shares are off
+    but in the first rows, those on fairness, and at rest.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import rest
+import scaling
+from grid import (
+    Bonds,
+    Case,
+    Layout,
+    Spread,
+    built,
+    make_host,
+    seeded,
+)
+from judged import beyond_ppm, cost_ppm, crowded_cores, distances, planned
+from levels import is_worse_by_level, is_worse_by_share, shared
+from methods import PLAIN, Method
+from optimum import Optimum, Verdict
+from progress import follow
+from sides import Side
+from static import prove, row_of, score
+from tables import Table, milliseconds, ratio, share
+
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host
+
+SHIPPED: Final = {"pin_to": "cpu", "max_moves": 0}
+UNCHECKED: Final = {**SHIPPED, "fair_shares": False}
+
+LARGE: Final = ((16, 4), (32, 8), (48, 12), (64, 16))
+SMALL: Final = ((4, 2), (6, 2), (8, 2), (9, 3), (12, 3), (12, 4), (16, 4))
+
+TWO_NODES: Final = Layout(per_node=16, per_cache=8, per_core=2)
+ONE_NODE: Final = Layout(per_node=1024, per_cache=1024, per_core=2)
+HYBRID: Final = Layout(per_node=1024, per_cache=1024, weak_ppm=600_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is tried: hosts for each row, and for how many periods they rest."""
+
+    seeds: int
+    small: int
+    limit_s: float
+    topology: int
+    smt: tuple[tuple[tuple[int, int], int], ...]
+    hybrid: int
+    size: tuple[int, int]
+    timed: int
+    rest: int
+    periods: int
+
+
+FULL: Final = Scale(
+    seeds=200,
+    small=200,
+    limit_s=20,
+    topology=40,
+    smt=(((48, 16), 32), ((192, 64), 12)),
+    hybrid=40,
+    size=(10_000, 1_024),
+    timed=5,
+    rest=12,
+    periods=1_000,
+)
+QUICK: Final = Scale(
+    seeds=40,
+    small=40,
+    limit_s=5,
+    topology=8,
+    smt=(((48, 16), 8), ((192, 64), 2)),
+    hybrid=8,
+    size=(2_000, 205),
+    timed=5,
+    rest=3,
+    periods=200,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A bar: what is measured, what is wanted of it, and what each side reaches, by its name."""
+
+    bar: str
+    wanted: str
+    reached: Mapping[str, str]
+
+
+def run(sides: Sequence[Side], scale: Scale, jobs: int) -> list[Row]:
+    """Measure all sides against all bars."""
+    large = list(seeded(range(1, scale.seeds + 1), LARGE, [Spread.LUMPY]))
+    small = list(seeded(range(1, scale.small + 1), SMALL, list(Spread)))
+    optima = prove([*large, *small], scale.limit_s, jobs)
+    sizes = {side.name: "{1:,} in {0} modules".format(*side.lines()) for side in sides}
+    return [
+        Row("lines of the planner", "2,400", sizes),
+        *_proven(sides, {case: optima[case] for case in large}),
+        *_small(sides, {case: optima[case] for case in small}),
+        *(row for size, each in scale.smt for row in _fair(sides, size, each)),
+        *_timed(sides, scale),
+        *_near(sides, scale.topology),
+        *_strong(sides, scale.hybrid),
+        *_at_rest(sides, scale, optima),
+    ]
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Return the rows as a table."""
+    return Table(
+        "The planner against its bars",
+        ("what", "wanted", *rows[0].reached),
+        tuple((row.bar, row.wanted, *row.reached.values()) for row in rows),
+        (
+            (
+                "Settings as each commit ships them, but single pCPUs and no limit of moves; fair"
+                ' shares are on where a row says "as shipped" or speaks of fairness or rest.'
+            ),
+            (
+                "Fewest: proven by HiGHS, on the hosts that a plan brings under the threshold. J:"
+                " points outside the best band, plus 5 points for a pin, 12.5 to another cache, 20"
+                " to another node. Crowded core: both threads at 10 points or more while another"
+                " core has less. Worse served: the lowest level (what a vCPU that falls short gets"
+                " by its weight) falls by more than a tenth, or the least share of its wants that"
+                " any vCPU gets falls by more than a point."
+            ),
+            (
+                "Ratio of times: median of what each host took now, over what it took there. Rest:"
+                " the service on the simulated host, each load with 5 % of noise."
+            ),
+        ),
+    )
+
+
+def _proven(sides: Sequence[Side], optima: Mapping[Case, Optimum]) -> list[Row]:
+    lines = {
+        "as shipped": (SHIPPED, "95 %, 1.10"),
+        "min_gain 0": (PLAIN, "99 %, 1.05"),
+    }
+    found = []
+    for name, (wishes, wanted) in lines.items():
+        methods = {side.name: Method(side.planner(**wishes), 1, "") for side in sides}
+        what = f"Lumpy hosts, {name}"
+        rows = [row_of(case, optima[case], methods) for case in follow(optima, len(optima), what)]
+        reached = {}
+        for side in sides:
+            it = score(rows, side.name)
+            part = share(it.reached, it.reachable)
+            reached[side.name] = f"{it.reached} of {it.reachable} ({part}), {ratio(it.ratio)}"
+        bar = f"lumpy hosts up to 64 x 16, {name}: under the threshold, pins / fewest"
+        found.append(Row(bar, wanted, reached))
+    return found
+
+
+def _small(sides: Sequence[Side], optima: Mapping[Case, Optimum]) -> list[Row]:
+    proven = {case: it for case, it in optima.items() if it.verdict is Verdict.PROVEN}
+    found = []
+    for name, wishes in (("as shipped", SHIPPED), ("min_gain 0", PLAIN)):
+        methods = {side.name: Method(side.planner(**wishes), 1, "") for side in sides}
+        rows = [row_of(case, it, methods) for case, it in proven.items()]
+        reached = {
+            side.name: str(
+                sum(
+                    row.outcomes[side.name].reached
+                    and row.outcomes[side.name].pins == row.optimum.pins
+                    for row in rows
+                )
+            )
+            for side in sides
+        }
+        bar = f"small hosts up to 16 x 4, {name}: of {len(rows)}, with exactly the fewest pins"
+        found.append(Row(bar, str(len(rows)), reached))
+    pins = {side.name: str(len(planned(side.planner(**SHIPPED), _giant()).pins)) for side in sides}
+    return [*found, Row("{100, 10, 10} and {}, as shipped: pins", "1", pins)]
+
+
+def _giant() -> Host:
+    """Return two pCPUs, one of which has a vCPU of 100 % and two of 10 %, the other nothing."""
+    first = Case(3, 2, Spread.LUMPY, Bonds.FREE, 0.6, 0)
+    host, loads_ppm, on = make_host(first), (PPM, PPM // 10, PPM // 10), CpuSet.of([0])
+    vcpus = zip(host.vcpus, loads_ppm, strict=True)
+    return replace(
+        host,
+        vcpus=tuple(replace(vcpu, load_ppm=load, cpus=on, on=0) for vcpu, load in vcpus),
+    )
+
+
+def _fair(sides: Sequence[Side], size: tuple[int, int], each: int) -> list[Row]:
+    cases = [
+        Case(*size, spread, Bonds.FREE, round(0.6 + 0.3 * (number + 0.5) / each, 3), number)
+        for number in range(each)
+        for spread in [(Spread.LUMPY, Spread.UNIFORM)[number % 2]]
+    ]
+    hosts = [built(make_host(case), ONE_NODE) for case in cases]
+    at_rest, by_level, by_share, refused = ({} for _ in range(4))
+    for side in sides:
+        fair, free = side.planner(**SHIPPED), side.planner(**UNCHECKED)
+        what = f"Busy threads, {size[1]} of them, {side.name}"
+        found = [planned(fair, host) for host in follow(hosts, each, what)]
+        idle = [one for one in found if not one.pins and planned(free, one.before).pins]
+        got = [(shared(one.before), shared(one.after)) for one in found]
+        at_rest[side.name] = str(len(idle))
+        by_level[side.name] = str(sum(is_worse_by_level(*pair) for pair in got))
+        by_share[side.name] = str(sum(is_worse_by_share(*pair) for pair in got))
+        times = [one.took_ns for one in idle]
+        refused[side.name] = milliseconds(round(statistics.median(times))) if times else "-"
+    bar = f"{size[1]} hyper-threads, mean 0.6 to 0.9, {each} hosts"
+    return [
+        Row(f"{bar}: at rest though a plan exists", "0", at_rest),
+        Row(f"{bar}: worse served, by level", "0", by_level),
+        Row(f"{bar}: worse served, by share", "0", by_share),
+        Row(f"{bar}: CPU time of a plan that is refused, ms", "-", refused),
+    ]
+
+
+def _timed(sides: Sequence[Side], scale: Scale) -> list[Row]:
+    planners = {side.name: side.planner(**UNCHECKED) for side in sides}
+    wanted = dict.fromkeys(scaling.KINDS, "1.0") | {scaling.BUILT: "0.6"}
+    found = []
+    for kind in follow(scaling.KINDS, len(scaling.KINDS), "Timing plans for large hosts"):
+        hosts = scaling.hosts_of(scale.size, kind, scale.timed)
+        scaling.in_turn(hosts[:1], planners)  # nobody's first plan counts
+        times = {
+            name: [took_ns for _, took_ns in answers]
+            for name, answers in scaling.in_turn(hosts, planners).items()
+        }
+        reached = {name: milliseconds(round(statistics.median(it))) for name, it in times.items()}
+        if len(sides) > 1:
+            first, last = sides[0].name, sides[-1].name
+            ratios = [b / a for a, b in zip(times[first], times[last], strict=True)]
+            reached[last] += f", ratio {statistics.median(ratios):.2f}"
+        bar = f"one plan, {scale.size[0]:,} x {scale.size[1]:,}, {kind}: CPU time, ms"
+        found.append(Row(bar, wanted[kind], reached))
+    return found
+
+
+def _near(sides: Sequence[Side], each: int) -> list[Row]:
+    cases = [
+        Case(vcpus, 32, spread, Bonds.FREE, round(0.1 + 0.6 * (number + 0.5) / each, 3), number)
+        for number in range(each)
+        for vcpus, spread in [((24, 40, 64, 96)[number % 4], list(Spread)[number % 3])]
+    ]
+    hosts = [built(make_host(case), TWO_NODES) for case in cases]
+    pins, cost, crowded, restless = ({} for _ in range(4))
+    for side in sides:
+        planner = side.planner(**UNCHECKED)
+        what = f"Nodes, caches and threads, {side.name}"
+        found = [planned(planner, host) for host in follow(hosts, each, what)]
+        far = [distances(one) for one in found]
+        within, caches, nodes = (sum(counts) for counts in zip(*far, strict=True))
+        pins[side.name] = f"{nodes} / {caches} / {within + caches + nodes}"
+        cost[side.name] = f"{sum(map(cost_ppm, found)) / PPM_PER_POINT:,.0f}"
+        crowded[side.name] = str(sum(crowded_cores(one.after) for one in found))
+        restless[side.name] = str(sum(bool(planned(planner, one.after).pins) for one in found))
+    bar = f"2 nodes, 4 caches, 16 cores, {each} hosts"
+    return [
+        Row(f"{bar}: pins across nodes / across caches / all", "fewer", pins),
+        Row(f"{bar}: J", "less", cost),
+        Row(f"{bar}: crowded cores beside idle ones", "no more", crowded),
+        Row(f"{bar}: hosts that want more pins after the plan", "0", restless),
+    ]
+
+
+def _strong(sides: Sequence[Side], each: int) -> list[Row]:
+    cases = [
+        Case(32, 16, spread, Bonds.FREE, round(0.2 + 0.4 * (number + 0.5) / each, 3), number)
+        for number in range(each)
+        for spread in [(Spread.LUMPY, Spread.MIXED)[number % 2]]
+    ]
+    hosts = [built(make_host(case), HYBRID) for case in cases]
+    beyond = {}
+    for side in sides:
+        planner = side.planner(**UNCHECKED)
+        found = [planned(planner, host) for host in follow(hosts, each, f"Hybrid, {side.name}")]
+        before, after = (
+            sum(beyond_ppm(host) for host in ends) / PPM_PER_POINT
+            for ends in zip(*((one.before, one.after) for one in found), strict=True)
+        )
+        pins = sum(len(one.pins) for one in found)
+        beyond[side.name] = f"{before:,.0f} -> {after:,.0f}, {pins} pins"
+    bar = f"half of 16 pCPUs at 0.6, {each} hosts: points that vCPUs want beyond what theirs gives"
+    return [Row(bar, "less", beyond)]
+
+
+def _at_rest(sides: Sequence[Side], scale: Scale, optima: Mapping[Case, Optimum]) -> list[Row]:
+    cases = {case: it.verdict for case, it in optima.items() if 4 <= case.cpus <= 8}  # noqa: PLR2004  quick to simulate
+    found: dict[str, dict[str, str]] = {kind: {} for kind in rest.KINDS}
+    for side in sides:
+        hosts = rest.hosts(side.planner(**SHIPPED), cases, scale.rest)
+        for kind, chosen in hosts.items():
+            what = f"{kind}, {side.name}"
+            results = [
+                side.rest(rest.noisy(host, scale.periods), **SHIPPED)
+                for host in follow(chosen, len(chosen), what)
+            ]
+            plans = [plans for plans, _ in results]
+            pins = sum(pins for _, pins in results)
+            most = max(plans, default=0)
+            found[kind][side.name] = f"{pins} pins; {most} plans; {len(results)} hosts"
+    return [
+        Row(f"{kind}, {scale.periods:,} periods: pins, most plans on a host", wanted, found[kind])
+        for kind, wanted in rest.KINDS.items()
+    ]

@@ -1,0 +1,63 @@
+"""Hosts on which nothing should be done any more, and their noise.
+
+Rule: a host at rest is one whose loads change by noise alone; what the service still does there is
+counted on the simulated host, with all that smooths, confirms and waits.
+"""
+
+import random
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from baselines import repack
+from grid import Case, carried_out, gap_ppm, make_host
+from methods import POLICY
+from optimum import Verdict
+from sides import Planner
+
+from vcpusched.model import Host
+from vcpusched.simulate.workload import Guest, Workload
+
+NOISE: Final = 0.05
+
+BALANCED: Final = "a balanced host with noise"
+REACHED: Final = "a host that a plan has just balanced, with noise"
+OUT_OF_REACH: Final = "a host out of reach after its plan, with noise"
+KINDS: Final = {BALANCED: "0 pins", REACHED: "1 plan", OUT_OF_REACH: "0 pins"}
+"""What hosts there are, and the most that should happen on one."""
+
+
+def hosts(planner: Planner, cases: Mapping[Case, Verdict], each: int) -> dict[str, list[Host]]:
+    """Return the first hosts of each kind, as they are once a planner has done its part."""
+    found: dict[str, list[Host]] = {kind: [] for kind in KINDS}
+    threshold_ppm = POLICY.balance_threshold_ppm
+    for case, verdict in cases.items():
+        host = make_host(case)
+        spread = carried_out(host, repack(host, POLICY))
+        if gap_ppm(spread) < threshold_ppm // 2:
+            found[BALANCED].append(spread)
+        plan, _ = planner(host)
+        after = carried_out(host, plan)
+        if plan.moves and gap_ppm(after) < threshold_ppm:
+            found[REACHED].append(after)
+        if verdict is Verdict.UNREACHABLE:
+            found[OUT_OF_REACH].append(after)
+    return {kind: chosen[:each] for kind, chosen in found.items()}
+
+
+def noisy(host: Host, periods: int) -> Workload:
+    """Return a host of guests of one vCPU as a workload that stays as it is, but for noise."""
+    return Workload(
+        "noise",
+        len(host.cpus),
+        periods,
+        tuple(
+            Guest(vcpu.domain, (_loads_ppm(vcpu.domain, vcpu.load_ppm, periods),), pin=vcpu.cpus)
+            for vcpu in host.vcpus
+        ),
+    )
+
+
+def _loads_ppm(name: str, load_ppm: int, periods: int) -> tuple[int, ...]:
+    chance = random.Random(f"noise {name}")  # noqa: S311  repeatable
+    factors: Iterable[float] = (chance.uniform(1 - NOISE, 1 + NOISE) for _ in range(periods))
+    return tuple(min(1_000_000, round(load_ppm * factor)) for factor in factors)

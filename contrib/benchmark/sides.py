@@ -1,0 +1,163 @@
+"""The planner of any commit, in this process, beside the one of this tree.
+
+Rule: both sides get the same hosts and the same wishes, each in its own classes and by its own
+names, and only the call of its planner is timed. What does not come back as it was is refused.
+
+Approach: the package of the commit is unpacked under another name, with its imports rewritten.
+    Values are converted by the fields that both sides have. Policies are never converted: each side
+    makes its own from its own settings, so that "as shipped" means what that commit shipped.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import functools
+import importlib
+import inspect
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from drawn import known, of
+from unchanged import checked_out
+
+from vcpusched.model import Host
+from vcpusched.plan.planner import Plan, Policy
+from vcpusched.simulate.workload import Workload
+
+PACKAGE: Final = "vcpusched"
+
+FORMER: Final = {
+    "pin_to": "granularity",
+    "max_moves": "moves_max",
+    "fair_shares": "service_check",
+}
+"""Settings by their present names, and what they were called before."""
+
+_OWN_IMPORT: Final = re.compile(rf"^(\s*(?:from|import) ){PACKAGE}\b", re.MULTILINE)
+
+Planner = Callable[[Host], tuple[Plan, int]]
+"""What every competitor is: it returns a plan and the CPU time of planning alone, in ns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A commit by the name that tables give it and the name of its package."""
+
+    name: str
+    package: str
+
+    def settings(self, **wishes: object) -> Any:  # noqa: ANN401  the side's Settings
+        """Return the settings as that commit ships them, but for wishes by their present names.
+
+        A setting that the commit does not have under either name is left out.
+        """
+        kind = of("settings", "Settings", self.package)
+        names = {name: name if name in kind.model_fields else FORMER.get(name) for name in wishes}
+        told = {names[name]: wish for name, wish in wishes.items()}
+        return kind(**{name: told[name] for name in kind.model_fields if name in told})
+
+    def planner(self, **wishes: object) -> Planner:
+        """Return its planner with these settings, as a competitor."""
+        policy, plan = self.settings(**wishes).policy(), of("planner", "plan", self.package)
+        return timed(lambda host: plan(host, policy), self)
+
+    def converted(self, value: Host | Workload) -> Any:  # noqa: ANN401  the side's class
+        """Return a value in the side's classes; refuse one of which it would lose something."""
+        there = convert(value, self.package)
+        if convert(there, PACKAGE) != value:
+            raise ValueError(f"{self.name} does not know all that a {type(value).__name__} says")
+        return there
+
+    def rest(self, workload: Workload, **wishes: object) -> tuple[int, int]:
+        """Run the side's service on its simulated host; returns how many plans and pins it made."""
+        result = of("simulator", "simulate", self.package)(
+            self.converted(workload),
+            of("cycle", "Scheduler", self.package)(),
+            self.settings(**wishes).rules(),
+        )
+        return sum(period.planned for period in result.periods), len(result.pins)
+
+    def lines(self) -> tuple[int, int]:
+        """Return how many modules the planner has, and how many lines, without model and text."""
+        found: dict[str, int] = {}
+        waiting = [of("planner", "plan", self.package).__module__]
+        while waiting:
+            module = waiting.pop()
+            if module not in found and module.rpartition(".")[2] not in {"model", "text"}:
+                source = inspect.getsource(importlib.import_module(module))
+                found[module] = source.count("\n")
+                waiting += re.findall(rf"^from ({self.package}\.\S+) import", source, re.MULTILINE)
+        return len(found), sum(found.values())
+
+
+HERE: Final = Side("now", PACKAGE)
+
+
+def here(**wishes: object) -> Policy:
+    """Return the policy of this tree as it ships, but for wishes."""
+    policy: Policy = HERE.settings(**wishes).policy()
+    return policy
+
+
+def timed(rule: Callable[[Any], Any], side: Side = HERE) -> Planner:
+    """Return a competitor that plans by a rule of a side."""
+
+    def planner(host: Host) -> tuple[Plan, int]:
+        theirs = side.converted(host)
+        began_ns = time.process_time_ns()
+        found = rule(theirs)
+        took_ns = time.process_time_ns() - began_ns
+        return convert(found, PACKAGE), took_ns
+
+    return planner
+
+
+@contextlib.contextmanager
+def beside(commit: str) -> Iterator[Side]:
+    """Make the package of a commit importable for as long as the block runs."""
+    with checked_out(commit) as tree, renamed(tree, commit) as side:
+        yield side
+
+
+@contextlib.contextmanager
+def renamed(tree: Path, name: str) -> Iterator[Side]:
+    """Make the package in a folder importable under another name; its text is changed there."""
+    package = f"{PACKAGE}_{re.sub(r'[^0-9A-Za-z]', '_', name)}"
+    (tree / PACKAGE).rename(tree / package)
+    for path in (tree / package).rglob("*.py"):
+        path.write_text(_OWN_IMPORT.sub(rf"\1{package}", path.read_text()))
+    sys.path.insert(0, str(tree))
+    try:
+        yield Side(name, package)
+    finally:
+        sys.path.remove(str(tree))
+        for module in [module for module in sys.modules if module.partition(".")[0] == package]:
+            del sys.modules[module]
+        _class.cache_clear()
+
+
+def convert(value: Any, package: str) -> Any:  # noqa: ANN401  any value of either side
+    """Return a value in the classes of a package, by the fields that its classes know."""
+    if isinstance(value, tuple):
+        return tuple(convert(one, package) for one in value)
+    is_value = isinstance(value, enum.Enum) or dataclasses.is_dataclass(value)
+    if not is_value or type(value).__module__.partition(".")[0] == package:
+        return value
+    kind = _class(type(value).__name__, package)
+    if isinstance(value, enum.Enum):
+        return kind(value.value)
+    fields = [field.name for field in dataclasses.fields(value) if field.init]
+    return known(kind, **{name: convert(getattr(value, name), package) for name in fields})
+
+
+@functools.cache
+def _class(name: str, package: str) -> Any:  # noqa: ANN401  the package's class of that name
+    for room in ("model", "planner", "workload"):
+        with contextlib.suppress(SystemExit):
+            return of(room, name, package)
+    raise ValueError(f"{package} has no class {name}")
