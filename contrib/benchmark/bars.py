@@ -40,6 +40,9 @@ UNCHECKED: Final = {**SHIPPED, "fair_shares": False}
 LARGE: Final = ((16, 4), (32, 8), (48, 12), (64, 16))
 SMALL: Final = ((4, 2), (6, 2), (8, 2), (9, 3), (12, 3), (12, 4), (16, 4))
 
+CYCLED_HOSTS, CYCLES, SETTLED = 2, 24, 12
+"""On how many hosts cycles are timed, how many there are, and how many of the last count."""
+
 TWO_NODES: Final = Layout(per_node=16, per_cache=8, per_core=2)
 ONE_NODE: Final = Layout(per_node=1024, per_cache=1024, per_core=2)
 HYBRID: Final = Layout(per_node=1024, per_cache=1024, weak_ppm=600_000)
@@ -69,7 +72,7 @@ FULL: Final = Scale(
     smt=(((48, 16), 32), ((192, 64), 12)),
     hybrid=40,
     size=(10_000, 1_024),
-    timed=5,
+    timed=9,
     rest=12,
     periods=1_000,
 )
@@ -211,15 +214,32 @@ def _fair(sides: Sequence[Side], size: tuple[int, int], each: int) -> list[Row]:
         at_rest[side.name] = str(len(idle))
         by_level[side.name] = str(sum(is_worse_by_level(*pair) for pair in got))
         by_share[side.name] = str(sum(is_worse_by_share(*pair) for pair in got))
-        times = [one.took_ns for one in idle]
-        refused[side.name] = milliseconds(round(statistics.median(times))) if times else "-"
+        refused[side.name] = _cycle_times(side, [one.before for one in idle])
     bar = f"{size[1]} hyper-threads, mean 0.6 to 0.9, {each} hosts"
     return [
         Row(f"{bar}: at rest though a plan exists", "0", at_rest),
         Row(f"{bar}: worse served, by level", "0", by_level),
         Row(f"{bar}: worse served, by share", "0", by_share),
-        Row(f"{bar}: CPU time of a plan that is refused, ms", "-", refused),
+        Row(
+            f"{bar}: CPU time of a cycle at rest like that / without fair shares, ms", "1", refused
+        ),
     ]
+
+
+def _cycle_times(side: Side, hosts: Sequence[Host]) -> str:
+    """Time the cycles of the service on hosts where it has long refused what there is to do."""
+    medians = []
+    chosen = hosts[:CYCLED_HOSTS]
+    for wishes in (SHIPPED, UNCHECKED):
+        cycles_ns = [
+            took_ns
+            for host in follow(chosen, len(chosen), f"Cycles at rest, {side.name}")
+            for took_ns in side.service(rest.noisy(host, CYCLES), **wishes).cycles_ns[-SETTLED:]
+        ]
+        if not cycles_ns:
+            return "-"
+        medians.append(milliseconds(round(statistics.median(cycles_ns))))
+    return " / ".join(medians)
 
 
 def _timed(sides: Sequence[Side], scale: Scale) -> list[Row]:
@@ -247,7 +267,7 @@ def _near(sides: Sequence[Side], each: int) -> list[Row]:
     cases = [
         Case(vcpus, 32, spread, Bonds.FREE, round(0.1 + 0.6 * (number + 0.5) / each, 3), number)
         for number in range(each)
-        for vcpus, spread in [((24, 40, 64, 96)[number % 4], list(Spread)[number % 3])]
+        for vcpus, spread in [((16, 24, 40, 64)[number % 4], list(Spread)[number % 3])]
     ]
     hosts = [built(make_host(case), TWO_NODES) for case in cases]
     pins, cost, crowded, restless = ({} for _ in range(4))
@@ -259,13 +279,16 @@ def _near(sides: Sequence[Side], each: int) -> list[Row]:
         within, caches, nodes = (sum(counts) for counts in zip(*far, strict=True))
         pins[side.name] = f"{nodes} / {caches} / {within + caches + nodes}"
         cost[side.name] = f"{sum(map(cost_ppm, found)) / PPM_PER_POINT:,.0f}"
-        crowded[side.name] = str(sum(crowded_cores(one.after) for one in found))
+        crowded[side.name] = " -> ".join(
+            str(sum(crowded_cores(host) for host in ends))
+            for ends in zip(*((one.before, one.after) for one in found), strict=True)
+        )
         restless[side.name] = str(sum(bool(planned(planner, one.after).pins) for one in found))
     bar = f"2 nodes, 4 caches, 16 cores, {each} hosts"
     return [
         Row(f"{bar}: pins across nodes / across caches / all", "fewer", pins),
         Row(f"{bar}: J", "less", cost),
-        Row(f"{bar}: crowded cores beside idle ones", "no more", crowded),
+        Row(f"{bar}: crowded cores beside idle ones, before and after", "no more", crowded),
         Row(f"{bar}: hosts that want more pins after the plan", "0", restless),
     ]
 
@@ -299,12 +322,11 @@ def _at_rest(sides: Sequence[Side], scale: Scale, optima: Mapping[Case, Optimum]
         for kind, chosen in hosts.items():
             what = f"{kind}, {side.name}"
             results = [
-                side.rest(rest.noisy(host, scale.periods), **SHIPPED)
+                side.service(rest.noisy(host, scale.periods), **SHIPPED)
                 for host in follow(chosen, len(chosen), what)
             ]
-            plans = [plans for plans, _ in results]
-            pins = sum(pins for _, pins in results)
-            most = max(plans, default=0)
+            pins = sum(it.pins for it in results)
+            most = max((it.plans for it in results), default=0)
             found[kind][side.name] = f"{pins} pins; {most} plans; {len(results)} hosts"
     return [
         Row(f"{kind}, {scale.periods:,} periods: pins, most plans on a host", wanted, found[kind])

@@ -14,7 +14,7 @@ from methods import POLICY
 from optimum import Verdict
 from sides import Planner
 
-from vcpusched.model import Host
+from vcpusched.model import Host, Topology
 from vcpusched.simulate.workload import Guest, Workload
 
 NOISE: Final = 0.05
@@ -54,6 +54,7 @@ def noisy(host: Host, periods: int) -> Workload:
             Guest(vcpu.domain, (_loads_ppm(vcpu.domain, vcpu.load_ppm, periods),), pin=vcpu.cpus)
             for vcpu in host.vcpus
         ),
+        topology=Topology(tuple(cpu.cpu for cpu in host.cpus)),
     )
 
 

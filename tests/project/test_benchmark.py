@@ -565,8 +565,10 @@ def test_what_vcpus_want_beyond_their_pcpu() -> None:
 def test_rest_counts_what_the_service_does() -> None:
     """{40 40} {} with noise: one plan of one pin; {40} {40}: none, with loads within 5 %."""
     unbalanced = rest.noisy(host([40, 40], []), 40)
-    assert HERE.rest(unbalanced, pin_to="cpu") == (1, 1)
-    assert HERE.rest(rest.noisy(host([40], [40]), 40), pin_to="cpu") == (0, 0)
+    done = HERE.service(unbalanced, pin_to="cpu")
+    assert (done.plans, done.pins, len(done.cycles_ns)) == (1, 1, 40)
+    done = HERE.service(rest.noisy(host([40], [40]), 40), pin_to="cpu")
+    assert (done.plans, done.pins) == (0, 0)
     loads = [load for guest in unbalanced.guests for load in guest.loads_ppm[0]]
     assert 380_000 <= min(loads) < 390_000
     assert 410_000 < max(loads) <= 420_000
