@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -69,13 +70,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run",
         description="Measures vcpusched against other rules, against the proven optimum, and on"
-        " traces. A full run takes about half an hour on two slow pCPUs, --quick three minutes.",
+        " traces. A full run takes three quarters of an hour on two slow pCPUs, --quick four"
+        " minutes.",
     )
     parser.add_argument("traces", metavar="TRACES", nargs="?", type=Path, help="folder of traces")
     parser.add_argument("--quick", action="store_true", help="fewer hosts, shorter traces")
     parser.add_argument("--only", choices=PARTS, help="run one part only")
     parser.add_argument(
-        "--against", metavar="COMMIT", help="measure the planner of a commit beside this one"
+        "--against",
+        metavar="COMMIT",
+        type=_commit,
+        help="measure the planner of a commit beside this one",
     )
     parser.add_argument(
         "--out", type=Path, default=TOP / "build" / "benchmark", help="where results are written"
@@ -93,6 +98,15 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of processes from 1 on")
     return int(text)
+
+
+def _commit(text: str) -> str:
+    git = ["git", "-c", "safe.directory=*", "-C", str(TOP), "rev-parse", "--quiet", "--verify"]
+    if subprocess.run(
+        [*git, f"{text}^{{commit}}"], check=False, stdout=subprocess.DEVNULL
+    ).returncode:
+        raise argparse.ArgumentTypeError(f"{text!r} is no commit of this repository")
+    return text
 
 
 def _run_part(

@@ -34,6 +34,9 @@ FIXED_SHARE: Final = 0.1
 HOST_LOAD_MEAN_PPM: Final = 50_000
 """With host load: what a pCPU does besides guests, on average (exponentially distributed)."""
 
+SHARES: Final = (256, 1024, 1024, 4096)
+"""With unequal shares: those of guests, drawn from here."""
+
 GUEST_SIZES: Final = (1, 1, 1, 2, 2, 2, 4, 4, 8)
 """With large guests: how many vCPUs guests have, drawn from here (otherwise each has one)."""
 
@@ -158,6 +161,14 @@ def built(host: Host, layout: Layout) -> Host:
             )
             for cpu in host.cpus
         ),
+    )
+
+
+def weighted(host: Host, number: int) -> Host:
+    """Return the host with guests of unequal CPU shares, drawn from a number."""
+    chance = random.Random(f"shares {number}")  # noqa: S311  repeatable
+    return replace(
+        host, vcpus=tuple(replace(vcpu, shares=chance.choice(SHARES)) for vcpu in host.vcpus)
     )
 
 

@@ -37,7 +37,7 @@ FORMER: Final = {
     "max_moves": "moves_max",
     "fair_shares": "service_check",
 }
-"""Settings by their present names, and what they were called before."""
+"""Settings that have had two names: the later one, and the one before."""
 
 _OWN_IMPORT: Final = re.compile(rf"^(\s*(?:from|import) ){PACKAGE}\b", re.MULTILINE)
 
@@ -76,14 +76,17 @@ class Side:
     package: str
 
     def settings(self, **wishes: object) -> Any:  # noqa: ANN401  the side's Settings
-        """Return the settings as that commit ships them, but for wishes by their present names.
+        """Return the settings as that commit ships them, but for wishes by their latest names.
 
         A setting that the commit does not have under either name is left out.
         """
         kind = of("settings", "Settings", self.package)
-        names = {name: name if name in kind.model_fields else FORMER.get(name) for name in wishes}
-        told = {names[name]: wish for name, wish in wishes.items()}
-        return kind(**{name: told[name] for name in kind.model_fields if name in told})
+        known_here = kind.model_fields
+        told = {
+            name if name in known_here else FORMER.get(name, name): wish
+            for name, wish in wishes.items()
+        }
+        return kind(**{name: wish for name, wish in told.items() if name in known_here})
 
     def planner(self, **wishes: object) -> Planner:
         """Return its planner with these settings, as a competitor."""
