@@ -61,7 +61,6 @@ def draw_rules(seed: int) -> Any:  # noqa: ANN401  the side's Rules
             exclude_domains=chance.choice([(), ("guest3",)]),
         ),
         smoothing=known(of("observe", "Smoothing"), half_life_s=chance.choice([0.0, 6.0, 30.0])),
-        act_on=chance.choice(list(of("cycle", "ActOn"))),
         confirm=chance.choice([1, 2]),
         cooldown_s=chance.choice([0.0, 30.0]),
     )

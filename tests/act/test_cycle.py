@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from builders import SECOND_NS, MemoryHost
 
-from vcpusched.act.cycle import ActOn, Cycle, Rules, Scheduler
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.feedback import Verdict
 from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger_file import Book
@@ -142,7 +142,7 @@ def test_who_was_moved_in_vain_is_left_alone() -> None:
     host = Stubborn(2, dict.fromkeys(names, 0.5), dict.fromkeys(names, "0"))
     host.host_wants = {0: 0.0, 1: 0.0}
     scheduler = Scheduler()
-    rules = Rules(smoothing=Smoothing(measure=Measure.USAGE), act_on=ActOn.CONTENTION)
+    rules = Rules(smoothing=Smoothing(measure=Measure.USAGE))
     seen = [run(scheduler, host, 1, rules) for _ in range(30)]
     acted = [cycle.number for cycle in seen if cycle.pinned]
     proofs = [(cycle.number, proof) for cycle in seen for proof in cycle.proofs]

@@ -137,10 +137,6 @@ def test_a_dry_run_is_no_pin() -> None:
             {"cycle": dataclasses.replace(ACTED, host=dataclasses.replace(CROWDED, cpus=()))},
             "No pCPU to balance: check the setting cpus; 0 pins",
         ),
-        (
-            {"cycle": dataclasses.replace(ACTED, executed=False, calm=True, pinned=())},
-            "Unbalanced, but no vCPU has to wait, gap 100 points (threshold 10); 0 pins",
-        ),
         ({"cycle": Cycle(1, 0)}, "No guests; 0 pins so far; 0 domains"),
         ({"cycle": Cycle(1, 1)}, "Measuring the first period; 0 pins so far; 1 domain"),
         (

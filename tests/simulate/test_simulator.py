@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from vcpusched.act.cycle import ActOn, Cycle, Rules, Scheduler
+from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.host.hypervisor import BusyError, HypervisorError, VanishedError
 from vcpusched.model import (
     NO_CPUS,
@@ -65,30 +65,6 @@ def test_equal_guests_already_spread() -> None:
     """{50} {50} {50} {50}: no pin, ever."""
     result = run(drawn([50], [50], [50], [50]))
     assert (len(result.pins), last_gap(result), result.unmet_ppm) == (0, 0, 0)
-
-
-@pytest.mark.parametrize("measure", [Measure.DEMAND, Measure.USAGE])
-def test_acting_on_contention_only(measure: Measure) -> None:
-    """{30 10} {}: unbalanced, but nobody waits; with 90 in place of 10 from period 20 on, both do.
-
-    Asked from the period on in which the pCPU is found crowded, they have waited from the next one
-    on, and it must be so twice. By usage they are asked all the same.
-    """
-    rules = Rules(act_on=ActOn.CONTENTION, smoothing=Smoothing(measure=measure))
-    calm = drawn([30, 10], [])
-    cycles: list[Cycle | None] = []
-    result = simulate(
-        calm, Scheduler(), rules, on_period=lambda _result, cycle: cycles.append(cycle)
-    )
-    assert result.pins == ()
-    assert all(cycle is not None and cycle.calm and cycle.decided for cycle in cycles[1:])
-    assert len(run(calm).pins) == 1
-
-    crowded = guest("b", [10] * 20 + [90] * (PERIODS - 20), "0")
-    workload = dataclasses.replace(calm, guests=(calm.guests[0], crowded))
-    result = simulate(workload, Scheduler(), rules)
-    assert [pin.period for pin in result.pins] in ([22], [23])
-    assert result.periods[-1].unmet_ns == 0
 
 
 def test_all_on_one() -> None:

@@ -6,7 +6,6 @@ loads up to it, how often in a row it wanted to act, what its last plan promised
 alone for a while (`feedback`), and a pin whose answer was lost with the connection.
 """
 
-import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -48,26 +47,18 @@ GLANCE_SHARE: Final = 8
 one: of 432 hosts a little out of balance it missed none."""
 
 
-class ActOn(enum.StrEnum):
-    """What makes the scheduler carry out a plan: any imbalance, or one that makes vCPUs wait."""
-
-    IMBALANCE = "imbalance"
-    CONTENTION = "contention"
-
-
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How the scheduler acts.
 
     `policy` is the planner's, `house` says who may be moved at all, and `smoothing` is that of the
-    loads; what it acts on must be found in `confirm` consecutive cycles; a vCPU is not moved twice
+    loads; an imbalance must be found in `confirm` consecutive cycles; a vCPU is not moved twice
     within `cooldown_s` seconds. While it is `paused` nothing is moved, whatever it would do.
     """
 
     policy: Policy = field(default_factory=Policy)
     house: HouseRules = field(default_factory=HouseRules)
     smoothing: Smoothing = field(default_factory=Smoothing)
-    act_on: ActOn = ActOn.IMBALANCE
     confirm: int = 2
     cooldown_s: float = 0.0
     dry_run: bool = False
@@ -104,12 +95,11 @@ class Cycle:
 
     `plan` is what should be done; it was carried out only when `executed`. Until an imbalance has
     been found in `confirm` consecutive cycles (`confirmed` of them so far) nothing is done.
-    `host` is None in the first cycle, when there are no loads yet. `calm` when nothing is done
-    since no vCPU has to wait, whatever the plan. `freed` are vCPUs that were given their original
-    affinity back since they waited without need; then no plan is carried out. `proofs` tell what
-    came of earlier plans. `at_ns` is the monotonic clock at the sample, and `waits` for which share
-    of the time since the last one vCPUs on crowded pCPUs were kept waiting, in ppm. `left_alone`
-    are the pCPUs that are online and not managed, by the reason.
+    `host` is None in the first cycle, when there are no loads yet. `freed` are vCPUs that were
+    given their original affinity back since they waited without need; then no plan is carried out.
+    `proofs` tell what came of earlier plans. `at_ns` is the monotonic clock at the sample, and
+    `waits` for which share of the time since the last one vCPUs on crowded pCPUs were kept waiting,
+    in ppm. `left_alone` are the pCPUs that are online and not managed, by the reason.
     """
 
     number: int
@@ -119,7 +109,6 @@ class Cycle:
     confirmed: int = 0
     confirm: int = 1
     dry_run: bool = False
-    calm: bool = False
     executed: bool = False
     pinned: tuple[Move, ...] = ()
     freed: tuple[Move, ...] = ()
@@ -137,7 +126,7 @@ class Cycle:
         """Whether this cycle came to a decision: to act, or that there is nothing to do."""
         if self.plan is None or self.host is None:
             return False
-        return self.executed or self.calm or not (self.plan.moves or self.host.unsettled)
+        return self.executed or not (self.plan.moves or self.host.unsettled)
 
 
 class Scheduler:
@@ -175,8 +164,7 @@ class Scheduler:
         `Cycle`.
         """
         crowded = NO_CPUS
-        asks = rules.act_on is ActOn.CONTENTION
-        if asks or rules.smoothing.measure is Measure.DEMAND:
+        if rules.smoothing.measure is Measure.DEMAND:
             crowded = self._observed.crowded if self._observed is not None else ALL_CPUS
         sample = hypervisor.sample(crowded)
         self._clear_doubt(sample, on_pin)
@@ -217,13 +205,8 @@ class Scheduler:
             seen = self._free(hypervisor, seen, moves, now_ns, cancelled, on_pin)
             if seen.freed or seen.lost is not None:
                 return seen
-        calm = asks and bool(found.moves) and not self._observed.contended
-        confirmed = 0 if calm else self._confirm(found)
-        seen = replace(seen, host=host, plan=found, confirmed=confirmed, calm=calm)
-        if calm:
-            self._wanted = self._wanted_binding = 0
-            return seen
-        if not found.moves or confirmed < rules.confirm or rules.paused:
+        seen = replace(seen, host=host, plan=found, confirmed=self._confirm(found))
+        if not found.moves or seen.confirmed < rules.confirm or rules.paused:
             return seen
         self._wanted = self._wanted_binding = 0
         if rules.dry_run:

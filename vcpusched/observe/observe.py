@@ -48,7 +48,6 @@ from vcpusched.model import (
 from vcpusched.observe.demand import (
     INTERVAL_MIN_NS,
     RESTLESS_PPM,
-    WAITS_PPM,
     HostTrack,
     Track,
     busy_ppm,
@@ -112,11 +111,6 @@ class Observed:
     waits: Mapping[VcpuId, int] = field(default_factory=dict)
     busy: Mapping[int, int] = field(default_factory=dict)
     house: House | None = None
-
-    @property
-    def contended(self) -> bool:
-        """Whether a vCPU really had to wait."""
-        return any(wait_ppm >= WAITS_PPM for wait_ppm in self.waits.values())
 
 
 def observe(

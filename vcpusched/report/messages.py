@@ -276,8 +276,6 @@ def _verdict(cycle: Cycle, plan: Plan) -> str:
         return "Balanced"
     if cycle.pinned:
         return "Rebalanced"
-    if cycle.calm:
-        return "Unbalanced, but no vCPU has to wait"
     if plan.moves and cycle.confirmed < cycle.confirm:
         return f"Unbalanced in {cycle.confirmed} of {cycle.confirm} periods"
     if plan.moves:
