@@ -227,7 +227,7 @@ class MemoryHost:
         known = self.definitions[name]  # live metadata and live pins end with the run
         self.definitions[name] = dataclasses.replace(known, origin={}, booked={})
 
-    def sample(self, _crowded: CpuSet) -> Sample:
+    def sample(self) -> Sample:
         """Read the host."""
         if self.sample_error is not None:
             raise self.sample_error

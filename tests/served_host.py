@@ -29,14 +29,14 @@ class ServedHost(MemoryHost):
         self.directory = directory
         self._looked_s = time.monotonic()
 
-    def sample(self, crowded: CpuSet) -> Sample:
+    def sample(self) -> Sample:
         """Read the host."""
         if (self.directory / "away").exists():
             raise ConnectionLostError("gone")
         now_s = time.monotonic()
         self.pass_time(now_s - self._looked_s)
         self._looked_s = now_s
-        return super().sample(crowded)
+        return super().sample()
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Pin a guest, sooner or later."""

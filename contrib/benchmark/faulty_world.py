@@ -61,8 +61,8 @@ class World:
         if self.happens(text, per_thousand):
             raise of("hypervisor", error)(text)
 
-    def sample(self, crowded: Any) -> Any:  # noqa: ANN401  the side's CpuSet and Sample
-        """Read the host, for a `Hypervisor`."""
+    def sample(self, crowded: Any = None) -> Any:  # noqa: ANN401  the side's CpuSet and Sample
+        """Read the host, for a `Hypervisor`; earlier sides ask for the wait on some pCPUs only."""
         self.fail(4, "ConnectionLostError", "libvirt is away")
         self.fail(4, "HypervisorError", "libvirt does not answer")
         unread = {
@@ -187,7 +187,7 @@ class World:
                 vcpu["affinity"],
                 vcpu["on"],
                 of("model", "Waited")(self.now_ns, vcpu["wait_ns"])
-                if vcpu["affinity"].is_within(crowded)
+                if crowded is None or vcpu["affinity"].is_within(crowded)
                 else None,
             )
             for number, vcpu in enumerate(guest["vcpus"])

@@ -125,7 +125,7 @@ class World:
 
     # What we ask of it.
 
-    def sample(self, _crowded: CpuSet) -> Sample:
+    def sample(self) -> Sample:
         """Read the host."""
         if self.happens("connection lost while sampling", 2):
             raise ConnectionLostError("gone")

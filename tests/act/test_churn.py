@@ -8,7 +8,7 @@ import pytest
 from vcpusched.act.cycle import Scheduler
 from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger_file import Book
-from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet
+from vcpusched.model import PPM_PER_POINT, CpuSet
 from vcpusched.service.run_directory import LEDGER, LedgerFile
 from vcpusched.settings import Settings
 from vcpusched.simulate.simulator import SimulatedHost
@@ -45,7 +45,7 @@ def test_a_thousand_guests_in_an_hour(tmp_path: Path) -> None:
         if period == PERIODS - 1:
             break
         host.period += 1
-    running = {domain.name for domain in keeper.sample(NO_CPUS).domains}
+    running = {domain.name for domain in keeper.sample().domains}
     assert failures == 0
     assert 5 < len(running) < 60
     assert {entry.name for entry in book.ledger.entries.values()} == running
@@ -60,5 +60,5 @@ def test_a_thousand_guests_in_an_hour(tmp_path: Path) -> None:
     assert len(given) == pinned > 0
     assert all(not one.why_not for one in given)
     began = {guest.name: guest.pin for guest in guests}
-    for domain in keeper.sample(NO_CPUS).domains:
+    for domain in keeper.sample().domains:
         assert domain.vcpus[0].affinity == began[domain.name]

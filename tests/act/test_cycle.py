@@ -16,7 +16,6 @@ from vcpusched.act.ledger_file import Book
 from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import (
     ALL_CPUS,
-    NO_CPUS,
     CpuSet,
     Definition,
     DomainUuid,
@@ -115,9 +114,9 @@ def test_a_guest_that_starts_or_ends_is_not_taken_for_the_host() -> None:
 class Stubborn(MemoryHost):
     """A host whose vCPUs wait for half of the time, wherever they are."""
 
-    def sample(self, crowded: CpuSet) -> Sample:
+    def sample(self) -> Sample:
         """Read the host, with the wait of all."""
-        sample = super().sample(crowded)
+        sample = super().sample()
         waited = Waited(self.now_ns, self.now_ns // 2)
         return dataclasses.replace(
             sample,
@@ -167,7 +166,7 @@ def bound_in_vain(directory: Path, elsewhere: float) -> tuple[Stubborn, Keeper]:
     host = Stubborn(2, dict.fromkeys(names, 0.5), dict.fromkeys(names, "0-1"))
     host.host_wants = {0: 0.0, 1: elsewhere}
     kept = Keeper(host, Book(LedgerFile(directory)))
-    kept.sample(NO_CPUS)
+    kept.sample()
     for name in names:
         kept.pin(VcpuId(DomainUuid(name), host.domain_ids[name], 0), CpuSet.of([0]))
     host.pins.clear()
@@ -414,7 +413,7 @@ def test_an_edited_definition_is_obeyed_before_the_move(edited: Definition, why:
     """It forbids pCPU 1, or any move, between the sample and the plan's first move."""
     host, scheduler = crowded(), Scheduler()
     run(scheduler, host, 2)
-    sample = host.sample(NO_CPUS)
+    sample = host.sample()
     host.definitions = dict.fromkeys(host.wants, edited)
 
     class Edited:
@@ -423,7 +422,7 @@ def test_an_edited_definition_is_obeyed_before_the_move(edited: Definition, why:
         definition, pin = host.definition, host.pin
 
         @staticmethod
-        def sample(_crowded: CpuSet) -> object:
+        def sample() -> object:
             return sample
 
     cycle = scheduler.cycle(Edited(), Rules())  # type: ignore[arg-type]

@@ -26,7 +26,6 @@ from vcpusched.host.hypervisor import (
 )
 from vcpusched.model import (
     ALL_CPUS,
-    NO_CPUS,
     CpuSet,
     Definition,
     DomainReading,
@@ -116,7 +115,7 @@ def run(kept: Keeper, host: MemoryHost, scheduler: Scheduler, cycles: int = 1) -
 def reading(kept: Keeper, host: MemoryHost, name: str) -> VcpuReading:
     """Give what the keeper says of a guest after another period."""
     host.pass_time()
-    (domain,) = (found for found in kept.sample(NO_CPUS).domains if found.name == name)
+    (domain,) = (found for found in kept.sample().domains if found.name == name)
     return domain.vcpus[0]
 
 
@@ -410,7 +409,7 @@ def test_a_pin_between_the_sample_and_another_reset(tmp_path: Path) -> None:
     host.on_read = lambda name: (
         host.cpus.update({second: CpuSet.of([0])}) if name == first else None
     )
-    kept.sample(NO_CPUS)
+    kept.sample()
     assert [one.change for one in changes] == [Change.RESET]
     host.definitions[second] = dataclasses.replace(
         host.definitions[second], booked={0: CpuSet.of([0])}
@@ -432,7 +431,7 @@ def test_resets_that_were_not_tried_do_not_count(tmp_path: Path) -> None:
         host.on_read = lose
         host.pass_time()
         with pytest.raises(ConnectionLostError):
-            kept.sample(NO_CPUS)
+            kept.sample()
     host.on_read = lambda _name: None
     assert not reading(kept, host, second).held
     assert [one.change for one in changes] == [Change.RESET] * 2
@@ -554,7 +553,7 @@ def test_guests_that_a_new_connection_never_finds_are_forgotten(tmp_path: Path) 
     later = keeper(host, tmp_path)
     for seconds, is_there in ((1, True), (50, True), (20, True), (1, False)):
         host.pass_time(seconds)
-        later.sample(NO_CPUS)
+        later.sample()
         assert ('"uuid":"g"' in (tmp_path / "affinity.json").read_text()) == is_there
 
 
@@ -740,7 +739,7 @@ def test_entries_of_guests_that_ended_are_dropped(tmp_path: Path) -> None:
     other = host.pins[1][0]
     host.unread.add(other)
     del host.wants[name]
-    kept.sample(NO_CPUS)
+    kept.sample()
     text = (tmp_path / "affinity.json").read_text()
     assert name not in text
     assert other in text
@@ -863,7 +862,7 @@ def test_a_floating_guest_is_marked_as_such(tmp_path: Path) -> None:
     """One that may be anywhere is so on a larger host, too."""
     host = MemoryHost(2, {"a": 0.5, "b": 0.5}, {"a": "0", "b": "0-1"})
     kept = keeper(host, tmp_path)
-    kept.sample(NO_CPUS)
+    kept.sample()
     kept.pin(vcpu(host, "b"), CpuSet.of([1]))
     assert host.definitions["b"].origin == {0: ALL_CPUS}
 
@@ -873,7 +872,7 @@ def test_a_book_that_was_closed_is_not_written(tmp_path: Path) -> None:
     host, kept, _scheduler, name, _changes = balanced(tmp_path)
     book = Book(LedgerFile(tmp_path))
     abandoned = Keeper(host, book)
-    abandoned.sample(NO_CPUS)
+    abandoned.sample()
     book.close()
     before = (tmp_path / "affinity.json").read_text()
     with pytest.raises(NotRecordedError):
@@ -929,7 +928,7 @@ def test_another_libvirts_guests_are_left_in_the_ledger(tmp_path: Path) -> None:
     stranger = Keeper(other, book)
     for _ in range(3):
         other.pass_time(50)
-        stranger.sample(NO_CPUS)
+        stranger.sample()
     stranger.pin(vcpu(other, "x"), CpuSet.of([1]))
     assert "Domains at qemu:///system in the ledger (2) are left as they are" in book.elsewhere()
     answer = carry_out(stranger, Request(Verb.RESTORE), beside_service=False)
@@ -1010,10 +1009,10 @@ def test_another_run_is_nothing_like_the_last(tmp_path: Path) -> None:
     """
     host = TwoVcpus(2, {"g0": 0.5}, {"g0": "0-1"})
     keeper = Keeper(host, Book(LedgerFile(tmp_path)))
-    keeper.sample(NO_CPUS)
+    keeper.sample()
     host.cpus["g0"] = CpuSet.parse("1")
     host.pass_time()
-    assert keeper.sample(NO_CPUS).domains[0].vcpus[0].held
+    assert keeper.sample().domains[0].vcpus[0].held
     written = json.loads((tmp_path / "affinity.json").read_text())
     del written["domains"][0]["vcpus"][1:]
     (tmp_path / "affinity.json").write_text(json.dumps(written))
@@ -1022,7 +1021,7 @@ def test_another_run_is_nothing_like_the_last(tmp_path: Path) -> None:
     keeper = Keeper(host, Book(LedgerFile(tmp_path)))
     host.pass_time()
     host.run_ns["g0"] = 5
-    assert [vcpu.held for vcpu in keeper.sample(NO_CPUS).domains[0].vcpus] == ["", ""]
+    assert [vcpu.held for vcpu in keeper.sample().domains[0].vcpus] == ["", ""]
 
 
 def test_who_ends_meanwhile_is_no_failure(tmp_path: Path) -> None:

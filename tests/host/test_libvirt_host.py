@@ -7,7 +7,7 @@ import libvirt
 
 from vcpusched.host.libvirt_host import FirstSeen, LibvirtHost, parse_vcpus
 from vcpusched.host.libvirt_xml import to_map
-from vcpusched.model import NO_CPUS, CpuSet, Definition, DomainUuid
+from vcpusched.model import CpuSet, Definition, DomainUuid
 
 
 def test_vcpus_with_gaps_in_their_numbers() -> None:
@@ -34,7 +34,7 @@ def test_against_the_test_driver() -> None:
     """In libvirt's own test driver 3 of its 8 pCPUs are online, and its domain has two vCPUs."""
     host = LibvirtHost.open("test:///default")
     try:
-        sample = host.sample(NO_CPUS)
+        sample = host.sample()
         assert str(sample.topology.online) == "0,2,4"
         (domain,) = sample.domains
         assert (domain.name, len(domain.vcpus)) == ("test", 2)
@@ -48,10 +48,10 @@ def test_the_topology_is_read_once_while_the_same_pcpus_are_online() -> None:
     """The test driver tells of two nodes of 8 pCPUs without SMT and without caches."""
     host = LibvirtHost.open("test:///default")
     try:
-        topology = host.sample(NO_CPUS).topology
+        topology = host.sample().topology
         placed = [(cpu.id, cpu.node, cpu.core, cpu.cache) for cpu in topology.cpus]
         assert placed == [(0, 0, 0, None), (2, 0, 2, None), (4, 0, 4, None)]
-        assert host.sample(NO_CPUS).topology is topology
+        assert host.sample().topology is topology
     finally:
         host.close()
 
@@ -61,10 +61,10 @@ def test_without_a_topology_the_pcpus_have_their_numbers_only() -> None:
     connection = libvirt.open("test:///default")
     host = LibvirtHost("test:///nonexistent/host.xml", connection, {})
     try:
-        topology = host.sample(NO_CPUS).topology
+        topology = host.sample().topology
         placed = [(cpu.id, cpu.node, cpu.core, cpu.cache) for cpu in topology.cpus]
         assert placed == [(cpu, None, None, None) for cpu in (0, 2, 4)]
-        assert host.sample(NO_CPUS).topology is topology  # and it is not asked every time
+        assert host.sample().topology is topology  # and it is not asked every time
     finally:
         host.close()
 
@@ -76,7 +76,7 @@ TRANSIENT = """<domain type="test"><name>passing</name>
 
 def sampled(host: LibvirtHost) -> Definition:
     """Give the definition of the transient domain in a sample."""
-    (found,) = (domain for domain in host.sample(NO_CPUS).domains if domain.name == "passing")
+    (found,) = (domain for domain in host.sample().domains if domain.name == "passing")
     return found.definition
 
 
@@ -99,7 +99,7 @@ def test_a_transient_domain_may_go_where_it_might_when_it_was_first_seen() -> No
         host = LibvirtHost.open("test:///default", first_seen=first_seen)
         assert str(sampled(host).allowed[0]) == "0,2"
         domain.destroy()
-        host.sample(NO_CPUS)
+        host.sample()
         domain = outside.createXML(TRANSIENT.format("4"))
         assert str(sampled(host).allowed[0]) == "4"
     finally:

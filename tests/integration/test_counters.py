@@ -11,7 +11,7 @@ import pytest
 from lab import Lab, Schedstat
 
 from vcpusched.host.libvirt_host import LibvirtHost
-from vcpusched.model import ALL_CPUS, PPM, DomainReading, Sample
+from vcpusched.model import PPM, DomainReading, Sample
 from vcpusched.observe.observe import UNCERTAIN_MAX, Measure, Smoothing, observe
 
 STEPS_NS = 2 * 10_000_000
@@ -37,7 +37,7 @@ def schedstats(lab: Lab) -> Mapping[tuple[str, int], Schedstat]:
 def enclosed(lab: Lab, host: LibvirtHost) -> Sample:
     """Take a sample whose counters lie between those of the files before and after it."""
     before = schedstats(lab)
-    sample = host.sample(ALL_CPUS)
+    sample = host.sample()
     after = schedstats(lab)
     found = {(one.name, vcpu.vcpu): (one, vcpu) for one in sample.domains for vcpu in one.vcpus}
     assert found.keys() == before.keys() == after.keys()

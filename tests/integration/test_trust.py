@@ -19,7 +19,7 @@ from service import Service, running, wait_for
 from vcpusched.host.hypervisor import BusyError
 from vcpusched.host.libvirt_host import LibvirtHost
 from vcpusched.host.libvirt_xml import ORIGIN
-from vcpusched.model import NO_CPUS, CpuSet, VcpuId
+from vcpusched.model import CpuSet, VcpuId
 
 
 def pinned(service: Service, count: int) -> None:
@@ -497,7 +497,7 @@ def test_nothing_is_pinned_while_a_guest_migrates(lab: Lab) -> None:
     """
     guest = lab.add_guest("g", [0.05], pin=0)
     host = LibvirtHost.open(lab.uri)
-    (found,) = host.sample(NO_CPUS).domains
+    (found,) = host.sample().domains
     vcpu = VcpuId(found.uuid, found.domain_id, 0)
     mute, path = socket.socket(socket.AF_UNIX), lab.directory / "mute"
     mute.bind(str(path))

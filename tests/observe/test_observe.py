@@ -21,6 +21,7 @@ from vcpusched.model import (
     Topology,
     Unread,
     VcpuReading,
+    Waited,
 )
 from vcpusched.observe.demand import INTERVAL_MIN_NS, Track, smoothed
 from vcpusched.observe.observe import Observed, Smoothing, baseline, observe, usage_ppm
@@ -59,6 +60,27 @@ def loads(before: Sample | None, later: Sample) -> dict[int, int]:
 def test_usage_is_run_time_over_the_measured_interval() -> None:
     """3.5 s passed where 3 s were meant; 1.4 s of run time are 40 %."""
     assert loads(sample(reading(10, 5.0)), sample(reading(13.5, 6.4))) == {0: 400_000}
+
+
+def waiting(at_s: float, wait_s: float, affinity: str, throttled_s: float = 0) -> DomainReading:
+    """Return a reading of a vCPU that has not run, but waited for so long."""
+    made = reading(at_s, 0.0, affinity=CpuSet.parse(affinity))
+    waited = Waited(made.at_ns, round(wait_s * SECOND_NS), round(throttled_s * SECOND_NS))
+    vcpu = dataclasses.replace(made.vcpus[0], waited=waited)
+    return dataclasses.replace(made, vcpus=(vcpu,))
+
+
+@pytest.mark.parametrize(("affinity", "wait"), [("0", 100_000), ("0-3", 100_000), ("4-5", None)])
+def test_how_long_each_vcpu_waited(affinity: str, wait: int | None) -> None:
+    """However busy its pCPUs were, if one of them is managed; without what its quota held back."""
+    before, after = (
+        dataclasses.replace(
+            sample(waiting(at, at / 5, affinity, at / 10)),
+            busy=Busy(at * SECOND_NS, dict.fromkeys(range(4), 0)),
+        )
+        for at in (10, 12)
+    )
+    assert list(observe(before, after).waits.values()) == ([] if wait is None else [wait])
 
 
 def test_the_first_sample_has_no_loads() -> None:

@@ -13,7 +13,6 @@ import pytest
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.host.hypervisor import BusyError, HypervisorError, VanishedError
 from vcpusched.model import (
-    NO_CPUS,
     PPM_PER_POINT,
     Cpu,
     CpuSet,
@@ -124,7 +123,7 @@ def test_a_memory_that_is_wrong_is_given_up() -> None:
     for period in range(200):
         unmet_ns.append(host.pass_period().unmet_ns)
         if period == 50:
-            (moved,) = [d for d in host.sample(NO_CPUS).domains if d.name == "s0"]
+            (moved,) = [d for d in host.sample().domains if d.name == "s0"]
             host.pin(VcpuId(moved.uuid, moved.domain_id, 0), CpuSet.of([3]))
         scheduler.cycle(host, DEFAULTS)
         host.period += 1
@@ -250,7 +249,7 @@ def test_libvirt_tells_cpu_time_in_ticks() -> None:
     for told_ms in (990, 1990):
         host.pass_period()
         host.period += 1
-        (domain,) = host.sample(NO_CPUS).domains
+        (domain,) = host.sample().domains
         assert domain.vcpus[0].run_ns == told_ms * 1_000_000
     assert (domain.at_ns, domain.name) == (2 * PERIOD_NS, "a")
     assert domain.vcpus[0].on == 0
@@ -271,12 +270,12 @@ def test_guests_come_go_and_start_anew() -> None:
     seen = []
     for _ in range(6):
         host.pass_period()
-        domains = host.sample(NO_CPUS).domains
+        domains = host.sample().domains
         seen.append({domain.name: domain.vcpus[0].run_ns // 10**6 for domain in domains})
         if host.period == 1:
             old = VcpuId(domains[0].uuid, domains[0].domain_id, 0)
             host.pin(old, CpuSet.of([1]))
-            assert str(host.sample(NO_CPUS).domains[0].vcpus[0].affinity) == "1"
+            assert str(host.sample().domains[0].vcpus[0].affinity) == "1"
         host.period += 1
     assert seen == [
         {"stays": 1500},
@@ -286,7 +285,7 @@ def test_guests_come_go_and_start_anew() -> None:
         {"stays": 3000},
         {"stays": 4500},
     ]
-    (domain,) = host.sample(NO_CPUS).domains
+    (domain,) = host.sample().domains
     assert domain.uuid == old.uuid
     assert domain.domain_id > old.domain_id
     assert str(domain.vcpus[0].affinity) == "0"
@@ -309,7 +308,7 @@ def test_pins_that_fail() -> None:
     )
     host = SimulatedHost(workload)
     host.pass_period()
-    ids = [VcpuId(domain.uuid, domain.domain_id, 0) for domain in host.sample(NO_CPUS).domains]
+    ids = [VcpuId(domain.uuid, domain.domain_id, 0) for domain in host.sample().domains]
     host.period += 1
     host.pass_period()
     there = CpuSet.of([1])
@@ -347,7 +346,7 @@ def test_a_pin_is_counted_as_back() -> None:
     workload = drawn([10], [10], periods=20)
     host = SimulatedHost(workload)
     host.pass_period()
-    first = host.sample(NO_CPUS).domains[0]
+    first = host.sample().domains[0]
     identity = VcpuId(first.uuid, first.domain_id, 0)
     for period, to_cpu in ((0, 1), (5, 0), (11, 1), (12, 1)):
         host.period = period
@@ -380,7 +379,7 @@ def test_where_vcpus_start() -> None:
     def starts(place: Place) -> list[str]:
         host = SimulatedHost(workload, place)
         host.pass_period()
-        return [str(domain.vcpus[0].affinity) for domain in host.sample(NO_CPUS).domains]
+        return [str(domain.vcpus[0].affinity) for domain in host.sample().domains]
 
     assert starts(Place.ONE) == ["0"] * 6 + ["2", "1"]
     assert starts(Place.ROUND_ROBIN) == ["0", "1", "2", "3", "0", "1", "2", "1"]

@@ -28,7 +28,6 @@ from vcpusched.host.hypervisor import (
     VanishedError,
 )
 from vcpusched.model import (
-    ALL_CPUS,
     NO_CPUS,
     CpuSet,
     Definition,
@@ -38,7 +37,7 @@ from vcpusched.model import (
     Unread,
     VcpuId,
 )
-from vcpusched.observe.observe import Measure, Observed, Smoothing, baseline, observe
+from vcpusched.observe.observe import Observed, Smoothing, baseline, observe
 from vcpusched.observe.placement_rules import HouseRules, why_unclear
 from vcpusched.plan.planner import Move, Plan, Policy, plan
 
@@ -98,8 +97,8 @@ class Cycle:
     `host` is None in the first cycle, when there are no loads yet. `freed` are vCPUs that were
     given their original affinity back since they waited without need; then no plan is carried out.
     `proofs` tell what came of earlier plans. `at_ns` is the monotonic clock at the sample, and
-    `waits` for which share of the time since the last one vCPUs on crowded pCPUs were kept waiting,
-    in ppm. `left_alone` are the pCPUs that are online and not managed, by the reason.
+    `waits` for which share of the time since the last one vCPUs were kept waiting, in ppm.
+    `left_alone` are the pCPUs that are online and not managed, by the reason.
     """
 
     number: int
@@ -163,10 +162,7 @@ class Scheduler:
         HypervisorError when the host cannot be read; a connection lost later is told in the
         `Cycle`.
         """
-        crowded = NO_CPUS
-        if rules.smoothing.measure is Measure.DEMAND:
-            crowded = self._observed.crowded if self._observed is not None else ALL_CPUS
-        sample = hypervisor.sample(crowded)
+        sample = hypervisor.sample()
         self._clear_doubt(sample, on_pin)
         self._number += 1
         before, self._before = self._before, baseline(self._before, sample)

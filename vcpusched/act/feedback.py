@@ -16,7 +16,7 @@ Properties: what was not measured is not judged. A plan that touched nobody who 
 """
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -50,8 +50,8 @@ class Verdict(enum.StrEnum):
 class Look:
     """One look at a host: what was found, and the plan that was made of it.
 
-    `waits` tells for which share of the time each vCPU was kept waiting, in ppm; those whose pCPUs
-    were not crowded are absent. `busy` tells for which share each pCPU was busy.
+    `waits` tells for which share of the time each vCPU was kept waiting, in ppm, where that was
+    measured. `busy` tells for which share each pCPU was busy.
     """
 
     at_ns: int
@@ -137,7 +137,7 @@ def proven(promise: Promise, look: Look, *, is_last: bool = False) -> Proof | No
     asked = [vcpu for vcpu in promise.waits if vcpu in there]
     before_ppm = sum(promise.waits[vcpu][0] for vcpu in asked)
     promised_ppm = sum(promise.waits[vcpu][1] for vcpu in asked)
-    waits = _measured(look, asked)
+    waits = {vcpu: look.waits[vcpu] for vcpu in asked if vcpu in look.waits}
     wait_ppm = sum(waits.values())
     if not promise.waits:
         verdict = Verdict.NO_WAIT
@@ -168,7 +168,7 @@ def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
     """Give back the original affinity of each vCPU that we bound, waits, and need not.
 
     It need not where the other pCPUs of its original affinity were idle for as long as it waited,
-    together. What one takes the next cannot have.
+    together. What one takes the next cannot have. Where its own pCPU had room it is only jostled.
     """
     idle_ppm = {cpu.id: PPM - look.busy.get(cpu.id, PPM) for cpu in look.host.cpus}
     loads_ppm = {vcpu.id: vcpu.load_ppm for vcpu in look.host.vcpus}
@@ -182,7 +182,8 @@ def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
                 continue
             others = [cpu for cpu in original if cpu in idle_ppm and cpu not in reading.affinity]
             room_ppm = sum(idle_ppm[cpu] for cpu in others)
-            if wait_ppm < WAITS_PPM or room_ppm < wait_ppm:
+            crowded = all(look.busy.get(cpu, 0) >= CROWDED_PPM for cpu in reading.affinity)
+            if wait_ppm < WAITS_PPM or room_ppm < wait_ppm or not crowded:
                 continue
             for cpu in others:
                 idle_ppm[cpu] -= idle_ppm[cpu] * wait_ppm // room_ppm
@@ -197,21 +198,6 @@ def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
                     f"while others of its original affinity {original} idled"
                 ),
             )
-
-
-def _measured(look: Look, asked: Iterable[VcpuId]) -> dict[VcpuId, int]:
-    """Give how long vCPUs waited; on a pCPU that is not crowded nobody does.
-
-    Those that were not asked, since their pCPUs became crowded only now, are left out.
-    """
-    cpus = {vcpu.id: vcpu.cpus for vcpu in look.host.vcpus}
-    waits = {}
-    for vcpu in asked:
-        if vcpu in look.waits:
-            waits[vcpu] = look.waits[vcpu]
-        elif any(look.busy.get(cpu, PPM) < CROWDED_PPM for cpu in cpus[vcpu]):
-            waits[vcpu] = 0
-    return waits
 
 
 def _is_bound_to(vcpu: Vcpu, cpus: set[int]) -> bool:

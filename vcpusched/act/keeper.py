@@ -84,9 +84,9 @@ class Keeper:
         self._again_ns: dict[DomainUuid, int] = {}
         self._seen: dict[tuple[DomainUuid, int], CpuSet] = {}
 
-    def sample(self, crowded: CpuSet) -> Sample:
+    def sample(self) -> Sample:
         """Read the host, and mark which affinities are ours and which vCPUs are held."""
-        return self._compare(self._hypervisor.sample(crowded))
+        return self._compare(self._hypervisor.sample())
 
     def definition(self, uuid: DomainUuid) -> Definition:
         """Read the domain's definition anew."""
@@ -139,7 +139,7 @@ class Keeper:
         and HypervisorError when the host cannot be read.
         """
         if not self._has_sampled:
-            self.sample(CpuSet())
+            self.sample()
         wanted = self._running if uuids is None else set(uuids) & self._running
         pins = [pin for pin in self._book.ledger.pins() if pin[0].uuid in wanted]
         if hold:

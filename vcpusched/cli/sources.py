@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NoReturn
 
-from vcpusched.model import ALL_CPUS, Host
+from vcpusched.model import Host
 from vcpusched.report import snapshot
 from vcpusched.service import exits, run_directory
 from vcpusched.settings import Settings
@@ -65,7 +65,7 @@ def _sampled(settings: Settings) -> Host:
     from vcpusched.act.keeper import Keeper
     from vcpusched.act.ledger_file import Book
     from vcpusched.host.libvirt_host import LibvirtHost
-    from vcpusched.observe.observe import observe
+    from vcpusched.observe.observe import Smoothing, observe
     from vcpusched.service.run_directory import LedgerFile
     from vcpusched.service.worker import call_within
 
@@ -74,10 +74,11 @@ def _sampled(settings: Settings) -> Host:
         # Who is held, and whose pin is whose, the last run of the service wrote down.
         book = Book(LedgerFile(run_directory.locate()), settings.uri, writes=False)
         keeper = Keeper(session, book, acts=False)
-        # Which pCPUs are crowded is not known before the first sample.
-        before = keeper.sample(ALL_CPUS)
+        before = keeper.sample()
         time.sleep(settings.period)
-        return observe(before, keeper.sample(ALL_CPUS), rules=settings.house()).host
+        smoothing = Smoothing(measure=settings.rules().smoothing.measure)
+        after = keeper.sample()
+        return observe(before, after, smoothing=smoothing, rules=settings.house()).host
 
     if sys.stderr.isatty():
         print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)

@@ -21,11 +21,11 @@ class Quota:
 
 
 class Quotas:
-    """The quotas of cgroups as they are at one moment: each is read once."""
+    """The quotas of cgroups as they are at one moment: that of a parent is read once."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._mounted = root / "sys/fs/cgroup"
-        self._known: dict[Path, Quota | None] = {}
+        self._free: dict[Path, bool] = {}
 
     def of_thread(self, groups: str) -> Quota | None:
         """Give the quota of a thread from its `/proc/…/cgroup`; None where that cannot be told.
@@ -45,18 +45,17 @@ class Quotas:
         group = top / path.lstrip("/")
         if group == top:
             return Quota(None, 0)
-        for above in group.parents:
-            if above == top:
-                break
-            outer = self._read(above)
-            if outer is None or outer.most_ppm is not None:
-                return None
-        return self._read(group)
+        return _quota(group) if self._is_free(group.parent, top) else None
 
-    def _read(self, group: Path) -> Quota | None:
-        if group not in self._known:
-            self._known[group] = _quota(group)
-        return self._known[group]
+    def _is_free(self, group: Path, top: Path) -> bool:
+        """Return whether neither a cgroup nor one above it has a quota."""
+        if group == top:
+            return True
+        if group not in self._free:
+            quota = _quota(group)
+            free = quota is not None and quota.most_ppm is None
+            self._free[group] = free and self._is_free(group.parent, top)
+        return self._free[group]
 
 
 def _quota(group: Path) -> Quota | None:

@@ -72,11 +72,8 @@ mean other things (rpc/virnetclient.c, remote/remote_driver.c)."""
 class Hypervisor(Protocol):
     """One host's hypervisor. Every method may block, and raises a `HypervisorError`."""
 
-    def sample(self, crowded: CpuSet) -> Sample:
-        """Read pCPUs and all running domains; a domain that ends meanwhile is left out.
-
-        How long vCPUs waited is read only of those that may use none but `crowded` pCPUs.
-        """
+    def sample(self) -> Sample:
+        """Read pCPUs and all running domains; a domain that ends meanwhile is left out."""
 
     def definition(self, uuid: DomainUuid) -> Definition:
         """Read the domain's definition anew."""

@@ -9,12 +9,11 @@ pCPU map and the domain's size before it reads the vCPUs). None of them begins a
 talks to its QEMU, so none waits for a migration and none disturbs a guest; the bulk statistics call
 would be cheaper but interrupts every vCPU with QEMU 7.1 to 8.0, and tells neither the real
 affinity nor the pCPU last used. How long vCPUs waited it takes from /proc, as this does by itself
-(`threads`): that costs libvirtd nothing, and is done for crowded pCPUs only. A definition costs 3
-more calls when a domain is first seen and every 60 s; a plan costs 3 for each domain it touches,
-and 5 for each pin (find the domain, ask twice whether it is busy, and two in `pinVcpuFlags`). The
-mark in a domain's metadata, before its first pin, costs 4. The
-topology costs one, on a connection of its own, whenever other pCPUs are online than before, since
-there is no event for that.
+(`threads`): that costs libvirtd nothing. A definition costs 3 more calls when a domain is first
+seen and every 60 s; a plan costs 3 for each domain it touches, and 5 for each pin (find the domain,
+ask twice whether it is busy, and two in `pinVcpuFlags`). The mark in a domain's metadata, before
+its first pin, costs 4. The topology costs one, on a connection of its own, whenever other pCPUs are
+online than before, since there is no event for that.
 """
 
 import contextlib
@@ -230,7 +229,7 @@ class LibvirtHost:
         with contextlib.suppress(libvirt.libvirtError):
             self._connection.close()
 
-    def sample(self, crowded: CpuSet) -> Sample:
+    def sample(self) -> Sample:
         """Read pCPUs and all running domains."""
         topology = self._topology_of(self._online())
         domains: list[DomainReading] = []
@@ -250,20 +249,16 @@ class LibvirtHost:
                 unread[uuid] = Unread(str(domain.name()), str(error))
         return Sample(
             topology=topology,
-            domains=self._with_waits(domains, crowded),
+            domains=self._with_waits(domains),
             unread=unread,
             busy=host_cpus.busy(),
             set_aside=host_cpus.isolated() | host_cpus.tickless(),
         )
 
-    def _with_waits(
-        self, domains: Sequence[DomainReading], crowded: CpuSet
-    ) -> tuple[DomainReading, ...]:
-        """Add how long those vCPUs have waited that may use crowded pCPUs only."""
+    def _with_waits(self, domains: Sequence[DomainReading]) -> tuple[DomainReading, ...]:
+        """Add how long vCPUs have waited."""
         asked = {
-            (domain.uuid, domain.domain_id): [
-                reading.vcpu for reading in domain.vcpus if reading.affinity.is_within(crowded)
-            ]
+            (domain.uuid, domain.domain_id): [reading.vcpu for reading in domain.vcpus]
             for domain in domains
         }
         self._threads.forget_all_but(asked)

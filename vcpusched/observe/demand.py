@@ -30,8 +30,7 @@ from typing import Final
 from vcpusched.model import PPM, PPM_PER_POINT, Busy, CpuSet, Waited
 
 CROWDED_PPM: Final = 800_000
-"""Busy from here on a pCPU's vCPUs are asked how long they waited; it takes two readings to tell,
-and below this their wait is worth nothing."""
+"""A pCPU that was busy for less had room for whoever waited: below this wait is worth nothing."""
 
 SATURATED_FROM_PPM: Final = 970_000
 """Busy from here on wait begins to count, in full at 100 %. Below it, bursts that collided were
@@ -84,11 +83,6 @@ def busy_ppm(before: Busy | None, after: Busy | None) -> Mapping[int, int]:
     }
 
 
-def crowded(busy: Mapping[int, int]) -> CpuSet:
-    """Give the pCPUs whose vCPUs may have had to wait."""
-    return CpuSet.of(cpu for cpu, share_ppm in busy.items() if share_ppm >= CROWDED_PPM)
-
-
 def wait_ppm(before: Waited | None, after: Waited | None) -> int:
     """Give for which share of the time a vCPU was kept from running by others; 0 where unknown.
 
@@ -104,7 +98,7 @@ def wait_ppm(before: Waited | None, after: Waited | None) -> int:
 def is_undisturbed(before: Waited | None, after: Waited | None, busy: int) -> bool:
     """Tell whether a vCPU got what it wanted, from its wait and how busy its freest pCPU was.
 
-    Where it was not asked, its pCPU was free for a fifth of the time.
+    Where its wait is not known, its pCPU was free for a fifth of the time.
     """
     if before is None or after is None:
         return busy < CROWDED_PPM

@@ -32,8 +32,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from vcpusched.model import (
-    ALL_CPUS,
-    NO_CPUS,
     PPM,
     CpuSet,
     DomainReading,
@@ -51,7 +49,6 @@ from vcpusched.observe.demand import (
     HostTrack,
     Track,
     busy_ppm,
-    crowded,
     demand_ppm,
     explained,
     host_loads_ppm,
@@ -99,15 +96,13 @@ class Smoothing:
 class Observed:
     """The host as it is now, and what to remember for the next time.
 
-    `crowded` are the pCPUs whose vCPUs should be asked how long they waited; `waits` tells of those
-    that were, and may use no others, for which share of the time since the sample before they did;
-    `busy` how busy each pCPU was; `house` is what the rules come to.
+    `waits` tells for which share of the time since the sample before each vCPU that may use a
+    managed pCPU was kept waiting, `busy` how busy each pCPU was; `house` is what the rules come to.
     """
 
     host: Host
     tracks: Mapping[VcpuId, Track]
     host_tracks: Mapping[int, HostTrack] = field(default_factory=dict)
-    crowded: CpuSet = NO_CPUS
     waits: Mapping[VcpuId, int] = field(default_factory=dict)
     busy: Mapping[int, int] = field(default_factory=dict)
     house: House | None = None
@@ -170,14 +165,11 @@ def observe(
         vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
         unsettled=unsettled,
     )
-    # Before anything is known everybody is asked: loads that begin right need no correction.
-    asked = crowded(busy) if busy else ALL_CPUS
     return Observed(
         host=host,
         tracks=tracks,
         host_tracks=host_tracks,
-        crowded=asked,
-        waits=dict(_waits(intervals, asked, house.managed)),
+        waits=dict(_waits(intervals, house.managed)),
         busy=busy,
         house=house,
     )
@@ -353,13 +345,10 @@ def _follow(
     return smoothed(track, wanted_ppm, passed_ns, smoothing.half_life_s, estimate_ppm)
 
 
-def _waits(
-    intervals: Iterable[_Interval], crowded: CpuSet, managed: CpuSet
-) -> Iterator[tuple[VcpuId, int]]:
-    """Give how long vCPUs had to wait since their pCPUs, one of them managed, are crowded."""
+def _waits(intervals: Iterable[_Interval], managed: CpuSet) -> Iterator[tuple[VcpuId, int]]:
+    """Return for which share of the time vCPUs waited, those that may use a managed pCPU."""
     for interval in intervals:
-        cpus = interval.after.affinity
-        if interval.before is not None and cpus.is_within(crowded) and cpus & managed:
+        if interval.before is not None and interval.after.affinity & managed:
             first, last = interval.before.waited, interval.after.waited
             if first is not None and last is not None:
                 yield interval.identity, wait_ppm(first, last)

@@ -21,6 +21,9 @@ from vcpusched.report.snapshot import host_as_json, plan_as_json
 from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
 
 STATE_VERSION: Final = 1
+WAIT_SHOWN_PPM: Final = PPM_PER_POINT // 2
+"""What rounds to 0 %: nearly every vCPU waits for that, and a thousand guests make a long file."""
+
 MESSAGE_ID_PIN: Final = "64672ee17c744ff39534af4c63f2e545"
 MESSAGE_ID_GIVEN_BACK: Final = "7b2e74bab6544c01bc89a700e4f484f7"
 MESSAGE_ID_RESET: Final = "c99117327c204bd7a6f45406f39f9796"
@@ -331,7 +334,7 @@ def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
         "waits": [
             {"uuid": vcpu.uuid, "id": vcpu.domain_id, "vcpu": vcpu.vcpu, "wait": wait_ppm / PPM}
             for vcpu, wait_ppm in cycle.waits.items()
-            if wait_ppm
+            if wait_ppm >= WAIT_SHOWN_PPM
         ],
         "left_alone": [{"cpus": str(cpus), "why": why} for why, cpus in cycle.left_alone.items()],
         "loads": {str(cpu): ppm / PPM for cpu, ppm in plan.loads_before_ppm} if plan else {},

@@ -103,7 +103,7 @@ class Tally:
         self._add_delays(cycle)
 
     def _add_delays(self, cycle: Cycle) -> None:
-        """Add the wait since the last cycle; one that waits on no crowded pCPU does not wait."""
+        """Add the wait since the last cycle, none where it was not measured."""
         last_ns, self._last_ns = self._last_ns, cycle.at_ns
         if cycle.host is None:
             return

@@ -13,7 +13,7 @@ from vcpusched.host.hypervisor import (
     NotRecordedError,
     PermissionDeniedError,
 )
-from vcpusched.model import NO_CPUS, DomainUuid
+from vcpusched.model import DomainUuid
 from vcpusched.service import exits
 from vcpusched.service.control import Answer, Request, Verb
 from vcpusched.text import cpus_text, printable
@@ -32,7 +32,7 @@ def carry_out(
     `beside_service`: what is given back would be pinned again, and is held.
     """
     try:
-        sample = keeper.sample(NO_CPUS)
+        sample = keeper.sample()
         names = {domain.uuid: domain.name for domain in sample.domains}
         names |= {uuid: unread.name for uuid, unread in sample.unread.items()}
         wanted, unknown = _named(names, request.domains)

@@ -115,19 +115,18 @@ class SimulatedHost:
         }
         self._totals = {key: _Totals() for key in self._chance}
 
-    def sample(self, crowded: CpuSet) -> Sample:
+    def sample(self) -> Sample:
         """Read the host."""
         now_ns = self._machine.now_ns
         vcpus: dict[int, list[VcpuReading]] = {number: [] for number in sorted(self._domain_ids)}
         for (number, vcpu), thread in self._threads.items():
-            affinity = CpuSet(thread.affinity)
             vcpus[number].append(
                 VcpuReading(
                     vcpu=vcpu,
                     run_ns=thread.run_ns - thread.run_ns % TICK_NS,
-                    affinity=affinity,
+                    affinity=CpuSet(thread.affinity),
                     on=thread.on,
-                    waited=Waited(now_ns, thread.wait_ns) if affinity.is_within(crowded) else None,
+                    waited=Waited(now_ns, thread.wait_ns),
                 )
             )
         return Sample(
