@@ -27,8 +27,8 @@ from tables import Table
 
 TITLE: Final = "How true the reported usage is"
 REPORTED: Final = {**SETTINGS, "half_life": "0.0", "floating": '"kernel"'}
-"""So that the load of the state file is that since the cycle before: the usage, as each guest runs
-alone and no pCPU is crowded."""
+"""So that the load of the state file is the demand since the cycle before: where pCPUs are not
+saturated, the usage."""
 
 SHARES: Final = (0.25, 0.5, 0.75, 1.0)
 STRESS: Final = ((1, 1, 50), (1, 1, 100), (2, 1, 100), (2, 2, 100), (2, 3, 100))

@@ -28,7 +28,6 @@ from progress import follow
 
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.model import PPM, Cpu, Granularity, Topology
-from vcpusched.observe.observe import Measure
 from vcpusched.plan.planner import plan
 from vcpusched.report.simulation import Result
 from vcpusched.settings import Settings
@@ -56,7 +55,6 @@ class Competitor:
     rule: Rule | None
     half_life: int | None = None
     confirm: int | None = None
-    measure: Measure = Measure.DEMAND
     place: Place = Place.RANDOM
     colour: str = "black"
     service_check: bool = False
@@ -66,10 +64,9 @@ class Competitor:
         """Give the settings for the scheduler."""
         chosen = {"fair_shares": self.service_check, "pin_to": self.granularity}
         rules = Settings.model_validate(chosen).rules()
-        smoothing = replace(rules.smoothing, measure=self.measure)
         if self.half_life is not None:
-            smoothing = replace(smoothing, half_life_s=self.half_life * PERIOD_S)
-        rules = replace(rules, smoothing=smoothing)
+            smoothing = replace(rules.smoothing, half_life_s=self.half_life * PERIOD_S)
+            rules = replace(rules, smoothing=smoothing)
         if self.rule is not plan:
             rules = replace(rules, cooldown_s=0)
         return rules if self.confirm is None else replace(rules, confirm=self.confirm)
@@ -85,9 +82,7 @@ def _competitors() -> dict[str, Competitor]:
         "re-pack, smoothed loads": Competitor(repack, None, 1, colour="#66c2a5"),
         "sticky re-pack": Competitor(sticky_repack, 0, 1),
         "sticky re-pack, smoothed loads": Competitor(sticky_repack, None, 1, colour="#e7a9cf"),
-        "re-pack by usage": Competitor(repack, 0, 1, measure=Measure.USAGE, colour="#a6d854"),
         OURS: Competitor(plan),
-        f"{OURS} by usage": Competitor(plan, measure=Measure.USAGE, colour="#56b4e9"),
         OURS_CHECKED: Competitor(plan, service_check=True),
         f"{OURS}, vCPUs floating at first": Competitor(
             plan, place=Place.FLOATING, colour="#56b4e9"

@@ -22,7 +22,7 @@ from vcpusched.model import (
     Topology,
     VcpuId,
 )
-from vcpusched.observe.observe import Measure, Smoothing
+from vcpusched.observe.observe import Smoothing
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.report import simulation
@@ -136,13 +136,11 @@ def test_a_memory_that_is_wrong_is_given_up() -> None:
 
 
 def test_eight_that_want_all_of_four() -> None:
-    """{100 x 5} {100} {100} {100}: two each, so three leave the first; by usage all read 100."""
+    """{100 x 5} {100} {100} {100}: two each, so three leave the first; of usage all read 100."""
     crowded = drawn([100] * 5, [100], [100], [100])
     result = run(crowded)
     assert sorted(str(pin.to_cpus) for pin in result.pins) == ["1", "2", "3"]
     assert {str(pin.from_cpus) for pin in result.pins} == {"0"}
-    by_usage = Rules(smoothing=Smoothing(measure=Measure.USAGE))
-    assert simulate(crowded, Scheduler(), by_usage).pins == ()
 
 
 def test_five_equal_vcpus_crowded() -> None:

@@ -65,7 +65,7 @@ def _sampled(settings: Settings) -> Host:
     from vcpusched.act.keeper import Keeper
     from vcpusched.act.ledger_file import Book
     from vcpusched.host.libvirt_host import LibvirtHost
-    from vcpusched.observe.observe import Smoothing, observe
+    from vcpusched.observe.observe import observe
     from vcpusched.service.run_directory import LedgerFile
     from vcpusched.service.worker import call_within
 
@@ -76,9 +76,8 @@ def _sampled(settings: Settings) -> Host:
         keeper = Keeper(session, book, acts=False)
         before = keeper.sample()
         time.sleep(settings.period)
-        smoothing = Smoothing(measure=settings.rules().smoothing.measure)
         after = keeper.sample()
-        return observe(before, after, smoothing=smoothing, rules=settings.house()).host
+        return observe(before, after, rules=settings.house()).host
 
     if sys.stderr.isatty():
         print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)

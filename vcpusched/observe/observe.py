@@ -25,7 +25,6 @@ Properties: a vCPU seen for the first time, restarted, or whose counter went bac
 """
 
 import dataclasses
-import enum
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,24 +71,16 @@ HOST_STEP_PPM: Final = 50_000
 a few points must not move guests, and the readings that it is made of are no better."""
 
 
-class Measure(enum.StrEnum):
-    """What is smoothed into a vCPU's load."""
-
-    DEMAND = "demand"
-    USAGE = "usage"
-
-
 @dataclass(frozen=True, slots=True)
 class Smoothing:
-    """How usage becomes load.
+    """How demand becomes load.
 
-    `half_life_s`: seconds after which a usage counts half; 0: only the last one counts.
+    `half_life_s`: seconds after which a demand counts half; 0: only the last one counts.
     `settle_s`: seconds after its start for which a guest is not judged, since guests boot.
     """
 
     half_life_s: float = 0.0
     settle_s: float = 10.0
-    measure: Measure = Measure.DEMAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +322,7 @@ def _follow(
     usage_ppm, now_ns = interval.usage_ppm, interval.domain.at_ns
     estimate_ppm, worth_ppm = usage_ppm, interval.work_ppm(usage_ppm)
     wanted_ppm = worth_ppm
-    if interval.before is not None and smoothing.measure is Measure.DEMAND:
+    if interval.before is not None:
         first, last = interval.before.waited, interval.after.waited
         # The kernel lets nobody wait who may use a pCPU that idles.
         freest = min((busy.get(cpu, 0) for cpu in interval.after.affinity), default=0)
