@@ -23,9 +23,9 @@ from vcpusched.model import (
     Vcpu,
     VcpuId,
     VcpuReading,
+    Waited,
 )
 from vcpusched.plan.planner import Plan
-from vcpusched.plan.service import Served
 
 SECOND_NS = 1_000_000_000
 
@@ -84,31 +84,6 @@ def after(drawn: Host, plan: Plan) -> Host:
             for vcpu in drawn.vcpus
         ),
     )
-
-
-def served_ppm(drawn: Host, affinities: Mapping[VcpuId, CpuSet]) -> Mapping[VcpuId, int]:
-    """Give what each vCPU gets, in ppm of a pCPU, with affinities that differ from the host's.
-
-    vCPUs whose affinity names no managed pCPU are left out.
-    """
-    served = Served(drawn).after(affinities)
-    short = served.short_ppm()
-    return {
-        vcpu.id: short.get(index, served.demand_ppm(index))
-        for index, vcpu in enumerate(served.vcpus)
-        if served.masks[index] & served.managed
-    }
-
-
-def fair_ppm(drawn: Host) -> Mapping[VcpuId, int]:
-    """Give the fair share of each vCPU that may be, or is, on a managed pCPU, in ppm of a pCPU."""
-    served = Served(drawn)
-    short = served.fair_short_ppm()
-    return {
-        vcpu.id: short.get(index, served.demand_ppm(index))
-        for index, vcpu in enumerate(served.vcpus)
-        if served.may(index)
-    }
 
 
 GRAINS = (
@@ -174,9 +149,10 @@ class MemoryHost:
     """A hypervisor in memory: guests of one vCPU that use what they want; time is told to it.
 
     `wants` gives the usage of each guest, `cpus` its affinity, `definitions` its definition, and
-    `host_wants` what each pCPU runs besides, with guests that are bound, and `set_aside` the pCPUs
+    `host_wants` what each pCPU runs besides, with guests that are bound, and `isolated` the pCPUs
     that the kernel keeps free. `on_pin` is called before a pin and may raise what libvirt would,
-    as may `on_mark` and `on_read` before a mark and before an affinity is read.
+    as may `on_mark` and `on_read` before a mark and before an affinity is read. `waits` gives for
+    which share of the time guests wait; how long the others waited is not known.
     """
 
     def __init__(
@@ -192,8 +168,10 @@ class MemoryHost:
         self.definitions = dict.fromkeys(wants, Definition({0: ALL_CPUS}))
         self.domain_ids = {name: number for number, name in enumerate(wants, 1)}
         self.run_ns = dict.fromkeys(wants, 0)
+        self.waits: dict[str, float] = {}
+        self.wait_ns = dict.fromkeys(wants, 0)
         self.host_wants: dict[int, float] = {}
-        self.set_aside = NO_CPUS
+        self.isolated = NO_CPUS
         self.busy_ns = dict.fromkeys(range(cpu_count), 0)
         self.now_ns = SECOND_NS
         self.pins: list[tuple[str, str]] = []
@@ -211,6 +189,8 @@ class MemoryHost:
         for name, want in self.wants.items():
             self.run_ns[name] += round(want * seconds * SECOND_NS)
             self.busy_ns[next(iter(self.cpus[name]))] += round(want * seconds * SECOND_NS)
+        for name, share in self.waits.items():
+            self.wait_ns[name] += round(share * seconds * SECOND_NS)
         for cpu, want in self.host_wants.items():
             self.busy_ns[cpu] += round(want * seconds * SECOND_NS)
 
@@ -236,7 +216,7 @@ class MemoryHost:
             domains=tuple(self._read(name) for name in self.wants if name not in self.unread),
             unread={DomainUuid(name): Unread(name, "does not answer") for name in self.unread},
             busy=Busy(self.now_ns, dict(self.busy_ns)) if self.host_wants else None,
-            set_aside=self.set_aside,
+            isolated=self.isolated,
         )
 
     def definition(self, uuid: DomainUuid) -> Definition:
@@ -267,14 +247,14 @@ class MemoryHost:
         self.definitions[uuid] = dataclasses.replace(self.definitions[uuid], origin=dict(origin))
 
     def _read(self, name: str) -> DomainReading:
+        cpus = self.cpus[name]
+        waited = Waited(self.now_ns, self.wait_ns[name]) if name in self.waits else None
         return DomainReading(
             uuid=DomainUuid(name),
             domain_id=self.domain_ids[name],
             name=name,
             at_ns=self.now_ns,
             took_ns=self.took_ns,
-            vcpus=(
-                VcpuReading(0, self.run_ns[name], self.cpus[name], next(iter(self.cpus[name]))),
-            ),
+            vcpus=(VcpuReading(0, self.run_ns[name], cpus, next(iter(cpus)), waited),),
             definition=self.definitions[name],
         )

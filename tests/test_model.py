@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcpusched.host.libvirt_xml import from_map, to_map
-from vcpusched.model import Cpu, CpuSet, Granularity, sets
+from vcpusched.model import Cpu, CpuSet, Granularity, resolved, sets
 
 cpu_sets = st.frozensets(st.integers(0, 600)).map(CpuSet.of)
 
@@ -56,23 +56,38 @@ def test_a_map_is_never_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("caches", "nodes", "expected"),
+    ("caches", "nodes", "isolated", "granularity"),
     [
-        ([4, 4], [8], Granularity.CACHE),
-        ([3, 5, 4], [6, 6], Granularity.CACHE),
-        ([3, 5], [4, 4], Granularity.NODE),  # one cache is too small
-        ([8], [8], Granularity.CPU),
-        ([2, 2, 2, 2], [3, 5], Granularity.CPU),
-        ([], [4, 4], Granularity.NODE),
-        ([], [], Granularity.CPU),
+        ("0-3 4-7", "0-7", "", "cache"),
+        ("0-3 4-6", "0-7", "", "cpu"),
+        ("0-3 4-7 8-9", "0-9", "", "cache"),
+        ("0-1 2-3 4-5 6-7", "0-3 4-7", "", "node"),
+        ("", "0-3 4-7", "", "node"),
+        ("0-7", "0-7", "", "cpu"),
+        ("", "", "", "cpu"),
+        ("0-3 4-7", "0-3 4-7", "3", "cpu"),
     ],
 )
-def test_what_auto_stands_for(caches: list[int], nodes: list[int], expected: Granularity) -> None:
-    """By how many pCPUs each cache and node has; none where the machine does not tell."""
-    of_cache = dict(enumerate(cache for cache, size in enumerate(caches) for _ in range(size)))
-    of_node = dict(enumerate(node for node, size in enumerate(nodes) for _ in range(size)))
-    count = max(len(of_cache), len(of_node), 8)
-    cpus = [Cpu(cpu, node=of_node.get(cpu), cache=of_cache.get(cpu)) for cpu in range(count)]
-    assert Granularity.AUTO.on(cpus) is expected
-    assert sets(cpus, Granularity.AUTO) == sets(cpus, expected)
-    assert {one.on(cpus) for one in Granularity} == set(Granularity) - {Granularity.AUTO}
+def test_what_auto_comes_to(caches: str, nodes: str, isolated: str, granularity: str) -> None:
+    """Two caches of four pCPUs that are not isolated, else two nodes of as many, else pCPUs."""
+
+    def number(groups: str, cpu: int) -> int | None:
+        parts = map(CpuSet.parse, groups.split())
+        return next((index for index, part in enumerate(parts) if cpu in part), None)
+
+    cpus = [
+        Cpu(cpu, number(nodes, cpu), cache=number(caches, cpu), isolated=str(cpu) == isolated)
+        for cpu in range(10)
+    ]
+    assert resolved(cpus, Granularity.AUTO) == granularity
+    assert sets(cpus, Granularity.AUTO) == sets(cpus, Granularity(granularity))
+    assert resolved(cpus, Granularity.CORE) is Granularity.CORE
+
+
+@pytest.mark.parametrize("granularity", Granularity)
+def test_an_isolated_pcpu_is_a_set_by_itself(granularity: Granularity) -> None:
+    """The kernel balances nothing there; the other thread of its core is alone, too, then."""
+    cpus = [Cpu(cpu, 0, cpu // 2, cpu // 8, isolated=cpu == 5) for cpu in range(16)]
+    found = [str(each) for each in sets(cpus, granularity) if 4 in each or 5 in each]
+    assert found[-1] == "5"
+    assert found[0] == {"core": "4", "cpu": "4", "node": "0-4,6-15"}.get(granularity, "0-4,6-7")

@@ -7,7 +7,7 @@ order of its input.
 
 import enum
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NewType, Self
 
@@ -24,6 +24,10 @@ SHARES: Final = 1024
 
 CPU_ID_MAX: Final = 65_535
 """The largest pCPU number accepted in text: bounds what a hostile cpulist can make us allocate."""
+
+
+DISTANCE_MAX: Final = 255
+"""The largest distance between NUMA nodes: firmware has a byte for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,8 @@ class Cpu:
 
     Two pCPUs with the same `core` are siblings: threads of one core; `cache` is a last-level cache.
     Each is unique on the host. `capacity_ppm` is what it can do when its siblings idle, relative to
-    the strongest pCPU.
+    the strongest pCPU. An `isolated` one the kernel keeps free of what is not pinned there, and
+    moves nothing between it and others. `socket` is numbered as the machine does.
     """
 
     id: int
@@ -143,13 +148,20 @@ class Cpu:
     core: int | None = None
     cache: int | None = None
     capacity_ppm: int = PPM
+    isolated: bool = False
+    socket: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The pCPUs that are online, in rising order of their numbers."""
+    """The pCPUs that are online, in rising order of their numbers.
+
+    `node_distances` tells how far NUMA nodes are from each other, from and to: 10 from one to
+    itself, twice as much for twice the latency. It is empty where the machine does not tell.
+    """
 
     cpus: tuple[Cpu, ...]
+    node_distances: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def online(self) -> CpuSet:
@@ -158,47 +170,46 @@ class Topology:
 
 
 class Granularity(enum.StrEnum):
-    """What a vCPU is pinned to; with `AUTO` the host decides."""
+    """What a vCPU is pinned to; `AUTO` is `resolved` for each host."""
 
+    AUTO = "auto"
     CPU = "cpu"
     CORE = "core"
     CACHE = "cache"
     NODE = "node"
-    AUTO = "auto"
-
-    def on(self, cpus: Sequence[Cpu]) -> "Granularity":
-        """Return what `AUTO` stands for on a host with these pCPUs; every other as it is.
-
-        That is the first of cache and node of which at least two have `AUTO_CPUS_MIN` pCPUs or
-        more, else the single pCPU.
-        """
-        if self is not Granularity.AUTO:
-            return self
-        levels = {Granularity.CACHE: [cpu.cache for cpu in cpus]}
-        levels[Granularity.NODE] = [cpu.node for cpu in cpus]
-        for level, places in levels.items():
-            sizes = Counter(place for place in places if place is not None).values()
-            if sum(size >= AUTO_CPUS_MIN for size in sizes) > 1:
-                return level
-        return Granularity.CPU
 
 
-AUTO_CPUS_MIN: Final = 4
-"""Smaller sets leave the kernel too little choice to make up for pinning less exactly."""
+MIN_AUTO_CPUS: Final = 4
+"""In smaller sets the kernel finds a vCPU too little room for what they cost in balance."""
+
+
+def resolved(cpus: Iterable[Cpu], granularity: Granularity) -> Granularity:
+    """Return what a granularity comes to on a host: caches or nodes where it has large ones."""
+    if granularity is not Granularity.AUTO:
+        return granularity
+    shared = [cpu for cpu in cpus if not cpu.isolated]
+    for level, numbers in (
+        (Granularity.CACHE, Counter(cpu.cache for cpu in shared if cpu.cache is not None)),
+        (Granularity.NODE, Counter(cpu.node for cpu in shared if cpu.node is not None)),
+    ):
+        if sum(count >= MIN_AUTO_CPUS for count in numbers.values()) > 1:
+            return level
+    return Granularity.CPU
 
 
 def sets(cpus: Iterable[Cpu], granularity: Granularity) -> tuple[CpuSet, ...]:
-    """Give the units of a host, in rising order of their lowest pCPU.
+    """Return the sets of pCPUs that vCPUs are pinned to, in rising order of their lowest pCPU.
 
     Where the machine does not tell caches, nodes stand in for them; pCPUs of which neither is known
-    are one unit. A pCPU without a core is one by itself.
+    are one set. An isolated pCPU is one by itself, as is one without a core.
     """
     cpus = tuple(cpus)
-    granularity = granularity.on(cpus)
+    granularity = resolved(cpus, granularity)
     found: defaultdict[tuple[int, ...], int] = defaultdict(int)
     for cpu in cpus:
         node = -1 if cpu.node is None else cpu.node
-        if granularity is Granularity.CPU or (granularity is Granularity.CORE and cpu.core is None):
+        alone = granularity is Granularity.CORE and cpu.core is None
+        if granularity is Granularity.CPU or cpu.isolated or alone:
             key: tuple[int, ...] = (0, cpu.id)
         elif granularity is Granularity.CORE and cpu.core is not None:
             key = (1, cpu.core)
@@ -317,14 +328,14 @@ class Sample:
     """The whole host as read in one cycle.
 
     `unread` holds the domains that run but could not be read; `busy` is None where nobody tells.
-    `set_aside` are the pCPUs that the kernel keeps free of what is not pinned there.
+    `isolated` are the pCPUs that the kernel keeps free of what is not pinned there.
     """
 
     topology: Topology
     domains: tuple[DomainReading, ...]
     unread: Mapping[DomainUuid, "Unread"] = field(default_factory=dict)
     busy: Busy | None = None
-    set_aside: CpuSet = NO_CPUS
+    isolated: CpuSet = NO_CPUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +347,10 @@ class Vcpu:
     for it to be moved or narrows where to. `memory_node` is the NUMA node of the memory beside it,
     where that is known.
     `shares` are its guest's, which all of the guest's vCPUs share, and `quota_ppm` the most that it
-    may run. A `spread` one must not join another vCPU of its guest on a core.
+    may run. A `spread` one must not join another vCPU of its guest on a core. `wait_ppm` is for
+    which share of the period it waited, without what its quota held back, if it may use several
+    pCPUs and one of them, managed and not isolated, was idle for at least a fifth of the period; 0
+    where none was, or that is not known.
     """
 
     id: VcpuId
@@ -351,6 +365,7 @@ class Vcpu:
     shares: int = SHARES
     quota_ppm: int = PPM
     spread: bool = False
+    wait_ppm: int = 0
 
     @property
     def is_bound(self) -> bool:
@@ -385,11 +400,13 @@ class Host:
 
     Both tuples are sorted by number and by `VcpuId`. vCPUs whose load is not known yet are absent;
     the pCPUs that any of them are bound to are `unsettled`: what looks like room there may be none.
+    `node_distances` are those of the `Topology`.
     """
 
     cpus: tuple[HostCpu, ...]
     vcpus: tuple[Vcpu, ...]
     unsettled: CpuSet = NO_CPUS
+    node_distances: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def online(self) -> CpuSet:

@@ -174,11 +174,10 @@ class Settings(BaseModel):
         return Policy(
             balance_threshold_ppm=max(1, round(self.balance_threshold * PPM_PER_POINT)),
             min_gain_ppm=round(self.min_gain * PPM_PER_POINT),
-            node_gain_ppm=4 * round(self.min_gain * PPM_PER_POINT),
-            moves_max=self.max_moves or None,
+            max_moves=self.max_moves or None,
             floating=Floating(self.floating),
-            service_check=self.fair_shares,
-            granularity=Granularity(self.pin_to),
+            fair_shares=self.fair_shares,
+            pin_to=Granularity(self.pin_to),
         )
 
     def house(self) -> HouseRules:

@@ -222,7 +222,7 @@ def _fair(sides: Sequence[Side], size: tuple[int, int], each: int) -> list[Row]:
         by_share[side.name] = str(sum(is_worse_by_share(*pair) for pair in got))
         refused += [one.before for one in idle]
     # Where any side refuses a plan, the others show what a cycle costs that does not.
-    chosen = list(dict.fromkeys([*refused, *hosts]))[:CYCLED_HOSTS]
+    chosen = (refused + [host for host in hosts if host not in refused])[:CYCLED_HOSTS]
     cycles = {side.name: _cycle_times(side, chosen) for side in sides}
     bar = f"{size[1]} hyper-threads, mean 0.6 to 0.9, {each} hosts"
     return [

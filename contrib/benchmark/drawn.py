@@ -124,14 +124,21 @@ def draw_host(seed: int) -> Any:  # noqa: ANN401  the side's Host
 def draw_policy(seed: str, steps_max: int = 12_000) -> Any:  # noqa: ANN401  the side's Policy
     """Draw what the administrator wants."""
     chance = random.Random(f"policy/{seed}")  # noqa: S311  repeatable
+    max_moves = chance.choice([None, 32, 32, 3])
+    floating = chance.choice([one for one in of("planner", "Floating") if one != "auto"])
+    pin_to = chance.choice([one for one in of("units", "Granularity") if one != "auto"])
+    fair_shares = likely(chance, 0.5)
     return known(
         of("planner", "Policy"),
         balance_threshold_ppm=chance.choice([50_000, 100_000, 100_000, 200_000]),
         min_gain_ppm=chance.choice([0, 50_000, 50_000, 100_000]),
-        node_gain_ppm=chance.choice([0, 200_000, 200_000]),
-        moves_max=chance.choice([None, 32, 32, 3]),
-        floating=chance.choice([one for one in of("planner", "Floating") if one != "auto"]),
-        granularity=chance.choice([one for one in of("units", "Granularity") if one != "auto"]),
-        service_check=likely(chance, 0.5),
+        max_moves=max_moves,
+        floating=floating,
+        pin_to=pin_to,
+        fair_shares=fair_shares,
+        # as earlier commits call them
+        moves_max=max_moves,
+        granularity=pin_to,
+        service_check=fair_shares,
         steps_max=steps_max,
     )

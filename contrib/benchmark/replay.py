@@ -57,12 +57,12 @@ class Competitor:
     confirm: int | None = None
     place: Place = Place.RANDOM
     colour: str = "black"
-    service_check: bool = False
+    fair_shares: bool = False
     granularity: Granularity = Granularity.CPU
 
     def rules(self) -> Rules:
         """Give the settings for the scheduler."""
-        chosen = {"fair_shares": self.service_check, "pin_to": self.granularity}
+        chosen = {"fair_shares": self.fair_shares, "pin_to": self.granularity}
         rules = Settings.model_validate(chosen).rules()
         if self.half_life is not None:
             smoothing = replace(rules.smoothing, half_life_s=self.half_life * PERIOD_S)
@@ -83,7 +83,7 @@ def _competitors() -> dict[str, Competitor]:
         "sticky re-pack": Competitor(sticky_repack, 0, 1),
         "sticky re-pack, smoothed loads": Competitor(sticky_repack, None, 1, colour="#e7a9cf"),
         OURS: Competitor(plan),
-        OURS_CHECKED: Competitor(plan, service_check=True),
+        OURS_CHECKED: Competitor(plan, fair_shares=True),
         f"{OURS}, vCPUs floating at first": Competitor(
             plan, place=Place.FLOATING, colour="#56b4e9"
         ),

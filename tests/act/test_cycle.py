@@ -1,6 +1,5 @@
 """One cycle after another on a host in memory: when it acts, and what it does when acting fails."""
 
-import dataclasses
 import itertools
 import random
 from collections.abc import Callable
@@ -20,13 +19,11 @@ from vcpusched.model import (
     Definition,
     DomainUuid,
     Host,
-    Sample,
     VcpuId,
-    Waited,
 )
 from vcpusched.observe.observe import Smoothing
 from vcpusched.observe.placement_rules import HouseRules
-from vcpusched.plan.planner import Move, Plan, Policy, plan
+from vcpusched.plan.planner import Floating, Move, Plan, Policy, plan
 from vcpusched.service.run_directory import LedgerFile
 
 
@@ -111,34 +108,14 @@ def test_a_guest_that_starts_or_ends_is_not_taken_for_the_host() -> None:
     assert [cpu.host_load_ppm for cpu in cycle.host.cpus] == [0, 0]
 
 
-class Stubborn(MemoryHost):
-    """A host whose vCPUs wait for half of the time, wherever they are."""
-
-    def sample(self) -> Sample:
-        """Read the host, with the wait of all."""
-        sample = super().sample()
-        waited = Waited(self.now_ns, self.now_ns // 2)
-        return dataclasses.replace(
-            sample,
-            domains=tuple(
-                dataclasses.replace(
-                    domain,
-                    vcpus=tuple(
-                        dataclasses.replace(reading, waited=waited) for reading in domain.vcpus
-                    ),
-                )
-                for domain in sample.domains
-            ),
-        )
-
-
 def test_who_was_moved_in_vain_is_left_alone() -> None:
     """{25 25 25 25} {}: two leave, and all wait as before. After 20 s that is told, and they stay.
 
     Nobody else is held.
     """
     names = ["a", "b", "c", "d"]
-    host = Stubborn(2, dict.fromkeys(names, 0.25), dict.fromkeys(names, "0"))
+    host = MemoryHost(2, dict.fromkeys(names, 0.25), dict.fromkeys(names, "0"))
+    host.waits = dict.fromkeys(names, 0.5)
     host.host_wants = {0: 0.0, 1: 0.0}
     scheduler = Scheduler()
     seen = [run(scheduler, host, 1) for _ in range(30)]
@@ -156,13 +133,14 @@ def test_who_was_moved_in_vain_is_left_alone() -> None:
     assert set(held.values()) == {"moved in vain, so left alone for 5 min more"}
 
 
-def bound_in_vain(directory: Path, elsewhere: float) -> tuple[Stubborn, Keeper]:
+def bound_in_vain(directory: Path, elsewhere: float) -> tuple[MemoryHost, Keeper]:
     """Give two guests of 50 % that may use both pCPUs, bound to pCPU 0 by us, and wait half.
 
     `elsewhere` is how busy the other pCPU is.
     """
     names = ["a", "b"]
-    host = Stubborn(2, dict.fromkeys(names, 0.5), dict.fromkeys(names, "0-1"))
+    host = MemoryHost(2, dict.fromkeys(names, 0.5), dict.fromkeys(names, "0-1"))
+    host.waits = dict.fromkeys(names, 0.5)
     host.host_wants = {0: 0.0, 1: elsewhere}
     kept = Keeper(host, Book(LedgerFile(directory)))
     kept.sample()
@@ -204,6 +182,37 @@ def test_no_original_is_given_back_that_the_definition_does_not_allow_any_more(
     (failure,) = cycle.failures
     assert (failure.move.domain, failure.expected) == ("a", True)
     assert "does not allow that any more" in failure.why
+
+
+def floaters(floating: Floating) -> tuple[MemoryHost, Scheduler, Rules]:
+    """Return two guests of 55 % that may use both pCPUs, and are seen on pCPU 0."""
+    names = ["a", "b"]
+    host = MemoryHost(2, dict.fromkeys(names, 0.55), dict.fromkeys(names, "0-1"))
+    host.definitions = dict.fromkeys(names, Definition({0: CpuSet.parse("0-1")}))
+    host.host_wants = {0: 0.0, 1: 0.0}
+    host.waits = dict.fromkeys(names, 0.0)
+    return host, Scheduler(), Rules(policy=Policy(floating=floating))
+
+
+@pytest.mark.parametrize("floating", [Floating.AUTO, Floating.KERNEL])
+def test_a_floater_that_waits_beside_room_is_bound(floating: Floating) -> None:
+    """With "auto", once it waited in both of two periods in a row, whoever waits besides."""
+    host, scheduler, rules = floaters(floating)
+    run(scheduler, host, 5, rules)
+    for period in range(10):
+        host.waits = {"a": 0.1 * (period % 2), "b": 0.1 * (1 - period % 2)}
+        run(scheduler, host, 1, rules)
+    assert host.pins == []
+    host.waits = {"a": 0.1, "b": 0.04}
+    run(scheduler, host, 3, rules)
+    assert host.pins == ([("a", "1")] if floating is Floating.AUTO else [])
+
+
+def test_floaters_are_bound_whoever_waits() -> None:
+    """With "pin" that nobody waits does not matter."""
+    host, scheduler, rules = floaters(Floating.PIN)
+    run(scheduler, host, 3, rules)
+    assert len(host.pins) == 1
 
 
 def test_one_odd_sample_moves_nothing() -> None:
@@ -552,20 +561,25 @@ def test_the_cooldown_counts_a_pin_whose_answer_was_lost() -> None:
     assert host.pins
 
 
-def test_a_glance_is_enough_until_a_plan_is_carried_out() -> None:
-    """Only the cycle that is to act searches in full."""
-    asked: list[int] = []
+def test_at_rest_nothing_is_searched_for_again() -> None:
+    """{70 70 70} {}: two go in one plan, and 140 | 70 stays; planned anew once a load changes."""
+    asked: list[Policy] = []
 
     def decide(host: Host, policy: Policy) -> Plan:
-        asked.append(policy.steps_max)
+        asked.append(policy)
         return plan(host, policy)
 
-    host, scheduler = crowded(), Scheduler(decide=decide)
-    run(scheduler, host, 30, Rules(confirm=3))
-    full = Policy().steps_max
-    assert asked[:4] == [full // 8, full // 8, full // 8, full]
-    assert full not in asked[4:]
-    assert len(host.pins) == 2
+    host = MemoryHost(2, dict.fromkeys("abc", 0.7), dict.fromkeys("abc", "0"))
+    scheduler = Scheduler(decide=decide)
+    run(scheduler, host, 10, Rules())
+    assert len(host.pins) == 1
+    settled = len(asked)
+    run(scheduler, host, 10, Rules())
+    assert len(asked) == settled
+    host.wants["a"] = 0.65
+    run(scheduler, host, 10, Rules())
+    assert settled < len(asked) < settled + 10
+    assert len(host.pins) == 1
 
 
 def test_a_guest_that_boots_moves_nobody() -> None:

@@ -199,7 +199,7 @@ def test_a_neighbour_appears(tmp_path: Path) -> None:
     After that period it is known that it waited, and it may use both again, whatever cooldown says;
     then it waits no more. It is not bound again for five minutes, 100 periods.
     """
-    cooled = Rules(policy=Policy(moves_max=1), cooldown_s=3600)
+    cooled = Rules(policy=Policy(max_moves=1), cooldown_s=3600)
     freed, waited = neighbour(tmp_path, cooled)
     assert len(freed) == 1
     assert freed[0][0] == 20

@@ -53,7 +53,7 @@ def service(drawn: Host = DRAWN, **values: object) -> Service:
         host=drawn,
         plan=plan(drawn, Policy()),
         waits={vcpu.id: ppm for vcpu, ppm in zip(drawn.vcpus, (120_000, 4_999), strict=False)},
-        left_alone={"set aside by the kernel": CpuSet.of([8, 9])},
+        left_alone={"isolated by the kernel": CpuSet.of([8, 9])},
     )
     made = Service(
         pid=os.getpid(),
@@ -103,7 +103,7 @@ def test_piped(directory: Path) -> None:
     assert "pins        1 in the last hour, 7 in the last day, 7 since it started" in lines
     gap = next(line for line in lines if line.startswith("gap"))
     assert gap.endswith("95 points, threshold 10")
-    assert "pCPUs 8-9 are left alone: set aside by the kernel" in lines
+    assert "pCPUs 8-9 are left alone: isolated by the kernel" in lines
     assert "May be moved: g0, g1, g2" in lines
     assert lines[-1].endswith("g0/0  0 → 1  " + CROWDED.moves[0].reason)
     drawn = lines[lines.index("      node 0, cache 0") :]
@@ -152,7 +152,7 @@ def test_as_json(directory: Path) -> None:
     found = json.loads(shown(directory, service(), "--json"))
     assert (found["version"], found["health"], found["gap"]) == (1, "healthy", 0.95)
     assert (found["pins_last_hour"], found["pins_last_day"]) == (1, 7)
-    assert found["left_alone"] == [{"cpus": "8-9", "why": "set aside by the kernel"}]
+    assert found["left_alone"] == [{"cpus": "8-9", "why": "isolated by the kernel"}]
     assert found["waits"] == [{"uuid": "0000", "id": 1, "vcpu": 0, "wait": 0.12}]
     (pin,) = found["last_pins"]
     assert (pin["uuid"], pin["reason"]) == ("0000", CROWDED.moves[0].reason)

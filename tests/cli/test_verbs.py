@@ -32,6 +32,8 @@ CROWDED = {
 
 ONE = '{"version": 1, "cpus": [{"id": 0}], "vcpus": [{"domain": "a", "vcpu": 0, %s}]}'
 
+FAR = '{"version": 1, "cpus": [{"id": 0}], "vcpus": [], "node_distances": %s}'
+
 
 def test_plan_from_standard_input_as_json() -> None:
     """The format that the design fixes, from a snapshot with optional and unknown keys."""
@@ -43,14 +45,14 @@ def test_plan_from_standard_input_as_json() -> None:
         "balanced": False,
         "stop": "balanced",
         "gap_before": 1.06,
-        "gap_after": 0.0,
+        "gap_after": 0.06,
         "moves": [
             {
-                "domain": "web1",
+                "domain": "web2",
                 "vcpu": 0,
                 "from": "0",
                 "to": "1",
-                "load": 0.53,
+                "load": 0.5,
                 "reason": found["moves"][0]["reason"],
             }
         ],
@@ -69,9 +71,9 @@ def test_plan_for_a_person(tmp_path: Path) -> None:
     done = vcpusched("plan", "--from", str(file))
     assert done.returncode == 0
     assert f"As saved in {file}" in done.stdout
-    assert "1. vCPU 0 of web1 from pCPU 0 to pCPU 1: pCPU 0 was at 106 %" in done.stdout
+    assert "1. vCPU 0 of web2 from pCPU 0 to pCPU 1: pCPU 0 was at 106 %" in done.stdout
     assert (
-        "the gap goes from 106 points to 0 points (threshold 10); then it is balanced"
+        "the gap goes from 106 points to 6 points (threshold 10); then it is balanced"
         in done.stdout
     )
     assert "\x1b" not in done.stdout  # plain when piped
@@ -158,7 +160,12 @@ def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:
         ('{"version": 1, "cpus": [{"id": 0}, {"id": 0}], "vcpus": []}', "cpus: a pCPU is listed"),
         ('{"version": 1, "cpus": [{"id": 0, "capacity": 0}], "vcpus": []}', "cpus.0.capacity: "),
         ('{"version": 1, "cpus": [{"id": 0, "capacity": 1.5}], "vcpus": []}', "cpus.0.capacity: "),
+        *((FAR % distances, "node_distances") for distances in ("[]", '{"x": {}}', '{"0": 1}')),
+        (FAR % '{"0": {"1": 0}}', "node_distances.0.1: "),
+        (FAR % '{"0": {"1": 1e400}}', "node_distances.0.1: "),
+        ('{"version": 1, "cpus": [{"id": 0, "socket": "0"}], "vcpus": []}', "cpus.0.socket: "),
         (ONE % '"load": NaN, "cpus": "0"', "vcpus.0.load: "),
+        (ONE % '"load": 1, "cpus": "0", "wait": 2', "vcpus.0.wait: "),
         (ONE % '"load": 1, "cpus": "x"', "vcpus.0: 'x' is no list of pCPUs"),
         (ONE % '"load": 1, "cpus": ""', "vcpus.0: cpus: must name at least one pCPU"),
     ],
@@ -211,6 +218,7 @@ def test_a_snapshot_says_all_that_the_planner_needs() -> None:
     """Written and read back, a host gets the same plan."""
     particular = host([60, 10], [5])
     said = {"why": "why", "memory_node": 1, "shares": 512, "quota_ppm": 250_000, "spread": True}
+    said |= {"wait_ppm": 60_000}
     vcpus = tuple(dataclasses.replace(vcpu, **said) for vcpu in particular.vcpus)  # type: ignore[arg-type]
     for drawn in (
         host([25, 25, 25, 25], []),
@@ -228,17 +236,20 @@ def test_a_snapshot_says_all_that_the_planner_needs() -> None:
 def test_a_snapshot_says_where_pcpus_sit_and_what_they_can_do() -> None:
     """All of it is optional, and a capacity of 1 is left out; of what rounds to 0 a millionth."""
     cpus = (
-        Cpu(0, node=0, core=0, cache=0),
+        Cpu(0, node=0, core=0, cache=0, socket=0),
         Cpu(1),
         Cpu(2, node=1, capacity_ppm=600_000),
-        Cpu(3, capacity_ppm=1),
+        Cpu(3, capacity_ppm=1, isolated=True),
     )
-    written = snapshot.host_as_json(Host(tuple(map(HostCpu, cpus)), ()))
+    distances = {(0, 0): 10, (0, 1): 32}
+    written = snapshot.host_as_json(Host(tuple(map(HostCpu, cpus)), (), node_distances=distances))
+    assert written["node_distances"] == {"0": {"0": 10, "1": 32}}
+    assert snapshot.parse(json.dumps(written)).node_distances == distances
     assert written["cpus"] == [
-        {"id": 0, "node": 0, "core": 0, "cache": 0, "host_load": 0.0},
+        {"id": 0, "node": 0, "core": 0, "cache": 0, "socket": 0, "host_load": 0.0},
         {"id": 1, "host_load": 0.0},
         {"id": 2, "node": 1, "capacity": 0.6, "host_load": 0.0},
-        {"id": 3, "capacity": 0.000001, "host_load": 0.0},
+        {"id": 3, "capacity": 0.000001, "isolated": True, "host_load": 0.0},
     ]
     assert tuple(cpu.cpu for cpu in snapshot.parse(json.dumps(written)).cpus) == cpus
     written["cpus"][3]["capacity"] = 1e-9

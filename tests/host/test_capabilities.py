@@ -67,6 +67,7 @@ def test_two_sockets_with_smt() -> None:
     """
     topology = parsed("two-sockets-smt", "0-15")
     assert groups(topology, "node") == {0: "0-3,8-11", 1: "4-7,12-15"}
+    assert groups(topology, "socket") == groups(topology, "node")
     assert groups(topology, "cache") == {0: "0-3,8-11", 4: "4-7,12-15"}
     assert groups(topology, "core") == {core: f"{core},{core + 8}" for core in range(8)}
 
@@ -79,6 +80,16 @@ def test_several_caches_in_a_node() -> None:
         low: f"{low}-{low + 1},{low + 16}-{low + 17}" for low in range(0, 16, 2)
     }
     assert groups(topology, "core") == {core: f"{core},{core + 16}" for core in range(16)}
+
+
+def test_how_far_nodes_are_from_each_other() -> None:
+    """As libvirt has it from the firmware; what is no distance is left out."""
+    topology = parsed("emulated-epyc-bookworm", "0-7")
+    assert topology.node_distances == {(0, 0): 10, (0, 1): 20, (1, 0): 20, (1, 1): 10}
+    told = "".join(f"<sibling id='1' value='{value}'/>" for value in ("0", "256", "x", ""))
+    cells = f"<cells><cell id='0'><distances>{told}</distances></cell></cells>"
+    text = f"<capabilities><host><topology>{cells}</topology></host></capabilities>"
+    assert read_topology(text, CpuSet.of([0])).node_distances == {}
 
 
 def test_hybrid() -> None:
@@ -111,7 +122,7 @@ def test_a_pcpu_that_came_back_is_only_half_known() -> None:
     """Capabilities older than the map: of 2 the node is told, of 45 nothing, of 41 the node."""
     topology = parsed("sparse-offline", "1-2,41,45")
     assert topology.cpus == (
-        Cpu(1, node=0, core=1, cache=1),
+        Cpu(1, node=0, core=1, cache=1, socket=0),
         Cpu(2, node=0),
         Cpu(41, node=8),
         Cpu(45),

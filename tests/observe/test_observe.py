@@ -25,6 +25,7 @@ from vcpusched.model import (
 )
 from vcpusched.observe.demand import INTERVAL_MIN_NS, Track, smoothed
 from vcpusched.observe.observe import Observed, Smoothing, baseline, observe, usage_ppm
+from vcpusched.observe.placement_rules import HouseRules
 
 SECOND_NS = 1_000_000_000
 ALL = CpuSet.parse("0-3")
@@ -81,6 +82,37 @@ def test_how_long_each_vcpu_waited(affinity: str, wait: int | None) -> None:
         for at in (10, 12)
     )
     assert list(observe(before, after).waits.values()) == ([] if wait is None else [wait])
+
+
+@pytest.mark.parametrize(
+    ("affinity", "busy", "isolated", "wait"),
+    [
+        ("0-1", (100, 80, 100, 100), "", 100_000),
+        ("0-1", (100, 81, 0, 0), "", 0),  # others idle, but it may not use them
+        ("1", (100, 0, 0, 0), "", 0),  # bound
+        ("0-1", (100, 0, 0, 0), "1", 0),
+        ("0-1", (), "", 0),  # not known
+        ("0,4", (100, 0, 0, 0), "", 0),  # not online
+    ],
+)
+def test_who_waited_beside_room(
+    affinity: str, busy: tuple[int, ...], isolated: str, wait: int
+) -> None:
+    """A pCPU that it may use, managed and not isolated, was idle for a fifth of the time."""
+    before, after = (
+        dataclasses.replace(
+            sample(waiting(at, at / 10, affinity)),
+            busy=Busy(at * SECOND_NS, {cpu: at * each * 10**7 for cpu, each in enumerate(busy)}),
+            isolated=CpuSet.parse(isolated),
+        )
+        for at in (10, 12)
+    )
+    rules = HouseRules("all")
+    (vcpu,) = observe(before, after, rules=rules).host.vcpus
+    assert vcpu.wait_ppm == wait
+    seen = observe(before, after, rules=rules)
+    gone = dataclasses.replace(sample(), unread={DomainUuid("u"): Unread("web", "why")})
+    assert observe(after, gone, seen).host.vcpus[0].wait_ppm == 0
 
 
 def test_the_first_sample_has_no_loads() -> None:
@@ -176,7 +208,7 @@ def test_who_may_be_moved() -> None:
 def test_more_than_64_pcpus() -> None:
     """A vCPU on pCPU 300 of 512 with pCPUs 64-127 offline is seen there and may go anywhere."""
     online = CpuSet.parse("0-63,128-511")
-    topology = Topology(tuple(Cpu(cpu) for cpu in online))
+    topology = Topology(tuple(Cpu(cpu) for cpu in online), {(0, 1): 32})
     pair = [
         Sample(
             topology,
@@ -191,8 +223,10 @@ def test_more_than_64_pcpus() -> None:
         )
         for at in (10, 12)
     ]
-    vcpu = observe(pair[0], pair[1]).host.vcpus[0]
+    host = observe(pair[0], pair[1]).host
+    (vcpu,) = host.vcpus
     assert (str(vcpu.cpus), str(vcpu.allowed)) == ("300", "0-63,128-511")
+    assert (host.online, host.node_distances) == (online, {(0, 1): 32})
 
 
 @pytest.mark.parametrize(

@@ -34,17 +34,17 @@ def guest(name: str, *affinities: str, **said: object) -> DomainReading:
     return DomainReading(DomainUuid(name), 1, name, 0, 0, readings, definition)
 
 
-def sample(*domains: DomainReading, set_aside: str = "", nodes: int = 0) -> Sample:
+def sample(*domains: DomainReading, isolated: str = "", nodes: int = 0) -> Sample:
     """Give a host with eight pCPUs, alternately on so many nodes; 0: on none that is known."""
     topology = Topology(tuple(Cpu(cpu, cpu % nodes if nodes else None) for cpu in range(8)))
-    return Sample(topology, domains, set_aside=cpus(set_aside))
+    return Sample(topology, domains, isolated=cpus(isolated))
 
 
 def standings(
-    *domains: DomainReading, rules: HouseRules | None = None, set_aside: str = "", nodes: int = 0
+    *domains: DomainReading, rules: HouseRules | None = None, isolated: str = "", nodes: int = 0
 ) -> list[Standing]:
     """Judge all vCPUs, guest by guest."""
-    seen = sample(*domains, set_aside=set_aside, nodes=nodes)
+    seen = sample(*domains, isolated=isolated, nodes=nodes)
     house = House.of(rules or HouseRules(), seen)
     return [house.standing(domain, reading) for domain in domains for reading in domain.vcpus]
 
@@ -230,7 +230,7 @@ def test_pools() -> None:
     assert not standing(guest("web", "0-7"), rules=HouseRules("0-3")).fixed
     for affinity in ("0-7", "0-5"):
         for rules in (HouseRules(), HouseRules("all")):
-            assert not standing(guest("web", affinity), rules=rules, set_aside="6-7").fixed
+            assert not standing(guest("web", affinity), rules=rules, isolated="6-7").fixed
 
 
 def test_a_vcpu_on_a_pcpu_that_is_not_managed_stays() -> None:
@@ -269,14 +269,16 @@ def test_dedicated_pcpus() -> None:
     assert str(standing(named, pinned, pooled).allowed) == "0,4"
 
 
-def test_pcpus_set_aside_are_for_those_that_name_them() -> None:
+def test_isolated_pcpus_are_for_those_that_name_them() -> None:
     """Managed since nothing is excluded; who names no pCPU is not put there all the same."""
     rules = HouseRules("all")
     named = guest("named", "6", allowed={0: cpus("6-7")})
-    first, other = standings(named, guest("web", "0"), rules=rules, set_aside="6-7")
+    first, other = standings(named, guest("web", "0"), rules=rules, isolated="6-7")
     assert (first, str(other.allowed)) == (Standing(cpus("6-7")), "0-5")
     # By default they are not managed, so even who is bound there by its definition is left alone.
-    assert standing(named, set_aside="6-7").why == "its definition allows no managed pCPU"
+    assert standing(named, isolated="6-7").why == "its definition allows no managed pCPU"
+    house = House.of(rules, sample(named, isolated="6-7"))
+    assert [cpu.id for cpu in house.cpus if cpu.isolated] == [6, 7]
 
 
 def test_nowhere_to_go() -> None:

@@ -69,9 +69,9 @@ def test_why_a_vcpu_is_moved_or_is_not() -> None:
     assert why(held, "g0").endswith(" and may not be moved: a realtime vCPU")
     assert why(host([30, 0, 60], []), "g1").endswith("it would change nothing")
     assert why(host([50, 50], [50]), "g2").endswith(": no move of it would gain min_gain")
-    limited = Policy(moves_max=1)
+    limited = Policy(max_moves=1)
     texts = [why(host([20, 20, 20, 20], []), f"g{index}", limited) for index in range(4)]
-    assert sum(text.endswith(": moves_max ended the plan before it") for text in texts) == 3
+    assert sum(text.endswith(": max_moves ended the plan before it") for text in texts) == 3
     assert ": it floats, and the kernel spreads it" in why(
         change(host([95, 95, 95], []), "g0", cpus=CpuSet.parse("0-1")), "g0"
     )

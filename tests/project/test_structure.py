@@ -54,7 +54,6 @@ LONGER = {
     "host.libvirt_host",
     "model",
     "observe.observe",
-    "plan.planner",
     "report.messages",
     "service.daemon",
     "simulate.simulator",

@@ -14,8 +14,8 @@ from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
 from vcpusched.model import PPM, CpuSet, Host
+from vcpusched.plan.fairness import unmet_ppm
 from vcpusched.plan.planner import Policy, plan
-from vcpusched.plan.service import unmet_ppm
 from vcpusched.report import metrics
 from vcpusched.report.messages import Service
 from vcpusched.report.tally import Tally

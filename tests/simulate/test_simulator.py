@@ -454,7 +454,7 @@ def test_strict_memory_is_a_wall(granularity: Granularity) -> None:
     """
     topology = Topology(tuple(Cpu(cpu, cpu // 2, cpu, cpu // 2) for cpu in range(4)))
     rules = Rules(
-        policy=Policy(node_gain_ppm=0, granularity=granularity),
+        policy=Policy(pin_to=granularity),
         house=HouseRules(granularity=granularity),
     )
     node_0 = CpuSet.parse("0-1")
@@ -477,7 +477,7 @@ def test_strict_memory_comes_home() -> None:
     The other is alone then. Without walls one went to the idle pCPU beside it. One that is home
     gains 10 points, so `node_gain` is 0.
     """
-    rules = Rules(policy=Policy(node_gain_ppm=0))
+    rules = Rules(policy=Policy())
     topology = Topology(tuple(Cpu(cpu, cpu // 2, cpu, cpu // 2) for cpu in range(4)))
 
     def targets(memory_nodes: frozenset[int]) -> set[str]:
@@ -508,7 +508,7 @@ def test_two_busy_vcpus_on_siblings_are_parted(granularity: Granularity, targets
     topology = Topology(tuple(Cpu(cpu, 0, cpu // 2, 0) for cpu in range(4)))
     workload = dataclasses.replace(drawn([100], [100], [], []), topology=topology)
     rules = Rules(
-        policy=Policy(granularity=granularity, service_check=True),
+        policy=Policy(pin_to=granularity, fair_shares=True),
         house=HouseRules(granularity=granularity),
     )
     result = simulate(workload, Scheduler(), rules)
@@ -552,7 +552,7 @@ def joined(
     )
     workload = Workload("", 8, 120, guests, topology=topology)
     rules = Rules(
-        policy=Policy(granularity=granularity, steps_max=2_000),
+        policy=Policy(pin_to=granularity, steps_max=2_000),
         house=HouseRules(granularity=granularity),
     )
     pins = simulate(workload, Scheduler(), rules, place=Place.ROUND_ROBIN).pins
@@ -616,7 +616,7 @@ def test_a_heavy_guest_goes_to_a_strong_pcpu(granularity: Granularity) -> None:
         tuple(Cpu(cpu, 0, cpu, 0, 1_000_000 if cpu < 2 else 600_000) for cpu in range(4))
     )
     workload = dataclasses.replace(drawn([], [], [80, 10], []), topology=topology)
-    rules = Rules(policy=Policy(granularity=granularity), house=HouseRules(granularity=granularity))
+    rules = Rules(policy=Policy(pin_to=granularity), house=HouseRules(granularity=granularity))
     result = simulate(workload, Scheduler(), rules)
     targets = {pin.domain: str(pin.to_cpus) for pin in result.pins}
     assert targets in ({"g2a": "0"}, {"g2a": "1"})
@@ -639,7 +639,7 @@ def test_no_turns_are_taken_on_pcpus_of_two_kinds(
         tuple(Cpu(cpu, 0, cpu, 0, 1_000_000 if cpu < 2 else 600_000) for cpu in range(4))
     )
     workload = dataclasses.replace(drawn(*[[load] * each] * 4), topology=topology)
-    rules = Rules(policy=Policy(granularity=granularity), house=HouseRules(granularity=granularity))
+    rules = Rules(policy=Policy(pin_to=granularity), house=HouseRules(granularity=granularity))
     pins = simulate(workload, Scheduler(), rules).pins
     assert len(pins) <= 2
     assert not any(pin.back for pin in pins)
@@ -665,7 +665,7 @@ def test_sets_of_pcpus_need_fewer_pins() -> None:
 
     def simulated(granularity: Granularity) -> simulation.Result:
         rules = Rules(
-            policy=Policy(granularity=granularity),
+            policy=Policy(pin_to=granularity),
             house=HouseRules(granularity=granularity),
             smoothing=Smoothing(half_life_s=9),
         )

@@ -2,19 +2,20 @@
 
 Rule: acts only through a `Hypervisor` and never reads a clock of its own or sleeps, so that it
 runs unchanged on a simulated host. All that it remembers between cycles is the last sample and the
-loads up to it, how often in a row it wanted to act, what its last plan promised, whom to leave
-alone for a while (`feedback`), and a pin whose answer was lost with the connection.
+loads up to it, how often in a row it wanted to act and who waited then, what its last plan
+promised, when one had nothing to do, whom to leave alone for a while (`feedback`), and a pin whose
+answer was lost with the connection.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from vcpusched.act.feedback import (
     Look,
     Patience,
     Promise,
     Proof,
+    Rest,
     Verdict,
     promised,
     proven,
@@ -37,13 +38,10 @@ from vcpusched.model import (
     Unread,
     VcpuId,
 )
+from vcpusched.observe.demand import WAITS_PPM
 from vcpusched.observe.observe import Observed, Smoothing, baseline, observe
 from vcpusched.observe.placement_rules import HouseRules, why_unclear
 from vcpusched.plan.planner import Move, Plan, Policy, plan
-
-GLANCE_SHARE: Final = 8
-"""Until a plan is about to be carried out an eighth of the search will do to see whether there is
-one: of 432 hosts a little out of balance it missed none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +139,8 @@ class Scheduler:
         self._observed: Observed | None = None
         self._wanted = 0
         self._wanted_binding = 0
+        self._waiting: set[VcpuId] = set()
+        self._rest: Rest | None = None
         self._in_doubt: tuple[int, Move] | None = None
         self._promise: Promise | None = None
         self._patience = Patience()
@@ -188,7 +188,7 @@ class Scheduler:
         host = self._patience.applied(
             self._observed.host, sample, number=self._number, cooldown_s=rules.cooldown_s
         )
-        found = self._plan(host, rules)
+        found = self._plan(host, rules, now_ns)
         look = Look(now_ns, host, found, self._observed.waits, self._observed.busy)
         seen = replace(seen, proofs=self._prove(look), waits=self._observed.waits)
         if not (rules.dry_run or rules.paused):
@@ -286,13 +286,25 @@ class Scheduler:
             self._wanted_binding = self._wanted_binding + 1 if found.binds_floaters else 0
         return self._confirmations(found)
 
-    def _plan(self, host: Host, rules: Rules) -> Plan:
-        """Plan, and search in full when the plan may be carried out."""
-        glance = replace(rules.policy, steps_max=rules.policy.steps_max // GLANCE_SHARE)
-        found = self._decide(host, glance)
-        if not found.moves or self._confirmations(found) + 1 < rules.confirm:
-            return found
-        return self._decide(host, rules.policy)
+    def _plan(self, host: Host, rules: Rules, now_ns: int) -> Plan:
+        """Plan, unless nothing has changed since a plan had nothing to do."""
+        if self._wanted_binding:
+            # A floater is bound for its wait only if it waited in each period that confirms that.
+            vcpus = (
+                vcpu if vcpu.id in self._waiting or not vcpu.wait_ppm else replace(vcpu, wait_ppm=0)
+                for vcpu in host.vcpus
+            )
+            host = replace(host, vcpus=tuple(vcpus))
+        self._waiting = {vcpu.id for vcpu in host.vcpus if vcpu.wait_ppm >= WAITS_PPM}
+        rest, policy = self._rest, rules.policy
+        if rest is not None and rest.still_holds(host, policy, now_ns):
+            # Only what is told of the host is worked out anew.
+            found = plan(host, replace(policy, max_moves=0))
+            return replace(found, refused=rest.refused)
+        found = self._decide(host, policy)
+        is_at_rest = not (found.moves or found.balanced)
+        self._rest = Rest(host, policy, now_ns, found.refused) if is_at_rest else None
+        return found
 
     def _confirmations(self, found: Plan) -> int:
         return self._wanted_binding if found.binds_floaters else self._wanted

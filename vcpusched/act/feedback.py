@@ -18,11 +18,12 @@ Properties: what was not measured is not judged. A plan that touched nobody who 
 import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Final
 
-from vcpusched.model import PPM, CpuSet, DomainUuid, Host, Sample, Vcpu, VcpuId
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, DomainUuid, Host, Sample, Vcpu, VcpuId
 from vcpusched.observe.demand import CROWDED_PPM, WAITS_PPM
-from vcpusched.plan.planner import Move, Plan
+from vcpusched.plan.planner import Move, Plan, Policy
 from vcpusched.text import percent
 
 PATIENCE_NS: Final = 20_000_000_000
@@ -210,6 +211,41 @@ def _wants_more(promise: Promise, asked: list[VcpuId], found: Plan) -> bool:
     cpus = {promise.cpus[vcpu] for vcpu in asked}
     planned_ppm = sum(promise.loads_ppm.get(cpu, 0) for cpu in cpus)
     return sum(loads.get(cpu, 0) for cpu in cpus) * 100 > planned_ppm * MORE_PERCENT
+
+
+REST_NS: Final = 300_000_000_000
+REST_PPM: Final = 2 * PPM_PER_POINT
+"""For how long at most a plan with nothing to do holds, and how far loads may change meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A host for which a plan had nothing to do, and when; `refused` is what was not fair."""
+
+    host: Host
+    policy: Policy
+    at_ns: int
+    refused: str
+
+    def still_holds(self, host: Host, policy: Policy, now_ns: int) -> bool:
+        """Tell whether nothing has changed that could make another plan of it."""
+        loads_ppm = (
+            [*(cpu.host_load_ppm for cpu in one.cpus), *(vcpu.load_ppm for vcpu in one.vcpus)]
+            for one in (host, self.host)
+        )
+        return (
+            now_ns - self.at_ns < REST_NS
+            and policy == self.policy
+            and _bounds(host) == _bounds(self.host)
+            and all(abs(one - other) <= REST_PPM for one, other in zip(*loads_ppm, strict=True))
+        )
+
+
+def _bounds(host: Host) -> tuple[object, ...]:
+    """Return all that plans depend on, but for the loads and where floaters ran."""
+    fields = attrgetter("id", "cpus", "allowed", "fixed", "shares", "quota_ppm", "spread")
+    waiting = [vcpu.wait_ppm >= WAITS_PPM for vcpu in host.vcpus]
+    return host.unsettled, [cpu.cpu for cpu in host.cpus], [*map(fields, host.vcpus)], waiting
 
 
 ASIDE_CYCLES: Final = 10

@@ -289,7 +289,7 @@ def _first(definition: Definition, reading: VcpuReading, sample: Sample) -> Reco
     if marked is None:
         return record
     # "Anywhere" is where the kernel puts whom nobody binds.
-    everywhere = sample.topology.online - sample.set_aside
+    everywhere = sample.topology.online - sample.isolated
     original = (everywhere if marked == ALL_CPUS else marked) & sample.topology.online
     stated = definition.allowed.get(reading.vcpu, ALL_CPUS)
     # A mark of another host's may name pCPUs that there are not here.

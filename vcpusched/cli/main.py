@@ -206,7 +206,7 @@ def _run(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
     from vcpusched.cli import sources
-    from vcpusched.plan import explain, planner, units
+    from vcpusched.plan import cpu_groups, explain, planner
     from vcpusched.report import snapshot
 
     if options.snapshot is not None:
@@ -215,7 +215,7 @@ def _plan(options: argparse.Namespace) -> int:
         host, where = sources.present(settings)
     policy = settings.policy()
     plan = planner.plan(host, policy)
-    untold = units.untold((cpu.cpu for cpu in host.cpus), policy.granularity)
+    untold = cpu_groups.untold((cpu.cpu for cpu in host.cpus), policy.pin_to)
     explanations = explain.explained(host, plan, options.explain or "")
     if options.explain is not None and not explanations:
         text = f"--explain: {json.dumps(options.explain)}: no vCPU of such a domain has a load here"
@@ -360,7 +360,7 @@ def _check_config(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
     from vcpusched.act.cycle import Scheduler
-    from vcpusched.plan import units
+    from vcpusched.plan import cpu_groups
     from vcpusched.report import display, simulation
     from vcpusched.simulate.simulator import Place, simulate
 
@@ -368,7 +368,7 @@ def _simulate(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         workload = _workload(options, settings.period)
-        if untold := units.untold(workload.machine().cpus, settings.policy().granularity):
+        if untold := cpu_groups.untold(workload.machine().cpus, settings.policy().pin_to):
             print(f"vcpusched: {untold}", file=sys.stderr)
         period_ns, place = round(settings.period * 1e9), Place(options.place)
         with display.progress("Simulating", 2 * workload.periods) as advance:

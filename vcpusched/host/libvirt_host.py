@@ -252,7 +252,7 @@ class LibvirtHost:
             domains=self._with_waits(domains),
             unread=unread,
             busy=host_cpus.busy(),
-            set_aside=host_cpus.isolated() | host_cpus.tickless(),
+            isolated=host_cpus.isolated() | host_cpus.tickless(),
         )
 
     def _with_waits(self, domains: Sequence[DomainReading]) -> tuple[DomainReading, ...]:
@@ -436,9 +436,8 @@ class LibvirtHost:
 def _with_capacities(topology: Topology) -> Topology:
     """Add what the kernel says that pCPUs can do, which libvirt does not say."""
     told = host_cpus.capacities(topology.online)
-    return Topology(
-        tuple(replace(cpu, capacity_ppm=told.get(cpu.id, PPM)) for cpu in topology.cpus)
-    )
+    cpus = (replace(cpu, capacity_ppm=told.get(cpu.id, PPM)) for cpu in topology.cpus)
+    return replace(topology, cpus=tuple(cpus))
 
 
 def parse_vcpus(

@@ -26,6 +26,7 @@ from xml.etree import ElementTree as ET
 from vcpusched.model import (
     ALL_CPUS,
     CPU_ID_MAX,
+    DISTANCE_MAX,
     NO_CPUS,
     PPM,
     SHARES,
@@ -224,10 +225,13 @@ def read_topology(xml: str, online: CpuSet) -> Topology:
     except ValueError:
         return flat_topology(online)
     nodes: dict[int, int] = {}
+    sockets: dict[int, int] = {}
     siblings: dict[int, CpuSet] = {}
-    for node, cpu, listed in _cpus(root):
+    for node, socket, cpu, listed in _cpus(root):
         if node is not None:
             nodes.setdefault(cpu, node)
+        if socket is not None:
+            sockets.setdefault(cpu, socket)
         if listed:
             siblings.setdefault(cpu, (listed | CpuSet.of([cpu])) & online)
     banks = _banks(root, online)
@@ -242,16 +246,30 @@ def read_topology(xml: str, online: CpuSet) -> Topology:
         if cpu in siblings:
             lowest = next(iter(siblings[cpu]))
             core = cores.setdefault((node, cache, lowest), cpu)
-        cpus.append(Cpu(cpu, node, core, cache))
-    return Topology(tuple(cpus))
+        cpus.append(Cpu(cpu, node, core, cache, socket=sockets.get(cpu)))
+    return Topology(tuple(cpus), _distances(root))
 
 
-def _cpus(root: ET.Element) -> Iterator[tuple[int | None, int, CpuSet]]:
+def _distances(root: ET.Element) -> dict[tuple[int, int], int]:
+    told = (
+        (_number(cell.get("id")), _number(sibling.get("id")), _number(sibling.get("value")))
+        for cell in root.iterfind("host/topology/cells/cell")
+        for sibling in cell.iterfind("distances/sibling")
+    )
+    return {
+        (node, other): distance
+        for node, other, distance in told
+        if node is not None and other is not None and distance and distance <= DISTANCE_MAX
+    }
+
+
+def _cpus(root: ET.Element) -> Iterator[tuple[int | None, int | None, int, CpuSet]]:
     for cell in root.iterfind("host/topology/cells/cell"):
         for entry in cell.iterfind("cpus/cpu"):
             cpu = _number(entry.get("id"))
             if cpu is not None:
-                yield _number(cell.get("id")), cpu, CpuSet.read(entry.get("siblings", ""))
+                place = _number(cell.get("id")), _number(entry.get("socket_id"))
+                yield *place, cpu, CpuSet.read(entry.get("siblings", ""))
 
 
 def _banks(root: ET.Element, online: CpuSet) -> dict[int, CpuSet]:

@@ -43,6 +43,7 @@ from vcpusched.model import (
     VcpuReading,
 )
 from vcpusched.observe.demand import (
+    CROWDED_PPM,
     INTERVAL_MIN_NS,
     RESTLESS_PPM,
     HostTrack,
@@ -119,7 +120,7 @@ def observe(
     known = earlier.tracks if earlier is not None else {}
     stranger = Track() if earlier is None else None
     vcpus = [
-        dataclasses.replace(vcpu, fixed=True, why="its domain cannot be read")
+        dataclasses.replace(vcpu, fixed=True, why="its domain cannot be read", wait_ppm=0)
         for vcpu in (earlier.host.vcpus if earlier else ())
         if vcpu.id.uuid in after.unread
     ]
@@ -129,6 +130,10 @@ def observe(
         if unread.load_ppm is None and len(unread.affinity) == 1:
             unsettled |= unread.affinity
     intervals = list(_intervals(before, after, busy))
+    waits = dict(_waits(intervals, house.managed))
+    room = CpuSet.of(
+        cpu.id for cpu in house.cpus if not cpu.isolated and busy.get(cpu.id, PPM) <= CROWDED_PPM
+    )
     host_tracks = earlier.host_tracks if earlier is not None else {}
     enough = explained(busy, host_tracks, _known(intervals, known))
     for interval in intervals:
@@ -140,7 +145,10 @@ def observe(
             track = Track(judged_from_ns=domain.at_ns + wait_ns)
         tracks[identity] = track = dataclasses.replace(track, affinity=reading.affinity)
         if track.load_ppm is not None:
-            vcpus.append(_vcpu(identity, domain, reading, track.load_ppm, house))
+            found = _vcpu(identity, domain, reading, track.load_ppm, house)
+            if not found.is_bound and found.cpus & room:
+                found = dataclasses.replace(found, wait_ppm=waits.get(identity, 0))
+            vcpus.append(found)
         elif len(reading.affinity) == 1:
             unsettled |= reading.affinity
     if before is not None and busy:
@@ -148,19 +156,16 @@ def observe(
         host_tracks = _follow_host(host_tracks, before, after, busy, intervals, unclear, smoothing)
     told_ppm = Counter({cpu: track.told_ppm for cpu, track in host_tracks.items()})
     host = Host(
-        cpus=tuple(
-            HostCpu(cpu, told_ppm[cpu.id] * cpu.capacity_ppm // PPM)
-            for cpu in sorted(after.topology.cpus, key=lambda cpu: cpu.id)
-            if cpu.id in house.managed
-        ),
+        cpus=tuple(HostCpu(cpu, told_ppm[cpu.id] * cpu.capacity_ppm // PPM) for cpu in house.cpus),
         vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
         unsettled=unsettled,
+        node_distances=after.topology.node_distances,
     )
     return Observed(
         host=host,
         tracks=tracks,
         host_tracks=host_tracks,
-        waits=dict(_waits(intervals, house.managed)),
+        waits=waits,
         busy=busy,
         house=house,
     )

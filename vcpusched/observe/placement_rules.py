@@ -6,9 +6,9 @@ loads and plans nothing.
 Problem: several hands have a say in where a vCPU may be (the administrator's settings, the guest's
     definition and its metadata, the kernel's command line, whoever keeps a pool), and whoever asks
     "why was this not moved?" needs one answer.
-Terms: managed pCPUs are those that are balanced at all. Set aside are those that the kernel keeps
+Terms: managed pCPUs are those that are balanced at all. Isolated are those that the kernel keeps
     for what is pinned there (isolcpus=, nohz_full=). Reserved ones are managed, but nobody's target
-    unless the vCPU's own definition names them: those set aside, those of realtime vCPUs and their
+    unless the vCPU's own definition names them: isolated ones, those of realtime vCPUs and their
     guests, and those that a definition dedicates to a single vCPU. A pool is a live affinity of
     several pCPUs that differs from what the definition says: somebody keeps it, so it is obeyed.
     Where vCPUs are pinned to sets of pCPUs, such a set is no pool but a place like a single one.
@@ -25,13 +25,14 @@ Properties: a guest that cannot be read keeps what is reserved for it. No answer
 import enum
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Final, Self
 
 from vcpusched.model import (
     ALL_CPUS,
     NO_CPUS,
+    Cpu,
     CpuSet,
     Definition,
     DomainReading,
@@ -132,13 +133,15 @@ class Standing:
 class House:
     """The rules as they apply to one sample; `reserved_by` is what each domain reserves.
 
-    `units` are the sets of several pCPUs that vCPUs are pinned to, `nodes` the pCPUs of each NUMA
-    node that is known, `left_alone` those that are online and not managed, by the reason.
+    `cpus` are the managed pCPUs, `units` the sets of several that vCPUs are pinned to, `nodes` the
+    pCPUs of each NUMA node that is known, `left_alone` those that are online and not managed, by
+    the reason.
     """
 
     rules: HouseRules
     managed: CpuSet
-    set_aside: CpuSet
+    cpus: tuple[Cpu, ...]
+    isolated: CpuSet
     reserved_by: Mapping[DomainUuid, CpuSet] = field(default_factory=dict)
     reserved: CpuSet = NO_CPUS
     units: frozenset[CpuSet] = frozenset()
@@ -148,25 +151,29 @@ class House:
     @classmethod
     def of(cls, rules: HouseRules, sample: Sample, before: "House | None" = None) -> Self:
         """Apply the rules to a sample; `before` is what came of the sample before."""
-        managed = rules.managed(sample.topology.online, sample.set_aside)
+        managed = rules.managed(sample.topology.online, sample.isolated)
         kept = before.reserved_by if before is not None else {}
         reserved_by = {uuid: kept[uuid] for uuid in sample.unread if uuid in kept}
         for domain in sample.domains:
             reserved = _reserved(domain, managed)
             if reserved:
                 reserved_by[domain.uuid] = reserved
-        everywhere = sample.set_aside & managed
+        everywhere = sample.isolated & managed
         for reserved in reserved_by.values():
             everywhere |= reserved & managed
-        cpus = [cpu for cpu in sample.topology.cpus if cpu.id in managed]
+        cpus = tuple(
+            replace(cpu, isolated=True) if cpu.id in sample.isolated else cpu
+            for cpu in sample.topology.cpus
+            if cpu.id in managed
+        )
         units = frozenset(unit for unit in sets(cpus, rules.granularity) if len(unit) > 1)
         nodes: dict[int, CpuSet] = {}
         for cpu in sample.topology.cpus:
             if cpu.node is not None:
                 nodes[cpu.node] = nodes.get(cpu.node, NO_CPUS) | CpuSet.of([cpu.id])
-        left_alone = rules.left_alone(sample.topology.online, sample.set_aside)
+        left_alone = rules.left_alone(sample.topology.online, sample.isolated)
         return cls(
-            rules, managed, sample.set_aside, reserved_by, everywhere, units, nodes, left_alone
+            rules, managed, cpus, sample.isolated, reserved_by, everywhere, units, nodes, left_alone
         )
 
     def standing(self, domain: DomainReading, reading: VcpuReading) -> Standing:
@@ -181,7 +188,7 @@ class House:
         elif not why:
             reach = definition.allowed[reading.vcpu] & self.managed
             # What is not pinned libvirt keeps off isolated pCPUs (since 10.4).
-            if affinity & self.managed not in {reach, reach - self.set_aside}:
+            if affinity & self.managed not in {reach, reach - self.isolated}:
                 pool = f"another hand keeps it on pCPUs {affinity}"
                 return Standing(affinity, fixed=True, why=pool, spread=spread)
             why = "" if targets else "all pCPUs that it may use are reserved"

@@ -1,337 +1,329 @@
-"""Searches, move by move, for the fewest moves after which every load lies within its bounds.
+"""Finds where items should be: one neighbourhood, and exact search on small groups of bins.
 
-Rule: plain integers and lists, no `Host`; pure, and deterministic for equal input.
+Rule: pure and deterministic; limited in steps, never in seconds.
 
-Problem: vCPUs have loads and homes. Find at most `pins` of them to move so that every pCPU ends
-    between its `low` and `high`, and the busiest and the freest that count are less than `span`
-    apart.
-Approach: depth first, from a pCPU that is out of bounds: some vCPU must leave it (or come to it),
-    so try each in turn, the most promising first, and forbid it to the tries after it.
-Terms: a donor is above its `high`, a receiver below its `low`. A move is a vCPU and a pCPU, both
-    by position in the lists.
-Algorithm: a branch ends when the moves left are fewer than a lower bound. (1) A donor must lose at
-    least as many vCPUs as, largest first, bring it down; (2) a receiver must get at least as many
-    as, largest of all first, bring it up; (3) every move is one loss and one gain, and a pCPU that
-    one loss or gain would do for, but that no single vCPU fits, needs one loss or gain more. vCPUs
-    of equal load, home and mask are interchangeable: what is forbidden to one is so to all.
-Properties: with no limit on its steps it finds a solution exactly when there is one.
+Problem: find the assignment of the lowest objective (`objective`) that some order leads to.
+Approach: descend from where items are (`descent`), for a few positions of the tolerance band; mend
+    the best answers by searching groups of bins to the end (`exact`). A small host is one group.
+Algorithm: 1. Descend within caches first, then nodes, then everywhere, until nothing pays.
+    2. Groups of 4 to 8 bins, one of them outside the band, are emptied of what was moved and
+    searched to the end. 3. Where all loads are within a band, the same again with groups of moved
+    items, for fewer pins. 4. Undo what does not pay.
+Properties: a result that no order leads to is none: it is refused here.
 """
 
-import itertools
-from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Sequence
 from typing import Final
 
-UNBOUNDED: Final = 1 << 60
-"""A load that no pCPU has: the `high` of one that may have any."""
+from vcpusched.plan.descent import descend, fit, undo
+from vcpusched.plan.exact import UNBOUNDED, Moves, Task
+from vcpusched.plan.exact import search as search_to_the_end
+from vcpusched.plan.moves import in_order
+from vcpusched.plan.objective import Assignment, best_band
+from vcpusched.plan.problem import ACROSS, CACHE, SCALE, Problem
+
+SMALL_BINS, SMALL_ITEMS, SMALL_STEPS = 4, 16, 4
+"""Hosts up to here are searched as a whole, for so many times the steps."""
+
+LARGE_BINS, LARGE_ITEMS = 64, 512
+"""Hosts above this are only descended on: there is no time for more."""
+
+UNREACHED_PPM: Final = 5_000
+"""What a pin gains at least where balance is out of reach, however small `min_gain` is."""
+
+BANDS: Final = 8
+"""How many positions of the band are tried."""
+
+GROUP_BINS, GROUP_STEPS, SET_UP = (4, 5, 6, 7, 8), 200, 10
+OUTSIDE_SHARE: Final = 0.75
+"""How often a group begins with a bin that is outside the band, rather than with a move."""
+
+MENDED: Final = 2
+"""How many answers are mended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What to search: vCPUs by position, pCPUs by position, loads in ppm of a pCPU.
+def is_large(problem: Problem) -> bool:
+    """Tell whether there is time for a descent only."""
+    return len(problem.judged) > LARGE_BINS or sum(map(len, problem.own)) > LARGE_ITEMS
 
-    `may` has, per vCPU, a bit for each pCPU that it may be moved to (never its home); `start` is
-    the load of each pCPU with every vCPU at home; `tops` and `bottoms` are the pCPUs that count
-    for the largest and the smallest load, and `outside` what pCPUs that are not in this task make
-    of those two.
+
+def search_balance(problem: Problem, steps: int, pins_max: int) -> Assignment:
+    """Return the fewest pins found with which all loads are within one band, wherever that is.
+
+    Where none are found, what comes near; not searched for where that takes more than `pins_max`.
     """
-
-    loads: Sequence[int]
-    home: Sequence[int]
-    may: Sequence[int]
-    start: Sequence[int]
-    low: Sequence[int]
-    high: Sequence[int]
-    span: int
-    tops: Sequence[int]
-    bottoms: Sequence[int]
-    outside: tuple[int, int] = (-1, UNBOUNDED)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Moves as (vCPU, pCPU), or None; `complete` when None means that there are none."""
-
-    moves: tuple[tuple[int, int], ...] | None
-    steps: int
-    complete: bool
+    if _is_small(problem):
+        free = _any_band(problem, *problem.limits, problem.home)
+        _, proven = improve(free, problem.judged, SMALL_STEPS * steps, balanced=True)
+        free = _centred(free)
+        if proven or not free.overload:
+            return free
+    every = _descents(problem)
+    best = every[0]
+    if best.place == list(problem.home) or (best.overload and _pins(best) > pins_max):
+        return best
+    chance = random.Random(0)  # noqa: S311  repeatable
+    found = [_closed(state, chance, steps // MENDED) for state in every[:MENDED]]
+    return min(found, key=lambda state: state.total)
 
 
-_Option = tuple[float, int, int, int, int]
-"""A move to try: its promise (the less the better), load, vCPU, source and target."""
+def search_paying(problem: Problem, steps: int) -> Assignment:
+    """Return the moves found that bring most load into a band, each of which pays."""
+    every = _descents(problem)
+    if _is_small(problem):
+        for state in every:
+            improve(state, problem.judged, steps // BANDS, balanced=False)
+        return min(every, key=lambda state: state.total)
+    chance = random.Random(0)  # noqa: S311  repeatable
+    found = [_mended(state, chance, steps // MENDED) for state in every[:MENDED]]
+    return min(found, key=lambda state: state.total)
 
 
-class _OutOfStepsError(Exception):
-    pass
+def _is_small(problem: Problem) -> bool:
+    return len(problem.judged) <= SMALL_BINS and sum(map(len, problem.own)) <= SMALL_ITEMS
 
 
-def movable_by_cpu(
-    loads: Sequence[int], home: Sequence[int], may: Sequence[int], count: int
-) -> list[list[tuple[int, int]]]:
-    """Give, for each of `count` pCPUs, its movable vCPUs as (-load, vCPU), the largest first."""
-    own: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-    for vcpu, mask in enumerate(may):
-        if mask:
-            own[home[vcpu]].append((-loads[vcpu], vcpu))
-    for members in own:
-        members.sort()
-    return own
+def _descents(problem: Problem) -> list[Assignment]:
+    """Return what descents to several bands come to, the best first; at home without an order."""
+    first, last = problem.limits
+    begins = {first + (last - first + 1) * (2 * cut + 1) // (2 * BANDS) for cut in range(BANDS)}
+    every = []
+    for begin in sorted(begins):
+        state = Assignment(problem, begin)
+        _descend_rings(state)
+        if in_order(problem, state.place) is None:
+            state = Assignment(problem, begin)
+        every.append(state)
+    return sorted(every, key=lambda state: state.total)
 
 
-def lower_bound(task: Task) -> int | None:
-    """Give how many moves are needed at least; None when no number of moves will do."""
-    own = movable_by_cpu(task.loads, task.home, task.may, len(task.start))
-    sums = _sums_largest_first(own)
-    losses = gains = 0
-    for cpu, load in enumerate(task.start):
-        if load > task.high[cpu]:
-            rest = load - task.high[cpu]
-            for negative, _ in own[cpu]:
-                rest += negative
-                losses += 1
-                if rest <= 0:
-                    break
-            else:
-                return None
-        elif load < task.low[cpu]:
-            needed = bisect_left(sums, task.low[cpu] - load)
-            if needed >= len(sums):
-                return None
-            gains += needed
-    return max(losses, gains)
+def _closed(state: Assignment, chance: random.Random, steps: int) -> Assignment:
+    """Search groups for less overload, then for fewer pins and a smaller gap in any band."""
+    if state.overload:
+        steps -= _Groups(state, chance, balanced=False).run(steps // 2)
+        state = _settled(state)
+    free = _any_band(state.problem, *state.problem.limits, state.place)
+    _Groups(free, chance, balanced=True).run(steps)
+    if not (centred := _centred(free)).overload or centred.total < state.total:
+        state = centred
+    undo(state)
+    return state
 
 
-def _sums_largest_first(own: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
-    sizes = sorted((-negative for members in own for negative, _ in members), reverse=True)
-    return [0, *itertools.accumulate(sizes)]
+def _mended(state: Assignment, chance: random.Random, steps: int) -> Assignment:
+    """Search groups for less overload, or as much with fewer pins."""
+    _Groups(state, chance, balanced=False).run(steps)
+    state = _settled(state)
+    undo(state)
+    return state
 
 
-def _where_it_fits(task: Task) -> tuple[Sequence[int], set[int]]:
-    fixed = list(task.start)
-    for vcpu, mask in enumerate(task.may):
-        if mask:
-            fixed[task.home[vcpu]] -= task.loads[vcpu]
-    room = [high - load for high, load in zip(task.high, fixed, strict=True)]
-    least = min(room, default=0)
-    if max(task.loads, default=0) <= least:
-        return task.may, set()
-    may, must_go = list(task.may), set()
-    for vcpu, size in enumerate(task.loads):
-        if size > least and may[vcpu]:
-            may[vcpu] &= sum(1 << cpu for cpu, free in enumerate(room) if size <= free)
-            if size > room[task.home[vcpu]]:
-                must_go.add(vcpu)
-    return may, must_go
+def _settled(state: Assignment) -> Assignment:
+    """Return the same in the band that suits it best, and what pays there beside it."""
+    if state.overload:
+        state = _centred(state)
+        _descend_rings(state)
+    return state
 
 
-def search(  # noqa: C901, PLR0915  one state, and functions that close over it: that is quickest
-    task: Task,
-    pins: int,
-    steps_max: int,
-    chance: Callable[[], float] | None = None,
-    accept: Callable[[Sequence[tuple[int, int]]], bool] = lambda _moves: True,
-) -> Outcome:
-    """Search for a solution of at most `pins` moves, for at most `steps_max` steps.
+def search_large(problem: Problem, value: int) -> Sequence[int]:
+    """Return the best places that a descent finds; there is no time for more.
 
-    `chance` (0 to 1), where given, shuffles moves that promise about the same: restarts with it
-    find what one order misses. Solutions that `accept` does not like are passed over.
+    Cheap moves are made where they bring every load within the band, and that is worth it.
     """
-    loads, home, low, high = task.loads, task.home, task.low, task.high
-    level = list(task.start)
-    cpus = range(len(level))
-    may, must_go = _where_it_fits(task)
-    own = movable_by_cpu(loads, home, may, len(level))
-    at_home = {vcpu for members in own for _, vcpu in members}
-    sums = _sums_largest_first(own)
-    largest = sums[1] if len(sums) > 1 else 0
-    sizes = sorted(loads[vcpu] for vcpu in at_home)
-    kinds: dict[tuple[int, int, int], int] = {}
-    kind = [kinds.setdefault(key, len(kinds)) for key in zip(home, loads, may, strict=True)]
-    open_to = [mask for _, _, mask in kinds]
-    # A vCPU that cannot stay has few places to go to: the search begins with it.
-    urgent = [0] * len(level)
-    for vcpu in must_go:
-        urgent[home[vcpu]] += loads[vcpu]
-    shuffle = task.span // 2
-    path: list[tuple[int, int]] = []
-    steps = 0
+    state = Assignment(problem, max(0, problem.limits[1] - problem.span * 3 // 8), hurry=True)
+    for bins, far in problem.rings:
+        if far < ACROSS:
+            fit(state, bins)
+    for bins, far in problem.rings:
+        if far == ACROSS or (far == CACHE and problem.min_gain > UNREACHED_PPM):
+            descend(state, bins, exchanges=far == ACROSS)
+    state.reprice(problem.but(min_gain=0))
+    if descend(state, problem.judged, all_or_nothing=True) and not state.overload:
+        undo(state)
+        place = list(state.place)
+        if problem.min_gain <= UNREACHED_PPM or is_worth(state, problem, value):
+            return place
+    state.reprice(problem)
+    undo(state)
+    return state.place
 
-    def loss_count(cpu: int, rest: int) -> tuple[int, bool]:
-        """Count a donor's losses; tell whether one loss would do but no single vCPU fits."""
-        room, need, count = level[cpu] - low[cpu], rest, 0
-        for negative, vcpu in own[cpu]:
-            if not open_to[kind[vcpu]]:
-                continue
-            if rest > 0:
-                rest += negative
-                count += 1
-                if rest > 0:
-                    continue
-                if count > 1:
-                    return count, False
-            if -negative <= room:
-                return 1, -negative < need
-        return (1, True) if rest <= 0 else (pins + 1, False)
 
-    def bound(left: int) -> tuple[int, int, int, int] | None:  # noqa: C901  split, it is slower
-        """Give losses, gains, the worst donor and receiver; None when `left` cannot do."""
-        losses = gains = misfits = above = below = 0
-        donor = receiver = -1
-        for cpu in cpus:
-            load = level[cpu]
-            if load > high[cpu]:
-                rest = load - high[cpu]
-                pressing = rest + urgent[cpu]
-                if pressing > above:
-                    above, donor = pressing, cpu
-                count, misfit = loss_count(cpu, rest)
-                losses += count
-                misfits += misfit
-                if losses > left:
-                    return None
-            elif load < low[cpu]:
-                rest = low[cpu] - load
-                if rest > below:
-                    below, receiver = rest, cpu
-                if rest <= largest:
-                    gains += 1
-                    nearest = bisect_left(sizes, rest)
-                    misfits += nearest == len(sizes) or sizes[nearest] > high[cpu] - load
-                else:
-                    count = bisect_left(sums, rest)
-                    if count == len(sums):
-                        return None
-                    gains += count
-                if gains > left:
-                    return None
-        if losses + gains + misfits > 2 * left:
-            return None
-        return losses, gains, donor, receiver
+def is_worth(state: Assignment, problem: Problem, value: int) -> bool:
+    """Tell whether balance costs no more than it is worth, beside what pays by itself.
 
-    def outside_after(cpu: int, load: int) -> int:
-        return load - high[cpu] if load > high[cpu] else max(0, low[cpu] - load)
+    What does not pay is undone.
+    """
+    state.reprice(problem)
+    whole = state.total
+    undo(state)
+    return whole - value <= state.total
 
-    def leaving(source: int, left: int, losses: int, gains: int) -> list[_Option]:
-        """Give the moves off a pCPU as (promise, load, vCPU, source, target)."""
-        options: list[_Option] = []
-        load, last_gain = level[source], gains == left
-        for negative, vcpu in own[source]:
-            mask = open_to[kind[vcpu]]
-            rest = load + negative
-            if not mask or (last_gain and rest < low[source]):
-                continue
-            here = outside_after(source, rest)
-            for target in cpus:
-                if not mask >> target & 1:
-                    continue
-                there = level[target]
-                need = low[target] - there
-                if need <= 0:
-                    if last_gain:
-                        continue
-                    need = 0
-                comes = there - negative
-                if comes > high[target] and losses == left and there <= high[target]:
-                    continue
-                promise = here + outside_after(target, comes) - need
-                if vcpu in must_go:
-                    promise += negative
-                options.append((promise, -negative, vcpu, source, target))
-        return options
 
-    def coming(target: int, left: int, losses: int, but_from: int) -> list[_Option]:
-        """Give the moves to a pCPU."""
-        options: list[_Option] = []
-        there = level[target]
-        for vcpu in at_home:
-            source = home[vcpu]
-            if not open_to[kind[vcpu]] >> target & 1 or source == but_from:
-                continue
-            load = level[source]
-            too_much = max(0, load - high[source])
-            if losses == left and not too_much:
-                continue
-            size = loads[vcpu]
-            promise = (
-                outside_after(target, there + size) + outside_after(source, load - size) - too_much
-            )
-            options.append((promise, size, vcpu, source, target))
-        return options
+def _pins(state: Assignment) -> int:
+    return len(state.problem.moved(state.place))
 
-    def ends() -> tuple[int, int] | None:
-        """Give the pCPUs that are too far apart, -1 for one outside; None when none are."""
-        busiest = max(task.tops, key=level.__getitem__, default=-1)
-        freest = min(task.bottoms, key=level.__getitem__, default=-1)
-        top, bottom = task.outside
-        if busiest < 0 or level[busiest] < top:
-            busiest = -1
-        else:
-            top = level[busiest]
-        if freest < 0 or level[freest] > bottom:
-            freest = -1
-        else:
-            bottom = level[freest]
-        return (busiest, freest) if top - bottom >= task.span else None
 
-    def descend(left: int) -> bool:
-        nonlocal steps
-        steps += 1
-        if steps > steps_max:
-            raise _OutOfStepsError
-        found = bound(left)
-        if found is None:
-            return False
-        losses, gains, donor, receiver = found
-        if not losses and not gains:
-            apart = ends()
-            if apart is None:
-                return accept(path)
-            if not left:
-                return False
-            donor, receiver = apart
-            options = leaving(donor, left, losses, gains) if donor >= 0 else []
-            if receiver >= 0:
-                options += coming(receiver, left, losses, donor)
-        elif losses >= gains:
-            options = leaving(donor, left, losses, gains)
-        else:
-            options = coming(receiver, left, losses, -1)
-        if chance is not None:
-            options = [(option[0] + chance() * shuffle, *option[1:]) for option in options]
-        return attempt(sorted(options), left)
+def _any_band(problem: Problem, first: int, last: int, place: Sequence[int]) -> Assignment:
+    """Return an assignment by whose bounds the band may begin anywhere between these."""
+    state = Assignment(problem, first)
+    state.high = last + problem.span - 1
+    for item in problem.moved(place):
+        state.move(item, place[item])
+    return state
 
-    def attempt(options: list[_Option], left: int) -> bool:
-        forbidden: list[tuple[int, int]] = []
-        for _, size, vcpu, source, target in options:
-            group = kind[vcpu]
-            if not open_to[group] >> target & 1:
-                continue  # like one that was tried
-            entry = (-size, vcpu)
-            level[source] -= size
-            level[target] += size
-            own[source].remove(entry)
-            at_home.discard(vcpu)
-            path.append((vcpu, target))
-            if vcpu in must_go:
-                urgent[source] -= size
-            if descend(left - 1):
-                return True
-            path.pop()
-            at_home.add(vcpu)
-            if vcpu in must_go:
-                urgent[source] += size
-            insort(own[source], entry)
-            level[source] += size
-            level[target] -= size
-            open_to[group] &= ~(1 << target)
-            forbidden.append((group, target))
-        for group, target in forbidden:
-            open_to[group] |= 1 << target
+
+def _descend_rings(state: Assignment) -> None:
+    for bins, _ in state.problem.rings:
+        descend(state, bins)
+
+
+def _centred(state: Assignment) -> Assignment:
+    """Return the same in the band that suits these loads best."""
+    loads = [state.level[bin_] for bin_ in state.problem.judged if bin_ not in state.problem.wet]
+    return Assignment(state.problem, best_band(loads, state.problem.span)[1], state.place)
+
+
+def improve(
+    state: Assignment, group: Sequence[int], steps_max: int, *, balanced: bool
+) -> tuple[int, bool]:
+    """Search a group of bins for what costs less; return the steps it took, and if that was all.
+
+    `balanced`: the ends of all bins must be less than the threshold apart.
+    """
+    task, items, cost = _task_of(state, group, balanced=balanced)
+    if cost <= (state.problem.prices[1] if balanced else 0):
+        return 0, True  # of one pin there is nothing to save
+    before = state.total
+
+    def accept(path: Moves) -> bool:
+        return _put(state, items, {items[item]: group[bin_] for item, bin_ in path}, before)
+
+    answer = search_to_the_end(task, cost, steps_max, accept)
+    return len(items) // 2 + answer.steps, answer.proven
+
+
+def _put(state: Assignment, items: Sequence[int], to: dict[int, int], total: int) -> bool:
+    """Put items where a search found them, unless they meet or no order leads there."""
+    problem, before = state.problem, {item: state.place[item] for item in items}
+    for item in items:
+        state.move(item, to.get(item, problem.home[item]))
+    meets = problem.spread and not all(state.fits(item, bin_) for item, bin_ in to.items())
+    if meets or (state.siblings and state.total > total) or in_order(problem, state.place) is None:
+        for item, bin_ in before.items():
+            state.move(item, bin_)
         return False
+    return True
 
-    try:
-        moves = tuple(path) if descend(pins) else None
-    except _OutOfStepsError:
-        return Outcome(None, steps, complete=False)
-    return Outcome(moves, steps, complete=True)
+
+def _task_of(
+    state: Assignment, group: Sequence[int], *, balanced: bool
+) -> tuple[Task, list[int], int]:
+    """Return the task of a group of bins, its items, and what these cost now."""
+    problem, inside = state.problem, {bin_: at for at, bin_ in enumerate(group)}
+    items = sorted(
+        item for bin_ in group for _, item in state.own[bin_] if problem.home[item] in inside
+    )
+    level = [state.level[bin_] for bin_ in group]
+    low, high = [state.low[bin_] for bin_ in group], [state.high] * len(group)
+    bottoms = [at for at, bin_ in enumerate(group) if bin_ not in problem.wet]
+    cost, span, top, bottom = 0, UNBOUNDED, -1, UNBOUNDED
+    if balanced:
+        span = problem.span
+        others = [bin_ for bin_ in problem.judged if bin_ not in inside]
+        top = max((state.level[bin_] for bin_ in others), default=top)
+        dry = [bin_ for bin_ in others if bin_ not in problem.wet]
+        bottom = min((state.level[bin_] for bin_ in dry), default=bottom)
+        ends = [level[at] for at in bottoms]
+        low = [max(one, top - span + 1) for one in low]
+        high = [min(one, bottom + span - 1) for one in high]
+        cost = SCALE * max(0, max(*level, top) - min([*ends, bottom]) - span + 1)
+    cost += SCALE * sum(
+        max(load - most, least - load, 0)
+        for load, least, most in zip(level, low, high, strict=True)
+    )
+    prices = []
+    for item in items:
+        bin_, home = state.place[item], problem.home[item]
+        prices.append([problem.price(item, other) for other in group])
+        if bin_ != home:
+            level[inside[bin_]] -= problem.size[item]
+            level[inside[home]] += problem.size[item]
+            cost += prices[-1][inside[bin_]]
+    task = Task(
+        size=[problem.size[item] for item in items],
+        home=[inside[problem.home[item]] for item in items],
+        feasible=[
+            sum(
+                1 << at
+                for at, bin_ in enumerate(group)
+                if problem.allowed[item] >> bin_ & 1 and bin_ != problem.home[item]
+            )
+            for item in items
+        ],
+        level=level,
+        low=low,
+        high=high,
+        price=prices,
+        least=problem.prices[1],
+        span=span,
+        top=top,
+        bottom=bottom,
+        bottoms=bottoms,
+    )
+    return task, items, cost
+
+
+class _Groups:
+    """Improves an assignment by searching small groups of bins to the end, over and over."""
+
+    def __init__(self, state: Assignment, chance: random.Random, *, balanced: bool) -> None:
+        self._state, self._balanced, self._draw = state, balanced, chance.random
+        problem = state.problem
+        self._near: list[list[int]] = [[] for _ in problem.base]
+        self._moved = problem.moved(state.place)
+        self._proven: list[set[int]] = []  # groups in which nothing costs less, as things are
+        for item in self._moved:
+            self._near[problem.home[item]].append(state.place[item])
+            self._near[state.place[item]].append(problem.home[item])
+
+    def run(self, steps: int) -> int:
+        """Search groups for so many steps; return the steps taken."""
+        taken, state = 0, self._state
+        while taken < steps and self._moved:
+            outside = []
+            if not self._balanced:
+                outside = [bin_ for bin_ in state.problem.judged if state.outside(bin_)]
+                if not outside:
+                    break
+            if outside and self._draw() < OUTSIDE_SHARE:
+                first = [self._pick(outside)]
+            else:
+                item = self._pick(self._moved)
+                first = list(dict.fromkeys((state.problem.home[item], state.place[item])))
+            group, before = self._group(first), state.total
+            taken += SET_UP
+            if any(one.issuperset(group) for one in self._proven):
+                continue
+            spent, proven = improve(state, group, GROUP_STEPS, balanced=self._balanced)
+            taken += spent
+            if state.total != before:
+                self._proven.clear()
+            elif proven:
+                self._proven.append(set(group))
+        return taken
+
+    def _pick(self, among: Sequence[int]) -> int:
+        return among[int(self._draw() * len(among))]
+
+    def _group(self, first: list[int]) -> list[int]:
+        """Return bins between which items were moved, and some by chance."""
+        judged, group = self._state.problem.judged, first
+        size = min(len(judged), self._pick(GROUP_BINS))
+        while len(group) < size:
+            near = self._near[self._pick(group)]
+            bin_ = self._pick(near if near and self._draw() < 2 / 3 else judged)
+            if bin_ not in group:
+                group.append(bin_)
+        return group

@@ -15,8 +15,8 @@ from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import RESETS_MAX, Change, Changed
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity, VcpuId
+from vcpusched.plan.cpu_groups import untold
 from vcpusched.plan.planner import Move, Plan, Stop
-from vcpusched.plan.units import untold
 from vcpusched.report.snapshot import host_as_json, plan_as_json
 from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
 

@@ -26,8 +26,8 @@ from prometheus_client.registry import Collector
 
 from vcpusched import __version__
 from vcpusched.model import PPM, Host
+from vcpusched.plan.fairness import unmet_ppm
 from vcpusched.plan.planner import Plan
-from vcpusched.plan.service import unmet_ppm
 from vcpusched.report.messages import Service, gap_now_ppm
 from vcpusched.report.tally import BUCKETS_S, Durations, Tally
 from vcpusched.text import printable

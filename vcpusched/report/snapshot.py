@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vcpusched.model import (
     CPU_ID_MAX,
+    DISTANCE_MAX,
     PPM,
     SHARES,
     Cpu,
@@ -35,6 +36,8 @@ _CpuId = Annotated[int, Field(ge=0, le=CPU_ID_MAX)]
 _Capacity = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 _Finite = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 _Load = Annotated[float, Field(ge=0, le=LOAD_MAX, allow_inf_nan=False)]
+_Number = Annotated[str, Field(pattern="^[0-9]{1,5}$")]
+_Distance = Annotated[int, Field(ge=1, le=DISTANCE_MAX)]
 
 
 class SnapshotError(ValueError):
@@ -54,6 +57,8 @@ class _CpuEntry(_Entry):
     core: int | None = None
     cache: int | None = None
     capacity: _Capacity = 1.0
+    isolated: bool = False
+    socket: int | None = None
     host_load: _Load = 0.0
     unsettled: bool = False
 
@@ -73,12 +78,14 @@ class _VcpuEntry(_Entry):
     shares: int = Field(SHARES, ge=1, le=1 << 20)
     quota: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     spread: bool = False
+    wait: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
 
 
 class _Snapshot(_Entry):
     version: Literal[1]
     cpus: list[_CpuEntry] = Field(min_length=1)
     vcpus: list[_VcpuEntry]
+    node_distances: dict[_Number, dict[_Number, _Distance]] = Field(default_factory=dict)
 
 
 class SavedPin(_Entry):
@@ -125,7 +132,7 @@ class SavedState(_Entry):
     trouble: str | None
     pins_failing: list[str]
     last_pins: list[SavedPin]
-    loads: dict[Annotated[str, Field(pattern="^[0-9]{1,5}$")], _Finite]
+    loads: dict[_Number, _Finite]
     gap: _Finite | None = None
     balance_threshold: _Finite = 0.0
     dry_run: bool = False
@@ -188,8 +195,15 @@ def _validated(model: type[_Model], text: str, kind: str) -> _Model:
 def _host(snapshot: _Snapshot) -> Host:
     cpus = [
         HostCpu(
-            # What rounds to nothing is still above it.
-            Cpu(entry.id, entry.node, entry.core, entry.cache, max(_ppm(entry.capacity), 1)),
+            Cpu(
+                entry.id,
+                entry.node,
+                entry.core,
+                entry.cache,
+                max(_ppm(entry.capacity), 1),  # what rounds to nothing is still above it
+                entry.isolated,
+                entry.socket,
+            ),
             _ppm(entry.host_load),
         )
         for entry in snapshot.cpus
@@ -204,6 +218,11 @@ def _host(snapshot: _Snapshot) -> Host:
         cpus=tuple(sorted(cpus, key=lambda cpu: cpu.id)),
         vcpus=tuple(sorted(vcpus, key=lambda vcpu: vcpu.id)),
         unsettled=CpuSet.of(entry.id for entry in snapshot.cpus if entry.unsettled),
+        node_distances={
+            (int(node), int(other)): distance
+            for node, others in snapshot.node_distances.items()
+            for other, distance in others.items()
+        },
     )
 
 
@@ -229,11 +248,15 @@ def _vcpu(entry: _VcpuEntry, where: str, online: CpuSet) -> Vcpu:
         shares=entry.shares,
         quota_ppm=_ppm(entry.quota),
         spread=entry.spread,
+        wait_ppm=_ppm(entry.wait),
     )
 
 
 def host_as_json(host: Host) -> dict[str, Any]:
     """Give the snapshot of a host."""
+    distances: dict[str, dict[str, int]] = {}
+    for (node, other), distance in host.node_distances.items():
+        distances.setdefault(str(node), {})[str(other)] = distance
     return {
         "version": VERSION,
         "cpus": [
@@ -242,7 +265,9 @@ def host_as_json(host: Host) -> dict[str, Any]:
                 **({} if cpu.cpu.node is None else {"node": cpu.cpu.node}),
                 **({} if cpu.cpu.core is None else {"core": cpu.cpu.core}),
                 **({} if cpu.cpu.cache is None else {"cache": cpu.cpu.cache}),
+                **({} if cpu.cpu.socket is None else {"socket": cpu.cpu.socket}),
                 **({"capacity": cpu.cpu.capacity_ppm / PPM} if cpu.cpu.capacity_ppm < PPM else {}),
+                **({"isolated": True} if cpu.cpu.isolated else {}),
                 "host_load": cpu.host_load_ppm / PPM,
                 **({"unsettled": True} if cpu.id in host.unsettled else {}),
             }
@@ -264,9 +289,11 @@ def host_as_json(host: Host) -> dict[str, Any]:
                 **({} if vcpu.shares == SHARES else {"shares": vcpu.shares}),
                 **({} if vcpu.quota_ppm == PPM else {"quota": vcpu.quota_ppm / PPM}),
                 **({"spread": True} if vcpu.spread else {}),
+                **({"wait": vcpu.wait_ppm / PPM} if vcpu.wait_ppm else {}),
             }
             for vcpu in host.vcpus
         ],
+        **({"node_distances": distances} if distances else {}),
     }
 
 

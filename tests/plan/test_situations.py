@@ -1,0 +1,213 @@
+"""Situations told by people who pin or balance CPUs: what is right, as drawn and in 20 copies.
+
+A copy has loads off by up to 2 points and the names of its guests shuffled.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from planned import carried_out, copies
+
+from vcpusched.model import (
+    PPM,
+    PPM_PER_POINT,
+    Cpu,
+    CpuSet,
+    DomainUuid,
+    Granularity,
+    Host,
+    HostCpu,
+    Vcpu,
+    VcpuId,
+)
+from vcpusched.plan.moves import Plan, Policy, Stop
+from vcpusched.plan.planner import plan
+
+SHIPPED = Policy()
+
+
+def guest(name: str, *vcpus: tuple[int, int], allowed: Sequence[int] | None = None) -> list[Vcpu]:
+    """Return the vCPUs of a guest from (percent, pCPU) each."""
+    return [
+        Vcpu(
+            id=VcpuId(DomainUuid(name), 1, number),
+            domain=name,
+            load_ppm=percent * PPM_PER_POINT,
+            cpus=CpuSet.of([cpu]),
+            allowed=CpuSet.of(range(64) if allowed is None else allowed),
+            on=cpu,
+        )
+        for number, (percent, cpu) in enumerate(vcpus)
+    ]
+
+
+def host(cpus: Sequence[Cpu], *guests: list[Vcpu], loads: Sequence[int] = ()) -> Host:
+    """Return a host of these pCPUs, with the percent that the host itself takes of each."""
+    own = [*loads, *[0] * (len(cpus) - len(loads))]
+    return Host(
+        tuple(HostCpu(cpu, load * PPM_PER_POINT) for cpu, load in zip(cpus, own, strict=True)),
+        tuple(vcpu for vcpus in guests for vcpu in vcpus),
+    )
+
+
+def flat(count: int) -> list[Cpu]:
+    """Return pCPUs of which only the numbers are known."""
+    return [Cpu(cpu) for cpu in range(count)]
+
+
+def moved(found: Plan) -> set[tuple[str, str]]:
+    """Return which guests go where."""
+    return {(move.domain, str(move.to_cpus)) for move in found.moves}
+
+
+LONE = host(flat(4), guest("a", (90, 2)), loads=[5, 5, 90, 5])
+GIANT = host(flat(2), guest("a", (100, 0)), guest("b", (10, 0)), guest("c", (10, 0)))
+TWO_CACHES = [Cpu(cpu, 0, cpu, cpu // 4 * 4) for cpu in range(8)]
+FOUR = host(
+    TWO_CACHES,
+    guest("game", *((50, cpu) for cpu in range(4))),
+    guest("web0", (50, 0)),
+    guest("web1", (50, 1)),
+)
+SOCKETS = host(
+    [Cpu(cpu, cpu // 4, cpu, cpu // 4 * 4) for cpu in range(16)],
+    guest("c0", (50, 8)),
+    guest("c1", (50, 8)),
+    *(guest(f"f{cpu}", (50, cpu)) for cpu in range(16) if cpu not in {4, 8, 12}),
+)
+NEAR, FAR = 12, 32
+DISTANCES = {
+    (one, other): 10 if one == other else NEAR if one // 2 == other // 2 else FAR
+    for one in range(4)
+    for other in range(4)
+}
+
+
+@pytest.mark.parametrize("drawn", copies(LONE))
+def test_a_lone_vcpu_leaves_what_the_host_itself_fills(drawn: Host) -> None:
+    """Softirq, vhost or emulator threads make the load there, so another pCPU is better."""
+    found = plan(drawn, SHIPPED)
+    assert [move.domain for move in found.moves] == ["a"]
+    assert not found.moves[0].to_cpus & CpuSet.of([2])
+    assert not plan(carried_out(drawn, found), SHIPPED).moves
+
+
+@pytest.mark.parametrize("granularity", [Granularity.CACHE, Granularity.NODE])
+@pytest.mark.parametrize("drawn", copies(host(TWO_CACHES, guest("a", (90, 2)), loads=[5, 5, 90])))
+def test_within_a_set_it_is_let_in_all_of_it(drawn: Host, granularity: Granularity) -> None:
+    """A pCPU that is crowded while its set has room: the vCPU may use all of the set."""
+    found = plan(drawn, Policy(pin_to=granularity))
+    assert len(found.moves) <= 1
+    assert all(len(move.to_cpus) > 1 for move in found.moves)
+
+
+@pytest.mark.parametrize("min_gain_ppm", [0, 50_000])
+@pytest.mark.parametrize("drawn", copies(GIANT))
+def test_the_giant_leaves_not_its_company(drawn: Host, min_gain_ppm: int) -> None:
+    """One pin does what two would."""
+    found = plan(drawn, Policy(min_gain_ppm=min_gain_ppm))
+    assert moved(found) == {("a", "1")}
+
+
+@pytest.mark.parametrize("drawn", copies(FOUR))
+def test_a_guest_of_four_stays_on_its_cache(drawn: Host) -> None:
+    """Two must leave: the guests of one vCPU."""
+    assert {move.domain for move in plan(drawn, SHIPPED).moves} == {"web0", "web1"}
+
+
+@pytest.mark.parametrize("drawn", copies(SOCKETS))
+def test_the_same_socket_is_nearer(drawn: Host) -> None:
+    """Of two pCPUs that idle, the one at the smaller NUMA distance."""
+    found = plan(replace(drawn, node_distances=DISTANCES), SHIPPED)
+    assert [str(move.to_cpus) for move in found.moves] == ["12"]
+    assert found.moves[0].domain in {"c0", "c1"}
+
+
+GAP = host(
+    flat(4),
+    guest("a", (30, 0)),
+    guest("b", (31, 0)),
+    guest("c", (29, 1)),
+    guest("d", (20, 1)),
+    guest("e", (30, 2)),
+    guest("f", (26, 2)),
+    guest("g", (30, 3)),
+    guest("h", (25, 3)),
+)
+
+
+def test_a_gap_just_above_the_threshold_is_closed() -> None:
+    """A gap of 12 points, threshold 10: an exchange closes it, though it gains less than two."""
+    found = plan(GAP, SHIPPED)
+    assert found.gap_before_ppm == 12 * PPM_PER_POINT
+    assert found.stop is Stop.BALANCED
+    assert len(found.moves) == 2
+
+
+THREADS = [Cpu(cpu, 0, cpu % 8, 0) for cpu in range(16)]
+
+
+@pytest.mark.parametrize(
+    "drawn", copies(host(THREADS, *(guest(f"g{cpu}", (90, cpu)) for cpu in (0, 8, 1, 9))))
+)
+def test_two_busy_siblings_part_while_cores_idle(drawn: Host) -> None:
+    """Also where each is alone on its thread: one of each pair goes to a core of its own."""
+    found = plan(drawn, SHIPPED)
+    busy = [next(iter(vcpu.cpus)) % 8 for vcpu in carried_out(drawn, found).vcpus]
+    assert len(found.moves) == 2
+    assert len(set(busy)) == 4
+
+
+def test_siblings_stay_where_no_core_idles() -> None:
+    """All cores have one busy thread, one has two: there is nowhere better."""
+    drawn = host(THREADS, *(guest(f"g{cpu}", (90, cpu)) for cpu in range(9)))
+    assert not plan(drawn, SHIPPED).moves
+
+
+HYBRID = [Cpu(cpu, 0, cpu, 0, PPM if cpu < 2 else 600_000) for cpu in range(4)]
+
+
+@pytest.mark.parametrize(
+    "drawn", copies(host(HYBRID, guest("big", (90, 2)), guest("small", (10, 3))))
+)
+def test_what_a_weak_pcpu_cannot_give_is_found_on_a_strong_one(drawn: Host) -> None:
+    """90 percent on a pCPU that can do 60, beside idle ones that can do 100."""
+    found = plan(drawn, SHIPPED)
+    assert [(move.domain, str(move.to_cpus)) for move in found.moves] in (
+        [("big", "0")],
+        [("big", "1")],
+    )
+
+
+def test_leave_out_what_nothing_can_help() -> None:
+    """{100}, {60, 40}, {}, {}: the 100 stays, and one of the others still moves."""
+    drawn = host(flat(4), guest("a", (100, 0)), guest("b", (60, 1)), guest("c", (40, 1)))
+    found = plan(drawn, SHIPPED)
+    assert len(found.moves) == 1
+    assert found.moves[0].domain in {"b", "c"}
+    assert found.stop is Stop.NO_GAIN
+
+
+def test_sets_in_which_nobody_waits_are_no_source() -> None:
+    """Four busy vCPUs on four pCPUs of a cache, the other cache idle: nobody waits."""
+    drawn = host(
+        TWO_CACHES,
+        *(
+            [Vcpu(VcpuId(DomainUuid(f"g{number}"), 1, 0), f"g{number}", PPM, half, every, 0)]
+            for number in range(4)
+            for half, every in [(CpuSet.parse("0-3"), CpuSet.parse("0-7"))]
+        ),
+    )
+    assert not plan(drawn, Policy(pin_to=Granularity.CACHE)).moves
+
+
+def test_one_more_than_pcpus_leaves_its_set() -> None:
+    """A fifth waits for one of four pCPUs; where memory and company say nothing, one leaves."""
+    half, every = CpuSet.parse("0-3"), CpuSet.parse("0-7")
+    vcpus = [
+        Vcpu(VcpuId(DomainUuid(f"g{number}"), 1, 0), f"g{number}", PPM, half, every, 0)
+        for number in range(5)
+    ]
+    found = plan(host(TWO_CACHES, vcpus), Policy(pin_to=Granularity.CACHE))
+    assert [str(move.to_cpus) for move in found.moves] == ["4-7", "4-7"][: len(found.moves)] != []

@@ -1,0 +1,202 @@
+"""Improves an assignment step by step: relocate one item, exchange two, undo one step.
+
+Rule: pure; changes the assignment that it is given, and only so that its objective falls.
+
+Algorithm: off each bin that has too much, the busiest first, the best move to one of the least
+    loaded bins is made, or where none pays the best exchange; then likewise to each bin that lacks.
+    On machines whose pCPUs differ, items that want more than their bin can give are put on
+    stronger ones. `undo` takes back moves and exchanges that do not pay.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from vcpusched.plan.moves import steps_between
+from vcpusched.plan.objective import Assignment, Step
+from vcpusched.plan.problem import SCALE
+
+CLOSE, PARTNERS, EXCHANGED = 24, 6, 3
+"""Of up to `CLOSE` bins all are tried as partners, of more the best few; fewer to exchange."""
+
+SWEEPS: Final = 4
+"""How often all bins of a small host are looked at; most come to rest in two."""
+
+MANY_BINS, MANY_MOVES = 64, 512
+"""From here on there is time for one sweep, and none to look for exchanges to undo."""
+
+
+def descend(  # noqa: C901  two loops of one shape
+    state: Assignment,
+    bins: Sequence[int],
+    *,
+    all_or_nothing: bool = False,
+    exchanges: bool = True,
+) -> bool:
+    """Take the best steps off bins that have too much, then to those that lack, until none pays.
+
+    `all_or_nothing`: give up, and tell so, at the first bin that cannot be helped.
+    """
+    level, high = state.level, state.high
+    for _ in range(SWEEPS if len(bins) <= MANY_BINS else 1):
+        before, rank = state.total, _Rank(state, bins, exchanges=exchanges)
+        for bin_ in sorted(bins, key=level.__getitem__, reverse=True):
+            while (over := level[bin_] - high) > 0:
+                gain, step = _step_off(state, bin_, rank, over)
+                if not step:
+                    break
+                rank.make(step, gain)
+            if all_or_nothing and level[bin_] > high:
+                return False
+        for bin_ in sorted(bins, key=level.__getitem__):
+            while (lacks := state.low[bin_] - level[bin_]) > 0:
+                gain, step = _step_to(state, bin_, rank, lacks)
+                if not step:
+                    break
+                rank.make(step, gain)
+            if all_or_nothing and level[bin_] < state.low[bin_]:
+                return False
+        if state.total == before:
+            break
+    return True
+
+
+def fit(state: Assignment, bins: Sequence[int]) -> None:
+    """Take off each bin that has too much the one item that is enough, where a bin has room."""
+    level, rank = state.level, _Rank(state, bins)
+    for bin_ in sorted(bins, key=level.__getitem__, reverse=True):
+        over, target = level[bin_] - state.high, rank.idlest[0][1]
+        if over <= 0:
+            break
+        own, room = state.own[bin_], state.high - level[target]
+        at = bisect_left(own, (over, -1))
+        if at < len(own) and own[at][0] <= room and state.fits(own[at][1], target):
+            step = (own[at][1], target)
+            if (gain := state.gain(step)) > 0:
+                rank.make(step, gain)
+
+
+def undo(state: Assignment) -> None:
+    """Take back moves and exchanges that do not pay, the least useful first."""
+    problem = state.problem
+    while True:
+        moved = problem.moved(state.place)
+        backs: list[Step] = [(item, problem.home[item]) for item in moved]
+        if len(moved) <= MANY_MOVES:
+            pairs = [step for step in steps_between(problem, state.place) if step[1:]]
+            backs += [(a, problem.home[a], b, problem.home[b]) for a, b in pairs]
+        useless = sorted((-gain, back) for back in backs if (gain := state.gain(back)) > 0)
+        if not useless:
+            return
+        for _, back in useless:
+            there = all(state.place[item] != problem.home[item] for item in back[::2])
+            if there and (gain := state.gain(back)) > 0:
+                state.make(back, gain)
+
+
+def _step_off(state: Assignment, bin_: int, rank: "_Rank", over: int) -> tuple[int, Step]:
+    """Return the best move off a bin that has so much too much, or else the best exchange."""
+    own, level, low = state.own[bin_], state.level[bin_], state.low
+    if not own:
+        return 0, ()
+    most = over * SCALE - state.least
+    if state.siblings:
+        most += state.contention(bin_)
+    # What makes a target busier than the source was is no gain; to part siblings, as busy will do.
+    widest = level - (not state.siblings)
+    smallest = own[0][0]
+    for best_of, partners in (
+        (state.best_relocation, rank.idlest),
+        (state.best_exchange, rank.idlest[: rank.exchanged]),
+    ):
+        gain: int = 0
+        best: Step = ()
+        for load, other in partners:
+            if gain >= most + max(0, low[other] - load) * SCALE or load + smallest > widest:
+                break  # where there is less room it is no better
+            if other != bin_:
+                gain, found = best_of(bin_, other, gain)
+                best = found or best
+        if best:
+            return gain, best
+        smallest = 1
+    return 0, ()
+
+
+def _step_to(state: Assignment, bin_: int, rank: "_Rank", lacks: int) -> tuple[int, Step]:
+    """Return the best move to a bin that lacks so much, or, of few bins, the best exchange."""
+    most, high = lacks * SCALE - state.least, state.high
+    ways = (state.best_relocation, state.best_exchange)
+    for best_of in ways if rank.is_close else ways[:1]:
+        gain: int = 0
+        best: Step = ()
+        for load, other in rank.busiest:
+            if gain >= most + max(0, load - high) * SCALE * (2 if state.siblings else 1):
+                break
+            if other != bin_:
+                gain, found = best_of(other, bin_, gain)
+                best = found or best
+        if best:
+            return gain, best
+    return 0, ()
+
+
+def lift(state: Assignment) -> None:
+    """Put items that want more than their bin can give on stronger bins, or exchange them."""
+    thread, size, bins = state.problem.thread or (), state.problem.size, state.problem.judged
+    misfits = [
+        (-load, item) for bin_ in bins for load, item in state.own[bin_] if load > thread[bin_]
+    ]
+    for _, item in sorted(misfits):
+        home = state.place[item]
+        stronger = [bin_ for bin_ in bins if thread[bin_] > thread[home] and state.fits(item, bin_)]
+        steps: list[Step] = [(item, bin_) for bin_ in stronger]
+        steps += [
+            (item, bin_, other, home)
+            for bin_ in stronger
+            for load, other in state.own[bin_]
+            # Where a bin is too weak for both, whichever is there looks the larger, for ever.
+            if load <= thread[home] and load < size[item] and state.fits(other, home)
+        ]
+        peak = state.level[home]
+        steps = [step for step in steps if _raised(state, step) <= peak]
+        gain, best = max(((state.gain(step), step) for step in steps), default=(0, ()))
+        if gain > 0:
+            state.make(best, gain)
+
+
+def _raised(state: Assignment, step: Step) -> int:
+    """Return the load of a step's target after it."""
+    more = state.problem.size[step[0]] - (state.problem.size[step[2]] if step[2:] else 0)
+    return state.level[step[1]] + more
+
+
+class _Rank:
+    """Bins by level, the least loaded first."""
+
+    def __init__(self, state: Assignment, bins: Iterable[int], *, exchanges: bool = True) -> None:
+        self._state = state
+        self._order = sorted((state.level[bin_], bin_) for bin_ in bins)
+        self.is_close = len(self._order) <= CLOSE and not state.hurry
+        self.exchanged = (CLOSE if self.is_close else EXCHANGED) if exchanges else 0
+        self._tried = len(self._order) if self.is_close else PARTNERS
+
+    @property
+    def idlest(self) -> list[tuple[int, int]]:
+        """The least loaded bins."""
+        return self._order[: self._tried]
+
+    @property
+    def busiest(self) -> list[tuple[int, int]]:
+        """The busiest bins, the busiest first."""
+        return self._order[: -1 - self._tried : -1]
+
+    def make(self, step: Step, gain: int) -> None:
+        """Make a step that lowers the objective by so much."""
+        state = self._state
+        bins = (state.place[step[0]], step[1])
+        for bin_ in bins:
+            del self._order[bisect_left(self._order, (state.level[bin_], bin_))]
+        state.make(step, gain)
+        for bin_ in bins:
+            insort(self._order, (state.level[bin_], bin_))

@@ -1,0 +1,317 @@
+"""Judge a plan by what vCPUs get before and after it, and trim it to what is fair.
+
+Rule: pure integers; knows hosts and affinities, and nothing of how plans are made.
+
+Problem: a plan that makes loads more equal can still take from guests that have little for their
+    weight: where more is wanted than there is, where weights differ, or where threads share a core.
+Approach: work out what the kernel would give each vCPU before and after. To relieve the starving
+    something may be taken from those that have plenty, but none may starve more than they do now.
+Terms: the *demand* of a vCPU is its load, at most its quota. Its *weight* is its guest's shares
+    divided by the number of the guest's vCPUs with load, its *level* what it gets divided by its
+    weight. A *place* is the pCPUs that vCPUs are pinned to, as bits; a *pool* is one of several.
+    The *floor* is the lowest level before the plan, on the cores that a move leaves or enters, of
+    vCPUs that get less than nine tenths of their demand: to miss a little is not to starve.
+Algorithm: 1. Pour the demand of each pool over its pCPUs, to equal use: over cores, as the kernel
+    prefers idle ones, then over the threads of each. There it is one claim.
+    2. Where a core cannot meet all claims, divide what it gives by weighted max-min fairness: on
+    each thread, then what claims get there on the core. What a pool gets its vCPUs divide likewise.
+    3. Refuse a plan by which a vCPU on the cores that a move leaves or enters gets less than nine
+    tenths of what it got and of what the floor would give it. Where nobody starves there is no
+    floor, so nobody may lose more than a tenth. Refuse one, too, by which they get more than a
+    point less in all.
+    4. To trim, drop the step that brings most to each place of such a vCPU, and judge the rest as a
+    whole again, since one step may have made room for another. The next time drop two, and so on.
+Properties: exact but for rounding where all vCPUs are bound. Neither order nor names matter. The
+    floor is one for the whole plan: who starves on one core that it touches excuses what it takes
+    on another. A vCPU on no managed pCPU counts as if it got all it wants, since that is unknown.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from operator import floordiv
+from typing import Final, NamedTuple
+
+from vcpusched.model import NO_CPUS, PPM, PPM_PER_POINT, CpuSet, Host, HostCpu, VcpuId
+from vcpusched.text import vcpu_text
+
+LEVEL_BITS: Final = 44
+"""Levels are whole numbers: so finely is a ppm divided by a weight."""
+
+Step = Sequence[tuple[VcpuId, CpuSet]]
+"""Moves that are made together, as vCPU and new affinity: one, or an exchange of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a plan does not pass, as the end of a sentence.
+
+    `vcpu` is the one that would lose most, `steps` the positions of the steps that are blamed, the
+    one that brings most first.
+    """
+
+    why: str
+    vcpu: VcpuId
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """The steps of a plan that pass together, and why the others do not."""
+
+    steps: tuple[Step, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def judge(host: Host, steps: Sequence[Step], isolated: CpuSet = NO_CPUS) -> tuple[Refusal, ...]:
+    """Return why a plan does not pass, the greatest loss first; nothing: it does.
+
+    On `isolated` pCPUs the kernel moves no floater, so its load counts where it ran.
+    """
+    judging = _Judge(host, isolated)
+    return tuple(judging.refusals(judging.moves(steps)))
+
+
+def trim(host: Host, steps: Sequence[Step], isolated: CpuSet = NO_CPUS) -> Trimmed:
+    """Return as much of a plan as passes, in its order.
+
+    What is left is fair as a whole. Whether it still improves the loads the caller must see.
+    """
+    judging = _Judge(host, isolated)
+    kept, refusals, most = judging.moves(steps), list[Refusal](), 1
+    while refused := judging.refusals(kept):
+        refusals += refused
+        for at in chain(*[refusal.steps[:most] for refusal in refused]):
+            kept.pop(at, None)
+        most += 1
+    return Trimmed(tuple(steps[at] for at in kept), tuple(refusals))
+
+
+def unmet_ppm(host: Host) -> int:
+    """Return the demand that is unmet even if there were no pins, in ppm of a pCPU.
+
+    No placement gives more in all: only fewer guests, or more pCPUs, would do.
+    """
+    managed, wants = host.online.bits, Counter[int]()
+    for vcpu in host.vcpus:
+        place = vcpu.allowed.bits & managed or vcpu.cpus.bits & managed
+        wants[place] += min(vcpu.load_ppm, vcpu.quota_ppm)
+    cores = _cores(host.cpus)
+    _pour(cores, wants)
+    return sum(core.unmet_ppm(wants) for core in cores)
+
+
+class _Core(NamedTuple):
+    """A core, as bits: what each of its managed threads gives, and all together, in ppm."""
+
+    bits: int
+    threads: Mapping[int, int]
+    most_ppm: int
+
+    def unmet_ppm(self, wants_ppm: Mapping[int, int]) -> int:
+        """Return how much of what is wanted of the threads the core cannot give."""
+        wants = [wants_ppm[thread] for thread in self.threads]
+        return sum(wants) - min(self.most_ppm, sum(map(min, wants, self.threads.values())))
+
+
+def _cores(cpus: Iterable[HostCpu]) -> list[_Core]:
+    """Return the cores of a host; each further thread of one is worth a quarter.
+
+    The host's own load leaves half of a pCPU or core at least.
+    """
+    siblings: defaultdict[tuple[bool, int], list[HostCpu]] = defaultdict(list)
+    for cpu in sorted(cpus, key=lambda cpu: cpu.id):
+        core = cpu.cpu.core
+        siblings[core is None, cpu.id if core is None else core].append(cpu)
+    found = []
+    for threads in siblings.values():
+        can = {1 << cpu.id: cpu.cpu.capacity_ppm for cpu in threads}
+        own = {1 << cpu.id: cpu.host_load_ppm for cpu in threads}
+        gives = {bit: max(1, can[bit] - own[bit], can[bit] // 2) for bit in can}
+        whole = max(can.values()) + (sum(can.values()) - max(can.values())) // 4
+        most = min(sum(gives.values()), max(1, whole - sum(own.values()), whole // 2))
+        found.append(_Core(sum(gives), gives, most))
+    return found
+
+
+Share = tuple[int, int, int]
+"""What of the demand of a pool falls to a thread: the pool, the thread, and how much, in ppm."""
+
+
+def _pour(cores: Sequence[_Core], wants_ppm: Counter[int]) -> list[Share]:
+    """Add the demand of each pool to what is wanted of its threads, and return the shares."""
+    pools, shares = [place for place in wants_ppm if place & (place - 1)], list[Share]()
+    for pool in sorted(pools, key=lambda pool: (pool.bit_count(), pool)):
+        reached = [
+            ({bit: gives for bit, gives in core.threads.items() if bit & pool}, core.most_ppm)
+            for core in cores
+            if core.bits & pool
+        ]
+        rooms = [
+            (sum([wants_ppm[bit] for bit in threads]), min(most_ppm, sum(threads.values())))
+            for threads, most_ppm in reached
+        ]
+        for (threads, _), falls_ppm in zip(reached, _spread(rooms, wants_ppm[pool]), strict=True):
+            rooms = [(wants_ppm[bit], gives) for bit, gives in threads.items()]
+            for bit, ppm in zip(threads, _spread(rooms, falls_ppm), strict=True):
+                wants_ppm[bit] += ppm
+                if ppm:
+                    shares.append((pool, bit, ppm))
+    return shares
+
+
+def _spread(rooms: Sequence[tuple[int, int]], amount_ppm: int) -> list[int]:
+    """Return what falls to each room, of what load and what it gives, so that use is equal."""
+    total_ppm, gives_ppm = amount_ppm, 0
+    for load_ppm, can_ppm in sorted(rooms, key=lambda room: (room[0] << LEVEL_BITS) // room[1]):
+        if gives_ppm and load_ppm * gives_ppm >= total_ppm * can_ppm:
+            break
+        total_ppm += load_ppm
+        gives_ppm += can_ppm
+    return [max(0, total_ppm * can_ppm // gives_ppm - load_ppm) for load_ppm, can_ppm in rooms]
+
+
+def _share(gives: int, claims: Iterable[int], got: list[int], weights: Sequence[int]) -> None:
+    """Cut what some claims get to what there is, by weighted max-min fairness."""
+    ordered = sorted(claims, key=lambda claim: (got[claim] << LEVEL_BITS) // weights[claim])
+    weight = sum([weights[claim] for claim in ordered])
+    for claim in ordered:
+        got[claim] = min(got[claim], gives * weights[claim] // weight)
+        gives -= got[claim]
+        weight -= weights[claim]
+
+
+Members = Mapping[int, Sequence[int]]
+"""The vCPUs at each place, by position."""
+
+Moves = Mapping[int, Sequence[tuple[int, int, int]]]
+"""By the position of a step: vCPUs by position, the place that each leaves, and that it enters."""
+
+
+class _Judge:
+    """Judges several plans for one host: what is true of the host is worked out once."""
+
+    def __init__(self, host: Host, isolated: CpuSet) -> None:
+        self.vcpus, self.managed, self.cores = host.vcpus, host.online.bits, _cores(host.cpus)
+        self.demands_ppm = [min(vcpu.load_ppm, vcpu.quota_ppm) for vcpu in host.vcpus]
+        self.at: list[int] = []
+        self.members: defaultdict[int, list[int]] = defaultdict(list)
+        for index, vcpu in enumerate(host.vcpus):
+            bits = vcpu.cpus.bits
+            if isolated.bits and vcpu.on is not None and bits & isolated.bits & 1 << vcpu.on:
+                bits = 1 << vcpu.on
+            self.at.append(bits & self.managed)
+            self.members[self.at[-1]].append(index)
+
+    @cached_property
+    def weights(self) -> list[int]:
+        """The weight of each vCPU."""
+        guests = Counter([vcpu.id.uuid for vcpu in self.vcpus if vcpu.load_ppm >= PPM_PER_POINT])
+        parts = [guests[vcpu.id.uuid] or 1 for vcpu in self.vcpus]
+        shares = [max(1, vcpu.shares) << 16 for vcpu in self.vcpus]  # so finely can they be split
+        return [*map(floordiv, shares, parts)]
+
+    def moves(self, steps: Sequence[Step]) -> dict[int, list[tuple[int, int, int]]]:
+        """Return the moves of each step, by its position in the plan."""
+        guests = {vcpu.uuid for step in steps for vcpu, _ in step}  # quicker to look up than all
+        found = {
+            vcpu.id: (index, place)
+            for index, (vcpu, place) in enumerate(zip(self.vcpus, self.at, strict=True))
+            if vcpu.id.uuid in guests
+        }
+        return {
+            at: [(*found[vcpu], to.bits & self.managed) for vcpu, to in step]
+            for at, step in enumerate(steps)
+        }
+
+    def refusals(self, steps: Moves) -> list[Refusal]:
+        """Return why steps do not pass together, the greatest loss first."""
+        members, touched = dict[int, Sequence[int]](self.members), 0
+        moves = {index: places for those in steps.values() for index, *places in those}
+        for place in {source for source, _ in moves.values()}:
+            members[place] = [index for index in members[place] if index not in moves]
+        for index, (source, target) in moves.items():
+            members[target] = [*members.get(target, ()), index]
+            touched |= source | target
+        after = self.divide(members, touched)
+        if after == self.demands_ppm:
+            return []
+        before, touched = self.divide(self.members, touched), self.whole(touched)
+        places = {
+            index: place for place, those in members.items() if place & touched for index in those
+        }
+        levels = [  # one that is rounded to nothing must not excuse everything
+            (max(1, before[index]) << LEVEL_BITS) // self.weights[index]
+            for index in places
+            if before[index] * 10 < self.demands_ppm[index] * 9
+        ]
+        floor = min(levels, default=PPM << LEVEL_BITS)
+        fair = {i: min(before[i], self.weights[i] * floor >> LEVEL_BITS) for i in places}
+        losers = [index for index in places if after[index] * 10 < fair[index] * 9]
+
+        def gain(index: int) -> tuple[int, int, VcpuId]:
+            return after[index] - before[index], places[index], self.vcpus[index].id
+
+        end = ", less than is fair"
+        lost_ppm = sum([before[index] - after[index] for index in places])
+        if not losers and lost_ppm > PPM_PER_POINT:
+            losers = [min(places, key=gain)]
+            end = f", and all together get ~{lost_ppm / PPM_PER_POINT:.0f} points less"
+        found: dict[int, Refusal] = {}
+        for index in sorted(losers, key=gain):
+            vcpu, place = self.vcpus[index], places[index]
+            if place not in found:
+                was, gets = (f"~{got[index] / PPM_PER_POINT:.3g}%" for got in (before, after))
+                name = vcpu_text(vcpu.id.vcpu, vcpu.domain)
+                why = f"would cut {name} from {was} to {gets} of a pCPU{end}"
+                found[place] = Refusal(why, vcpu.id, self.blamed(steps, place, after))
+        return [*found.values()]
+
+    def blamed(self, steps: Moves, place: int, got_ppm: Sequence[int]) -> tuple[int, ...]:
+        """Return the steps that enter the cores of a place, or else all, what brings most first."""
+        whole = self.whole(place)
+        brings = [
+            (sum([got_ppm[index] for index, _, _ in moves]), at)
+            for at, moves in steps.items()
+            if any(target & whole for _, _, target in moves)
+        ]
+        return tuple(at for _, at in sorted(brings, reverse=True)) or tuple(steps)
+
+    def whole(self, places: int) -> int:
+        """Return all threads of the cores that places are on."""
+        return sum([core.bits for core in self.cores if core.bits & places])
+
+    def divide(self, members: Members, reach: int) -> list[int]:
+        """Return what each vCPU gets; one that neither moves nor pools reach, what it wants."""
+        wants = Counter[int]()
+        for place, those in members.items():
+            wants[place] = sum([self.demands_ppm[index] for index in those])
+            reach |= place if place & (place - 1) else 0
+        shares = _pour(self.cores, wants)
+        cores = [core for core in self.cores if core.bits & reach and core.unmet_ppm(wants)]
+        return self.share(members, cores, shares) if cores else self.demands_ppm
+
+    def share(self, members: Members, crowded: Sequence[_Core], shares: list[Share]) -> list[int]:
+        """Return what each vCPU gets where cores are crowded."""
+        got, weights = list(self.demands_ppm), list(self.weights)
+        claims = {thread: [*members.get(thread, ())] for core in crowded for thread in core.threads}
+        falling = [share for share in shares if share[1] in claims]
+        pools = {pool: members[pool] for pool, _, _ in falling}
+        left = {pool: sum([got[index] for index in those]) for pool, those in pools.items()}
+        whole = {pool: sum([weights[index] for index in those]) for pool, those in pools.items()}
+        for claim, (pool, thread, ppm) in enumerate(falling, len(got)):
+            claims[thread].append(claim)
+            weights.append(max(1, whole[pool] * ppm // left[pool]))
+        got += [ppm for _, _, ppm in falling]
+        for core in crowded:
+            for thread, gives_ppm in core.threads.items():
+                _share(gives_ppm, claims[thread], got, weights)
+            if len(core.threads) > 1:
+                _share(core.most_ppm, chain(*[claims[at] for at in core.threads]), got, weights)
+        for claim, (pool, _, ppm) in enumerate(falling, len(self.vcpus)):
+            left[pool] -= ppm - got[claim]
+        for pool, those in pools.items():
+            _share(left[pool], those, got, weights)
+        return got[: len(self.vcpus)]

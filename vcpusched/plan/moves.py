@@ -1,0 +1,243 @@
+"""What is wanted of a plan and what a plan says: its moves, their order, and their reasons.
+
+Rule: values, and pure functions that decide nothing.
+
+Order: moves are put so that no step makes a bin busier than any was. A step is one move, or two
+    items that change places; of the steps that have room the one off the busiest bin comes first.
+    Where that ends in a circle it is tried backwards: what is undone last is done first.
+"""
+
+import enum
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from typing import Final
+
+from vcpusched.model import CpuSet, Granularity, VcpuId
+from vcpusched.plan.cpu_groups import Bins
+from vcpusched.plan.problem import Problem
+from vcpusched.text import percent, printable
+
+POURED_STEPS_MAX: Final = 64
+"""Up to this many steps the reasons tell loads with the floaters in them; else without."""
+
+Step = tuple[int, ...]
+"""An item to move to its place, or two that change places."""
+
+
+class Stop(enum.StrEnum):
+    """Why planning ended."""
+
+    BALANCED = "balanced"
+    NO_GAIN = "no_gain"
+    MOVE_LIMIT = "move_limit"
+
+
+class Floating(enum.StrEnum):
+    """What to do with vCPUs that may use several pCPUs; `AUTO` pins those that wait needlessly."""
+
+    AUTO = "auto"
+    PIN = "pin"
+    KERNEL = "kernel"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the administrator wants of a plan.
+
+    `balance_threshold_ppm`: the gap from which on a host is unbalanced, above 0.
+    `min_gain_ppm`: how much of the load outside the tolerance band a move must bring inside; 2.5
+    times that to another cache, 4 times to another node.
+    `max_moves`: the most pin changes in one plan; None: no limit.
+    `steps_max`: how long to search for fewer pin changes; a step takes some microseconds.
+    `pin_to`: what a vCPU is pinned to; with sets, loads are means over a set's pCPUs.
+    `fair_shares`: refuse or trim what is unfair.
+    """
+
+    balance_threshold_ppm: int = 100_000
+    min_gain_ppm: int = 50_000
+    max_moves: int | None = None
+    floating: Floating = Floating.PIN
+    steps_max: int = 16_000
+    pin_to: Granularity = Granularity.CPU
+    fair_shares: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One pin to change; `reason` is a sentence for the administrator.
+
+    `exchanged_with` is the vCPU that goes the other way, in the move before or after.
+    """
+
+    vcpu: VcpuId
+    domain: str
+    from_cpus: CpuSet
+    to_cpus: CpuSet
+    load_ppm: int
+    reason: str
+    exchanged_with: VcpuId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do, in the order to do it, and what comes of it.
+
+    `balanced` describes the host as found, `stop` why planning ended; `gap` is the load of the
+    busiest less that of the least loaded pCPU, where each that can do less than the best counts as
+    much more as it lacks at the mean; `loads` the load of each pCPU, in ppm of what it can do;
+    `binds_floaters` tells which of the two views the plan was made on. `refused` is why the check
+    of fairness would not have more, or anything, the end of a sentence about the plan that it saw
+    first.
+    """
+
+    balanced: bool
+    stop: Stop
+    gap_before_ppm: int
+    gap_after_ppm: int
+    loads_before_ppm: tuple[tuple[int, int], ...]
+    loads_after_ppm: tuple[tuple[int, int], ...]
+    moves: tuple[Move, ...]
+    binds_floaters: bool = False
+    refused: str = ""
+
+
+def steps_between(problem: Problem, place: Sequence[int]) -> list[Step]:
+    """Return the steps to a placement: pairs that change places with each other, and the others."""
+    home, count = problem.home, len(problem.base)
+    waiting: dict[int, list[int]] = {}
+    steps: list[Step] = []
+    for item in problem.moved(place):
+        source, target = home[item], place[item]
+        if partners := waiting.get(target * count + source):
+            steps.append((partners.pop(0), item))
+        else:
+            waiting.setdefault(source * count + target, []).append(item)
+    return steps + [(item,) for items in waiting.values() for item in items]
+
+
+def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
+    """Return the steps to a placement, none of which raises the peak; None where none leads."""
+    if problem.refused and tuple(place) in problem.refused:
+        return None
+    steps = steps_between(problem, place)
+    size, home, before = problem.size, problem.home, list(problem.base)
+    poured = problem.levels() if problem.pools else before
+    peak = max((poured[bin_] for bin_ in problem.judged), default=0)
+    moves = []
+    for step in steps:
+        # Of two that change places the one first that leaves the lower peak in between.
+        lead = max(step, key=lambda item: (size[item], -item))
+        load = size[lead] - sum(size[item] for item in step if item != lead)
+        moves.append((step, home[lead], place[lead], load))
+    found = _ordered(moves, before, peak)
+    if found is None:
+        back = [(step, target, source, load) for step, source, target, load in moves]
+        found = _ordered(back, problem.at(place), peak)
+        if found is None:
+            return None
+        found.reverse()
+    level, ordered = before, []
+    for step in found:
+        ordered.append(
+            tuple(sorted(step, key=lambda item: (level[place[item]] + size[item], item)))
+        )
+        for item in step:
+            level[home[item]] -= size[item]
+            level[place[item]] += size[item]
+    return ordered
+
+
+def _ordered(
+    moves: Sequence[tuple[Step, int, int, int]], level: Sequence[int], peak: int
+) -> list[Step] | None:
+    """Return the steps in an order in which no target rises above the peak, if that is found."""
+    level = list(level)
+    heap = [(-level[source], step, source, target, load) for step, source, target, load in moves]
+    heapify(heap)
+    full: defaultdict[int, list[tuple[int, Step, int, int, int]]] = defaultdict(list)
+    done: list[Step] = []
+    while heap:
+        key, step, source, target, load = heappop(heap)
+        if -key != level[source]:
+            heappush(heap, (-level[source], step, source, target, load))
+            continue
+        if level[target] + load > peak:
+            full[target].append((key, step, source, target, load))
+            continue
+        done.append(step)
+        level[source] -= load
+        level[target] += load
+        # What waited for room on the source may have it now.
+        for waiting in full.pop(source, ()) if load else ():
+            heappush(heap, (-level[waiting[2]], *waiting[1:]))
+    return done if len(done) == len(moves) else None
+
+
+def told(
+    problem: Problem,
+    bins: Bins,
+    steps: Sequence[Step],
+    place: Sequence[int],
+    *,
+    is_cut: bool = False,
+) -> Plan:
+    """Turn steps into a plan, each move with its reason."""
+    moves: list[Move] = []
+    base, first = list(problem.base), problem.levels()
+    # To pour floaters anew for each of hundreds of steps takes seconds.
+    poured = len(steps) <= POURED_STEPS_MAX
+    levels: Sequence[int] = first if poured else base
+    for step in steps:
+        ends = {bin_ for item in step for bin_ in (problem.home[item], place[item])}
+        was = {bin_: percent(bins.told(levels, bin_)) for bin_ in ends}
+        for item in step:
+            base[problem.home[item]] -= problem.size[item]
+            base[place[item]] += problem.size[item]
+        if poured:
+            levels = problem.levels(base)
+        becomes = {bin_: percent(bins.told(levels, bin_)) for bin_ in ends}
+        for item in step:
+            vcpu, source, target = problem.vcpus[item], problem.home[item], place[item]
+            other = next((problem.vcpus[one] for one in step if one != item), None)
+            exchange = (
+                f"in exchange for vCPU {other.id.vcpu} of {printable(other.domain)}, since "
+                if other
+                else ""
+            )
+            verb = "were" if len(bins.members[source]) > 1 else "was"
+            reason = (
+                f"{exchange}{bins.names[source]} {verb} at {was[source]} and {bins.names[target]} "
+                f"at {was[target]}; {'together ' if other else ''}this makes them "
+                f"{becomes[source]} and {becomes[target]}"
+            )
+            moves.append(
+                Move(
+                    vcpu.id,
+                    vcpu.domain,
+                    vcpu.cpus,
+                    bins.target(vcpu, target),
+                    vcpu.load_ppm,
+                    reason,
+                    other.id if other else None,
+                )
+            )
+    last = problem.levels(base)
+    gap = problem.gap(last)
+    stop = Stop.MOVE_LIMIT if is_cut else Stop.NO_GAIN
+    return Plan(
+        balanced=problem.gap(first) < problem.span,
+        stop=Stop.BALANCED if gap < problem.span else stop,
+        gap_before_ppm=problem.gap(first),
+        gap_after_ppm=gap,
+        loads_before_ppm=_each(bins, first),
+        loads_after_ppm=_each(bins, last),
+        moves=tuple(moves),
+        binds_floaters=problem.measured and bool(moves),
+    )
+
+
+def _each(bins: Bins, levels: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    loads = levels if bins.is_plain else [bins.told(levels, bin_) for bin_ in range(len(levels))]
+    return tuple((cpu, loads[bin_]) for cpu, bin_ in sorted(bins.of_cpu.items()))

@@ -1,0 +1,335 @@
+"""One balancing problem in plain integers: bins, items, and where each item may be.
+
+Rule: values; nothing here searches. Bins are pCPUs or sets of them (`cpu_groups`), items are vCPUs;
+both go by position, in rising order of their numbers and ids. Loads are in ppm of the largest bin.
+
+Terms: a floater may use several bins. In the *measured* view floaters count where they were last
+    seen, and are what may be moved. In the *poured* view bound vCPUs may be moved, and floaters
+    fill the least loaded bins of their masks like water, as the kernel spreads them.
+Properties: what must not be is a missing bit in `allowed`: masks, fixed vCPUs, unsettled pCPUs,
+    those on which guests start, sets in which nobody waits, the cores that hold another vCPU of a
+    guest that keeps them apart, and vCPUs alone on the busiest bin, which would make the same load
+    elsewhere.
+"""
+
+import operator
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import compress, count
+from typing import Final
+
+from vcpusched.model import PPM_PER_POINT, Cpu, Vcpu
+from vcpusched.plan.cpu_groups import pour
+
+SCALE: Final = 1_000  # units of the objective per ppm of load
+
+PIN: Final = 100  # what each pin costs beyond its price, so that the fewest win
+
+NOWHERE: Final = -1  # where an item is that floats, or is on no managed pCPU
+
+SAME, CORE, CACHE, NODE, ACROSS = range(5)
+"""How far apart two bins are: on one core, on one cache, on one node, or not even that."""
+
+OTHER_CACHE, OTHER_NODE = 5, 8
+"""What a pin to another cache or node must gain, in halves of what one to a neighbour must."""
+
+TIE_PPM: Final = 2 * PPM_PER_POINT
+"""Moves whose gains differ by less are equal: company, memory and NUMA distance decide."""
+
+POURINGS: Final = 12
+"""How often water in overlapping masks is poured anew: enough to come within a point of level."""
+
+KEPT: Final = ("own", "siblings", "rings", "spread", "_company")
+"""What is worked out once and does not depend on prices or loads."""
+
+
+@dataclass
+class Problem:
+    """Items on bins, and what each may do; `span` is the threshold, `min_gain` the price of a pin.
+
+    `guest` tells which guest each item is of; None where each is the only one of its guest.
+    `allowed` has a bit for each bin that an item may be put on, 0 for one that stays at home;
+    `base` are the loads without water; `judged` are the bins that give and take; `origin` is where
+    items were before the plan. `lacks` are the loads that weak bins count too much, `thread` what
+    one item can get on each, and `cores` the bins on its core, as bits. On `wet` bins floaters
+    fill what is missing, `water` in all.
+    `refused` are places to which there is no way.
+    """
+
+    size: Sequence[int]
+    home: Sequence[int]
+    allowed: Sequence[int]
+    base: Sequence[int]
+    judged: Sequence[int]
+    span: int
+    min_gain: int
+    vcpus: Sequence[Vcpu]
+    guest: Sequence[int] | None
+    origin: Sequence[int]
+    lacks: Sequence[int]
+    pools: tuple[tuple[tuple[int, ...], int], ...] = ()
+    sites: Sequence[Cpu] | None = None
+    thread: Sequence[int] | None = None
+    memory: Mapping[int, int] = field(default_factory=dict)
+    distances: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    measured: bool = False
+    cores: Sequence[int] = ()
+    wet: frozenset[int] = frozenset()
+    water: int = 0
+    refused: frozenset[tuple[int, ...]] = frozenset()
+
+    @cached_property
+    def prices(self) -> tuple[int, ...]:
+        """What a pin costs by distance."""
+        near = self.min_gain * SCALE + PIN
+        if self.sites is None:
+            return (0, near, near, near, near)
+        return (0, near, near + CACHE, near * OTHER_CACHE // 2, near * OTHER_NODE // 2)
+
+    @cached_property
+    def tie(self) -> int:
+        """What being apart from company costs: less than a pin, so that it asks for none."""
+        return min(TIE_PPM * SCALE, self.prices[CORE] * 2 // 5)
+
+    @cached_property
+    def own(self) -> list[list[tuple[int, int]]]:
+        """The movable items of each bin as (size, item), rising."""
+        own: list[list[tuple[int, int]]] = [[] for _ in self.base]
+        size, home = self.size, self.home
+        for item in sorted(compress(range(len(size)), self.allowed), key=size.__getitem__):
+            own[home[item]].append((size[item], item))
+        return own
+
+    @cached_property
+    def limits(self) -> tuple[int, int]:
+        """Where the band may begin: so that the mean of the bins that can be helped is inside."""
+        span, own, fixed = self.span, self.own, list(self.base)
+        for bin_, members in enumerate(own):
+            for size, _ in members:
+                fixed[bin_] -= size
+        active = set(self.judged)
+        least = min((fixed[bin_] for bin_ in active), default=0)
+        rest, mean = sum(self.base[bin_] for bin_ in active) + self.water, 0
+        while active:
+            mean = rest // len(active)
+            helpless = {}
+            for bin_ in active:
+                load, giant = fixed[bin_], own[bin_][-1][0] if own[bin_] else 0
+                # Where it would be just as far out elsewhere, a giant may as well stay.
+                if giant > mean + span - 1 - least and load <= least + span // 2:
+                    load += giant
+                if load > mean + span - 1:
+                    helpless[bin_] = load
+            if not helpless or len(helpless) == len(active):
+                break
+            rest -= sum(helpless.values())
+            active -= helpless.keys()
+        return max(0, mean - span + 1), mean
+
+    @cached_property
+    def siblings(self) -> list[tuple[int, ...]]:
+        """The other threads of each bin's core; none where not all of them are judged."""
+        if self.sites is None:
+            return []
+        cores: defaultdict[int | None, list[int]] = defaultdict(list)
+        for bin_, site in enumerate(self.sites):
+            cores[site.core].append(bin_)
+        cores.pop(None, None)
+        judged: set[int] = set(self.judged)
+        found: list[tuple[int, ...]] = [()] * len(self.base)
+        for bins in cores.values():
+            if len(bins) > 1 and judged.issuperset(bins):
+                for bin_ in bins:
+                    found[bin_] = tuple(other for other in bins if other != bin_)
+        return found if any(found) else []
+
+    @cached_property
+    def rings(self) -> list[tuple[Sequence[int], int]]:
+        """The judged bins of each cache, each node, and all; with how far apart they are."""
+        rings: list[tuple[Sequence[int], int]] = []
+        if self.sites is not None:
+            for far in (CACHE, NODE):
+                sets: defaultdict[tuple[int | None, ...], list[int]] = defaultdict(list)
+                for bin_ in self.judged:
+                    site = self.sites[bin_]
+                    sets[(site.node, site.cache) if far == CACHE else (site.node,)].append(bin_)
+                rings += [(bins, far) for bins in sets.values() if 1 < len(bins) < len(self.judged)]
+        return [*rings, (self.judged, ACROSS)]
+
+    @cached_property
+    def spread(self) -> dict[int, list[int]]:
+        """The items of each guest that keeps them on different cores."""
+        members: defaultdict[int, list[int]] = defaultdict(list)
+        if self.guest:
+            for item, guest in enumerate(self.guest):
+                if self.vcpus[item].spread:
+                    members[guest].append(item)
+        return {guest: items for guest, items in members.items() if len(items) > 1}
+
+    @cached_property
+    def _company(self) -> Counter[tuple[int, int | None, int, int | None]]:
+        """How many items of each guest, or cell of it, are on each cache and on each node."""
+        company: Counter[tuple[int, int | None, int, int | None]] = Counter()
+        if self.guest is not None and self.sites is not None:
+            for item, home in enumerate(self.home):
+                if home != NOWHERE:
+                    cell, site = (self.guest[item], self.memory.get(item)), self.sites[home]
+                    company[*cell, CACHE, site.cache] += 1
+                    company[*cell, NODE, site.node] += 1
+        return company
+
+    def distance(self, one: int, other: int) -> int:
+        """Return how far apart two bins are."""
+        if one == other:
+            return SAME
+        if self.sites is None:
+            return CACHE
+        a, b = self.sites[one], self.sites[other]
+        if a.core is not None and a.core == b.core:
+            return CORE
+        if a.node != b.node:
+            return ACROSS
+        return CACHE if a.cache == b.cache else NODE
+
+    def price(self, item: int, bin_: int) -> int:
+        """Return what it costs to have an item on a bin rather than at home, balance aside."""
+        home = self.home[item]
+        if bin_ == home:
+            return 0
+        if self.sites is None:
+            price = self.prices[CACHE]
+        else:
+            far = self.distance(home, bin_)
+            price = self.prices[far]
+            if far >= NODE:
+                price += self._apart(item, home, bin_, far)
+        if self.thread is not None:
+            size, thread = self.size[item], self.thread
+            price += SCALE * (max(0, size - thread[bin_]) - max(0, size - thread[home]))
+            if size <= thread[home] < thread[bin_]:
+                price += self.prices[CORE]  # strong pCPUs are for those that need them
+        return price
+
+    def _apart(self, item: int, home: int, bin_: int, far: int) -> int:
+        """Return what it costs to go so far: away from memory, from company, over long ways."""
+        sites = self.sites or ()
+        here, there, more = sites[home], sites[bin_], 0
+        memory = self.memory.get(item)
+        if memory is not None and far == ACROSS:
+            if there.node == memory:
+                more = self.prices[NODE] - self.prices[ACROSS]
+            elif here.node == memory:
+                more = 2 * self.tie
+        if far == ACROSS and self.distances and here.node is not None and there.node is not None:
+            longest = max(self.distances.values())
+            more += self.tie * self.distances.get((here.node, there.node), longest) // (2 * longest)
+        if self.guest is not None:
+            cell, company = (self.guest[item], memory), self._company
+            leaves = company[*cell, CACHE, here.cache] - 1 > company[*cell, CACHE, there.cache]
+            if far == ACROSS and not leaves:
+                leaves = company[*cell, NODE, here.node] - 1 > company[*cell, NODE, there.node]
+            more += self.tie if leaves else 0
+        return more
+
+    def moved(self, place: Sequence[int]) -> list[int]:
+        """Return the items that are not at home."""
+        return list(compress(count(), map(operator.ne, place, self.home)))
+
+    def at(self, place: Sequence[int]) -> list[int]:
+        """Return the loads without water when the items are at these places."""
+        base = list(self.base)
+        for item in self.moved(place):
+            base[self.home[item]] -= self.size[item]
+            base[place[item]] += self.size[item]
+        return base
+
+    def levels(self, base: Sequence[int] | None = None) -> list[int]:
+        """Return the loads with the floaters poured over those that are bound."""
+        levels = list(self.base if base is None else base)
+        shares: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        # Where masks overlap, what was poured first gives way to what came later.
+        for _ in range(POURINGS if len(self.pools) > 1 else 1):
+            for bins, load in self.pools:
+                for bin_, amount in shares.get(bins, ()):
+                    levels[bin_] -= amount
+                shares[bins] = pour(levels, bins, load)
+                for bin_, amount in shares[bins]:
+                    levels[bin_] += amount
+        return levels
+
+    def gap(self, levels: Sequence[int]) -> int:
+        """Return the load of the busiest less that of the least loaded judged bin."""
+        judged = [levels[bin_] for bin_ in self.judged]
+        return max(judged, default=0) - min(judged, default=0)
+
+    def second(self, levels: Sequence[int], bin_: int) -> int:
+        """Return the load of the second busiest thread of a bin's core, 0 where there is none."""
+        others = self.siblings[bin_]
+        if len(others) == 1:
+            return min(levels[bin_], levels[others[0]])
+        return sorted((levels[bin_], *(levels[other] for other in others)))[-2] if others else 0
+
+    def contention(self, levels: Sequence[int]) -> list[int]:
+        """Return the loads of the second busiest threads of all cores, the largest first."""
+        firsts = (
+            bin_ for bin_, others in enumerate(self.siblings) if others and bin_ < min(others)
+        )
+        return sorted((self.second(levels, bin_) for bin_ in firsts), reverse=True)
+
+    def without_lone(self) -> "Problem":
+        """Return the problem in which items stay that are alone on their bin and well off there.
+
+        On the busiest bin, since elsewhere they would make the same load; on a weak bin, since they
+        have no use for more. Not where another thread of the core is busy, where the host itself
+        makes the load, or where an item wants more than the bin can give.
+        """
+        levels, thread, siblings = self.levels(), self.thread, self.siblings
+        peak = max((levels[bin_] for bin_ in self.judged), default=0)
+        bins = {bin_ for bin_ in self.judged if levels[bin_] == peak and self.own[bin_]}
+        if thread is not None:
+            bins |= {bin_ for bin_ in self.judged if thread[bin_] < max(thread) and self.own[bin_]}
+        crowd = Counter(self.home)
+        lone = {
+            self.own[bin_][0][1]: bin_
+            for bin_ in bins
+            if crowd[bin_] == 1
+            and levels[bin_] - self.lacks[bin_] - self.own[bin_][0][0] < self.span
+            and not (siblings and self.second(levels, bin_) >= self.span)
+            and not (thread is not None and self.own[bin_][0][0] > thread[bin_])
+        }
+        if not lone:
+            return self
+        allowed, own = list(self.allowed), list(self.own)
+        for item, bin_ in lone.items():
+            allowed[item], own[bin_] = 0, []
+        found = self.but(allowed=allowed)
+        found.__dict__["own"] = own
+        return found
+
+    def but(self, **changes: object) -> "Problem":
+        """Return the problem with changes to its prices or loads; what still holds is kept."""
+        found: Problem = replace(self, **changes)  # type: ignore[arg-type]
+        found.__dict__.update({key: self.__dict__[key] for key in KEPT if key in self.__dict__})
+        moved = {"base", "water", "home", "allowed", "span"}
+        if "limits" in self.__dict__ and not moved & changes.keys():
+            found.__dict__["limits"] = self.limits
+        return found
+
+    def then(self, place: Sequence[int]) -> "Problem":
+        """Return the problem once the items are at these places."""
+        own, allowed = [members.copy() for members in self.own], list(self.allowed)
+        for item in self.moved(place):
+            member, bin_ = (self.size[item], item), place[item]
+            before = own[self.home[item]]
+            del before[bisect_left(before, member)]
+            if allowed[item] == 1 << bin_:
+                allowed[item] = 0  # it has nowhere else to go
+            else:
+                insort(own[bin_], member)
+        found = self.but(home=list(place), base=self.at(place), allowed=allowed)
+        found.__dict__["own"] = own
+        found.__dict__.pop("_company", None)
+        return found
