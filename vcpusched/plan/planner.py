@@ -235,17 +235,6 @@ def _answer(
     return found.place if accept(found.place) else home
 
 
-def _is_out_of_reach(problem: Problem, levels: Sequence[int]) -> bool:
-    """Tell whether the largest item alone, or what is fixed on a bin, keeps the ends apart."""
-    total, others = sum(levels) + problem.water, max(1, len(levels) - 1)
-    fixed = [
-        problem.base[bin_] - sum(size for size, _ in problem.own[bin_]) for bin_ in problem.judged
-    ]
-    giant = max((own[-1][0] for own in problem.own if own), default=0) + min(fixed)
-    top = max(giant, *fixed)
-    return top - (total - top) // others >= problem.span
-
-
 def _is_better_at(problem: Problem, place: Sequence[int]) -> bool:
     return _is_better(problem, problem.levels(), problem.levels(problem.at(place)))
 
