@@ -14,7 +14,7 @@ Algorithm: each move that helps is tried, the most promising first, and forbidde
     is no less than the best found.
 Bound: each pin is one loss and one gain. So n pins bring at most the n largest losses and the n
     largest gains, each cut to what its bin needs.
-Properties: deterministic; the answer is the best one where the steps sufficed (`proven`).
+Properties: deterministic; the last answer is the best one where the steps sufficed.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,39 +53,32 @@ class Task:
     bottoms: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The best moves found, None where none is better; the steps taken; and if that is proven."""
-
-    moves: Moves | None
-    steps: int
-    proven: bool
-
-
 class _OutOfStepsError(Exception):
     """The limit is reached."""
 
 
 def search(
-    task: Task, limit: int, steps_max: int, accept: Callable[[Moves], bool] = lambda _: True
-) -> Answer:
-    """Search for the moves of the lowest objective below the limit, of those that are accepted."""
+    task: Task, limit: int, steps_max: int, accept: Callable[[Moves], bool]
+) -> tuple[int, bool]:
+    """Hand `accept` moves of an ever lower objective, the first below the limit.
+
+    What it refuses is none. Return the steps taken, and whether nothing better is left.
+    """
     found = _Search(task, limit, steps_max, accept)
     try:
         found.descend(0)
     except _OutOfStepsError:
-        return Answer(found.moves, found.steps, proven=False)
-    return Answer(found.moves, found.steps, proven=True)
+        return found.steps, False
+    return found.steps, True
 
 
 class _Search:
-    """Loads as they are in one branch, and the best moves so far."""
+    """Loads as they are in one branch, and the lowest objective so far."""
 
     def __init__(
         self, task: Task, limit: int, steps_max: int, accept: Callable[[Moves], bool]
     ) -> None:
         self.task, self.best, self.steps_max, self.accept = task, limit, steps_max, accept
-        self.moves: Moves | None = None
         self.steps = 0
         self.path: Moves = []
         self.level = list(task.level)
@@ -115,7 +108,7 @@ class _Search:
             apart, busiest, idlest = self._ends()
         now = spent + (total + apart) * SCALE
         if now < self.best and self.accept(self.path):
-            self.best, self.moves = now, list(self.path)
+            self.best = now
         if donor >= 0:
             tries = self._tries((donor,), self.bins)
         elif receiver >= 0:

@@ -200,8 +200,8 @@ def improve(
     def accept(path: Moves) -> bool:
         return _put(state, items, {items[item]: group[bin_] for item, bin_ in path}, before)
 
-    answer = search_to_the_end(task, cost, steps_max, accept)
-    return len(items) // 2 + answer.steps, answer.proven
+    steps, proven = search_to_the_end(task, cost, steps_max, accept)
+    return len(items) // 2 + steps, proven
 
 
 def _put(state: Assignment, items: Sequence[int], to: dict[int, int], total: int) -> bool:
