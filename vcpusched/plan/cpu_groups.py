@@ -19,7 +19,6 @@ from functools import cached_property
 from typing import Final
 
 from vcpusched.model import (
-    NO_CPUS,
     PPM,
     PPM_PER_POINT,
     Cpu,
@@ -34,6 +33,13 @@ from vcpusched.model import (
 
 FURTHER_THREAD_PPM: Final = 250_000
 """What each further thread of a core adds while the first is busy: 10 to 30 % on x86."""
+
+UNTOLD: Final = {
+    Granularity.CORE: ("core", "are threads of one core", "each is taken for a core"),
+    Granularity.CACHE: ("cache", "share a cache", "NUMA nodes stand in for caches"),
+    Granularity.NODE: ("node", "are on one NUMA node", ""),
+}
+"""For each level of the machine: where it is told, what that would be, and what is done without."""
 
 RUNNABLE_PPM: Final = PPM_PER_POINT
 """The load from which on a vCPU is taken to run now and then."""
@@ -126,32 +132,14 @@ def untold(cpus: Iterable[Cpu], granularity: Granularity) -> str:
 
     Nothing when it is told of all pCPUs, or not asked for.
     """
-    known, missing, nodes_missing = 0, NO_CPUS, False
-    for cpu in cpus:
-        level = {
-            Granularity.CPU: cpu.id,
-            Granularity.CORE: cpu.core,
-            Granularity.CACHE: cpu.cache,
-            Granularity.NODE: cpu.node,
-            Granularity.AUTO: cpu.id,  # it makes do with what is told
-        }[granularity]
-        if level is not None:
-            known += 1
-            continue
-        missing |= CpuSet.of([cpu.id])
-        nodes_missing = nodes_missing or cpu.node is None
+    level, what, instead = UNTOLD.get(granularity, ("id", "", ""))
+    cpus = tuple(cpus)
+    missing = [cpu for cpu in cpus if getattr(cpu, level) is None]
     if not missing:
         return ""
-    if granularity is Granularity.CORE:
-        what, instead = "are threads of one core", "each is taken for a core"
-    elif granularity is Granularity.CACHE and not nodes_missing:
-        what, instead = "share a cache", "NUMA nodes stand in for caches"
-    else:
-        what = "are on one NUMA node"
-        if granularity is Granularity.CACHE:
-            what = f"share a cache, nor which {what}"
+    if granularity is not Granularity.CORE and any(cpu.node is None for cpu in missing):
         instead = "all these are taken for one set, within which the kernel alone places vCPUs"
-    of = f" of pCPUs {missing}" if known else ""
+    of = f" of pCPUs {CpuSet.of(cpu.id for cpu in missing)}" if len(missing) < len(cpus) else ""
     return f'pin_to = "{granularity}": this host does not tell{of} which {what}; {instead}'
 
 
