@@ -22,6 +22,9 @@ CLOSE, PARTNERS, EXCHANGED = 24, 6, 3
 SWEEPS: Final = 4
 """How often all bins of a small host are looked at; most come to rest in two."""
 
+NEAREST: Final = 4
+"""To how many idle pCPUs the busy threads of a core are tried to part."""
+
 MANY_BINS, MANY_MOVES = 64, 512
 """From here on there is time for one sweep, and none to look for exchanges to undo."""
 
@@ -163,6 +166,38 @@ def lift(state: Assignment) -> None:
         gain, best = max(((state.gain(step), step) for step in steps), default=(0, ()))
         if gain > 0:
             state.make(best, gain)
+
+
+def part(state: Assignment) -> None:
+    """Part busy threads of a core while another core idles: the one that costs least to move."""
+    problem, level, span = state.problem, state.level, state.problem.span
+    least = max(1, problem.min_gain)
+
+    def load(bin_: int) -> int:
+        return level[bin_] + sum(level[other] for other in state.siblings[bin_])
+
+    idle = [bin_ for bin_ in problem.judged if load(bin_) < span]
+    for core in sorted(problem.judged, key=load, reverse=True) if state.siblings else ():
+        if not idle or problem.second(level, core) < span or level[core] < span:
+            continue
+        steps = []
+        for bin_ in (core, *state.siblings[core]):
+            targets = sorted(idle, key=lambda target: problem.distance(bin_, target))[:NEAREST]
+            steps += [
+                (
+                    state.price(item, bin_, target),
+                    -min(size, load(bin_) - load(target) - size),
+                    item,
+                    target,
+                )
+                for target in targets
+                for size, item in state.own[bin_]
+                if level[target] + size <= level[bin_] and state.fits(item, target)
+            ]
+        _, less, item, target = min(steps, default=(0, 0, 0, 0))
+        if -less >= least:
+            state.make((item, target), state.gain((item, target)))
+            idle = [bin_ for bin_ in idle if load(bin_) < span]
 
 
 def _raised(state: Assignment, step: Step) -> int:

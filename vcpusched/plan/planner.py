@@ -24,7 +24,7 @@ Properties: no vCPU is moved twice; what is not feasible is never done. The gap 
     only just miss the threshold balance has no value, so that noise does not plan again and again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
 from typing import Final
@@ -32,7 +32,7 @@ from typing import Final
 from vcpusched.model import PPM, Granularity, Host
 from vcpusched.plan.cpu_groups import Bins, bins_of
 from vcpusched.plan.crowded import with_crowded
-from vcpusched.plan.descent import lift
+from vcpusched.plan.descent import lift, part
 from vcpusched.plan.fairness import trim
 from vcpusched.plan.moves import Floating, Move, Plan, Policy, Step, Stop, in_order, told
 from vcpusched.plan.objective import Assignment, best_band
@@ -148,6 +148,9 @@ def _looked(problem: Problem, policy: Policy) -> tuple[Sequence[int], list[Step]
         now, place, steps = problem, problem.home, list[Step]()
         for _ in range(LOOKS_LARGE if is_large(problem) else LOOKS_MAX):
             found = _look(now.without_lone(), policy)
+            if list(found) == list(now.home) and now.siblings:
+                part(state := Assignment(now, 0))
+                found = state.place
             if list(found) == list(now.home) or not _is_better_at(problem, found):
                 return place, steps
             ordered = in_order(problem, found)
@@ -186,21 +189,22 @@ def _cut(
 def _look(problem: Problem, policy: Policy) -> Sequence[int]:
     """Return better places for the items, or home."""
     if not problem.pools:
-        return _answer(problem, policy, lambda place: _is_better_at(problem, place))
+        return _answer(problem, problem, policy)
     # Floaters flow to where they find room: first they are taken to do so, then to stand still.
     wet = frozenset(bin_ for bins, _ in problem.pools for bin_ in bins)
     flowing = problem.but(wet=wet, water=sum(load for _, load in problem.pools))
     for one in (flowing, problem.but(base=problem.levels())):
-        place = _answer(one, policy, lambda place: _is_better_at(problem, place))
+        place = _answer(one, problem, policy)
         if list(place) != list(problem.home):
             return place
     return problem.home
 
 
-def _answer(
-    problem: Problem, policy: Policy, accept: Callable[[Sequence[int]], bool]
-) -> Sequence[int]:
-    """Return the best places: balanced where that is worth it, else as moves pay."""
+def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
+    """Return the best places: balanced where that is worth it, else as moves pay.
+
+    `real` is the problem as it is, with floaters poured.
+    """
     home = list(problem.home)
     # Both are worked out here once, for all that follow.
     if not any(problem.own) or not problem.limits:
@@ -211,7 +215,7 @@ def _answer(
     if problem.thread is not None:
         # What nothing but a stronger pCPU can give comes first, so that the rest is balanced by it.
         lift(state := Assignment(paying, problem.limits[1]))
-        if accept(state.place):
+        if _is_better_at(real, state.place):
             return state.place
     # Noise around the threshold must not plan again and again: just above it, balance has no value
     # but where the gap falls well below.
@@ -219,7 +223,7 @@ def _answer(
     near = min(problem.span, max(levels) - min(levels) - deadband + 1)
     if is_large(problem):
         place = search_large(paying, value if near == problem.span else 0)
-        return place if accept(place) else home
+        return place if _is_better_at(real, place) else home
     if near > 0:
         outside, _ = best_band(levels, near)
         pins_max = (outside * SCALE + value) // problem.prices[1]
@@ -227,12 +231,12 @@ def _answer(
         found = search_balance(cheap, policy.steps_max, 2 * pins_max + 1)
         if (
             not found.overload
-            and accept(place := list(found.place))
+            and _is_better_at(real, place := list(found.place))
             and (not problem.min_gain or is_worth(found, paying, value))
         ):
             return place
     found = search_paying(paying, policy.steps_max)
-    return found.place if accept(found.place) else home
+    return found.place if _is_better_at(real, found.place) else home
 
 
 def _is_better_at(problem: Problem, place: Sequence[int]) -> bool:
