@@ -72,8 +72,8 @@ def plan(host: Host, policy: Policy) -> Plan:
         return problem_of(host, vcpus, bins, span, gain, measured=measured, min_wait=least)
 
     found = None
-    measured = view(measured=True)
-    if any(measured.allowed):
+    floats = any(vcpu.cpus.bits.bit_count() > 1 for vcpu in vcpus)
+    if floats and any((measured := view(measured=True)).allowed):
         found = _settled(host, measured, bins, policy)
         if not _binds_well(found, measured, bins):
             found = None
