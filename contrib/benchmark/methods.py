@@ -38,7 +38,7 @@ def _ruled(rule: Rule) -> Planner:
 
 
 OURS: Final = "vcpusched"
-OURS_CHECKED: Final = f"{OURS}, service check"
+OURS_CHECKED: Final = f"{OURS}, fair shares"
 
 METHODS: Final[Mapping[str, Method]] = {
     OURS: Method(HERE.planner(**PLAIN), 1, "#0072b2"),

@@ -49,7 +49,7 @@ class Competitor:
 
     `half_life` in periods, 0 for loads as they were in the last period; `confirm` the periods for
     which an imbalance must last. None for either: as vcpusched ships. The bars are stated for
-    plans without the check of service.
+    plans without fair shares.
     """
 
     rule: Rule | None

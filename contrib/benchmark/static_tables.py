@@ -96,7 +96,7 @@ def _methods(rows: Sequence[Row]) -> Table:
     ]
     refused = [row.outcomes[OURS_CHECKED] for row in rows if row.outcomes[OURS_CHECKED].refused]
     notes.append(
-        f"The check of service refused the first plan on {len(refused)} of {len(rows)} hosts, and"
+        f"Fair shares refused the first plan on {len(refused)} of {len(rows)} hosts, and"
         f" every plan on {sum(outcome.at_rest for outcome in refused)} of them."
     )
     if missed:
