@@ -109,12 +109,12 @@ class Settings(BaseModel):
     """Seconds from one look at the host to the next."""
 
     balance_threshold: float = Field(10.0, gt=0, le=100)
-    """Percentage points of one pCPU: from this gap between the busiest and the freest pCPU on, the
-    host is unbalanced."""
+    """Percentage points of one pCPU: from this gap between the busiest and the least loaded pCPU
+    on, the host is unbalanced."""
 
     min_gain: float = Field(5.0, ge=0, le=100)
-    """Percentage points of one pCPU: how much of the load outside the balanced band each pin change
-    must bring inside; 2.5 times that for one to another cache, 4 times for another node."""
+    """Percentage points of one pCPU: how much load each pin change must bring into the balanced
+    band; 2.5 times that to another cache, 4 times to another node. To end balanced, less may do."""
 
     max_moves: int = Field(32, ge=0, le=100_000)
     """The most pin changes in one plan; 0: as many as it takes."""
@@ -137,8 +137,8 @@ class Settings(BaseModel):
     to the kernel."""
 
     fair_shares: bool = True
-    """Whether to refuse what would give a guest less of its pCPUs, by its CPU shares and quota,
-    than it should get."""
+    """Whether to refuse plans that take from vCPUs which would then get less, by their CPU shares
+    and quota, than the worst-served ones get now."""
 
     cpus: Annotated[str, AfterValidator(_cpus)] = "all,^isolated"
     """The pCPUs to balance: a list whose parts count from left to right, ^ takes some out, and all
