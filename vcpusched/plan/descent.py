@@ -64,21 +64,6 @@ def descend(  # noqa: C901  two loops of one shape
     return True
 
 
-def fit(state: Assignment, bins: Sequence[int]) -> None:
-    """Take off each bin that has too much the one item that is enough, where a bin has room."""
-    level, rank = state.level, _Rank(state, bins)
-    for bin_ in sorted(bins, key=level.__getitem__, reverse=True):
-        over, target = level[bin_] - state.high, rank.idlest[0][1]
-        if over <= 0:
-            break
-        own, room = state.own[bin_], state.high - level[target]
-        at = bisect_left(own, (over, -1))
-        if at < len(own) and own[at][0] <= room and state.fits(own[at][1], target):
-            step = (own[at][1], target)
-            if (gain := state.gain(step)) > 0:
-                rank.make(step, gain)
-
-
 def undo(state: Assignment) -> None:
     """Take back moves and exchanges that do not pay, the least useful first."""
     problem = state.problem

@@ -16,7 +16,7 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
-from vcpusched.plan.descent import descend, fit, undo
+from vcpusched.plan.descent import descend, undo
 from vcpusched.plan.exact import UNBOUNDED, Moves, Task
 from vcpusched.plan.exact import search as search_to_the_end
 from vcpusched.plan.moves import in_order
@@ -133,9 +133,6 @@ def search_large(problem: Problem, value: int) -> Sequence[int]:
     Cheap moves are made where they bring every load within the band, and that is worth it.
     """
     state = Assignment(problem, max(0, problem.limits[1] - problem.span * 3 // 8), hurry=True)
-    for bins, far in problem.rings:
-        if far < ACROSS:
-            fit(state, bins)
     for bins, far in problem.rings:
         if far == ACROSS or (far == CACHE and problem.min_gain > UNREACHED_PPM):
             descend(state, bins, exchanges=far == ACROSS)
