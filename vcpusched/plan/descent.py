@@ -9,7 +9,7 @@ Algorithm: off each bin that has too much, the busiest first, the best move to o
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from vcpusched.plan.moves import steps_between
@@ -29,39 +29,27 @@ MANY_BINS, MANY_MOVES = 64, 512
 """From here on there is time for one sweep, and none to look for exchanges to undo."""
 
 
-def descend(  # noqa: C901  two loops of one shape
-    state: Assignment,
-    bins: Sequence[int],
-    *,
-    all_or_nothing: bool = False,
-    exchanges: bool = True,
-) -> bool:
+def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = False) -> None:
     """Take the best steps off bins that have too much, then to those that lack, until none pays.
 
-    `all_or_nothing`: give up, and tell so, at the first bin that cannot be helped.
+    `all_or_nothing`: give up at the first bin that cannot be helped.
     """
-    level, high = state.level, state.high
+    level = state.level
     for _ in range(SWEEPS if len(bins) <= MANY_BINS else 1):
-        before, rank = state.total, _Rank(state, bins, exchanges=exchanges)
-        for bin_ in sorted(bins, key=level.__getitem__, reverse=True):
-            while (over := level[bin_] - high) > 0:
-                gain, step = _step_off(state, bin_, rank, over)
-                if not step:
-                    break
-                rank.make(step, gain)
-            if all_or_nothing and level[bin_] > high:
-                return False
-        for bin_ in sorted(bins, key=level.__getitem__):
-            while (lacks := state.low[bin_] - level[bin_]) > 0:
-                gain, step = _step_to(state, bin_, rank, lacks)
-                if not step:
-                    break
-                rank.make(step, gain)
-            if all_or_nothing and level[bin_] < state.low[bin_]:
-                return False
+        before, rank = state.total, _Rank(state, bins)
+        for best_of, is_off in ((_step_off, True), (_step_to, False)):
+            for bin_ in sorted(bins, key=level.__getitem__, reverse=is_off):
+                while (
+                    rest := level[bin_] - state.high if is_off else state.low[bin_] - level[bin_]
+                ) > 0:
+                    gain, step = best_of(state, bin_, rank, rest)
+                    if not step:
+                        break
+                    rank.make(step, gain)
+                if all_or_nothing and rest > 0:
+                    return
         if state.total == before:
             break
-    return True
 
 
 def undo(state: Assignment) -> None:
@@ -194,11 +182,13 @@ def _raised(state: Assignment, step: Step) -> int:
 class _Rank:
     """Bins by level, the least loaded first."""
 
-    def __init__(self, state: Assignment, bins: Iterable[int], *, exchanges: bool = True) -> None:
+    def __init__(self, state: Assignment, bins: Sequence[int]) -> None:
         self._state = state
         self._order = sorted((state.level[bin_], bin_) for bin_ in bins)
         self.is_close = len(self._order) <= CLOSE and not state.hurry
-        self.exchanged = (CLOSE if self.is_close else EXCHANGED) if exchanges else 0
+        # On a large host exchanges are for what no cache can do by itself.
+        few = 0 if state.hurry and len(bins) < len(state.problem.judged) else EXCHANGED
+        self.exchanged = CLOSE if self.is_close else few
         self._tried = len(self._order) if self.is_close else PARTNERS
 
     @property

@@ -135,9 +135,10 @@ def search_large(problem: Problem, value: int) -> Sequence[int]:
     state = Assignment(problem, max(0, problem.limits[1] - problem.span * 3 // 8), hurry=True)
     for bins, far in problem.rings:
         if far == ACROSS or (far == CACHE and problem.min_gain > UNREACHED_PPM):
-            descend(state, bins, exchanges=far == ACROSS)
+            descend(state, bins)
     state.reprice(problem.but(min_gain=0))
-    if descend(state, problem.judged, all_or_nothing=True) and not state.overload:
+    descend(state, problem.judged, all_or_nothing=True)
+    if not state.overload:
         undo(state)
         place = list(state.place)
         if problem.min_gain <= UNREACHED_PPM or is_worth(state, problem, value):
