@@ -16,7 +16,7 @@ from vcpusched.plan.moves import steps_between
 from vcpusched.plan.objective import Assignment, Step
 from vcpusched.plan.problem import SCALE
 
-CLOSE, PARTNERS, EXCHANGED = 24, 6, 3
+CLOSE, PARTNERS, EXCHANGED = 32, 4, 3
 """Of up to `CLOSE` bins all are tried as partners, of more the best few; fewer to exchange."""
 
 SWEEPS: Final = 4
