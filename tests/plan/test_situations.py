@@ -4,7 +4,6 @@ A copy has loads off by up to 2 points and the names of its guests shuffled.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 from planned import carried_out, copies
@@ -61,36 +60,7 @@ def moved(found: Plan) -> set[tuple[str, str]]:
     return {(move.domain, str(move.to_cpus)) for move in found.moves}
 
 
-LONE = host(flat(4), guest("a", (90, 2)), loads=[5, 5, 90, 5])
-GIANT = host(flat(2), guest("a", (100, 0)), guest("b", (10, 0)), guest("c", (10, 0)))
 TWO_CACHES = [Cpu(cpu, 0, cpu, cpu // 4 * 4) for cpu in range(8)]
-FOUR = host(
-    TWO_CACHES,
-    guest("game", *((50, cpu) for cpu in range(4))),
-    guest("web0", (50, 0)),
-    guest("web1", (50, 1)),
-)
-SOCKETS = host(
-    [Cpu(cpu, cpu // 4, cpu, cpu // 4 * 4) for cpu in range(16)],
-    guest("c0", (50, 8)),
-    guest("c1", (50, 8)),
-    *(guest(f"f{cpu}", (50, cpu)) for cpu in range(16) if cpu not in {4, 8, 12}),
-)
-NEAR, FAR = 12, 32
-DISTANCES = {
-    (one, other): 10 if one == other else NEAR if one // 2 == other // 2 else FAR
-    for one in range(4)
-    for other in range(4)
-}
-
-
-@pytest.mark.parametrize("drawn", copies(LONE))
-def test_a_lone_vcpu_leaves_what_the_host_itself_fills(drawn: Host) -> None:
-    """Softirq, vhost or emulator threads make the load there, so another pCPU is better."""
-    found = plan(drawn, SHIPPED)
-    assert [move.domain for move in found.moves] == ["a"]
-    assert not found.moves[0].to_cpus & CpuSet.of([2])
-    assert not plan(carried_out(drawn, found), SHIPPED).moves
 
 
 @pytest.mark.parametrize("granularity", [Granularity.CACHE, Granularity.NODE])
@@ -98,30 +68,9 @@ def test_a_lone_vcpu_leaves_what_the_host_itself_fills(drawn: Host) -> None:
 def test_within_a_set_it_is_let_in_all_of_it(drawn: Host, granularity: Granularity) -> None:
     """A pCPU that is crowded while its set has room: the vCPU may use all of the set."""
     found = plan(drawn, Policy(pin_to=granularity))
-    assert len(found.moves) <= 1
-    assert all(len(move.to_cpus) > 1 for move in found.moves)
-
-
-@pytest.mark.parametrize("min_gain_ppm", [0, 50_000])
-@pytest.mark.parametrize("drawn", copies(GIANT))
-def test_the_giant_leaves_not_its_company(drawn: Host, min_gain_ppm: int) -> None:
-    """One pin does what two would."""
-    found = plan(drawn, Policy(min_gain_ppm=min_gain_ppm))
-    assert moved(found) == {("a", "1")}
-
-
-@pytest.mark.parametrize("drawn", copies(FOUR))
-def test_a_guest_of_four_stays_on_its_cache(drawn: Host) -> None:
-    """Two must leave: the guests of one vCPU."""
-    assert {move.domain for move in plan(drawn, SHIPPED).moves} == {"web0", "web1"}
-
-
-@pytest.mark.parametrize("drawn", copies(SOCKETS))
-def test_the_same_socket_is_nearer(drawn: Host) -> None:
-    """Of two pCPUs that idle, the one at the smaller NUMA distance."""
-    found = plan(replace(drawn, node_distances=DISTANCES), SHIPPED)
-    assert [str(move.to_cpus) for move in found.moves] == ["12"]
-    assert found.moves[0].domain in {"c0", "c1"}
+    assert len(found.moves) == 1
+    assert len(found.moves[0].to_cpus) > 1
+    assert not plan(carried_out(drawn, found), Policy(pin_to=granularity)).moves
 
 
 GAP = host(

@@ -13,8 +13,9 @@ Properties: whoever may not use all of its set stays. Nothing is taken from anyb
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
-from vcpusched.model import CpuSet, Granularity, Host, HostCpu, Vcpu, sets
+from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity, Host, HostCpu, Vcpu, sets
 from vcpusched.plan.cpu_groups import Bins, capacity_ppm, name, pour
 from vcpusched.plan.moves import Move, Plan, Policy
 
@@ -69,6 +70,10 @@ def _crowded(
         out += cores.let_off(max(1, min_gain_ppm))
         found += [(vcpu, part, bin_) for vcpu, part in out]
     return sorted(found, key=lambda one: one[0].id)
+
+
+COMPANY_PPM: Final = 5 * PPM_PER_POINT
+"""With less beside it a vCPU counts as alone."""
 
 
 class _Parts:
@@ -126,9 +131,10 @@ class _Parts:
             for vcpu in self._on[part]
             if vcpu.load_ppm and not vcpu.fixed and self._all.is_within(vcpu.allowed)
         ]
-        if not able or len(self._on[part]) == 1:
+        largest = max(able, key=lambda vcpu: (vcpu.load_ppm, vcpu.id), default=None)
+        # One that makes all the load is no better off elsewhere.
+        if largest is None or self._load[part] - largest.load_ppm < COMPANY_PPM:
             return False
-        largest = max(able, key=lambda vcpu: (vcpu.load_ppm, vcpu.id))
         self._on[part].remove(largest)
         self._load[part] -= largest.load_ppm
         self._floating += largest.load_ppm
