@@ -54,6 +54,13 @@ def host(*cpus: Sequence[int], floating: bool = False, allowed: str | None = Non
     return Host(tuple(HostCpu(Cpu(cpu)) for cpu in online), tuple(vcpus))
 
 
+def of_caches(drawn: Host, count: int) -> Host:
+    """Let as many pCPUs in a row share each of `count` caches."""
+    each = len(drawn.cpus) // count
+    cpus = (HostCpu(Cpu(cpu.id, cache=cpu.id // each)) for cpu in drawn.cpus)
+    return dataclasses.replace(drawn, cpus=tuple(cpus))
+
+
 def of_one_guest(drawn: Host, *names: str) -> Host:
     """Make the named guests' vCPUs the vCPUs 0, 1, … of one guest."""
     number = {name: index for index, name in enumerate(names)}

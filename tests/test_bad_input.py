@@ -245,7 +245,7 @@ def test_no_name_forges_a_line(name: str) -> None:
     assert messages.status_line(service).isprintable()
     host = renamed(drawn([50, 50], []), name)
     assert all(line.isprintable() for line in explain.told(host))
-    for told in explain.explained(host, plan(host, Policy()), name):
+    for told in explain.explained(host, plan(host, Policy()), Policy(), name):
         assert told.text.isprintable()
 
 

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from builders import host, of_one_guest
+from builders import host, of_caches, of_one_guest
 
-from vcpusched.model import Cpu, CpuSet, Host, HostCpu
-from vcpusched.plan.explain import explained, told, treatments_as_json
-from vcpusched.plan.planner import Policy, plan
+from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu
+from vcpusched.plan.explain import explained, settled, told, treatments_as_json
+from vcpusched.plan.planner import Floating, Policy, plan
 
 
 def change(drawn: Host, name: str, **changes: object) -> Host:
@@ -20,7 +20,17 @@ def change(drawn: Host, name: str, **changes: object) -> Host:
 
 def why(drawn: Host, name: str, policy: Policy | None = None) -> str:
     """Say why the first vCPU of a guest is moved or is not."""
-    return explained(drawn, plan(drawn, policy or Policy()), name)[0].text
+    policy = policy or Policy()
+    return explained(drawn, plan(drawn, policy), policy, name)[0].text
+
+
+def why_settled(drawn: Host, policy: Policy | None = None) -> str:
+    """Say why an unbalanced host is left as it is, of which nothing is moved."""
+    policy = policy or Policy()
+    found = plan(drawn, policy)
+    assert not found.balanced
+    assert not found.moves
+    return settled(drawn, found, policy.pin_to)
 
 
 def test_who_may_be_moved_and_who_may_not() -> None:
@@ -68,15 +78,81 @@ def test_why_a_vcpu_is_moved_or_is_not() -> None:
     held = change(crowded, "g0", fixed=True, why="a realtime vCPU")
     assert why(held, "g0").endswith(" and may not be moved: a realtime vCPU")
     assert why(host([30, 0, 60], []), "g1").endswith("it would change nothing")
-    assert why(host([50, 50], [50]), "g2").endswith(": no move of it would gain min_gain")
+    assert why(host([50, 50], [50]), "g2").endswith(
+        ": moving it would gain less than min_gain, and the threshold is out of reach or takes too"
+        " many pins"
+    )
     limited = Policy(max_moves=1)
     texts = [why(host([20, 20, 20, 20], []), f"g{index}", limited) for index in range(4)]
     assert sum(text.endswith(": max_moves ended the plan before it") for text in texts) == 3
-    assert ": it floats, and the kernel spreads it" in why(
-        change(host([95, 95, 95], []), "g0", cpus=CpuSet.parse("0-1")), "g0"
-    )
     narrow = host([30, 30], [], allowed="0")
-    assert why(narrow, "g0").endswith("though it may use pCPU 0: that is where it is")
+    assert why(narrow, "g0") == "vCPU 0 (30 %) stays on pCPU 0: it may use no other pCPU"
+
+
+def test_what_was_not_fair_is_named() -> None:
+    """Of a vCPU that would have moved and of one that would lose, where nothing nearer holds it."""
+    drawn = change(host([100, 100, 100], [100]), "g3", shares=10_240)
+    refusal = ": more was planned, but that would cut vCPU 0 of g0 from ~33.3"
+    for name in ("g0", "g1", "g2", "g3"):
+        text = why(drawn, name, Policy(fair_shares=True))
+        assert refusal in text
+        assert text.endswith(" of a pCPU, less than is fair")
+        assert "more was planned" not in why(drawn, name)
+    assert ": " + why_settled(drawn, Policy(fair_shares=True)) in text
+
+
+def test_why_a_floater_is_the_kernels() -> None:
+    """It does not wait, the setting says so, or to pin it would saturate a pCPU."""
+    drawn = change(host([95, 95, 95], []), "g0", cpus=CpuSet.parse("0-1"))
+    left = " stays on pCPUs 0-1: it may use several pCPUs and "
+    assert why(drawn, "g0", Policy(floating=Floating.AUTO)).endswith(
+        left + 'does not wait; floating = "auto" leaves it to the kernel'
+    )
+    assert why(drawn, "g0", Policy(floating=Floating.KERNEL)).endswith(
+        left + 'floating = "kernel" leaves it to the kernel'
+    )
+    hard = (
+        ": it may use several pCPUs, and to pin it would not end balanced without a saturated one"
+    )
+    assert why(drawn, "g0").endswith(hard)
+    waits = change(drawn, "g0", wait_ppm=300_000)
+    assert why(waits, "g0", Policy(floating=Floating.AUTO)).endswith(hard)
+
+
+def test_a_vcpu_of_a_set_does_not_float() -> None:
+    """It stays since the sets are balanced, since none waits there, or may use no other set."""
+    policy = Policy(pin_to=Granularity.CACHE, floating=Floating.AUTO)
+    roomy = change(of_caches(host([90], [90], [5], []), 2), "g0", cpus=CpuSet.parse("0-1"))
+    for name in ("g0", "g1"):
+        assert why(roomy, name, policy).endswith(
+            ": its set has a pCPU for each vCPU that runs there"
+        )
+    narrow = change(roomy, "g0", allowed=CpuSet.parse("0-2"))
+    assert why(narrow, "g0", policy).endswith(": it may use no other set as a whole")
+    crowded = host([50, 50], [], [45], [45])
+    text = why(of_caches(crowded, 2), "g1", policy)
+    assert text == (
+        "vCPU 0 (50 %) is moved from pCPU 0 to pCPUs 0-1: pCPU 0 was crowded while pCPUs 0-1 had"
+        " room; now the kernel may run it on all of these"
+    )
+    balanced = change(of_caches(host([50], [50], [45], [45]), 2), "g0", cpus=CpuSet.parse("0-1"))
+    assert why(balanced, "g0", policy).endswith(": the host is balanced")
+
+
+def test_why_an_unbalanced_host_rests() -> None:
+    """The nearest reason, told of the busiest."""
+    assert why_settled(host([90], [])) == "vCPU 0 of g0 is alone on pCPU 0, the busiest"
+    assert why_settled(host([50, 50], [50])) == (
+        "no pin is worth it: each would gain less than min_gain"
+    )
+    fixed = "no vCPU that is pinned to pCPU 0, the busiest, may be moved elsewhere"
+    assert why_settled(host([50, 50], [], allowed="0")) == fixed
+    held = change(change(host([50, 50], []), "g0", fixed=True), "g1", fixed=True)
+    assert why_settled(held) == fixed
+    roomy = of_caches(host([90], [90], [5], []), 2)
+    assert why_settled(roomy, Policy(pin_to=Granularity.CACHE)) == (
+        "pCPUs 0-1, the busiest, have a pCPU for each vCPU that runs there"
+    )
 
 
 def test_why_a_vcpu_stays_on_a_weak_pcpu() -> None:
@@ -91,5 +167,5 @@ def test_nobody_of_that_name() -> None:
     """No vCPU, no explanation; a UUID is as good as a name."""
     drawn = host([30], [30])
     found = plan(drawn, Policy())
-    assert explained(drawn, found, "other") == []
-    assert [one.vcpu for one in explained(drawn, found, "0001")] == [0]
+    assert explained(drawn, found, Policy(), "other") == []
+    assert [one.vcpu for one in explained(drawn, found, Policy(), "0001")] == [0]

@@ -216,7 +216,7 @@ def _plan(options: argparse.Namespace) -> int:
     policy = settings.policy()
     plan = planner.plan(host, policy)
     untold = cpu_groups.untold((cpu.cpu for cpu in host.cpus), policy.pin_to)
-    explanations = explain.explained(host, plan, options.explain or "")
+    explanations = explain.explained(host, plan, policy, options.explain or "")
     if options.explain is not None and not explanations:
         text = f"--explain: {json.dumps(options.explain)}: no vCPU of such a domain has a load here"
         raise exits.Refusal(exits.USAGE, text)

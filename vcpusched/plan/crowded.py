@@ -41,8 +41,8 @@ def _let_in(vcpu: Vcpu, bins: Bins, part: CpuSet, bin_: int) -> Move:
         from_cpus=vcpu.cpus,
         to_cpus=members,
         load_ppm=vcpu.load_ppm,
-        reason=f"{name(part)} {verb} the busiest of {members}; on all of these the kernel finds "
-        "it room",
+        reason=f"{name(part)} {verb} crowded while {name(members)} had room; now the kernel may "
+        "run it on all of these",
     )
 
 

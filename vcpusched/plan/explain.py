@@ -1,24 +1,32 @@
-"""Says of every guest whether it may be moved, and of every vCPU why it was moved or was not.
+"""Says who may be moved, why a vCPU was moved or was not, and why an unbalanced host rests.
 
-Rule: pure; tells what `house`, `scheduler` and `planner` decided, in words, and decides nothing.
+Rule: pure; words what was decided, and decides nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from vcpusched.model import PPM, CpuSet, Host, Vcpu
-from vcpusched.plan.planner import Plan, Stop
-from vcpusched.text import cpus_text, percent, printable
+from vcpusched.model import PPM, CpuSet, Granularity, Host, Vcpu
+from vcpusched.plan.cpu_groups import Bins, bins_of, without_wait
+from vcpusched.plan.planner import MIN_WAIT_PPM, Floating, Plan, Policy, Stop
+from vcpusched.text import cpus_text, percent, printable, vcpu_text
 
 NAMES_MAX: Final = 24
 """Of those that may be moved, so many are named to a person."""
 
 _ENDS: Final = {
     Stop.BALANCED: "the plan balances the host with other vCPUs",
-    Stop.NO_GAIN: "no move of it would gain min_gain",
+    Stop.NO_GAIN: "moving it would gain less than min_gain, and the threshold is out of reach or "
+    "takes too many pins",
     Stop.MOVE_LIMIT: "max_moves ended the plan before it",
 }
+
+_LEFT: Final = {
+    Floating.AUTO: 'does not wait; floating = "auto" leaves it to the kernel',
+    Floating.KERNEL: 'floating = "kernel" leaves it to the kernel',
+}
+"""Why a vCPU that may use several pCPUs is not for us to place; others could be pinned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +104,14 @@ def treatments_as_json(host: Host) -> list[dict[str, Any]]:
     ]
 
 
-def explained(host: Host, plan: Plan, domain: str) -> list[Explanation]:
+def explained(host: Host, plan: Plan, policy: Policy, domain: str) -> list[Explanation]:
     """Say of each vCPU of a domain, given by name or UUID, why the plan moves it or does not.
 
     Empty when nothing is known of such a domain.
     """
-    loads_ppm = dict(plan.loads_before_ppm)
+    bins = bins_of(host, policy.pin_to)
     return [
-        _explained(host, plan, vcpu, loads_ppm)
+        _explained(host, plan, policy, bins, vcpu)
         for vcpu in host.vcpus
         if domain in {vcpu.domain, vcpu.id.uuid}
     ]
@@ -114,46 +122,107 @@ def explanations_as_json(explanations: list[Explanation]) -> list[dict[str, Any]
     return [asdict(one) for one in explanations]
 
 
-def _explained(host: Host, plan: Plan, vcpu: Vcpu, loads_ppm: Mapping[int, int]) -> Explanation:
+def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
+    """Return why a host that is unbalanced has no move between its bins, as a clause."""
+    if plan.refused:
+        return trimmed(plan)
+    bins, loads_ppm = bins_of(host, pin_to), dict(plan.loads_before_ppm)
+    if not loads_ppm:
+        return "there is no pCPU to balance"
+    busiest = bins.of_cpu[max(loads_ppm, key=lambda cpu: (loads_ppm[cpu], -cpu))]
+    name, there = bins.names[busiest], _on(host, bins, busiest)
+    others = ~(1 << busiest)
+    if not any(bins.within(one.allowed, whole=True) & others for one in there if not one.fixed):
+        return f"no vCPU that is pinned to {name}, the busiest, may be moved elsewhere"
+    if len(there) == 1:
+        return f"{vcpu_text(there[0].id.vcpu, there[0].domain)} is alone on {name}, the busiest"
+    if busiest in without_wait(host, bins):
+        return f"{name}, the busiest, have a pCPU for each vCPU that runs there"
+    return "no pin is worth it: each would gain less than min_gain"
+
+
+def trimmed(plan: Plan) -> str:
+    """Return what the check of fairness left out of a plan, as a clause."""
+    return f"more was planned, but that {plan.refused}"
+
+
+def _on(host: Host, bins: Bins, bin_: int) -> list[Vcpu]:
+    """Return the vCPUs with load that are bound to a bin."""
+    here = bins.members[bin_].bits
+    return [
+        one
+        for one in host.vcpus
+        if one.load_ppm
+        and one.cpus.bits & bins.managed & ~here == 0 != one.cpus.bits & here
+        and (one.is_bound or bins.are_sets)
+    ]
+
+
+def _bin_of(vcpu: Vcpu, bins: Bins) -> int | None:
+    """Return the bin that a vCPU is bound to, None where it floats or is on no managed pCPU."""
+    if not (vcpu.is_bound or bins.are_sets):
+        return None
+    touched = bins.within(vcpu.cpus, whole=False)
+    return touched.bit_length() - 1 if touched.bit_count() == 1 else None
+
+
+def _explained(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> Explanation:
     who = f"vCPU {vcpu.id.vcpu} ({percent(vcpu.load_ppm)})"
     for move in plan.moves:
         if move.vcpu == vcpu.id:
             change = f"from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}"
             text = f"{who} is moved {change}: {move.reason}"
             return Explanation(vcpu.id.vcpu, movable=True, moved=True, text=text)
-    place = f"{who} stays on {cpus_text(vcpu.cpus)}"
+    stays = f"{who} stays on {cpus_text(vcpu.cpus)}"
     if vcpu.fixed:
-        text = f"{place} and may not be moved: {vcpu.why or 'fixed'}"
+        text = f"{stays} and may not be moved: {vcpu.why or 'fixed'}"
         return Explanation(vcpu.id.vcpu, movable=False, moved=False, text=text)
-    why = next(_why_not(host, plan, vcpu, loads_ppm))
-    text = f"{place}, though it may use {cpus_text(vcpu.allowed)}: {why}"
+    if not vcpu.allowed.is_within(vcpu.cpus):
+        stays += f", though it may use {cpus_text(vcpu.allowed)}"
+    text = f"{stays}: {next(_why_not(host, plan, policy, bins, vcpu))}"
     return Explanation(vcpu.id.vcpu, movable=True, moved=False, text=text)
 
 
-def _why_not(host: Host, plan: Plan, vcpu: Vcpu, loads_ppm: Mapping[int, int]) -> Iterator[str]:
+def _why_not(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> Iterator[str]:
     """Give what kept a movable vCPU where it is, the nearest reason first."""
     if plan.balanced:
         yield "the host is balanced"
-    if vcpu.allowed.is_within(vcpu.cpus) and vcpu.is_bound:
-        yield "that is where it is"
     if not vcpu.load_ppm:
         yield "it has no load, so that moving it would change nothing"
-    if not vcpu.is_bound:
-        if not plan.binds_floaters:
-            yield (
-                "it floats, and the kernel spreads it; to pin it would not end balanced and short"
-                " of saturation, or floating says not to"
-            )
-        yield _ENDS[plan.stop]
-    if vcpu.cpus & host.unsettled:
+    bin_ = _bin_of(vcpu, bins)
+    if bin_ is None and not vcpu.is_bound:
+        yield from _why_floating(plan, policy, bins, vcpu)
+    elif bin_ is None:
+        yield "that pCPU is not managed"
+    else:
+        yield from _why_bound(host, plan, bins, vcpu, bin_)
+    if plan.refused:
+        yield trimmed(plan)
+    yield _ENDS[plan.stop]
+
+
+def _why_floating(plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> Iterator[str]:
+    if plan.binds_floaters:
+        return
+    left = _LEFT.get(policy.floating, "")
+    if left and vcpu.wait_ppm < MIN_WAIT_PPM[policy.floating] and not bins.isolates(vcpu.cpus):
+        yield f"it may use several pCPUs and {left}"
+    yield "it may use several pCPUs, and to pin it would not end balanced without a saturated one"
+
+
+def _why_bound(host: Host, plan: Plan, bins: Bins, vcpu: Vcpu, bin_: int) -> Iterator[str]:
+    if not bins.within(vcpu.allowed, whole=True) & ~(1 << bin_):
+        yield "it may use no other set as a whole" if bins.are_sets else "it may use no other pCPU"
+    if bins.members[bin_] & host.unsettled:
         yield "a vCPU is on its pCPU whose load is not known yet"
     if plan.binds_floaters:
-        yield "this plan only pins vCPUs that float"
-    beside = [other for other in host.vcpus if other.is_bound and other.cpus == vcpu.cpus]
-    load_ppm = loads_ppm.get(next(iter(vcpu.cpus)), 0)
+        yield "this plan only pins vCPUs that may use several pCPUs"
+    if bin_ in without_wait(host, bins):
+        yield "its set has a pCPU for each vCPU that runs there"
+    loads_ppm = dict(plan.loads_before_ppm)
+    load_ppm, is_alone = loads_ppm[next(iter(bins.members[bin_]))], len(_on(host, bins, bin_)) == 1
     differ = len({cpu.cpu.capacity_ppm for cpu in host.cpus}) > 1
-    if differ and len(beside) == 1 and load_ppm <= PPM:
+    if is_alone and differ and load_ppm <= PPM:
         yield "it is alone on its pCPU, which is enough for it"
-    if len(beside) == 1 and load_ppm == max(loads_ppm.values(), default=0):
+    if is_alone and load_ppm == max(loads_ppm.values()):
         yield "it is alone on the busiest pCPU, and elsewhere it would be as busy"
-    yield _ENDS[plan.stop]
