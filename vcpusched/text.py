@@ -49,9 +49,9 @@ def cpus_text(cpus: CpuSet) -> str:
     return f"pCPU {cpus}" if len(cpus) == 1 else f"pCPUs {cpus}"
 
 
-def percent(share_ppm: int) -> str:
+def percent(share_ppm: int, decimals: int = 0) -> str:
     """Word a share or a load."""
-    return f"{share_ppm / PPM_PER_POINT:.0f} %"
+    return f"{share_ppm / PPM_PER_POINT:.{decimals}f} %"
 
 
 def points(load_ppm: int) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import host
+from builders import host, of_caches
 from program import vcpusched
 
 from vcpusched.act.cycle import Cycle
-from vcpusched.model import Cpu, CpuSet, Host, HostCpu
+from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import messages
 from vcpusched.report.draw import blocks
@@ -45,13 +45,15 @@ FOUND = plan(DRAWN, Policy())
 CROWDED = plan(host([50, 50], []), Policy())
 
 
-def service(drawn: Host = DRAWN, **values: object) -> Service:
+def service(
+    drawn: Host = DRAWN, granularity: Granularity = Granularity.CPU, **values: object
+) -> Service:
     """Give what a running service knows."""
     cycle = Cycle(
         41,
         3,
         host=drawn,
-        plan=plan(drawn, Policy()),
+        plan=plan(drawn, Policy(pin_to=granularity)),
         waits={vcpu.id: ppm for vcpu, ppm in zip(drawn.vcpus, (120_000, 4_999), strict=False)},
         left_alone={"isolated by the kernel": CpuSet.of([8, 9])},
     )
@@ -61,6 +63,7 @@ def service(drawn: Host = DRAWN, **values: object) -> Service:
         uri="qemu:///system",
         period_s=3,
         threshold_ppm=100_000,
+        granularity=granularity,
         connected=True,
         cycle=cycle,
         pins=7,
@@ -98,7 +101,10 @@ def test_piped(directory: Path) -> None:
     text = shown(directory, service())
     assert "\x1b" not in text
     lines = text.splitlines()
-    assert lines[0].startswith("vcpusched is healthy: Unbalanced at rest (no move pays), gap 95")
+    assert lines[0].startswith(
+        "vcpusched is healthy: Unbalanced but settled (vCPU 0 of g1 is alone on pCPU 1, the"
+        " busiest), gap 95 points (threshold 10); "
+    )
     assert any(line.startswith("last cycle  number 41, ") for line in lines)
     assert "pins        1 in the last hour, 7 in the last day, 7 since it started" in lines
     gap = next(line for line in lines if line.startswith("gap"))
@@ -180,10 +186,52 @@ def test_512_pcpus_by_node_and_cache(directory: Path) -> None:
     assert len(lines) < 90
 
 
+SETS = of_caches(host([50, 40], [], [], [], [40], [40], [], []), 2)
+
+
+def test_sets_are_told_as_such(directory: Path) -> None:
+    """One row a set, the gap between sets, and apart from it that inside them."""
+    drawn = service(SETS, Granularity.AUTO)
+    lines = shown(directory, drawn, COLUMNS="80").splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("pCPUs"))
+    assert [line.split()[0] for line in lines[first + 1 : first + 3]] == ["0-3", "4-7"]
+    assert lines[first + 1].endswith("22 %  g0/0 50 on 0, g1/0 40 on 0")
+    assert lines[first + 3] == ""
+    gap = next(number for number, line in enumerate(lines) if line.startswith("gap"))
+    assert lines[gap].endswith(" 2 points between sets, threshold 10")
+    assert lines[gap + 1].strip() == "Largest gap inside a set: ~90 points (pCPUs 0-3)"
+    alone = shown(directory, service(SETS))
+    assert "inside a set" not in alone
+    assert "between sets" not in alone
+    assert json.loads(shown(directory, drawn, "--json"))["pin_to"] == "auto"
+
+
+def test_a_set_of_many_vcpus_is_still_a_row(directory: Path) -> None:
+    """The largest are named and the others counted."""
+    crowded = of_caches(host([1] * 30, *[[]] * 3, [30], [], [], []), 2)
+    text = shown(directory, service(crowded, Granularity.AUTO))
+    assert "g4/0 1 on 0, 25 more\n" in text
+    assert "g29/0 1 on 0" not in text
+
+
+def test_128_sets_of_512_pcpus(directory: Path) -> None:
+    """A letter a set, one row a node, and no line wider than a terminal."""
+    large = dataclasses.replace(DRAWN, cpus=machine(4, 32, 2))
+    lines = shown(directory, service(large, Granularity.AUTO)).splitlines()
+    rows = [line for line in lines if line.startswith("node ")]
+    assert [row.split()[2] for row in rows] == [
+        "0-63,256-319",
+        "64-127,320-383",
+        "128-191,384-447",
+        "192-255,448-511",
+    ]
+    assert all(len(row.split()[-1]) == 32 for row in rows)
+
+
 def test_blocks_keep_siblings_together() -> None:
     """By node, then cache, then core; what a host does not tell makes one block."""
     built = blocks(DRAWN)
-    assert [(block.name, [cpu.id for cpu in block.cpus]) for block in built] == [
+    assert [(block.name, [unit.cpu.id for unit in block.units]) for block in built] == [
         ("node 0, cache 0", [0, 4, 1, 5]),
         ("node 1, cache 1", [2, 6, 3, 7]),
     ]

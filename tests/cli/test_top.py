@@ -18,10 +18,10 @@ from builders import host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched, without_the_lock
-from test_status import DRAWN, HOSTILE, machine, service
+from test_status import DRAWN, HOSTILE, SETS, machine, service
 
 from vcpusched.cli.top import Seen, View, keys_in, look_at, pressed, screen
-from vcpusched.model import Host
+from vcpusched.model import Granularity, Host
 from vcpusched.report import messages, snapshot
 from vcpusched.service import run_directory
 
@@ -29,9 +29,10 @@ NOW_S = 1_790_000_000.0
 UP, PAGE_DOWN = "\x1b[A", "\x1b[6~"
 
 
-def seen(drawn: Host = DRAWN) -> Seen:
+def seen(drawn: Host = DRAWN, granularity: Granularity = Granularity.CPU) -> Seen:
     """Give what is seen of a service."""
-    state = snapshot.parse_state(json.dumps(messages.state_as_json(service(drawn), NOW_S)))
+    told = json.dumps(messages.state_as_json(service(drawn, granularity), NOW_S))
+    state = snapshot.parse_state(told)
     return Seen(state, snapshot.saved_host(state))
 
 
@@ -71,7 +72,7 @@ def test_it_fits_any_terminal(width: int, height: int, drawn: Host, name: str, f
 def test_what_it_shows() -> None:
     """Health, gap, the last pin, every pCPU, and the vCPUs by what they want."""
     found = lines(View(), seen())
-    assert found[0].startswith("vcpusched is healthy: Unbalanced at rest (no move pays), gap 95")
+    assert found[0].startswith("vcpusched is healthy: Unbalanced but settled (vCPU 0 of g1 is")
     assert found[1].endswith("95 points  0 s ago  pins 1 last hour, 7 last day")
     assert "g0/0 0 → 1: pCPU 0 was at 100 %" in found[2]
     assert [line.split()[0] for line in found[4:7]] == ["0", "4", "1"]
@@ -80,6 +81,16 @@ def test_what_it_shows() -> None:
     assert "← pinned from 0" in found[table + 2]
     assert "12 %  0" in found[table + 2]
     assert found[-1].startswith("q quit")
+
+
+def test_sets_are_told_as_such() -> None:
+    """A bar for each set, the gap between sets, and apart from it that inside them."""
+    found = lines(View(), seen(SETS, Granularity.AUTO))
+    assert " 2 points between sets " in found[1]
+    assert found[2] == "Largest gap inside a set: ~90 points (pCPUs 0-3)"
+    row = next(line for line in found if line.startswith("0-3 "))
+    assert [word for word in row.split() if "-" in word] == ["0-3", "4-7"]
+    assert not any("set" in line for line in lines(View(), seen(SETS)))
 
 
 def test_pins_stand_out_for_a_while() -> None:

@@ -79,6 +79,24 @@ def test_plan_for_a_person(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout  # plain when piped
 
 
+def test_plan_for_sets_of_pcpus() -> None:
+    """One row a set; who comes, who leaves, who is let in; the gap inside sets told apart."""
+    cpus = [{"id": cpu, "cache": cpu // 4} for cpu in range(8)]
+    where = {"web": (0.9, "0"), "db": (0.8, "1"), "api": (0.7, "2"), "job": (0.6, "2")}
+    where |= {"mail": (0.5, "0-3"), "log": (0.4, "3"), "idle": (0.1, "4-7")}
+    vcpus = [
+        {"domain": name, "vcpu": 0, "load": load, "cpus": on} for name, (load, on) in where.items()
+    ]
+    drawn = {"version": 1, "cpus": cpus, "vcpus": vcpus}
+    text = vcpusched("plan", "--from", "-", stdin=json.dumps(drawn)).stdout
+    rows = [line for line in text.splitlines() if line.startswith(("0-3 ", "4-7 "))]
+    assert len(rows) == 2
+    assert "-web/0 90" in rows[0]
+    assert "+web/0 90" in rows[1]
+    assert "\nLargest gap inside a set: ~" in text
+    assert "the gap between sets goes from 95 points to " in text
+
+
 HELD = json.loads(json.dumps(CROWDED))
 HELD["vcpus"][0] |= {"fixed": True, "why": "held by its metadata", "uuid": "u1"}
 

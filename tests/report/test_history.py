@@ -14,7 +14,7 @@ from vcpusched.act.cycle import Cycle
 from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Change, Changed
-from vcpusched.model import CpuSet
+from vcpusched.model import CpuSet, Granularity
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import display, history, messages
 from vcpusched.report.history import History, Kind, Told
@@ -26,8 +26,9 @@ DAY_S = 86_400.0
 NOON_S = 1_790_000_000.0
 HOSTILE = "x\x1b]0;owned\x07\nweb\u202e9"
 
-FOUND = plan(host([25, 25, 25, 25], []), Policy())
-CYCLE = Cycle(7, 4, plan=FOUND, executed=True, pinned=FOUND.moves)
+CROWDED = host([25, 25, 25, 25], [])
+FOUND = plan(CROWDED, Policy())
+CYCLE = Cycle(7, 4, host=CROWDED, plan=FOUND, executed=True, pinned=FOUND.moves)
 PROOF = Proof(7, Verdict.HELPED, 1_000_000, 0, 60_000, 4, 560_000, 10_000, 20_000)
 
 
@@ -41,7 +42,7 @@ def told(entry: Entry | None, at_s: float, **trusted: str) -> Told:
 def a_plan(at_s: float = NOON_S, *, proven: bool = True, **trusted: str) -> list[Told]:
     """Give what the service writes about a plan of two pins, and what came of it."""
     entries = [told(messages.pin_entry(7, move), at_s, **trusted) for move in FOUND.moves]
-    entries.append(told(messages.plan_entry(CYCLE), at_s + 0.1, **trusted))
+    entries.append(told(messages.plan_entry(CYCLE, Granularity.CPU), at_s + 0.1, **trusted))
     if proven:
         entries.append(told(messages.outcome_entry(PROOF), at_s + 3, **trusted))
     return entries
@@ -70,6 +71,26 @@ def test_a_plan_and_what_came_of_it() -> None:
     ]
     assert history.came_of_it(event, NOON_S + 60) == "helped: 4 vCPUs had to wait before"
     assert history.summary(past(a_plan())) == "2 pins in 1 plan, 1 helped"
+
+
+def test_vcpus_that_were_only_let_in_their_set() -> None:
+    """The gap between sets was not to change, so it is no figure of such a plan."""
+    wide = [
+        dataclasses.replace(move, from_cpus=CpuSet.of([0]), to_cpus=CpuSet.parse("0-3"))
+        for move in FOUND.moves
+    ]
+    found = dataclasses.replace(FOUND, gap_after_ppm=FOUND.gap_before_ppm, moves=tuple(wide))
+    cycle = dataclasses.replace(CYCLE, plan=found, pinned=found.moves)
+    pins = [told(messages.pin_entry(7, move), NOON_S) for move in wide]
+    entries = [*pins, told(messages.plan_entry(cycle, Granularity.CACHE), NOON_S + 0.1)]
+    (event,) = past(entries).events
+    assert (
+        history.headline(event) == "Let 2 vCPUs use all pCPUs of their set by the plan of cycle 7"
+    )
+    assert history.figures(event) == []
+    (event,) = past([told(messages.pin_entry(7, FOUND.moves[0]), NOON_S), *entries]).events
+    assert history.headline(event) == "3 pins by the plan of cycle 7"
+    assert history.figures(event) == [("gap", "100 points", "100 points", "-")]
 
 
 def test_what_is_not_known_is_no_zero() -> None:

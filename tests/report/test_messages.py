@@ -53,19 +53,19 @@ def test_what_the_check_of_service_refused_is_told() -> None:
     """In the journal, the status line and the plan's JSON, where there is something to tell."""
     why = "would take 40 points from vCPU 0 of g0, which has no more than its fair share"
     less = dataclasses.replace(FOUND, refused=why)
-    entry = messages.plan_entry(dataclasses.replace(ACTED, plan=less))
+    entry = messages.plan_entry(dataclasses.replace(ACTED, plan=less), Granularity.CPU)
     assert entry is not None
     assert entry.message.endswith(f"; more was planned, but that {why}")
     nothing = Cycle(7, 4, host=CROWDED, plan=dataclasses.replace(less, moves=()))
     line = messages.status_line(dataclasses.replace(SERVICE, cycle=nothing))
-    assert line.startswith(f"Unbalanced at rest (what would balance it {why}), gap 100 points")
+    assert line.startswith(f"Unbalanced but settled (more was planned, but that {why}), gap 1")
     assert snapshot.plan_as_json(less)["refused"] == why
     assert "refused" not in snapshot.plan_as_json(FOUND)
 
 
 def test_an_executed_plan_is_one_entry() -> None:
     """With the gap before and as planned; nothing is said when nothing changed."""
-    entry = messages.plan_entry(ACTED)
+    entry = messages.plan_entry(ACTED, Granularity.CPU)
     assert entry is not None
     assert entry.fields == {
         "MESSAGE_ID": messages.MESSAGE_ID_PLAN,
@@ -74,11 +74,16 @@ def test_an_executed_plan_is_one_entry() -> None:
         "VCPUSCHED_MOVES": "2",
         "VCPUSCHED_CYCLE": "7",
     }
-    assert messages.plan_entry(dataclasses.replace(ACTED, pinned=())) is None
-    assert messages.plan_entry(Cycle(1, 0)) is None
-    half = messages.plan_entry(dataclasses.replace(ACTED, pinned=FOUND.moves[:1]))
-    assert half is not None
-    assert "1 of 2 pins planned" in half.message
+    assert messages.plan_entry(dataclasses.replace(ACTED, pinned=()), Granularity.CPU) is None
+    assert messages.plan_entry(Cycle(1, 0), Granularity.CPU) is None
+    assert entry.message == (
+        "Balanced the host with 2 pins: the gap goes from 100 points to 0 points as planned;"
+        " then it is balanced"
+    )
+    half = dataclasses.replace(ACTED, pinned=FOUND.moves[:1])
+    entry = messages.plan_entry(half, Granularity.CPU)
+    assert entry is not None
+    assert entry.message.startswith("Balanced the host with 1 pin (of 2 planned): the gap ")
 
 
 def test_a_level_that_the_host_does_not_tell() -> None:
@@ -149,8 +154,8 @@ def test_a_dry_run_is_no_pin() -> None:
             "Dry run. Unbalanced, gap 100 points (threshold 10); ",
         ),
         (
-            {"cycle": Cycle(3, 1, host=CROWDED, plan=plan(host([90], []), Policy()))},
-            "Unbalanced at rest (no move pays), gap 90 points (threshold 10); ",
+            {"cycle": Cycle(3, 1, host=host([90], []), plan=plan(host([90], []), Policy()))},
+            "Unbalanced but settled (vCPU 0 of g0 is alone on pCPU 0, the busiest), gap 90 points",
         ),
         (
             {"cycle": Cycle(3, 2, host=CROWDED, plan=plan(host([9], [8]), Policy()))},

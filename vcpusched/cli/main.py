@@ -235,7 +235,7 @@ def _plan(options: argparse.Namespace) -> int:
     if explanations:
         display.show(display.draw_explanations(options.explain, explanations, where))
         return exits.OK
-    display.show(display.draw_plan(host, plan, policy.balance_threshold_ppm, where))
+    display.show(display.draw_plan(host, plan, policy, where))
     return exits.OK
 
 

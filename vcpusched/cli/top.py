@@ -12,7 +12,7 @@ import signal
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +20,12 @@ from typing import Any, Final
 from rich.console import Console, Group
 from rich.text import Text
 
-from vcpusched.model import PPM, PPM_PER_POINT, Host, Vcpu
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity, Host, Vcpu
 from vcpusched.report import draw, snapshot
+from vcpusched.report.plan_text import inside_text, sets_of
 from vcpusched.report.snapshot import SavedPin, SavedState
 from vcpusched.service import run_directory
-from vcpusched.text import points, printable
+from vcpusched.text import percent, points, printable
 
 LOOK_S: Final = 0.5
 """How often the state is looked at."""
@@ -36,7 +37,9 @@ FILTER_MAX: Final = 64
 
 _KEY: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO.|.", re.DOTALL)
 
-_CELL: Final = 26
+_CELL: Final = 22
+"""What is beside the number of a pCPU."""
+
 _BAR: Final = 10
 _SORTS: Final = {"d": "demand", "w": "wait", "p": "place", "n": "name"}
 _QUITS: Final = {"q", "Q", "\x04"}
@@ -111,11 +114,14 @@ def _typed(view: View, key: str) -> View:
 
 def screen(view: View, seen: Seen, width: int, height: int, now_s: float) -> list[Text]:
     """Give the lines of a whole screen: `height` of them, none wider than `width`."""
-    head = list(_head(view, seen, now_s))
+    sets: tuple[CpuSet, ...] = ()
+    if seen.host is not None and seen.state is not None:
+        sets = sets_of(seen.host, Granularity(seen.state.pin_to))
+    head = list(_head(view, seen, sets, now_s))
     if seen.host is not None and seen.state is not None:
         room = max(1, (height - len(head) - 3) // 3)
         loads_ppm = {int(cpu): round(load * PPM) for cpu, load in seen.state.loads.items()}
-        head += [Text(), *_machine(seen.host, loads_ppm, width, room), Text()]
+        head += [Text(), *_machine(draw.blocks(seen.host, sets), loads_ppm, width, room), Text()]
         room = max(1, height - len(head) - 2)
         rows = _rows(view, seen.state, seen.host, room, width, now_s)
     else:
@@ -129,7 +135,7 @@ def screen(view: View, seen: Seen, width: int, height: int, now_s: float) -> lis
     return [*lines, foot]
 
 
-def _head(view: View, seen: Seen, now_s: float) -> Iterator[Text]:
+def _head(view: View, seen: Seen, sets: Sequence[CpuSet], now_s: float) -> Iterator[Text]:
     state = seen.state
     if state is None:
         yield Text(printable(seen.problem, 300), "bold")
@@ -140,13 +146,16 @@ def _head(view: View, seen: Seen, now_s: float) -> Iterator[Text]:
     if seen.problem:
         yield Text(printable(seen.problem, 300), draw.HOT)
     line = Text("PAUSED", "bold reverse") + Text(" ") if view.paused else Text()
+    threshold_ppm = round(state.balance_threshold * PPM_PER_POINT)
     if state.gap is not None:
-        gap_ppm = round(state.gap * PPM)
-        threshold_ppm = round(state.balance_threshold * PPM_PER_POINT)
-        line += Text("gap ") + draw.gauge(gap_ppm, threshold_ppm) + Text(f" {points(gap_ppm)}  ")
+        gap_ppm, between = round(state.gap * PPM), " between sets" if sets else ""
+        gap = Text(f" {points(gap_ppm)}{between}  ")
+        line += Text("gap ") + draw.gauge(gap_ppm, threshold_ppm) + gap
     counts = f"pins {state.pins_last_hour} last hour, {state.pins_last_day} last day"
     line += Text(f"{age_s:.0f} s ago  {counts}")
     yield line
+    if seen.host is not None and (inside := inside_text(seen.host, sets, threshold_ppm)):
+        yield Text(inside)
     if state.last_pins:
         pin = state.last_pins[-1]
         is_new = _is_new(pin, state, now_s)
@@ -161,39 +170,41 @@ def _is_new(pin: SavedPin, state: SavedState, now_s: float) -> bool:
     return now_s - pin.at < FLASH_S + min(state.period, FLASH_S)
 
 
-def _machine(host: Host, loads_ppm: Mapping[int, int], width: int, room: int) -> Iterator[Text]:
-    """Draw the pCPUs on at most `room` lines: each with a bar, or by node and cache, or by node."""
-    columns = max(1, width // _CELL)
-    cpus = [cpu for block in draw.blocks(host) for cpu in block.cpus]
-    count = -(-len(cpus) // columns)
+def _machine(
+    built: Sequence[draw.Block], loads_ppm: Mapping[int, int], width: int, room: int
+) -> Iterator[Text]:
+    """Draw pCPUs or sets on at most `room` lines: each with a bar, or by block, or by node."""
+    units = [unit for block in built for unit in block.units]
+    digits = max((len(unit.name) for unit in units), default=0)
+    columns = max(1, width // (digits + _CELL))
+    count = -(-len(units) // columns)
     if count <= room:
-        digits = len(str(max((cpu.id for cpu in cpus), default=0)))
         for line in range(count):
             drawn = Text()
             # Down the columns, so that siblings are below each other.
-            for cpu in cpus[line::count]:
-                load_ppm = loads_ppm.get(cpu.id, 0)
-                drawn += _cell(str(cpu.id), digits, "right") + Text(" ")
+            for unit in units[line::count]:
+                load_ppm = loads_ppm.get(unit.cpu.id, 0)
+                drawn += _cell(unit.name, digits, "right") + Text(" ")
                 drawn += _cell(draw.bar(load_ppm, _BAR), _BAR)
-                drawn += _cell(draw.percent(load_ppm), 7, "right")
-                drawn.append(" " * max(1, _CELL - digits - _BAR - 8))
+                drawn += _cell(draw.figure(load_ppm), 7, "right")
+                drawn.append(" " * (_CELL - _BAR - 8))
             yield drawn
         return
-    blocks = [(block.name, [cpu.id for cpu in block.cpus]) for block in draw.blocks(host)]
+    blocks = [(block.name, [unit.cpu.id for unit in block.units]) for block in built]
     if len(blocks) > room:
         nodes: dict[str, list[int]] = {}
-        for cpu in cpus:
+        for cpu in (unit.cpu for unit in units):
             nodes.setdefault("all" if cpu.node is None else f"node {cpu.node}", []).append(cpu.id)
         blocks = list(nodes.items())
     if len(blocks) > room:
-        blocks = [("all", [cpu.id for cpu in cpus])]
+        blocks = [("all", [unit.cpu.id for unit in units])]
     names = max(len(name) for name, _ in blocks)
     length = max(1, width - names - 18)
     for name, numbers in blocks:
         loads = [loads_ppm.get(cpu, 0) for cpu in numbers]
         mean_ppm, most_ppm = sum(loads) // len(loads), max(loads)
-        drawn = _cell(name or "all", max(3, names)) + _cell(draw.percent(mean_ppm), 7, "right")
-        drawn += _cell(draw.percent(most_ppm), 8, "right") + Text(" ")
+        drawn = _cell(name or "all", max(3, names)) + _cell(draw.figure(mean_ppm), 7, "right")
+        drawn += _cell(draw.figure(most_ppm), 8, "right") + Text(" ")
         # Where there is no room for each, each letter is the busiest of some.
         each = -(-len(loads) // length)
         busiest = (max(loads[first : first + each]) for first in range(0, len(loads), each))
@@ -236,7 +247,7 @@ def _rows(  # noqa: PLR0913, PLR0917  what is shown, and how
     for vcpu, name in zip(shown, names, strict=True):
         pin = new.get((vcpu.id.uuid, vcpu.id.vcpu))
         line = _cell(name, max(name_width, 10)) + _cell(draw.bar(vcpu.load_ppm, _BAR), _BAR)
-        line += _cell(draw.percent(vcpu.load_ppm), 7, "right") + _cell(
+        line += _cell(draw.figure(vcpu.load_ppm), 7, "right") + _cell(
             _wait(wait_ppm(vcpu)), 8, "right"
         )
         on = "" if vcpu.is_bound or vcpu.on is None else f" ({vcpu.on})"
@@ -251,7 +262,7 @@ def _rows(  # noqa: PLR0913, PLR0917  what is shown, and how
 
 
 def _wait(wait_ppm: int) -> Text:
-    return Text(f"{wait_ppm / PPM_PER_POINT:.0f} %") if wait_ppm else Text("-")
+    return Text(percent(wait_ppm) if wait_ppm else "-")
 
 
 def _cell(content: str | Text, width: int, align: str = "left") -> Text:

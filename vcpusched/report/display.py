@@ -14,13 +14,13 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from vcpusched.model import PPM, PPM_PER_POINT, Host
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity, Host
 from vcpusched.plan import explain
 from vcpusched.plan.explain import Explanation
-from vcpusched.plan.planner import Plan, Stop
+from vcpusched.plan.planner import Plan, Policy
 from vcpusched.report import draw, history
 from vcpusched.report.history import Event, History
-from vcpusched.report.messages import counted
+from vcpusched.report.plan_text import counted, inside_text, plan_text, sets_of
 from vcpusched.report.simulation import About, Result
 from vcpusched.report.snapshot import SavedState
 from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
@@ -42,28 +42,16 @@ def show(*parts: RenderableType) -> None:
     print("\n".join(line.rstrip() for line in text.splitlines()))
 
 
-def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
+def draw_plan(host: Host, plan: Plan, policy: Policy, source: str) -> Group:
     """Draw the host before and after, and each move with its reason."""
-    threshold = f"threshold {threshold_ppm / PPM_PER_POINT:g}"
-    gap, who = points(plan.gap_before_ppm), _treatments(host)
-    drawn = draw.draw_host(host, dict(plan.loads_before_ppm), plan if plan.moves else None)
+    threshold_ppm, who = policy.balance_threshold_ppm, _treatments(host)
+    sets, after = sets_of(host, policy.pin_to), plan if plan.moves else None
+    drawn = draw.draw_host(host, dict(plan.loads_before_ppm), sets, after)
     parts: list[RenderableType] = [source, "", drawn, "", *who, *([""] if who else [])]
-    if plan.balanced:
-        parts.append(f"Balanced: the gap is {gap} ({threshold}).")
-    elif not plan.moves:
-        why = f"what would balance it {plan.refused}" if plan.refused else "no move pays"
-        parts.append(f"Unbalanced, but {why}: the gap is {gap} ({threshold}).")
-    if not plan.moves:
-        return Group(*parts)
-    end = {
-        Stop.BALANCED: "then it is balanced",
-        Stop.NO_GAIN: "no move that pays brings it closer",
-        Stop.MOVE_LIMIT: "max_moves allows no more in one plan",
-    }[plan.stop]
-    if plan.refused:
-        end = f"more was planned, but that {plan.refused}"
-    count, then = counted(len(plan.moves), "pin change"), points(plan.gap_after_ppm)
-    parts.append(f"{count}, and the gap goes from {gap} to {then} ({threshold}); {end}:")
+    if inside := inside_text(host, sets, threshold_ppm, after):
+        parts.append(f"{inside}.")
+    text = plan_text(plan, host, policy.pin_to, threshold_ppm)
+    parts.append(f"{text}:" if plan.moves else f"{text}.")
     digits = len(str(len(plan.moves)))
     for number, move in enumerate(plan.moves, 1):
         whose = vcpu_text(move.vcpu.vcpu, move.domain)
@@ -77,10 +65,11 @@ def draw_plan(host: Host, plan: Plan, threshold_ppm: int, source: str) -> Group:
 
 def draw_status(headline: str, state: SavedState, host: Host | None, now_s: float) -> Group:
     """Draw the state of the service."""
-    parts: list[RenderableType] = [Text(headline, "bold"), "", _facts(state, now_s)]
+    sets = sets_of(host, Granularity(state.pin_to)) if host is not None else ()
+    parts: list[RenderableType] = [Text(headline, "bold"), "", _facts(state, host, sets, now_s)]
     if host is not None:
         loads_ppm = {int(cpu): round(load * PPM) for cpu, load in state.loads.items()}
-        parts += ["", draw.draw_host(host, loads_ppm)]
+        parts += ["", draw.draw_host(host, loads_ppm, sets)]
     if host is not None or state.left_alone:
         parts.append("")
     for left in state.left_alone:
@@ -99,7 +88,7 @@ def draw_status(headline: str, state: SavedState, host: Host | None, now_s: floa
     return Group(*parts)
 
 
-def _facts(state: SavedState, now_s: float) -> Table:
+def _facts(state: SavedState, host: Host | None, sets: Sequence[CpuSet], now_s: float) -> Table:
     age_s = max(0.0, now_s - state.at)
     started = draw.clock(state.started_at)
     every = f"one every {state.period:g} s"
@@ -114,9 +103,12 @@ def _facts(state: SavedState, now_s: float) -> Table:
         facts.append(("dry run", "nothing is changed"))
     if state.gap is not None:
         gap_ppm = round(state.gap * PPM)
-        gauge = draw.gauge(gap_ppm, round(state.balance_threshold * PPM_PER_POINT))
-        threshold = f" {points(gap_ppm)}, threshold {state.balance_threshold:g}"
-        facts.append(("gap", gauge + Text(threshold)))
+        threshold_ppm = round(state.balance_threshold * PPM_PER_POINT)
+        gauge, between = draw.gauge(gap_ppm, threshold_ppm), " between sets" if sets else ""
+        text = f" {points(gap_ppm)}{between}, threshold {state.balance_threshold:g}"
+        facts.append(("gap", gauge + Text(text)))
+        if host is not None and (inside := inside_text(host, sets, threshold_ppm)):
+            facts.append(("", inside))
     counts = f"{state.pins_last_hour} in the last hour, {state.pins_last_day} in the last day"
     facts.append(("pins", f"{counts}, {state.pins} since it started"))
     if state.untold:
@@ -230,7 +222,7 @@ def _line(run: Result, highest_ppm: int) -> str:
 
 
 def _part(part_ppm: int) -> str:
-    return f"{part_ppm / PPM_PER_POINT:.1f} %"
+    return percent(part_ppm, decimals=1)
 
 
 def _worst(run: Result) -> str:

@@ -15,15 +15,21 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, Host, VcpuId
+from vcpusched.model import NO_CPUS, PPM, PPM_PER_POINT, Cpu, CpuSet, Host, VcpuId
 from vcpusched.plan.planner import Plan
-from vcpusched.text import printable
+from vcpusched.text import percent, printable
 
 BAR_LENGTH: Final = 20
+NUMBERS_MAX: Final = 16
+"""pCPUs of a set are numbered in a row, or every other one, which makes long lists."""
+
 ROWS_MAX: Final = 64
 """Above this many pCPUs they are drawn by node and cache, not each by itself."""
 
-STRIP_LENGTH: Final = 64
+VCPUS_MAX: Final = 5
+"""Of the vCPUs that stay on a set, so many are named: where in it they run, the kernel decides."""
+
+STRIP_LENGTH: Final = 32
 COOL: Final = "#2980b9"
 WARM: Final = "#b8860b"
 HOT: Final = "bold #d55e00"
@@ -43,33 +49,56 @@ _WARM_PPM: Final = 600_000
 
 
 @dataclass(frozen=True, slots=True)
+class Unit:
+    """A pCPU, or a set of them that counts as one and is where its first `cpu` is."""
+
+    cpu: Cpu
+    cpus: CpuSet
+
+    @property
+    def name(self) -> str:
+        """Its numbers, cut where they would take the room of all else."""
+        return printable(str(self.cpus), NUMBERS_MAX)
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
-    """pCPUs that share a node and a cache, siblings of a core beside each other."""
+    """What shares a node and a cache, siblings of a core beside each other; sets by node alone."""
 
     name: str
-    cpus: tuple[Cpu, ...]
+    units: tuple[Unit, ...]
 
     @property
     def numbers(self) -> CpuSet:
-        """Their numbers."""
-        return CpuSet.of(cpu.id for cpu in self.cpus)
+        """The numbers of its pCPUs."""
+        return CpuSet(sum(unit.cpus.bits for unit in self.units))
 
 
-def blocks(host: Host) -> list[Block]:
-    """Give the managed pCPUs as they are built; what the host does not tell is left out."""
+def blocks(host: Host, sets: Sequence[CpuSet] = ()) -> list[Block]:
+    """Give the managed pCPUs or sets as they are built; what the host does not tell is left out."""
+    by_id = {host_cpu.id: host_cpu.cpu for host_cpu in host.cpus}
     first_of: dict[int | None, int] = {}
-    for host_cpu in host.cpus:
-        first_of.setdefault(host_cpu.cpu.core, host_cpu.id)
-    ordered = sorted(
-        (host_cpu.cpu for host_cpu in host.cpus),
-        key=lambda cpu: (_place(cpu), cpu.id if cpu.core is None else first_of[cpu.core], cpu.id),
-    )
+    for cpu in by_id.values():
+        first_of.setdefault(cpu.core, cpu.id)
+
+    def place(unit: Unit) -> tuple[int, int]:
+        return _place(unit.cpu)[0], -1 if sets else _place(unit.cpu)[1]
+
+    def core(cpu: Cpu) -> int:
+        return cpu.id if sets or cpu.core is None else first_of[cpu.core]
+
+    units = [Unit(by_id[next(iter(cpus))], cpus) for cpus in sets or map(_only, by_id)]
+    units.sort(key=lambda unit: (place(unit), core(unit.cpu), unit.cpu.id))
     found = []
-    for (node, cache), cpus in itertools.groupby(ordered, key=_place):
+    for (node, cache), those in itertools.groupby(units, key=place):
         names = [f"node {node}"] if node >= 0 else []
         names += [f"cache {cache}"] if cache >= 0 else []
-        found.append(Block(", ".join(names), tuple(cpus)))
+        found.append(Block(", ".join(names), tuple(those)))
     return found
+
+
+def _only(cpu: int) -> CpuSet:
+    return CpuSet(1 << cpu)
 
 
 def _place(cpu: Cpu) -> tuple[int, int]:
@@ -88,10 +117,10 @@ def bar(load_ppm: int, length: int = BAR_LENGTH) -> Text:
     return Text(drawn, style_of(load_ppm))
 
 
-def percent(load_ppm: int) -> Text:
+def figure(load_ppm: int) -> Text:
     """Give a load in percent, with a mark where it is hot."""
     hot = load_ppm >= _HOT_PPM
-    return Text(f"{load_ppm / PPM_PER_POINT:.0f} %{'!' if hot else ' '}", HOT if hot else "")
+    return Text(percent(load_ppm) + ("!" if hot else " "), HOT if hot else "")
 
 
 def strip(loads_ppm: Iterable[int], length: int = STRIP_LENGTH) -> Text:
@@ -129,50 +158,74 @@ def fitting(text: str, encoding: str) -> str:
     return text if "utf" in encoding.lower() else text.translate(PLAINER)
 
 
-def draw_host(host: Host, loads_ppm: Mapping[int, int], plan: Plan | None = None) -> Table:
-    """Draw every pCPU with its load and the vCPUs on it, as the machine is built.
+def draw_host(
+    host: Host,
+    loads_ppm: Mapping[int, int],
+    sets: Sequence[CpuSet] = (),
+    plan: Plan | None = None,
+) -> Table:
+    """Draw every pCPU, or set, with its load and the vCPUs on it, as the machine is built.
 
     Where a plan is given, before and after it are beside each other.
     """
     loads = [loads_ppm, dict(plan.loads_after_ppm)] if plan is not None else [loads_ppm]
-    if len(host.cpus) > ROWS_MAX:
-        return _in_strips(host, loads)
-    return _in_rows(host, loads, {move.vcpu: move.to_cpus for move in plan.moves} if plan else {})
+    built = blocks(host, sets)
+    if sum(len(block.units) for block in built) > ROWS_MAX:
+        return _in_strips(host, built, loads)
+    moved = {move.vcpu: move.to_cpus for move in plan.moves} if plan else {}
+    return _in_rows(host, built, loads, moved)
 
 
 def _in_rows(
-    host: Host, loads: Sequence[Mapping[int, int]], moved: Mapping[VcpuId, CpuSet]
+    host: Host,
+    built: Sequence[Block],
+    loads: Sequence[Mapping[int, int]],
+    moved: Mapping[VcpuId, CpuSet],
 ) -> Table:
+    units = [unit for block in built for unit in block.units]
+    are_sets = any(len(unit.cpus) > 1 for unit in units)
+    which = "pCPUs" if are_sets else "pCPU"
     bars, figures, what = ["load"], ["_load"], "vCPUs pinned here, load in %"
     if len(loads) > 1:
         bars, figures = ["before", "after"], ["_before", "_after"]
         what = "vCPUs here, load in %; + comes, - leaves"
     columns = itertools.chain.from_iterable(zip(bars, figures, strict=True))
-    drawn = table("pCPU", *columns, what, right=("pCPU", *figures), fold=(what,))
+    right = figures if are_sets else [which, *figures]
+    drawn = table(which, *columns, what, right=right, fold=(what,))
     length = BAR_LENGTH // len(loads)
     for column in drawn.columns[1:-1:2]:
         column.min_width = length  # so that a bar shows what is not used, too
-    there, floating = _places(host, moved)
-    built = blocks(host)
-    marks = _marks(cpu for block in built for cpu in block.cpus)
+    there, floating = _places(host, units, moved)
+    marks = {} if are_sets else _marks(unit.cpu for unit in units)
 
-    def row(cpu: int, name: str) -> None:
+    def row(cpus: CpuSet, name: str) -> None:
         cells: list[RenderableType] = []
+        first = next(iter(cpus))
         for ppm in loads:
-            figure = percent(ppm[cpu]) if cpu in ppm else Text("not managed")
-            cells += [bar(ppm.get(cpu, 0), length), figure]
-        drawn.add_row(name, *cells, Text(", ").join(there.pop(cpu, [])))
+            told = figure(ppm[first]) if first in ppm else Text("not managed")
+            cells += [bar(ppm.get(first, 0), length), told]
+        vcpus = there.pop(cpus, [])
+        drawn.add_row(name, *cells, Text(", ").join(_shortened(vcpus) if are_sets else vcpus))
 
     for block in built:
-        if block.name:
+        if block.name and (len(block.units) > 1 or not are_sets):
             drawn.add_row("", Text(block.name, "italic"))
-        for cpu in block.cpus:
-            row(cpu.id, f"{marks.get(cpu.id, '  ' if marks else '')}{cpu.id}")
-    for left in sorted(there):
+        for unit in block.units:
+            row(unit.cpus, marks.get(unit.cpu.id, "  " if marks else "") + unit.name)
+    for left in sorted(there, key=lambda cpus: cpus.bits):
         row(left, str(left))
     if floating:
         drawn.add_row("float", *[""] * (len(drawn.columns) - 2), Text(", ").join(floating))
     return drawn
+
+
+def _shortened(vcpus: Sequence[Text]) -> list[Text]:
+    """Give those that change, which have a style, and the largest of the others."""
+    changed, others = (
+        [one for one in vcpus if bool(one.style) is styled] for styled in (True, False)
+    )
+    more = [Text(f"{len(others) - VCPUS_MAX} more")] if len(others) > VCPUS_MAX else []
+    return [*changed, *others[:VCPUS_MAX], *more]
 
 
 def _marks(cpus: Iterable[Cpu]) -> dict[int, str]:
@@ -185,32 +238,53 @@ def _marks(cpus: Iterable[Cpu]) -> dict[int, str]:
     return marks
 
 
-def _places(host: Host, moved: Mapping[VcpuId, CpuSet]) -> tuple[dict[int, list[Text]], list[Text]]:
-    """Give who is pinned to each pCPU, the largest first, and who floats."""
-    there: defaultdict[int, list[Text]] = defaultdict(list)
+def _places(
+    host: Host, units: Iterable[Unit], moved: Mapping[VcpuId, CpuSet]
+) -> tuple[dict[CpuSet, list[Text]], list[Text]]:
+    """Give who is bound to each pCPU or set, the largest first, and who floats."""
+    of_cpu = _of_cpu(units)
+    there: defaultdict[CpuSet, list[Text]] = defaultdict(list)
     floating: list[Text] = []
     for vcpu in sorted(host.vcpus, key=lambda vcpu: (-vcpu.load_ppm, vcpu.id)):
         label = f"{printable(vcpu.domain)}/{vcpu.id.vcpu} {vcpu.load_ppm / PPM_PER_POINT:.0f}"
-        text, cpus = Text(label), vcpu.cpus
-        if vcpu.id in moved:
-            if vcpu.is_bound:
-                there[next(iter(cpus))].append(Text(f"-{label}", "dim"))
-            text, cpus = Text(f"+{label}", "bold"), moved[vcpu.id]
-        if len(cpus) == 1:
-            there[next(iter(cpus))].append(text)
-        else:
-            floating.append(text.append(f" on {cpus}"))
+        source, to_cpus = _bound_to(vcpu.cpus, of_cpu), moved.get(vcpu.id, vcpu.cpus)
+        target = _bound_to(to_cpus, of_cpu)
+        text = Text(label)
+        if source is not None and target == source and to_cpus != vcpu.cpus:
+            text = Text(f"{label} ({vcpu.cpus} → {to_cpus})", "bold")
+        elif vcpu.id in moved:
+            if source is not None:
+                there[source].append(Text(f"-{label}", "dim"))
+            text = Text(f"+{label}", "bold")
+        elif target is None or not target.is_within(to_cpus):
+            text.append(f" on {to_cpus}")
+        (floating if target is None else there[target]).append(text)
     return there, floating
 
 
-def _in_strips(host: Host, loads: Sequence[Mapping[int, int]]) -> Table:
-    """Draw a level for each pCPU, a row for each node and cache; with a plan those it changes."""
+def _of_cpu(units: Iterable[Unit]) -> dict[int, CpuSet]:
+    return {cpu: unit.cpus for unit in units for cpu in unit.cpus}
+
+
+def _bound_to(cpus: CpuSet, of_cpu: Mapping[int, CpuSet]) -> CpuSet | None:
+    """Give the pCPU or set that a vCPU of this affinity stays on, None where it floats."""
+    if len(cpus) == 1:
+        return of_cpu.get(next(iter(cpus)), cpus)
+    found = {of_cpu[cpu] for cpu in cpus if cpu in of_cpu}
+    one = found.pop() if len(found) == 1 else NO_CPUS
+    return one if len(one) > 1 else None
+
+
+def _in_strips(host: Host, built: Sequence[Block], loads: Sequence[Mapping[int, int]]) -> Table:
+    """Draw a level for each pCPU or set, a row for each block; with a plan those it changes."""
     # 16 pCPUs to a cache, with numbers of three digits, fit into 80 columns.
     figures = ("least", "mean", "most")
-    drawn = table("_where", "pCPUs", "_when", *figures, "each pCPU", right=figures, apart=1)
+    are_sets = any(len(unit.cpus) > 1 for block in built for unit in block.units)
+    each_of = "each set" if are_sets else "each pCPU"
+    drawn = table("_where", "pCPUs", "_when", *figures, each_of, right=figures, apart=1)
     alike = 0
-    for block in blocks(host):
-        each = [[ppm.get(cpu.id, 0) for cpu in block.cpus] for ppm in loads]
+    for block in built:
+        each = [[ppm.get(unit.cpu.id, 0) for unit in block.units] for ppm in loads]
         if len(each) > 1 and each[0] == each[1]:
             alike += 1
             continue
@@ -219,11 +293,12 @@ def _in_strips(host: Host, loads: Sequence[Mapping[int, int]]) -> Table:
             ("before", "after") if len(each) > 1 else ("",), each, strict=True
         ):
             shown = (min(here_ppm), sum(here_ppm) // len(here_ppm), max(here_ppm))
-            drawn.add_row(*where, when, *map(percent, shown), strip(here_ppm))
+            drawn.add_row(*where, when, *map(figure, shown), strip(here_ppm))
             where = ["", ""]
     if alike:
         drawn.add_row(f"{alike} more", *[""] * 5, Text("stay as they are"))
-    floating = sum(not vcpu.is_bound for vcpu in host.vcpus)
+    of_cpu = _of_cpu(unit for block in built for unit in block.units)
+    floating = sum(_bound_to(vcpu.cpus, of_cpu) is None for vcpu in host.vcpus)
     if floating:
         drawn.add_row("float", f"{floating} vCPUs")
     return drawn

@@ -15,16 +15,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from vcpusched.act.feedback import PATIENCE_NS, Verdict
-from vcpusched.model import PPM, PPM_PER_POINT
+from vcpusched.model import PPM, CpuSet
 from vcpusched.report.messages import (
     MESSAGE_ID_GIVEN_BACK,
     MESSAGE_ID_OUTCOME,
     MESSAGE_ID_PIN,
     MESSAGE_ID_PLAN,
     MESSAGE_ID_RESET,
-    counted,
 )
-from vcpusched.text import percent, printable, vcpu_text
+from vcpusched.report.plan_text import counted, into_sets, lets_in
+from vcpusched.text import percent, points, printable, vcpu_text
 
 VERSION: Final = 1
 
@@ -210,9 +210,15 @@ def headline(event: Event) -> str:
         return f"{counted(count, 'original affinity', 'original affinities')} given back{beside}"
     if event.kind is Kind.RESET:
         return f"{counted(count, 'pin')} made again{beside}, which the kernel had undone"
-    return f"{counted(count, 'pin')}{beside}" + (
-        f" by the plan of cycle {event.cycle}" if event.kind is Kind.PLAN else " without a plan"
-    )
+    what = counted(count, "pin")
+    if all(_lets_in(moved) for moved in event.moves):
+        what = f"Let {into_sets(count)}"
+    cause = f" by the plan of cycle {event.cycle}" if event.kind is Kind.PLAN else " without a plan"
+    return f"{what}{beside}{cause}"
+
+
+def _lets_in(moved: Told) -> bool:
+    return lets_in(CpuSet.read(moved.text("FROM")), CpuSet.read(moved.text("TO")))
 
 
 def figures(event: Event) -> list[tuple[str, ...]]:
@@ -222,7 +228,9 @@ def figures(event: Event) -> list[tuple[str, ...]]:
         return []
     found_ppm = came.ppm("GAP_MEASURED") if came is not None else None
     gaps_ppm = (plan.ppm("GAP_BEFORE"), plan.ppm("GAP_AFTER"), found_ppm)
-    rows = [("gap", *("-" if gap is None else _points(gap) for gap in gaps_ppm))]
+    rows = [("gap", *("-" if gap is None else points(gap) for gap in gaps_ppm))]
+    if gaps_ppm[0] == gaps_ppm[1] and all(_lets_in(moved) for moved in event.moves):
+        rows = []  # it was not to change the gap between sets
     if came is not None and came.number("WAITING"):
         waits_ppm = (came.ppm(f"WAIT_{when}") for when in ("BEFORE", "AFTER", "MEASURED"))
         rows.append(("wait", *("-" if wait is None else percent(wait) for wait in waits_ppm)))
@@ -306,7 +314,3 @@ _WORDS: Final = {
     Verdict.NO_WAIT.value: "moved nobody who had to wait",
     Verdict.UNCLEAR.value: "cannot be told apart from what guests did",
 }
-
-
-def _points(load_ppm: int) -> str:
-    return f"{load_ppm / PPM_PER_POINT:.0f} points"

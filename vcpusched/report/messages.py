@@ -16,7 +16,9 @@ from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import RESETS_MAX, Change, Changed
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity, VcpuId
 from vcpusched.plan.cpu_groups import untold
-from vcpusched.plan.planner import Move, Plan, Stop
+from vcpusched.plan.explain import settled
+from vcpusched.plan.planner import Move, Plan
+from vcpusched.report.plan_text import counted, done_text, only_lets_in
 from vcpusched.report.snapshot import host_as_json, plan_as_json
 from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
 
@@ -119,27 +121,17 @@ def pin_entry(number: int, move: Move) -> Entry:
     )
 
 
-def plan_entry(cycle: Cycle) -> Entry | None:
+def plan_entry(cycle: Cycle, pin_to: Granularity) -> Entry | None:
     """Tell of an executed plan; None when the cycle changed nothing."""
-    plan = cycle.plan
-    if plan is None or not cycle.pinned:
+    plan, host = cycle.plan, cycle.host
+    if plan is None or host is None or not cycle.pinned:
         return None
-    made, planned = len(cycle.pinned), len(plan.moves)
-    count = f"{made} of {planned} pins planned" if made < planned else counted(made, "pin")
-    ends = {
-        Stop.BALANCED: "",
-        Stop.NO_GAIN: "; closer no move that pays can bring them",
-        Stop.MOVE_LIMIT: "; max_moves ended it there",
-    }[plan.stop]
-    if plan.refused:
-        ends = f"; more was planned, but that {plan.refused}"
     return _entry(
-        f"Balanced the host with {count}: the busiest and the freest pCPU were "
-        f"{points(plan.gap_before_ppm)} apart, {points(plan.gap_after_ppm)} as planned{ends}",
+        done_text(plan, host, pin_to, cycle.pinned),
         MESSAGE_ID_PLAN,
         GAP_BEFORE=_decimal(plan.gap_before_ppm),
         GAP_AFTER=_decimal(plan.gap_after_ppm),
-        MOVES=made,
+        MOVES=len(cycle.pinned),
         CYCLE=cycle.number,
     )
 
@@ -266,7 +258,8 @@ def status_line(service: Service) -> str:
     elif cycle.host is not None and not cycle.host.cpus:
         what = "No pCPU to balance: check the setting cpus"
     else:
-        what = f"{_verdict(cycle, cycle.plan)}, gap {points(gap_now_ppm(cycle, cycle.plan))}"
+        verdict = _verdict(cycle, cycle.plan, service.granularity)
+        what = f"{verdict}, gap {points(gap_now_ppm(cycle, cycle.plan))}"
         what += f" (threshold {service.threshold_ppm / PPM_PER_POINT:g})"
     pins = f"{counted(service.pins, 'pin')} so far"
     if service.pins_failing:
@@ -274,17 +267,17 @@ def status_line(service: Service) -> str:
     return f"{prefix}{what}; {pins}; {counted(cycle.domains if cycle else 0, 'domain')}"
 
 
-def _verdict(cycle: Cycle, plan: Plan) -> str:
+def _verdict(cycle: Cycle, plan: Plan, pin_to: Granularity) -> str:
     if plan.balanced:
         return "Balanced"
-    if cycle.pinned:
-        return "Rebalanced"
-    if plan.moves and cycle.confirmed < cycle.confirm:
-        return f"Unbalanced in {cycle.confirmed} of {cycle.confirm} periods"
-    if plan.moves:
+    if plan.moves and not only_lets_in(plan):
+        if cycle.pinned:
+            return "Rebalanced"
+        if cycle.confirmed < cycle.confirm:
+            return f"Unbalanced in {cycle.confirmed} of {cycle.confirm} periods"
         return "Unbalanced"
-    why = f"what would balance it {plan.refused}" if plan.refused else "no move pays"
-    return f"Unbalanced at rest ({why})"
+    why = settled(cycle.host, plan, pin_to) if cycle.host is not None else "no pin is worth it"
+    return f"Unbalanced but settled ({why})"
 
 
 def gap_now_ppm(cycle: Cycle, plan: Plan) -> int:
@@ -310,6 +303,7 @@ def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
         "paused_until": service.paused.until_s if service.paused is not None else None,
         "connected": service.connected,
         "trouble": service.trouble,
+        "pin_to": service.granularity.value,
         "status": status_line(service),
         "untold": service.untold,
         "pins": service.pins,
@@ -341,11 +335,6 @@ def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
         "plan": plan_as_json(plan) if plan else None,
         "snapshot": host_as_json(cycle.host) if cycle.host else None,
     }
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """Word a number of things; without `many` an "s" makes them more."""
-    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def _entry(

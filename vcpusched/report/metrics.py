@@ -80,7 +80,9 @@ def families(
 
 def _of_host(host: Host, plan: Plan, gap_ppm: int) -> Iterator[Metric]:
     yield _gauge(
-        "gap_ratio", "Load of the busiest less that of the least loaded pCPU.", gap_ppm / PPM
+        "gap_ratio",
+        "Load of the busiest less that of the least loaded pCPU, or set of them.",
+        gap_ppm / PPM,
     )
     yield _gauge("balanced", "1 if the host was found balanced.", int(plan.balanced))
     yield _gauges(

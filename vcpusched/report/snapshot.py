@@ -141,6 +141,7 @@ class SavedState(_Entry):
     pins_last_day: int = 0
     waits: list[SavedWait] = Field(default_factory=list)
     left_alone: list[SavedCpus] = Field(default_factory=list)
+    pin_to: Literal["auto", "cpu", "core", "cache", "node"] = "cpu"
     snapshot: dict[str, Any] | None = None
 
     @property

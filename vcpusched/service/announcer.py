@@ -120,7 +120,7 @@ class Announcer:
 
     def plan_done(self, cycle: Cycle) -> None:
         """Tell of an executed plan."""
-        entry = messages.plan_entry(cycle)
+        entry = messages.plan_entry(cycle, self.service.granularity)
         if entry is not None:
             self.write(entry)
         if cycle.plan is None or not (cycle.executed and cycle.dry_run):

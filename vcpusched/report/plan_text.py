@@ -1,0 +1,131 @@
+"""Words what a plan does, what comes of it, and why a host rests, for the journal and terminals.
+
+Rule: pure. Where vCPUs are pinned to sets of pCPUs, load and gap are between sets; the gap inside a
+set is told apart, since only vCPUs that are bound inside make it.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet, Granularity, Host, sets
+from vcpusched.plan.cpu_groups import pour
+from vcpusched.plan.explain import settled, trimmed
+from vcpusched.plan.moves import Move, Plan, Stop
+from vcpusched.text import cpus_text, points
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Word a number of things; without `many` an "s" makes them more."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def sets_of(host: Host, pin_to: Granularity) -> tuple[CpuSet, ...]:
+    """Return the sets of pCPUs that count as one; none where each pCPU counts by itself."""
+    found = sets((cpu.cpu for cpu in host.cpus), pin_to)
+    return found if len(found) < len(host.cpus) else ()
+
+
+def lets_in(from_cpus: CpuSet, to_cpus: CpuSet) -> bool:
+    """Tell whether a vCPU stays in its set, of which it may use all afterwards."""
+    return from_cpus != to_cpus and from_cpus.is_within(to_cpus)
+
+
+def only_lets_in(plan: Plan) -> bool:
+    """Tell whether a plan has moves, none of which leads to another set."""
+    return bool(plan.moves) and all(lets_in(move.from_cpus, move.to_cpus) for move in plan.moves)
+
+
+def done_text(plan: Plan, host: Host, pin_to: Granularity, made: Sequence[Move]) -> str:
+    """Word a plan of which so much was carried out."""
+    part = f" (of {len(plan.moves)} planned)" if len(made) < len(plan.moves) else ""
+    if only_lets_in(plan):
+        what = f"Let {into_sets(len(made))}"
+    else:
+        what = f"Balanced the host with {_counted_pins(made, 'pin')}"
+    end = _end(plan, host, pin_to)
+    return f"{what}{part}: {_gap(plan, host, pin_to)} as planned" + (f"; {end}" if end else "")
+
+
+def plan_text(plan: Plan, host: Host, pin_to: Granularity, threshold_ppm: int) -> str:
+    """Word what a plan would do, or why it does nothing."""
+    gap = f"{_gap(plan, host, pin_to)} (threshold {threshold_ppm / PPM_PER_POINT:g})"
+    if not plan.moves:
+        if plan.balanced:
+            return f"Balanced: {gap}"
+        return f"Unbalanced but settled: {gap}; {settled(host, plan, pin_to)}"
+    if only_lets_in(plan):
+        what = f"Lets {into_sets(len(plan.moves))}; "
+    else:
+        what = f"{_counted_pins(plan.moves, 'pin change')}, and "
+    end = _end(plan, host, pin_to)
+    return what + gap + (f"; {end}" if end else "")
+
+
+def into_sets(count: int) -> str:
+    """Word what so many vCPUs may do that are let in all of their set."""
+    return f"{counted(count, 'vCPU')} use all pCPUs of {'its' if count == 1 else 'their'} set"
+
+
+def _counted_pins(moves: Sequence[Move], noun: str) -> str:
+    let = sum(lets_in(move.from_cpus, move.to_cpus) for move in moves)
+    whose = "s a vCPU use all of its set" if let == 1 else " vCPUs use all of their set"
+    return counted(len(moves), noun) + (f", {let} of which only let{whose}" if let else "")
+
+
+def _gap(plan: Plan, host: Host, pin_to: Granularity) -> str:
+    gap = "the gap between sets" if sets_of(host, pin_to) else "the gap"
+    before, after = points(plan.gap_before_ppm), points(plan.gap_after_ppm)
+    if not plan.moves:
+        return f"{gap} is {before}"
+    return f"{gap} stays {after}" if before == after else f"{gap} goes from {before} to {after}"
+
+
+def _end(plan: Plan, host: Host, pin_to: Granularity) -> str:
+    """Return why a plan does no more, as a clause; nothing where none is wanted."""
+    if plan.refused:
+        return trimmed(plan)
+    if only_lets_in(plan):
+        return "" if plan.balanced else settled(host, plan, pin_to)
+    return {
+        Stop.BALANCED: "then it is balanced",
+        Stop.NO_GAIN: "no further move is worth a pin",
+        Stop.MOVE_LIMIT: "max_moves allows no more in one plan",
+    }[plan.stop]
+
+
+def gap_inside(
+    host: Host, groups: Sequence[CpuSet], plan: Plan | None = None
+) -> tuple[int, CpuSet]:
+    """Return the largest gap inside a set, in ppm, and the set; with a plan that after it.
+
+    It is estimated, as the plan does: what may use several pCPUs of a set finds the least loaded.
+    """
+    of_cpu = {cpu: group for group in groups for cpu in group}
+    loads = {cpu.id: cpu.host_load_ppm for cpu in host.cpus}
+    moved = {move.vcpu: move.to_cpus for move in plan.moves} if plan is not None else {}
+    floating: defaultdict[CpuSet, int] = defaultdict(int)
+    for vcpu in host.vcpus:
+        touched = [cpu for cpu in moved.get(vcpu.id, vcpu.cpus) if cpu in of_cpu]
+        if len(touched) == 1:
+            loads[touched[0]] += vcpu.load_ppm
+        elif len(found := {of_cpu[cpu] for cpu in touched}) == 1:
+            floating[found.pop()] += vcpu.load_ppm
+    largest = 0, NO_CPUS
+    for group in groups:
+        if not group & host.unsettled:
+            levels = [loads[cpu] for cpu in group]
+            for at, load in pour(levels, range(len(levels)), floating[group]):
+                levels[at] += load
+            largest = max(largest, (max(levels) - min(levels), group), key=lambda one: one[0])
+    return largest
+
+
+def inside_text(
+    host: Host, groups: Sequence[CpuSet], threshold_ppm: int, plan: Plan | None = None
+) -> str:
+    """Word the largest gap inside a set, now and after a plan; nothing while all are small."""
+    (now_ppm, group), (then_ppm, _) = gap_inside(host, groups), gap_inside(host, groups, plan)
+    if max(now_ppm, then_ppm) < threshold_ppm:
+        return ""
+    then = f", ~{points(then_ppm)} as planned" if plan is not None else ""
+    return f"Largest gap inside a set: ~{points(now_ppm)} ({cpus_text(group)}){then}"
