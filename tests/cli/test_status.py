@@ -206,6 +206,13 @@ def test_sets_are_told_as_such(directory: Path) -> None:
     assert json.loads(shown(directory, drawn, "--json"))["pin_to"] == "auto"
 
 
+def test_long_lists_of_pcpus_are_cut(directory: Path) -> None:
+    """Where every other pCPU is on the other node, what is beside them must keep its room."""
+    cpus = tuple(HostCpu(Cpu(number, node=number % 2)) for number in range(32))
+    text = shown(directory, service(dataclasses.replace(SETS, cpus=cpus), Granularity.NODE))
+    assert re.search(r"^0,2,4,6,8,10,12… +\S* +[0-9]+ %  g0/0 50 on 0, ", text, re.MULTILINE)
+
+
 def test_a_set_of_many_vcpus_is_still_a_row(directory: Path) -> None:
     """The largest are named and the others counted."""
     crowded = of_caches(host([1] * 30, *[[]] * 3, [30], [], [], []), 2)

@@ -93,6 +93,7 @@ def test_plan_for_sets_of_pcpus() -> None:
     assert len(rows) == 2
     assert "-web/0 90" in rows[0]
     assert "+web/0 90" in rows[1]
+    assert "api/0 70 on 2 → all, " in rows[0]
     assert "\nLargest gap inside a set: ~" in text
     assert "the gap between sets goes from 95 points to " in text
 

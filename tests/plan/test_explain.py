@@ -85,6 +85,8 @@ def test_why_a_vcpu_is_moved_or_is_not() -> None:
     limited = Policy(max_moves=1)
     texts = [why(host([20, 20, 20, 20], []), f"g{index}", limited) for index in range(4)]
     assert sum(text.endswith(": max_moves ended the plan before it") for text in texts) == 3
+    elsewhere = change(crowded, "g3", cpus=CpuSet.of([9]))
+    assert why(elsewhere, "g3").endswith("may use pCPUs 0-2: that pCPU is not managed")
     narrow = host([30, 30], [], allowed="0")
     assert why(narrow, "g0") == "vCPU 0 (30 %) stays on pCPU 0: it may use no other pCPU"
 

@@ -88,6 +88,8 @@ def test_vcpus_that_were_only_let_in_their_set() -> None:
         history.headline(event) == "Let 2 vCPUs use all pCPUs of their set by the plan of cycle 7"
     )
     assert history.figures(event) == []
+    (event,) = past(pins).events
+    assert history.headline(event) == "2 pins without a plan"
     (event,) = past([told(messages.pin_entry(7, FOUND.moves[0]), NOON_S), *entries]).events
     assert history.headline(event) == "3 pins by the plan of cycle 7"
     assert history.figures(event) == [("gap", "100 points", "100 points", "-")]

@@ -127,8 +127,6 @@ def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
     if plan.refused:
         return trimmed(plan)
     bins, loads_ppm = bins_of(host, pin_to), dict(plan.loads_before_ppm)
-    if not loads_ppm:
-        return "there is no pCPU to balance"
     busiest = bins.of_cpu[max(loads_ppm, key=lambda cpu: (loads_ppm[cpu], -cpu))]
     name, there = bins.names[busiest], _on(host, bins, busiest)
     others = ~(1 << busiest)
@@ -184,7 +182,7 @@ def _explained(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -
 
 
 def _why_not(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> Iterator[str]:
-    """Give what kept a movable vCPU where it is, the nearest reason first."""
+    """Yield what kept a movable vCPU where it is, the nearest reason first."""
     if plan.balanced:
         yield "the host is balanced"
     if not vcpu.load_ppm:

@@ -57,7 +57,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Its numbers, cut where they would take the room of all else."""
+        """Return its numbers, cut where they would take the room of all else."""
         return printable(str(self.cpus), NUMBERS_MAX)
 
 
@@ -75,7 +75,7 @@ class Block:
 
 
 def blocks(host: Host, sets: Sequence[CpuSet] = ()) -> list[Block]:
-    """Give the managed pCPUs or sets as they are built; what the host does not tell is left out."""
+    """Return the managed pCPUs or sets as they are built, without what the host does not tell."""
     by_id = {host_cpu.id: host_cpu.cpu for host_cpu in host.cpus}
     first_of: dict[int | None, int] = {}
     for cpu in by_id.values():
@@ -118,7 +118,7 @@ def bar(load_ppm: int, length: int = BAR_LENGTH) -> Text:
 
 
 def figure(load_ppm: int) -> Text:
-    """Give a load in percent, with a mark where it is hot."""
+    """Return a load in percent, with a mark where it is hot."""
     hot = load_ppm >= _HOT_PPM
     return Text(percent(load_ppm) + ("!" if hot else " "), HOT if hot else "")
 
@@ -202,8 +202,8 @@ def _in_rows(
         cells: list[RenderableType] = []
         first = next(iter(cpus))
         for ppm in loads:
-            told = figure(ppm[first]) if first in ppm else Text("not managed")
-            cells += [bar(ppm.get(first, 0), length), told]
+            cell = figure(ppm[first]) if first in ppm else Text("not managed")
+            cells += [bar(ppm.get(first, 0), length), cell]
         vcpus = there.pop(cpus, [])
         drawn.add_row(name, *cells, Text(", ").join(_shortened(vcpus) if are_sets else vcpus))
 
@@ -220,7 +220,7 @@ def _in_rows(
 
 
 def _shortened(vcpus: Sequence[Text]) -> list[Text]:
-    """Give those that change, which have a style, and the largest of the others."""
+    """Return those that change, which have a style, and the largest of the others."""
     changed, others = (
         [one for one in vcpus if bool(one.style) is styled] for styled in (True, False)
     )
@@ -241,7 +241,7 @@ def _marks(cpus: Iterable[Cpu]) -> dict[int, str]:
 def _places(
     host: Host, units: Iterable[Unit], moved: Mapping[VcpuId, CpuSet]
 ) -> tuple[dict[CpuSet, list[Text]], list[Text]]:
-    """Give who is bound to each pCPU or set, the largest first, and who floats."""
+    """Return who is bound to each pCPU or set, the largest first, and who floats."""
     of_cpu = _of_cpu(units)
     there: defaultdict[CpuSet, list[Text]] = defaultdict(list)
     floating: list[Text] = []
@@ -251,7 +251,7 @@ def _places(
         target = _bound_to(to_cpus, of_cpu)
         text = Text(label)
         if source is not None and target == source and to_cpus != vcpu.cpus:
-            text = Text(f"{label} ({vcpu.cpus} → {to_cpus})", "bold")
+            text = Text(f"{label} on {vcpu.cpus} → all", "bold")
         elif vcpu.id in moved:
             if source is not None:
                 there[source].append(Text(f"-{label}", "dim"))
@@ -267,7 +267,7 @@ def _of_cpu(units: Iterable[Unit]) -> dict[int, CpuSet]:
 
 
 def _bound_to(cpus: CpuSet, of_cpu: Mapping[int, CpuSet]) -> CpuSet | None:
-    """Give the pCPU or set that a vCPU of this affinity stays on, None where it floats."""
+    """Return the pCPU or set that a vCPU of this affinity stays on, None where it floats."""
     if len(cpus) == 1:
         return of_cpu.get(next(iter(cpus)), cpus)
     found = {of_cpu[cpu] for cpu in cpus if cpu in of_cpu}

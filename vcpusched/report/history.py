@@ -210,11 +210,11 @@ def headline(event: Event) -> str:
         return f"{counted(count, 'original affinity', 'original affinities')} given back{beside}"
     if event.kind is Kind.RESET:
         return f"{counted(count, 'pin')} made again{beside}, which the kernel had undone"
-    what = counted(count, "pin")
-    if all(_lets_in(moved) for moved in event.moves):
-        what = f"Let {into_sets(count)}"
-    cause = f" by the plan of cycle {event.cycle}" if event.kind is Kind.PLAN else " without a plan"
-    return f"{what}{beside}{cause}"
+    if event.kind is Kind.PINS:
+        return f"{counted(count, 'pin')}{beside} without a plan"
+    is_inside = all(_lets_in(moved) for moved in event.moves)
+    what = f"Let {into_sets(count)}" if is_inside else counted(count, "pin")
+    return f"{what}{beside} by the plan of cycle {event.cycle}"
 
 
 def _lets_in(moved: Told) -> bool:
