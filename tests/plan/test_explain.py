@@ -147,6 +147,9 @@ def test_why_an_unbalanced_host_rests() -> None:
     assert why_settled(host([50, 50], [50])) == (
         "no pin is worth it: each would gain less than min_gain"
     )
+    assert why_settled(host([70, 50], [50, 30]), Policy(max_moves=1)) == (
+        "what would help takes more pins than max_moves allows"
+    )
     fixed = "no vCPU that is pinned to pCPU 0, the busiest, may be moved elsewhere"
     assert why_settled(host([50, 50], [], allowed="0")) == fixed
     held = change(change(host([50, 50], []), "g0", fixed=True), "g1", fixed=True)

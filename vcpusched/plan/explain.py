@@ -126,6 +126,8 @@ def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
     """Return why a host that is unbalanced has no move between its bins, as a clause."""
     if plan.refused:
         return trimmed(plan)
+    if plan.stop is Stop.MOVE_LIMIT:
+        return "what would help takes more pins than max_moves allows"
     bins, loads_ppm = bins_of(host, pin_to), dict(plan.loads_before_ppm)
     busiest = bins.of_cpu[max(loads_ppm, key=lambda cpu: (loads_ppm[cpu], -cpu))]
     name, there = bins.names[busiest], _on(host, bins, busiest)
