@@ -227,22 +227,22 @@ def _lacks(host: Host, capacity: Sequence[int], own: int, managed: CpuSet) -> li
     return [(largest - one) * used // total for one in capacity]
 
 
-def without_wait(host: Host, bins: Bins) -> frozenset[int]:
-    """Return the sets that have a pCPU for each vCPU with load: nobody gains by leaving them.
+def waiting(host: Host, bins: Bins) -> dict[int, int]:
+    """Return how many vCPUs with load each set has more than pCPUs; nobody else gains by leaving.
 
-    The threads of one core share it, so a core is no such set.
+    The threads of one core share it, so for a core that cannot be said.
     """
     if not bins.are_sets or bins.granularity is Granularity.CORE:
-        return frozenset()
-    most = [len(members) for members in bins.members]
+        return {}
+    more = {bin_: -len(members) for bin_, members in enumerate(bins.members)}
     for vcpu in host.vcpus:
         if vcpu.load_ppm >= RUNNABLE_PPM:
             for bin_ in {bins.of_cpu[cpu] for cpu in vcpu.cpus if cpu in bins.of_cpu}:
-                most[bin_] -= 1
+                more[bin_] += 1
     for cpu in host.cpus:
         # What the host itself keeps busy is no pCPU for a vCPU.
-        most[bins.of_cpu[cpu.id]] -= cpu.host_load_ppm > PPM // 2
-    return frozenset(bin_ for bin_, left in enumerate(most) if left >= 0)
+        more[bins.of_cpu[cpu.id]] += cpu.host_load_ppm > PPM // 2
+    return more
 
 
 def pour(levels: Sequence[int], bins: Iterable[int], load: int) -> list[tuple[int, int]]:

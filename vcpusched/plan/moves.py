@@ -121,6 +121,8 @@ def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
     """Return the steps to a placement, none of which raises the peak; None where none leads."""
     if problem.refused and tuple(place) in problem.refused:
         return None
+    if any(gone > max(0, more) for _, more, gone in problem.leaving(place)):
+        return None
     steps = steps_between(problem, place)
     size, home, before = problem.size, problem.home, list(problem.base)
     poured = problem.levels() if problem.pools else before

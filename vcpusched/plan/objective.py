@@ -186,6 +186,10 @@ class Assignment:
             return True
         if not problem.allowed[item] >> bin_ & 1:
             return False
+        if problem.surplus and (source := self.place[item]) == problem.home[item]:
+            gone = len(problem.own[source]) - len(self.own[source])
+            if gone >= problem.surplus[source]:
+                return False  # nobody waits there any more
         if not problem.spread or self.guest is None:
             return True
         core = problem.cores[bin_]

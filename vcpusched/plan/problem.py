@@ -55,7 +55,7 @@ class Problem:
     `base` are the loads without water; `judged` are the bins that give and take; `origin` is where
     items were before the plan. `lacks` are the loads that weak bins count too much, `thread` what
     one item can get on each, and `cores` the bins on its core, as bits. On `wet` bins floaters
-    fill what is missing, `water` in all.
+    fill what is missing, `water` in all. Of the bins in `surplus` so many items may leave, net.
     `refused` are places to which there is no way.
     """
 
@@ -79,6 +79,7 @@ class Problem:
     cores: Sequence[int] = ()
     wet: frozenset[int] = frozenset()
     water: int = 0
+    surplus: Mapping[int, int] = field(default_factory=dict)
     refused: frozenset[tuple[int, ...]] = frozenset()
 
     @cached_property
@@ -238,6 +239,14 @@ class Problem:
         """Return the items that are not at home."""
         return list(compress(count(), map(operator.ne, place, self.home)))
 
+    def leaving(self, place: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Return of each bin of `surplus` how many items may leave it, and how many do, net."""
+        gone: Counter[int] = Counter()
+        for item in self.moved(place) if self.surplus else ():
+            gone[self.home[item]] += 1
+            gone[place[item]] -= 1
+        return [(bin_, more, gone[bin_]) for bin_, more in self.surplus.items()]
+
     def at(self, place: Sequence[int]) -> list[int]:
         """Return the loads without water when the items are at these places."""
         base = list(self.base)
@@ -329,7 +338,8 @@ class Problem:
                 allowed[item] = 0  # it has nowhere else to go
             else:
                 insort(own[bin_], member)
-        found = self.but(home=list(place), base=self.at(place), allowed=allowed)
+        surplus = {bin_: more - gone for bin_, more, gone in self.leaving(place)}
+        found = self.but(home=list(place), base=self.at(place), allowed=allowed, surplus=surplus)
         found.__dict__["own"] = own
         found.__dict__.pop("_company", None)
         return found

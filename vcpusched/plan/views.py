@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from vcpusched.model import PPM, CpuSet, Host, Vcpu
-from vcpusched.plan.cpu_groups import Bins, without_wait
+from vcpusched.plan.cpu_groups import Bins, waiting
 from vcpusched.plan.problem import NOWHERE, Problem
 
 
@@ -30,7 +30,8 @@ def problem_of(  # noqa: C901, PLR0912, PLR0913, PLR0915  one pass over 10,000 v
     base, known, whole = list(bins.base), bins.of_cpu.get, bins.whole
     closed = {bins.of_cpu[cpu] for cpu in host.unsettled if cpu in bins.of_cpu}
     open_bins = ~sum(1 << bin_ for bin_ in closed)
-    resting = closed | without_wait(host, bins)
+    surplus = waiting(host, bins)
+    resting = closed | {bin_ for bin_, more in surplus.items() if more <= 0}
     isolates = bins.isolates if bins.isolated.bits else None
     masks: dict[int, int] = {}
     pools: defaultdict[int, int] = defaultdict(int)
@@ -108,6 +109,7 @@ def problem_of(  # noqa: C901, PLR0912, PLR0913, PLR0915  one pass over 10,000 v
         memory=memory,
         distances=host.node_distances,
         measured=measured,
+        surplus=surplus,
         cores=bins.cores,
     )
     # From its first move to its last, a plan must not bring two vCPUs of such a guest onto a core.
