@@ -243,7 +243,7 @@ def pins_under_noise(drawn: Host) -> int:
             continue
         found = plan(now, Policy())
         check_moves(now, Policy(), found)
-        rest = None if found.moves or found.balanced else Rest(now, Policy(), 0, "")
+        rest = None if found.moves or found.balanced else Rest(now, Policy(), 0, found)
         if found.moves:
             plans += 1
             drawn = carried_out(drawn, found)

@@ -300,10 +300,12 @@ class Scheduler:
         if rest is not None and rest.still_holds(host, policy, now_ns):
             # Only what is told of the host is worked out anew.
             found = plan(host, replace(policy, max_moves=0))
-            return replace(found, refused=rest.refused)
+            if found.balanced:
+                return found
+            return replace(found, stop=rest.plan.stop, refused=rest.plan.refused)
         found = self._decide(host, policy)
         is_at_rest = not (found.moves or found.balanced)
-        self._rest = Rest(host, policy, now_ns, found.refused) if is_at_rest else None
+        self._rest = Rest(host, policy, now_ns, found) if is_at_rest else None
         return found
 
     def _confirmations(self, found: Plan) -> int:

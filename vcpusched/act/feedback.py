@@ -220,12 +220,12 @@ REST_PPM: Final = 2 * PPM_PER_POINT
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """A host for which a plan had nothing to do, and when; `refused` is what was not fair."""
+    """A host for which a plan had nothing to do, that plan, and when."""
 
     host: Host
     policy: Policy
     at_ns: int
-    refused: str
+    plan: Plan
 
     def still_holds(self, host: Host, policy: Policy, now_ns: int) -> bool:
         """Tell whether nothing has changed that could make another plan of it."""

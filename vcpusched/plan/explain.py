@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from vcpusched.model import PPM, CpuSet, Granularity, Host, Vcpu
-from vcpusched.plan.cpu_groups import Bins, bins_of, without_wait
+from vcpusched.plan.cpu_groups import Bins, bins_of, waiting
 from vcpusched.plan.planner import MIN_WAIT_PPM, Floating, Plan, Policy, Stop
 from vcpusched.text import cpus_text, percent, printable, vcpu_text
 
@@ -136,7 +136,7 @@ def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
         return f"no vCPU that is pinned to {name}, the busiest, may be moved elsewhere"
     if len(there) == 1:
         return f"{vcpu_text(there[0].id.vcpu, there[0].domain)} is alone on {name}, the busiest"
-    if busiest in without_wait(host, bins):
+    if waiting(host, bins).get(busiest, 1) <= 0:
         return f"{name}, the busiest, have a pCPU for each vCPU that runs there"
     return "no pin is worth it: each would gain less than min_gain"
 
@@ -217,7 +217,7 @@ def _why_bound(host: Host, plan: Plan, bins: Bins, vcpu: Vcpu, bin_: int) -> Ite
         yield "a vCPU is on its pCPU whose load is not known yet"
     if plan.binds_floaters:
         yield "this plan only pins vCPUs that may use several pCPUs"
-    if bin_ in without_wait(host, bins):
+    if waiting(host, bins).get(bin_, 1) <= 0:
         yield "its set has a pCPU for each vCPU that runs there"
     loads_ppm = dict(plan.loads_before_ppm)
     load_ppm, is_alone = loads_ppm[next(iter(bins.members[bin_]))], len(_on(host, bins, bin_)) == 1

@@ -20,8 +20,9 @@ Algorithm: 1. Plan on the measured view, with only those floaters movable that `
 Properties: no vCPU is moved twice; what is not feasible is never done. The gap never grows, and the
     loads compared largest first shrink (or stay, and those of second threads shrink). No prefix of
     the plan (an exchange is one step) leaves a higher peak than the host had. Planning again on the
-    result yields nothing, unless the plan was cut, or guests keep their vCPUs apart. On hosts that
-    only just miss the threshold balance has no value, so that noise does not plan again and again.
+    result yields nothing, unless the plan was cut or trimmed, or guests keep their vCPUs apart. A
+    plan for balance's sake closes the gap by three fifths of `min_gain` at least, so that noise
+    does not plan again and again.
 """
 
 from collections.abc import Sequence
@@ -217,8 +218,7 @@ def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
         lift(state := Assignment(paying, problem.limits[1]))
         if _is_better_at(real, state.place):
             return state.place
-    # Noise around the threshold must not plan again and again: just above it, balance has no value
-    # but where the gap falls well below.
+    # Noise around the threshold must not plan again and again, so the gap must fall well below.
     deadband = min(problem.span, 2 * problem.min_gain) * 3 // 10
     near = min(problem.span, max(levels) - min(levels) - deadband + 1)
     if is_large(problem):
