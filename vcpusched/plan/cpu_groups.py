@@ -245,7 +245,9 @@ def waiting(host: Host, bins: Bins) -> dict[int, int]:
     return more
 
 
-def pour(levels: Sequence[int], bins: Iterable[int], load: int) -> list[tuple[int, int]]:
+def pour(
+    levels: Sequence[int] | Mapping[int, int], bins: Iterable[int], load: int
+) -> list[tuple[int, int]]:
     """Share a load over the least loaded of some bins so that their levels become equal."""
     order = sorted(bins, key=lambda bin_: (levels[bin_], bin_))
     total, wet = load, 0

@@ -3,19 +3,19 @@
 Rule: pure; adds to a plan for sets what no move between sets can do.
 
 Problem: a vCPU that is bound inside a set to less than all of it waits while the set has room.
-Terms: such a vCPU is narrow.
-Algorithm: first, where the pCPUs of a set are a threshold apart, the largest of the busiest is let
-    out; then those on a core that wants `min_gain` more than it can give while others have room.
-Properties: whoever may not use all of its set stays. Nothing is taken from anybody: on the whole
-    set the kernel divides by weight.
+Terms: such a vCPU is narrow. The use of a pCPU is what is bound to it, and what is bound to its
+    core beyond what that gives.
+Algorithm: a narrow vCPU is let out, the largest first, where its pCPU is a threshold busier than
+    the vCPU alone would make it, and than the least busy one is with what floats.
+Properties: a vCPU that may not use all of its set stays. Nothing is taken from others: on the whole
+    set the kernel divides by weight. The result is at rest.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final
 
-from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity, Host, HostCpu, Vcpu, sets
+from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu, Vcpu, sets
 from vcpusched.plan.cpu_groups import Bins, capacity_ppm, name, pour
 from vcpusched.plan.moves import Move, Plan, Policy
 
@@ -25,8 +25,8 @@ def with_crowded(found: Plan, host: Host, bins: Bins, policy: Policy) -> Plan:
     moved = {move.vcpu: move.to_cpus for move in found.moves}
     vcpus = tuple(replace(vcpu, cpus=moved.get(vcpu.id, vcpu.cpus)) for vcpu in host.vcpus)
     moves = list(found.moves)
-    span, gain = policy.balance_threshold_ppm, policy.min_gain_ppm
-    for vcpu, part, bin_ in _crowded(replace(host, vcpus=vcpus), bins, span, gain):
+    span = policy.balance_threshold_ppm
+    for vcpu, part, bin_ in _crowded(replace(host, vcpus=vcpus), bins, span):
         if vcpu.id not in moved and (policy.max_moves is None or len(moves) < policy.max_moves):
             moves.append(_let_in(vcpu, bins, part, bin_))
     return replace(found, moves=tuple(moves))
@@ -46,9 +46,7 @@ def _let_in(vcpu: Vcpu, bins: Bins, part: CpuSet, bin_: int) -> Move:
     )
 
 
-def _crowded(
-    host: Host, bins: Bins, span_ppm: int, min_gain_ppm: int
-) -> list[tuple[Vcpu, CpuSet, int]]:
+def _crowded(host: Host, bins: Bins, span_ppm: int) -> list[tuple[Vcpu, CpuSet, int]]:
     """Return the narrow vCPUs to let into their bin, where each was crowded, and the bin."""
     found: list[tuple[Vcpu, CpuSet, int]] = []
     inside: defaultdict[int, list[Vcpu]] = defaultdict(list)
@@ -57,86 +55,61 @@ def _crowded(
         if len(touched) == 1:
             inside[touched.pop()].append(vcpu)
     by_id = {cpu.id: cpu for cpu in host.cpus}
-    for bin_, vcpus in sorted(inside.items()):
+    for bin_, vcpus in inside.items():
         members = bins.members[bin_]
-        if len(members) == 1 or members & host.unsettled:
-            continue
-        cpus = [by_id[cpu] for cpu in members]
-        out = _Parts(cpus, [CpuSet(1 << cpu) for cpu in members], vcpus).let_out(span_ppm)
-        gone = {vcpu.id for vcpu, _ in out}
-        wide = [vcpu for vcpu in vcpus if vcpu.id not in gone]
-        floating = sum(vcpu.load_ppm for vcpu, _ in out)
-        cores = _Parts(cpus, sets((cpu.cpu for cpu in cpus), Granularity.CORE), wide, floating)
-        out += cores.let_off(max(1, min_gain_ppm))
-        found += [(vcpu, part, bin_) for vcpu, part in out]
+        if len(members) > 1 and not members & host.unsettled:
+            cpus = [by_id[cpu] for cpu in members]
+            found += [(vcpu, vcpu.cpus & members, bin_) for vcpu in _let_out(cpus, vcpus, span_ppm)]
     return sorted(found, key=lambda one: one[0].id)
 
 
-COMPANY_PPM: Final = 5 * PPM_PER_POINT
-"""With less beside it a vCPU counts as alone."""
+def _let_out(cpus: Sequence[HostCpu], vcpus: Sequence[Vcpu], span_ppm: int) -> list[Vcpu]:
+    """Return the vCPUs of a set to let into all of it."""
+    bound, floating = {cpu.id: cpu.host_load_ppm for cpu in cpus}, 0
+    every, narrow = CpuSet.of(bound), list[tuple[int, Vcpu, CpuSet]]()
+    for vcpu in sorted(vcpus, key=lambda vcpu: (-vcpu.load_ppm, vcpu.id)):
+        part = vcpu.cpus & every
+        if part == every:
+            floating += vcpu.load_ppm
+            continue
+        share = vcpu.load_ppm // len(part)
+        for cpu in part:
+            bound[cpu] += share
+        if share and not vcpu.fixed and every.is_within(vcpu.allowed):
+            narrow.append((share, vcpu, part))
+    use = _Use([cpu.cpu for cpu in cpus], bound)
+    found, tried, least = list[Vcpu](), -1, use.least(floating)
+    while len(narrow) != tried:
+        tried, stay = len(narrow), []
+        for share, vcpu, part in narrow:
+            if max(map(use.of, part)) - max(share, least) < span_ppm:
+                stay.append((share, vcpu, part))
+                continue
+            found.append(vcpu)
+            floating += vcpu.load_ppm
+            for cpu in part:
+                bound[cpu] -= share
+            least = use.least(floating)
+        narrow = stay
+    return found
 
 
-class _Parts:
-    """The pCPUs or cores of one set, the vCPUs that are bound to one of them, and what floats."""
+class _Use:
+    """How busy pCPUs are, of what is bound to each."""
 
-    def __init__(
-        self,
-        cpus: Sequence[HostCpu],
-        parts: Sequence[CpuSet],
-        vcpus: Sequence[Vcpu],
-        floating_ppm: int = 0,
-    ) -> None:
-        self._parts, self._floating = parts, floating_ppm
-        self._all = CpuSet.of(cpu.id for cpu in cpus)
-        by_id = {cpu.id: cpu for cpu in cpus}
-        self._load = [sum(by_id[cpu].host_load_ppm for cpu in part) for part in parts]
-        self._gives = [capacity_ppm([by_id[cpu].cpu for cpu in part]) for part in parts]
-        self._on: list[list[Vcpu]] = [[] for _ in parts]
-        for vcpu in vcpus:
-            inside = [index for index, part in enumerate(parts) if vcpu.cpus & part]
-            if len(inside) == 1:
-                self._on[inside[0]].append(vcpu)
-                self._load[inside[0]] += vcpu.load_ppm
-            else:
-                self._floating += vcpu.load_ppm
+    def __init__(self, cpus: Sequence[Cpu], bound: Mapping[int, int]) -> None:
+        self._bound, by_id = bound, {cpu.id: cpu for cpu in cpus}
+        self._cores: dict[int, tuple[CpuSet, int]] = {}
+        for core in sets(cpus, Granularity.CORE):
+            gives = capacity_ppm([by_id[cpu] for cpu in core])
+            self._cores |= dict.fromkeys(core, (core, gives))
 
-    def let_out(self, span_ppm: int) -> list[tuple[Vcpu, CpuSet]]:
-        """Free the largest on the busiest part while it has company and parts are far apart."""
-        found: list[tuple[Vcpu, CpuSet]] = []
-        while True:
-            poured = pour(self._load, range(len(self._parts)), self._floating)
-            levels = list(self._load)
-            for part, amount in poured:
-                levels[part] += amount
-            busiest = max(range(len(levels)), key=lambda part: (levels[part], -part))
-            if levels[busiest] - min(levels) < span_ppm or not self._free_largest(busiest, found):
-                return found
+    def of(self, cpu: int, more: int = 0) -> int:
+        """Return what is wanted of a pCPU, and of its core beyond what that gives."""
+        core, gives = self._cores[cpu]
+        return self._bound[cpu] + more + max(0, sum(self._bound[one] for one in core) - gives)
 
-    def let_off(self, least_ppm: int) -> list[tuple[Vcpu, CpuSet]]:
-        """Free vCPUs of parts that want so much more than they can give, where others have room."""
-        found: list[tuple[Vcpu, CpuSet]] = []
-        while len(self._parts) > 1:
-            room = [give - load for give, load in zip(self._gives, self._load, strict=True)]
-            tightest = min(range(len(room)), key=lambda part: (room[part], part))
-            left = sum(free for free in room if free > 0) - self._floating
-            if -room[tightest] < least_ppm or left < least_ppm:
-                break
-            if not self._free_largest(tightest, found):
-                break
-        return found
-
-    def _free_largest(self, part: int, found: list[tuple[Vcpu, CpuSet]]) -> bool:
-        able = [
-            vcpu
-            for vcpu in self._on[part]
-            if vcpu.load_ppm and not vcpu.fixed and self._all.is_within(vcpu.allowed)
-        ]
-        largest = max(able, key=lambda vcpu: (vcpu.load_ppm, vcpu.id), default=None)
-        # One that makes all the load is no better off elsewhere.
-        if largest is None or self._load[part] - largest.load_ppm < COMPANY_PPM:
-            return False
-        self._on[part].remove(largest)
-        self._load[part] -= largest.load_ppm
-        self._floating += largest.load_ppm
-        found.append((largest, self._parts[part]))
-        return True
+    def least(self, floating: int) -> int:
+        """Return the least that any pCPU is used, with what floats."""
+        more = dict(pour(self._bound, self._bound, floating))
+        return min(self.of(cpu, more.get(cpu, 0)) for cpu in self._bound)
