@@ -34,9 +34,6 @@ from vcpusched.plan.problem import SCALE, Problem
 BESIDE: Final = 40
 """What it costs to sit beside a vCPU of one's own guest: less than any pin."""
 
-ALIKE: Final = 4
-"""How many items of much the same size are compared by their prices."""
-
 Step = tuple[int, ...]
 """An item and where it goes; with two more numbers, an item that comes back in exchange."""
 
@@ -87,7 +84,6 @@ class Assignment:
             self.there.update(zip(self.guest, problem.home, strict=True))
         self.siblings = problem.siblings
         self.is_plain = problem.sites is None and problem.thread is None
-        self.alike = 1 if hurry or (self.is_plain and self.guest is None) else ALIKE
         self.total = SCALE * self.overload
         for bin_, others in enumerate(self.siblings):
             if others and bin_ < min(others):
@@ -267,24 +263,20 @@ class Assignment:
     def best_relocation(self, source: int, target: int, beats: int) -> tuple[int, Step]:
         """Return the best move between two bins that gains more than `beats`."""
         best: Step = ()
-        rise, fall, most = self._plateau(source, target)
+        rise, _, most = self._plateau(source, target)
         if most <= beats:
             return beats, best
-        own, problem = self.own[source], self.problem
+        own = self.own[source]
         # What makes the target as busy as the source was is no gain, but to part two siblings.
         end = bisect_left(own, (self.level[source] - self.level[target] + bool(self.siblings), -1))
         middle = bisect_left(own, (rise, -1), 0, end)
         for members in (own[middle:end], own[:middle][::-1]):
-            tries = self.alike
             for size, item in members:
                 if self.fits(item, target):
                     gain = self.shift(source, target, size) - self.price(item, source, target)
                     if gain > beats:
                         beats, best = gain, (item, target)
-                    # Another item of much the same size may have less reason to stay.
-                    tries -= 1
-                    if not tries or size > fall or (rise - size) * SCALE > problem.tie:
-                        break
+                    break
         return beats, best
 
     def best_exchange(self, source: int, target: int, beats: int) -> tuple[int, Step]:

@@ -4,7 +4,7 @@ Rule: pure and deterministic; limited in steps, never in seconds.
 
 Problem: find the assignment of the lowest objective (`objective`) that some order leads to.
 Approach: descend from where items are (`descent`), for a few positions of the tolerance band; mend
-    the best answers by searching groups of bins to the end (`exact`). A small host is one group.
+    the best answer by searching groups of bins to the end (`exact`). A small host is one group.
 Algorithm: 1. Descend within caches first, then nodes, then everywhere, until nothing pays.
     2. Groups of 4 to 8 bins, one of them outside the band, are emptied of what was moved and
     searched to the end. 3. Where all loads are within a band, the same again with groups of moved
@@ -39,9 +39,6 @@ GROUP_BINS, GROUP_STEPS, SET_UP = (4, 5, 6, 7, 8), 200, 10
 OUTSIDE_SHARE: Final = 0.75
 """How often a group begins with a bin that is outside the band, rather than with a move."""
 
-MENDED: Final = 2
-"""How many answers are mended."""
-
 
 def is_large(problem: Problem) -> bool:
     """Tell whether there is time for a descent only."""
@@ -59,25 +56,25 @@ def search_balance(problem: Problem, steps: int, pins_max: int) -> Assignment:
         free = _centred(free)
         if proven or not free.overload:
             return free
-    every = _descents(problem)
-    best = every[0]
-    if best.place == list(problem.home) or (best.overload and _pins(best) > pins_max):
-        return best
-    chance = random.Random(0)  # noqa: S311  repeatable
-    found = [_closed(state, chance, steps // MENDED) for state in every[:MENDED]]
-    return min(found, key=lambda state: state.total)
+    state = _descents(problem)[0]
+    if state.place == list(problem.home) or (state.overload and _pins(state) > pins_max):
+        return state
+    if state.overload:
+        steps -= _Groups(state, balanced=False).run(steps // 2)
+    free = _any_band(problem, *problem.limits, state.place)
+    _Groups(free, balanced=True).run(steps)
+    if not (centred := _centred(free)).overload or centred.total < state.total:
+        state = centred
+    undo(state)
+    return state
 
 
 def search_paying(problem: Problem, steps: int) -> Assignment:
     """Return the moves found that bring most load into a band, each of which pays."""
-    every = _descents(problem)
-    if _is_small(problem):
-        for state in every:
-            improve(state, problem.judged, steps // BANDS, balanced=False)
-        return min(every, key=lambda state: state.total)
-    chance = random.Random(0)  # noqa: S311  repeatable
-    found = [_mended(state, chance, steps // MENDED) for state in every[:MENDED]]
-    return min(found, key=lambda state: state.total)
+    state = _descents(problem)[0]
+    _Groups(state, balanced=False).run(steps)
+    undo(state)
+    return state
 
 
 def _is_small(problem: Problem) -> bool:
@@ -96,35 +93,6 @@ def _descents(problem: Problem) -> list[Assignment]:
             state = Assignment(problem, begin)
         every.append(state)
     return sorted(every, key=lambda state: state.total)
-
-
-def _closed(state: Assignment, chance: random.Random, steps: int) -> Assignment:
-    """Search groups for less overload, then for fewer pins and a smaller gap in any band."""
-    if state.overload:
-        steps -= _Groups(state, chance, balanced=False).run(steps // 2)
-        state = _settled(state)
-    free = _any_band(state.problem, *state.problem.limits, state.place)
-    _Groups(free, chance, balanced=True).run(steps)
-    if not (centred := _centred(free)).overload or centred.total < state.total:
-        state = centred
-    undo(state)
-    return state
-
-
-def _mended(state: Assignment, chance: random.Random, steps: int) -> Assignment:
-    """Search groups for less overload, or as much with fewer pins."""
-    _Groups(state, chance, balanced=False).run(steps)
-    state = _settled(state)
-    undo(state)
-    return state
-
-
-def _settled(state: Assignment) -> Assignment:
-    """Return the same in the band that suits it best, and what pays there beside it."""
-    if state.overload:
-        state = _centred(state)
-        _descend_rings(state)
-    return state
 
 
 def search_large(problem: Problem, value: int) -> Sequence[int]:
@@ -276,8 +244,9 @@ def _task_of(
 class _Groups:
     """Improves an assignment by searching small groups of bins to the end, over and over."""
 
-    def __init__(self, state: Assignment, chance: random.Random, *, balanced: bool) -> None:
-        self._state, self._balanced, self._draw = state, balanced, chance.random
+    def __init__(self, state: Assignment, *, balanced: bool) -> None:
+        self._state, self._balanced = state, balanced
+        self._draw = random.Random(0).random  # noqa: S311  repeatable
         problem = state.problem
         self._near: list[list[int]] = [[] for _ in problem.base]
         self._moved = problem.moved(state.place)
