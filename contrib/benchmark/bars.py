@@ -320,19 +320,14 @@ def _strong(sides: Sequence[Side], each: int) -> list[Row]:
 
 def _at_rest(sides: Sequence[Side], scale: Scale, optima: Mapping[Case, Optimum]) -> list[Row]:
     cases = {case: it.verdict for case, it in optima.items() if 4 <= case.cpus <= 8}  # noqa: PLR2004  quick to simulate
-    found: dict[str, dict[str, str]] = {kind: {} for kind in rest.KINDS}
-    for side in sides:
-        hosts = rest.hosts(side.planner(**SHIPPED), cases, scale.rest)
-        for kind, chosen in hosts.items():
-            what = f"{kind}, {side.name}"
-            results = [
-                side.service(rest.noisy(host, scale.periods), **SHIPPED)
-                for host in follow(chosen, len(chosen), what)
-            ]
-            pins = sum(it.pins for it in results)
-            most = max((it.plans for it in results), default=0)
-            found[kind][side.name] = f"{pins} pins; {most} plans; {len(results)} hosts"
+    found = {
+        side.name: rest.rested(side, cases, scale.rest, scale.periods, **SHIPPED) for side in sides
+    }
     return [
-        Row(f"{kind}, {scale.periods:,} periods: pins, most plans on a host", wanted, found[kind])
+        Row(
+            f"{kind}, {scale.periods:,} periods: pins, most plans on a host",
+            wanted,
+            {name: figures[kind] for name, figures in found.items()},
+        )
         for kind, wanted in rest.KINDS.items()
     ]

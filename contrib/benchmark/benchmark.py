@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import bars
+import defaults
 import methods
 import pictures
 import replay
@@ -28,6 +29,8 @@ from static_tables import scaling_tables, static_tables
 from tables import Table, show
 
 PARTS: Final = ("bars", "static", "scaling", "replay")
+BY_NAME: Final = "defaults"
+"""What runs only when it is asked for."""
 
 TOP: Final = Path(__file__).resolve().parents[2]
 
@@ -55,10 +58,9 @@ def main(arguments: Sequence[str]) -> int:
     began_s = time.monotonic()
     found: dict[str, Result] = {}
     with beside(chosen.against) if chosen.against else contextlib.nullcontext() as there:
-        for part in PARTS:
-            if chosen.only in {None, part}:
-                found[part] = _run_part(part, chosen, sets, there)
-                show(found[part].tables)
+        for part in [chosen.only] if chosen.only else PARTS:
+            found[part] = _run_part(part, chosen, sets, there)
+            show(found[part].tables)
     for part, result in found.items():
         results.write(out, part, result.figures, result.tables, quick=chosen.quick)
     files = sorted(path.name for path in out.iterdir())
@@ -75,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("traces", metavar="TRACES", nargs="?", type=Path, help="folder of traces")
     parser.add_argument("--quick", action="store_true", help="fewer hosts, shorter traces")
-    parser.add_argument("--only", choices=PARTS, help="run one part only")
+    parser.add_argument("--only", choices=[*PARTS, BY_NAME], help="run one part only")
     parser.add_argument(
         "--against",
         metavar="COMMIT",
@@ -126,12 +128,21 @@ def _run_part(
             static_tables(rows),
             pictures.draw_static(rows, out, competitors),
         )
+    if part == BY_NAME:
+        runs = defaults.replayed(sets, chosen.jobs)
+        at_rest = bars.QUICK if chosen.quick else bars.FULL
+        return Result(
+            [dataclasses.asdict(one) for one in runs],
+            defaults.tables(runs, at_rest, chosen.jobs),
+            [],
+        )
     if part == "replay":
-        runs = replay.run(sets, chosen.jobs)
+        rivals = replay.with_side(there)
+        runs = replay.run(sets, chosen.jobs, rivals)
         return Result(
             [dataclasses.asdict(one) for one in runs],
             replay_tables(runs),
-            pictures.draw_replay(runs, out),
+            pictures.draw_replay(runs, out, rivals),
         )
     points = scaling.run(scaling.QUICK if chosen.quick else scaling.FULL, competitors)
     return Result(

@@ -12,7 +12,7 @@ import scaling
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from methods import METHODS, OURS, Method
-from replay import COMPETITORS, Run
+from replay import Competitor, Run
 from replay_tables import by_set
 from static import Row, of_size, score
 
@@ -91,34 +91,25 @@ def draw_scaling(
     return _save(figure, folder, "scaling")
 
 
-def draw_replay(runs: Sequence[Run], folder: Path) -> list[Path]:
+def draw_replay(
+    runs: Sequence[Run], folder: Path, competitors: Mapping[str, Competitor]
+) -> list[Path]:
     """Draw unmet demand over pin changes a period: down and to the left is better."""
     sets = list(by_set(runs))
     figure = Figure(figsize=(4.6 * len(sets), 4.8), layout="constrained")
     panels: Sequence[Axes] = figure.subplots(1, len(sets), squeeze=False)[0]
     for axes, (name, found) in zip(panels, sets, strict=True):
-        variants = [one for competitor, one in found.items() if "half-life" in competitor]
-        axes.plot(
-            [one.pins_per_period for one in variants],
-            [one.unmet_ppm / 10_000 for one in variants],
-            color=COMPETITORS[OURS].colour,
-            linewidth=0.8,
-            marker=".",
-            alpha=0.6,
-            label=f"{OURS}, half-lives",
-        )
         for competitor, one in found.items():
-            if "half-life" not in competitor:
-                axes.plot(
-                    one.pins_per_period,
-                    one.unmet_ppm / 10_000,
-                    marker="*" if competitor == OURS else "o",
-                    markersize=14 if competitor == OURS else 7,
-                    linestyle="",
-                    color=COMPETITORS[competitor].colour,
-                    label=competitor,
-                    clip_on=False,
-                )
+            axes.plot(
+                one.pins_per_period,
+                one.unmet_ppm / 10_000,
+                marker="*" if competitor == OURS else "o",
+                markersize=14 if competitor == OURS else 7,
+                linestyle="",
+                color=competitors[competitor].colour,
+                label=competitor,
+                clip_on=False,
+            )
         # No pins at all must have a place, too.
         axes.set_xscale("symlog", linthresh=0.01)
         axes.set(title=name, xlabel="pin changes a period", xlim=(-0.003, 300))

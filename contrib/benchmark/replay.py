@@ -1,14 +1,15 @@
 """Recorded and made-up loads, period by period, under every competitor.
 
 Rule: every competitor meets the same guests, bursts and starting places, and acts through the
-production `Scheduler` on the simulated host; only the rule that plans, and how loads are smoothed
-and confirmed, differ, and the table says how.
+production `Scheduler` on the simulated host; only the rule that plans, its settings, and how an
+imbalance is confirmed differ.
 
 Competitors: the kernel alone, every vCPU floating: no pins at all, and a simulated kernel that
     spreads work at once. Fixed pins: one random pCPU for each vCPU, for ever; this is also where
     all that pin begin. The original's rule and the re-packs act on what the last period showed,
-    as the original did, without waiting for confirmation. One re-pack of each kind gets the
-    smoothed loads that ours gets, so that smoothing and planning can be told apart.
+    as the original did, without waiting for confirmation. One re-pack gets the smoothed loads that
+    ours gets, so that smoothing and planning can be told apart. Ours is as shipped: on pCPUs that
+    share nothing, where each is a set of its own, and on ones in caches and nodes.
 Sets: guests of one vCPU (PlanetLab) on 32 pCPUs at a mean load of 0.6; guests of several
     (Bitbrains) on 48 at 0.9, which is more than bursts leave room for; made-up ones on 32 at 0.6.
     256 vCPUs each. One value of a trace is one period.
@@ -18,82 +19,75 @@ import functools
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from baselines import Rule, descent, one_move, repack, sticky_repack
-from methods import METHODS, OURS, OURS_CHECKED
+from baselines import Rule, one_move, repack, sticky_repack
+from methods import METHODS, OURS
 from progress import follow
+from sides import HERE, Side
 
-from vcpusched.act.cycle import Rules, Scheduler
-from vcpusched.model import PPM, Cpu, Granularity, Topology
-from vcpusched.plan.planner import plan
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.host.hypervisor import Hypervisor
+from vcpusched.model import PPM, Cpu, Host, Topology
+from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.report.simulation import Result
-from vcpusched.settings import Settings
 from vcpusched.simulate.simulator import Place, simulate
 from vcpusched.simulate.traces import generate
 from vcpusched.simulate.workload import Workload, scaled
 from vcpusched.simulate.workload_files import read_trace
 
 VCPUS: Final = 256
-PERIOD_S: Final = 3
 
-HALF_LIVES: Final = (0, 3, 30)
-"""In periods: variants of ours, to choose the default by."""
+AT_ONCE: Final[Mapping[str, object]] = {"half_life": 0, "cooldown": 0}
+"""How rules other than ours run: on the loads of the last period, and on all vCPUs each time."""
+
+
+def stay(host: Host, policy: Policy) -> Plan:
+    """Plan nothing, and only say how the host is."""
+    return plan(host, replace(policy, max_moves=0))
 
 
 @dataclass(frozen=True, slots=True)
 class Competitor:
-    """Who plans (None: nobody), how its loads are smoothed and confirmed, and where vCPUs begin.
+    """Who plans, with which settings other than as shipped, and where vCPUs begin.
 
-    `half_life` in periods, 0 for loads as they were in the last period; `confirm` the periods for
-    which an imbalance must last. None for either: as vcpusched ships. The bars are stated for
-    plans without fair shares.
+    `confirm` is for how many periods an imbalance must last; None: as shipped. Of nodes and caches
+    only those are told that have them.
     """
 
-    rule: Rule | None
-    half_life: int | None = None
+    rule: Rule
+    wishes: Mapping[str, object] = field(default_factory=dict)
     confirm: int | None = None
     place: Place = Place.RANDOM
+    has_caches: bool = False
     colour: str = "black"
-    fair_shares: bool = False
-    granularity: Granularity = Granularity.CPU
 
     def rules(self) -> Rules:
-        """Give the settings for the scheduler."""
-        chosen = {"fair_shares": self.fair_shares, "pin_to": self.granularity}
-        rules = Settings.model_validate(chosen).rules()
-        if self.half_life is not None:
-            smoothing = replace(rules.smoothing, half_life_s=self.half_life * PERIOD_S)
-            rules = replace(rules, smoothing=smoothing)
-        if self.rule is not plan:
-            rules = replace(rules, cooldown_s=0)
+        """Return the settings for the scheduler."""
+        rules: Rules = HERE.settings(**self.wishes).rules()
         return rules if self.confirm is None else replace(rules, confirm=self.confirm)
+
+
+ON_CACHES: Final = f"{OURS}, pCPUs in caches"
 
 
 def _competitors() -> dict[str, Competitor]:
     found = {
-        "floating, the kernel alone": Competitor(None, place=Place.FLOATING, colour="#000000"),
-        "fixed random pins": Competitor(None, colour="#999999"),
-        "one-move rule": Competitor(one_move, 0, 1),
-        "one paying move": Competitor(descent, 0, 1),
-        "re-pack": Competitor(repack, 0, 1),
-        "re-pack, smoothed loads": Competitor(repack, None, 1, colour="#66c2a5"),
-        "sticky re-pack": Competitor(sticky_repack, 0, 1),
-        "sticky re-pack, smoothed loads": Competitor(sticky_repack, None, 1, colour="#e7a9cf"),
+        "floating, the kernel alone": Competitor(stay, place=Place.FLOATING, colour="#000000"),
+        "fixed random pins": Competitor(stay, colour="#999999"),
+        "one-move rule": Competitor(one_move, AT_ONCE, 1),
+        "re-pack": Competitor(repack, AT_ONCE, 1),
+        "re-pack, smoothed loads": Competitor(repack, {"cooldown": 0}, 1, colour="#66c2a5"),
+        "sticky re-pack": Competitor(sticky_repack, AT_ONCE, 1),
         OURS: Competitor(plan),
-        OURS_CHECKED: Competitor(plan, fair_shares=True),
-        f"{OURS}, vCPUs floating at first": Competitor(
-            plan, place=Place.FLOATING, colour="#56b4e9"
-        ),
+        ON_CACHES: Competitor(plan, has_caches=True, colour="#56b4e9"),
     }
-    for granularity in (Granularity.CORE, Granularity.CACHE, Granularity.NODE):
-        found[f"{OURS}, pinned to a {granularity}"] = Competitor(
-            plan, granularity=granularity, colour="#009e73"
+    for pin_to in ("cpu", "core", "node"):
+        found[f'{ON_CACHES}, pin_to = "{pin_to}"'] = Competitor(
+            plan, {"pin_to": pin_to}, has_caches=True, colour="#56b4e9"
         )
-    for periods in HALF_LIVES:
-        found[f"{OURS}, half-life {periods}"] = Competitor(plan, periods, colour="#56b4e9")
     return {
         name: replace(one, colour=METHODS[name].colour) if name in METHODS else one
         for name, one in found.items()
@@ -102,8 +96,21 @@ def _competitors() -> dict[str, Competitor]:
 
 COMPETITORS: Final[Mapping[str, Competitor]] = _competitors()
 
+
+def with_side(side: Side | None) -> Mapping[str, Competitor]:
+    """Return the competitors, and the planner of another commit on single pCPUs, as it shipped."""
+    if side is None:
+        return COMPETITORS
+    there = Competitor(functools.partial(_by_side, side), {"pin_to": "cpu"})
+    return {**COMPETITORS, f"{OURS} at {side.name}": there}
+
+
+def _by_side(side: Side, host: Host, _policy: Policy) -> Plan:
+    return side.planner(pin_to="cpu")(host)[0]
+
+
 CEILING: Final = "re-pack"
-"""Whom the bar names: unmet demand within 1.3 times of its, at a hundredth of its pin changes."""
+"""Whom the bar names: ours gets a hundredth of its pin changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +143,8 @@ class Run:
     """What came of one competitor on one choice of guests.
 
     Times in ns over all vCPUs; `worst_ppm` the share of its time with work in which the vCPU that
-    starved most was kept waiting; `back` the pins that undid one of the last five periods.
+    starved most was kept waiting; `back` the pins that undid one of the last five periods;
+    `balanced` the periods in which the host was under the threshold, by loads smoothed as shipped.
     """
 
     load_set: str
@@ -149,7 +157,7 @@ class Run:
     wait_ns: int
     worst_ppm: int
     pins: int
-    pins_first: int
+    balanced: int
     back: int
 
 
@@ -161,7 +169,7 @@ class Summary:
     wait_ppm: int
     worst_ppm: int
     pins_per_period: float
-    pins_first: int
+    balanced_ppm: int
     back: int
 
 
@@ -186,14 +194,19 @@ def load_sets(traces: Path | None, scale: Scale) -> list[LoadSet]:
     return found
 
 
-def run(sets: Sequence[LoadSet], jobs: int) -> list[Run]:
+def run(
+    sets: Sequence[LoadSet], jobs: int, competitors: Mapping[str, Competitor] = COMPETITORS
+) -> list[Run]:
     """Run every competitor on every set."""
     tasks = [
-        (chosen, seed, name) for chosen in sets for seed in chosen.seeds for name in COMPETITORS
+        (chosen, seed, name, competitor)
+        for chosen in sets
+        for seed in chosen.seeds
+        for name, competitor in competitors.items()
     ]
     done = follow(_run_all(tasks, jobs), len(tasks), "Replaying loads")
     order = {task[0].name: number for number, task in enumerate(tasks)}
-    names = list(COMPETITORS)
+    names = list(competitors)
     # However the processes overtook each other, the results come in one order.
     return sorted(
         done, key=lambda one: (order[one.load_set], names.index(one.competitor), one.seed)
@@ -203,19 +216,23 @@ def run(sets: Sequence[LoadSet], jobs: int) -> list[Run]:
 def summary(runs: Iterable[Run]) -> Summary:
     """Sum up one competitor's runs on one set."""
     runs = list(runs)
+    periods = sum(one.periods for one in runs)
     demanded_ns = sum(one.demanded_ns for one in runs)
     wait_ns = sum(one.wait_ns for one in runs)
     return Summary(
         unmet_ppm=sum(one.unmet_ns for one in runs) * PPM // demanded_ns,
         wait_ppm=wait_ns * PPM // (wait_ns + sum(one.run_ns for one in runs)),
         worst_ppm=max(one.worst_ppm for one in runs),
-        pins_per_period=sum(one.pins for one in runs) / sum(one.periods for one in runs),
-        pins_first=sum(one.pins_first for one in runs) // len(runs),
+        pins_per_period=sum(one.pins for one in runs) / periods,
+        balanced_ppm=sum(one.balanced for one in runs) * PPM // periods,
         back=sum(one.back for one in runs),
     )
 
 
-def _run_all(tasks: Sequence[tuple[LoadSet, int, str]], jobs: int) -> Iterator[Run]:
+Task = tuple[LoadSet, int, str, Competitor]
+
+
+def _run_all(tasks: Sequence[Task], jobs: int) -> Iterator[Run]:
     if jobs == 1:
         yield from (_run_one(*task) for task in tasks)
         return
@@ -225,27 +242,40 @@ def _run_all(tasks: Sequence[tuple[LoadSet, int, str]], jobs: int) -> Iterator[R
             yield done.result()
 
 
-def _run_one(chosen: LoadSet, seed: int, name: str) -> Run:
-    competitor, workload = COMPETITORS[name], _workload(chosen, seed)
-    scheduler = None if competitor.rule is None else Scheduler(decide=competitor.rule)
+class _Watched(Scheduler):
+    """A scheduler whose host another one watches, the same whoever plans."""
+
+    def __init__(self, rule: Rule) -> None:
+        super().__init__(decide=rule)
+        self._watcher = Scheduler(decide=stay)
+        self._judging = replace(HERE.settings(pin_to="cpu").rules(), paused=True)
+        self.balanced = 0
+
+    def cycle(self, hypervisor: Hypervisor, rules: Rules, **more: Any) -> Cycle:  # noqa: ANN401  as it is
+        plan = self._watcher.cycle(hypervisor, self._judging).plan
+        self.balanced += plan is not None and plan.balanced
+        return super().cycle(hypervisor, rules, **more)
+
+
+def _run_one(chosen: LoadSet, seed: int, name: str, competitor: Competitor) -> Run:
+    scheduler = _Watched(competitor.rule)
     result = simulate(
-        workload,
+        _workload(chosen, seed),
         scheduler,
-        competitor.rules() if scheduler else None,
+        competitor.rules(),
         place=competitor.place,
-        # Only who pins to sets is told of them: the simulated pCPUs are all alike.
-        topology=machine(chosen.cpus) if competitor.granularity is not Granularity.CPU else None,
+        # The simulated pCPUs are all alike.
+        topology=machine(chosen.cpus) if competitor.has_caches else None,
     )
-    return _figures(chosen, seed, name, result)
+    return _figures(chosen, seed, name, result, scheduler.balanced)
 
 
 def machine(cpus: int) -> Topology:
-    """Give pCPUs in cores of 2, caches of 8 and nodes of 16."""
+    """Return pCPUs in cores of 2, caches of 8 and nodes of 16."""
     return Topology(tuple(Cpu(cpu, cpu // 16, cpu // 2, cpu // 8) for cpu in range(cpus)))
 
 
-def _figures(chosen: LoadSet, seed: int, name: str, result: Result) -> Run:
-    first = next((period.pins for period in result.periods if period.pins), 0)
+def _figures(chosen: LoadSet, seed: int, name: str, result: Result, balanced: int) -> Run:
     return Run(
         load_set=chosen.name,
         competitor=name,
@@ -264,7 +294,7 @@ def _figures(chosen: LoadSet, seed: int, name: str, result: Result) -> Run:
             default=0,
         ),
         pins=len(result.pins),
-        pins_first=first,
+        balanced=balanced,
         back=result.moved_back,
     )
 

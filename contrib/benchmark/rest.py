@@ -12,7 +12,8 @@ from baselines import repack
 from grid import Case, carried_out, gap_ppm, make_host
 from methods import POLICY
 from optimum import Verdict
-from sides import Planner
+from progress import follow
+from sides import Planner, Side
 
 from vcpusched.model import Host, Topology
 from vcpusched.simulate.workload import Guest, Workload
@@ -42,6 +43,25 @@ def hosts(planner: Planner, cases: Mapping[Case, Verdict], each: int) -> dict[st
         if verdict is Verdict.UNREACHABLE:
             found[OUT_OF_REACH].append(after)
     return {kind: chosen[:each] for kind, chosen in found.items()}
+
+
+def rested(
+    side: Side,
+    cases: Mapping[Case, Verdict],
+    each: int,
+    periods: int,
+    **wishes: object,
+) -> dict[str, str]:
+    """Return for each kind of host the pins of the service, and the most plans on one host."""
+    found = {}
+    for kind, chosen in hosts(side.planner(**wishes), cases, each).items():
+        results = [
+            side.service(noisy(host, periods), **wishes)
+            for host in follow(chosen, len(chosen), f"{kind}, {side.name}")
+        ]
+        pins, most = sum(it.pins for it in results), max((it.plans for it in results), default=0)
+        found[kind] = f"{pins} pins; {most} plans; {len(results)} hosts"
+    return found
 
 
 def noisy(host: Host, periods: int) -> Workload:

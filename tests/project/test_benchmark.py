@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import bars
+import defaults
 import pictures
 import pytest
 import replay
@@ -334,15 +335,39 @@ def test_the_replay_part(tmp_path: Path) -> None:
         ("single", 32),
         ("made up", 32),
     ]
-    runs = replay.run(sets, jobs=1)
-    assert len(runs) == len(sets) * len(replay.COMPETITORS)
+    with beside("HEAD") as there:
+        competitors = replay.with_side(there)
+        runs = replay.run(sets, jobs=1, competitors=competitors)
+    assert len(runs) == len(sets) * len(competitors)
     for one in sets:
         here = {run.competitor: run for run in runs if run.load_set == one.name}
         assert len({run.demanded_ns for run in here.values()}) == 1
         assert here["floating, the kernel alone"].pins == here["fixed random pins"].pins == 0
         assert here["re-pack"].pins > here["one-move rule"].pins > 0
+        assert here[f"{OURS} at HEAD"].pins > 0
     assert len(replay_tables(runs)) == len(sets) + 1
-    assert pictures.draw_replay(runs, tmp_path)
+    assert pictures.draw_replay(runs, tmp_path, competitors)
+
+
+def test_each_variant_of_the_defaults_changes_one_setting() -> None:
+    """Of those tried for a setting all but the default are a row, beside one of all as shipped."""
+    shipped = HERE.settings().model_dump()
+    changed = [HERE.settings(**wishes).model_dump() for wishes in defaults.VARIANTS.values()]
+    differing = [{key for key in shipped if one[key] != shipped[key]} for one in changed]
+    assert [len(one) for one in differing] == [0] + [1] * (len(differing) - 1)
+    assert set().union(*differing) == set(defaults.TRIED)
+    assert len(defaults.COMPETITORS) == 2 * len(defaults.VARIANTS)
+
+
+@pytest.mark.full
+def test_the_defaults_part() -> None:
+    """A small run: each variant is replayed on both machines, and is a row of the hosts at rest."""
+    sets = replay.load_sets(None, replay.Scale((3, 1), (3, 1), (3, 1)))
+    small = dataclasses.replace(bars.QUICK, seeds=12, limit_s=1, rest=1, periods=10)
+    replays, at_rest = defaults.tables(defaults.replayed(sets, jobs=1), small, jobs=1)
+    assert [row[0] for row in replays.rows] == list(defaults.COMPETITORS)
+    assert [row[0] for row in at_rest.rows] == list(defaults.VARIANTS)
+    assert at_rest.columns == ("setting", *rest.KINDS)
 
 
 def test_a_folder_without_traces_is_refused(tmp_path: Path) -> None:
