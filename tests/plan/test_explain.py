@@ -132,7 +132,7 @@ def test_a_vcpu_of_a_set_does_not_float() -> None:
     narrow = change(roomy, "g0", allowed=CpuSet.parse("0-2"))
     assert why(narrow, "g0", policy).endswith(": it may use no other set as a whole")
     crowded = host([50, 50], [], [45], [45])
-    text = why(of_caches(crowded, 2), "g1", policy)
+    text = why(of_caches(crowded, 2), "g0", policy)
     assert text == (
         "vCPU 0 (50 %) is moved from pCPU 0 to pCPUs 0-1: pCPU 0 was crowded while pCPUs 0-1 had"
         " room; now the kernel may run it on all of these"

@@ -57,3 +57,37 @@ def test_who_is_pinned_to_a_set_does_not_float() -> None:
         drawn = change(drawn, vcpu.domain, cpus=CpuSet.parse("0-3"))
     policy = Policy(floating=Floating.AUTO, pin_to=Granularity.AUTO)
     assert {str(move.to_cpus) for move in plan(drawn, policy).moves} == {"4-7"}
+
+
+def test_a_limit_of_moves_cuts_what_binds_floaters_and_does_not_forbid_it() -> None:
+    """64 floaters of 15 %, all last on pCPUs 0 to 2 of 16: judged whole, made in part."""
+    online = CpuSet.parse("0-15")
+    drawn = host([15] * 22, [15] * 21, [15] * 21, *[[]] * 13, floating=True)
+    for vcpu in drawn.vcpus:
+        drawn = change(drawn, vcpu.domain, cpus=online, wait_ppm=200_000)
+    policy = Policy(floating=Floating.AUTO, max_moves=32)
+    whole = plan(drawn, dataclasses.replace(policy, max_moves=None))
+    assert len(whole.moves) > 32
+    found = plan(drawn, policy)
+    assert found.binds_floaters
+    assert found.moves == whole.moves[: len(found.moves)]
+    assert 0 < len(found.moves) <= 32
+
+
+def test_one_that_the_kernel_never_moves_is_pinned_whatever_holds_for_others() -> None:
+    """PCPUs 2 and 3 are isolated; of two on 2 one goes to 3, though pCPU 0 cannot be helped."""
+    drawn = isolated(host([90, 30], [], [50, 50], []), "2-3")
+    for name, cpus, wait_ppm in (("g1", "0-1", 100_000), ("g2", "2-3", 0), ("g3", "2-3", 0)):
+        mask = CpuSet.parse(cpus)
+        drawn = change(drawn, name, cpus=mask, allowed=mask, wait_ppm=wait_ppm)
+    drawn = change(drawn, "g0", fixed=True)
+    for floating in Floating:
+        found = plan(drawn, Policy(floating=floating))
+        pair = [move for move in found.moves if move.domain in {"g2", "g3"}]
+        assert [str(move.to_cpus) for move in pair] == ["3"]
+
+
+@pytest.mark.parametrize("pin_to", Granularity)
+def test_no_pcpu_to_balance(pin_to: Granularity) -> None:
+    """Nothing is planned, whatever vCPUs are pinned to."""
+    assert not plan(Host((), ()), Policy(pin_to=pin_to)).moves

@@ -23,7 +23,7 @@ from typing import Final
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, DomainUuid, Host, Sample, Vcpu, VcpuId
 from vcpusched.observe.demand import CROWDED_PPM, WAITS_PPM
-from vcpusched.plan.planner import Move, Plan, Policy
+from vcpusched.plan.planner import MIN_WAIT_PPM, Move, Plan, Policy
 from vcpusched.text import percent
 
 PATIENCE_NS: Final = 20_000_000_000
@@ -171,7 +171,8 @@ def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
     It need not where the other pCPUs of its original affinity were idle for as long as it waited,
     together. What one takes the next cannot have. Where its own pCPU had room it is only jostled.
     """
-    idle_ppm = {cpu.id: PPM - look.busy.get(cpu.id, PPM) for cpu in look.host.cpus}
+    cpus = [cpu.id for cpu in look.host.cpus if not cpu.cpu.isolated]  # there nobody is moved
+    idle_ppm = {cpu: PPM - look.busy.get(cpu, PPM) for cpu in cpus}
     loads_ppm = {vcpu.id: vcpu.load_ppm for vcpu in look.host.vcpus}
     for domain in sample.domains:
         for reading in domain.vcpus:
@@ -236,20 +237,19 @@ class Rest:
         return (
             now_ns - self.at_ns < REST_NS
             and policy == self.policy
-            and _bounds(host) == _bounds(self.host)
+            and _bounds(host, policy) == _bounds(self.host, policy)
             and all(abs(one - other) <= REST_PPM for one, other in zip(*loads_ppm, strict=True))
         )
 
 
-def _bounds(host: Host) -> tuple[object, ...]:
+def _bounds(host: Host, policy: Policy) -> tuple[object, ...]:
     """Return all that plans depend on, but for the loads and where floaters ran."""
     fields = attrgetter("id", "cpus", "allowed", "fixed", "shares", "quota_ppm", "spread")
-    waiting = [vcpu.wait_ppm >= WAITS_PPM for vcpu in host.vcpus]
+    waiting = [vcpu.wait_ppm >= MIN_WAIT_PPM[policy.floating] for vcpu in host.vcpus]
     return host.unsettled, [cpu.cpu for cpu in host.cpus], [*map(fields, host.vcpus)], waiting
 
 
-ASIDE_CYCLES: Final = 10
-ASIDE_CYCLES_MAX: Final = 640
+ASIDE_CYCLES, ASIDE_CYCLES_MAX = 10, 640
 """For how many cycles a domain that refused a pin is left alone; doubled when it does so again."""
 
 DOUBT_NS: Final = 300_000_000_000

@@ -127,7 +127,7 @@ def observe(
     tracks = {identity: track for identity, track in known.items() if identity.uuid in after.unread}
     unsettled = CpuSet()
     for unread in tracks.values():
-        if unread.load_ppm is None and len(unread.affinity) == 1:
+        if unread.load_ppm is None and house.binds(unread.affinity):
             unsettled |= unread.affinity
     intervals = list(_intervals(before, after, busy))
     waits = dict(_waits(intervals, house.managed))
@@ -149,7 +149,7 @@ def observe(
             if not found.is_bound and found.cpus & room:
                 found = dataclasses.replace(found, wait_ppm=waits.get(identity, 0))
             vcpus.append(found)
-        elif len(reading.affinity) == 1:
+        elif house.binds(reading.affinity):
             unsettled |= reading.affinity
     if before is not None and busy:
         unclear = _unclear(before, after, intervals)

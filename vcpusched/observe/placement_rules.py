@@ -176,6 +176,10 @@ class House:
             rules, managed, cpus, sample.isolated, reserved_by, everywhere, units, nodes, left_alone
         )
 
+    def binds(self, affinity: CpuSet) -> bool:
+        """Tell whether an affinity is one pCPU, or within one of the sets that are pinned to."""
+        return len(affinity) == 1 or any(affinity.is_within(unit) for unit in self.units)
+
     def standing(self, domain: DomainReading, reading: VcpuReading) -> Standing:
         """Judge one vCPU."""
         definition, affinity = domain.definition, reading.affinity

@@ -79,10 +79,6 @@ class Bins:
         """Whether each bin is one pCPU that can do all that the best can."""
         return self.whole == PPM and not any(self.lacks) and not self.are_sets
 
-    def isolates(self, cpus: CpuSet) -> bool:
-        """Tell whether of these pCPUs only isolated ones are managed."""
-        return not cpus.bits & self.managed & ~self.isolated.bits
-
     def target(self, vcpu: Vcpu, bin_: int) -> CpuSet:
         """Return what a vCPU is pinned to on a bin."""
         members = self.members[bin_]
@@ -176,7 +172,7 @@ def bins_of(host: Host, granularity: Granularity) -> Bins:
             whole, gives = max(strongest), strongest
         else:
             capacity = [max(1, capacity_ppm(cpu.cpu for cpu in group)) for group in groups]
-            whole, gives = max(capacity), capacity
+            whole, gives = max(capacity, default=PPM), capacity
         lacks = _lacks(host, capacity, sum(base), CpuSet.of(of_cpu))
         lacks = [lack * PPM // whole for lack in lacks]
         base = [load * PPM // whole + lack for load, lack in zip(base, lacks, strict=True)]

@@ -129,7 +129,8 @@ def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
     if plan.stop is Stop.MOVE_LIMIT:
         return "what would help takes more pins than max_moves allows"
     bins, loads_ppm = bins_of(host, pin_to), dict(plan.loads_before_ppm)
-    busiest = bins.of_cpu[max(loads_ppm, key=lambda cpu: (loads_ppm[cpu], -cpu))]
+    known = [cpu for cpu in loads_ppm if cpu not in host.unsettled] or list(loads_ppm)
+    busiest = bins.of_cpu[max(known, key=lambda cpu: (loads_ppm[cpu], -cpu))]
     name, there = bins.names[busiest], _on(host, bins, busiest)
     others = ~(1 << busiest)
     if not any(bins.within(one.allowed, whole=True) & others for one in there if not one.fixed):
@@ -205,7 +206,11 @@ def _why_floating(plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> Iterato
     if plan.binds_floaters:
         return
     left = _LEFT.get(policy.floating, "")
-    if left and vcpu.wait_ppm < MIN_WAIT_PPM[policy.floating] and not bins.isolates(vcpu.cpus):
+    if (
+        left
+        and vcpu.wait_ppm < MIN_WAIT_PPM[policy.floating]
+        and (vcpu.on is None or vcpu.on not in bins.isolated)
+    ):
         yield f"it may use several pCPUs and {left}"
     yield "it may use several pCPUs, and to pin it would not end balanced without a saturated one"
 

@@ -54,7 +54,8 @@ SATURATION_PPM: Final = 900_000
 """Load from which on a pCPU counts as saturated for binding floaters: above it bursts of the vCPUs
 bound there collide where floating ones would have gone elsewhere."""
 
-MIN_WAIT_PPM: Final = {Floating.PIN: 0, Floating.AUTO: 50_000, Floating.KERNEL: PPM + 1}
+NEVER_PPM: Final = PPM + 1
+MIN_WAIT_PPM: Final = {Floating.PIN: 0, Floating.AUTO: 50_000, Floating.KERNEL: NEVER_PPM}
 """For how much of the period a floater must have waited, beside room, to be bound."""
 
 LOOKS_MAX, LOOKS_LARGE, TRIES = 8, 2, 4
@@ -67,29 +68,34 @@ def plan(host: Host, policy: Policy) -> Plan:
     bins = bins_of(host, policy.pin_to)
     vcpus = sorted(host.vcpus, key=attrgetter("id.uuid", "id.domain_id", "id.vcpu"))
 
-    def view(*, measured: bool) -> Problem:
+    def view(*, measured: bool, min_wait: int = 0) -> Problem:
         span, gain = policy.balance_threshold_ppm, policy.min_gain_ppm
-        least = MIN_WAIT_PPM[policy.floating]
-        return problem_of(host, vcpus, bins, span, gain, measured=measured, min_wait=least)
+        return problem_of(host, vcpus, bins, span, gain, measured=measured, min_wait=min_wait)
 
-    found = None
     floats = any(vcpu.cpus.bits.bit_count() > 1 for vcpu in vcpus)
-    if floats and any((measured := view(measured=True)).allowed):
-        found = _settled(host, measured, bins, policy)
-        if not _binds_well(found, measured, bins):
-            found = None
-    if found is None:
-        found = _settled(host, view(measured=False), bins, policy)
+    # What cannot be done with all floaters may be with those alone that the kernel never moves.
+    waits = [MIN_WAIT_PPM[policy.floating], *[NEVER_PPM for _ in bins.isolated][:1]]
+    for min_wait in dict.fromkeys(waits) if floats else ():
+        problem = view(measured=True, min_wait=min_wait)
+        if any(problem.allowed):
+            place, steps, refused = _fair_places(host, problem, bins, policy)
+            # A plan is judged whole, however much of it is made at once.
+            if _binds_well(told(problem, bins, steps, place), problem, bins):
+                break
+    else:
+        problem = view(measured=False)
+        place, steps, refused = _fair_places(host, problem, bins, policy)
+    found = replace(_limited(problem, bins, place, steps, policy.max_moves), refused=refused)
     return with_crowded(found, host, bins, policy) if bins.are_sets else found
 
 
 def _binds_well(found: Plan, problem: Problem, bins: Bins) -> bool:
     """Tell whether the floaters that a plan binds are better off than with the kernel.
 
-    On isolated pCPUs it does nothing for them.
+    It does nothing for those on isolated pCPUs.
     """
     seen = {vcpu.id: vcpu.on for vcpu in problem.vcpus}
-    freely = [move for move in found.moves if not bins.isolates(move.from_cpus)]
+    freely = [move for move in found.moves if (seen[move.vcpu] or 0) not in bins.isolated]
     if not freely or found.stop is not Stop.BALANCED:
         return bool(found.moves) and not freely
     loads = dict(found.loads_after_ppm)
@@ -97,22 +103,30 @@ def _binds_well(found: Plan, problem: Problem, bins: Bins) -> bool:
     return all(loads[cpu] < SATURATION_PPM for cpu in touched if cpu in bins.of_cpu)
 
 
-def _settled(host: Host, problem: Problem, bins: Bins, policy: Policy) -> Plan:
-    """Plan on one view of the host."""
-    place, steps = (problem.home, []) if policy.max_moves == 0 else _looked(problem, policy)
-    refused = ""
-    if policy.fair_shares and steps:
-        place, steps, refused = _fair(host, problem, bins, place, steps)
+def _limited(
+    problem: Problem, bins: Bins, place: Sequence[int], steps: list[Step], most: int | None
+) -> Plan:
+    """Return the plan of as many steps as are allowed at once."""
     kept, moves = list[Step](), 0
     for step in steps:
         moves += len(step)
-        if policy.max_moves is not None and moves > policy.max_moves:
+        if most is not None and moves > most:
             break
         kept.append(step)
     is_cut = len(kept) < len(steps)
     if is_cut:
-        kept = _cut(problem, place, steps, kept, policy.max_moves or 0)
-    return replace(told(problem, bins, kept, place, is_cut=is_cut), refused=refused)
+        kept = _cut(problem, place, steps, kept, most or 0)
+    return told(problem, bins, kept, place, is_cut=is_cut)
+
+
+def _fair_places(
+    host: Host, problem: Problem, bins: Bins, policy: Policy
+) -> tuple[Sequence[int], list[Step], str]:
+    """Return where to go on one view of the host, the steps there, and what was not fair."""
+    place, steps = (problem.home, []) if policy.max_moves == 0 else _looked(problem, policy)
+    if policy.fair_shares and steps:
+        return _fair(host, problem, bins, place, steps)
+    return place, steps, ""
 
 
 def _fair(

@@ -21,7 +21,7 @@ from functools import cached_property
 from itertools import compress, count
 from typing import Final
 
-from vcpusched.model import PPM_PER_POINT, Cpu, Vcpu
+from vcpusched.model import PPM_PER_POINT, Cpu, CpuSet, Vcpu
 from vcpusched.plan.cpu_groups import pour
 
 SCALE: Final = 1_000  # units of the objective per ppm of load
@@ -133,18 +133,12 @@ class Problem:
     @cached_property
     def siblings(self) -> list[tuple[int, ...]]:
         """The other threads of each bin's core; none where not all of them are judged."""
-        if self.sites is None:
-            return []
-        cores: defaultdict[int | None, list[int]] = defaultdict(list)
-        for bin_, site in enumerate(self.sites):
-            cores[site.core].append(bin_)
-        cores.pop(None, None)
-        judged: set[int] = set(self.judged)
-        found: list[tuple[int, ...]] = [()] * len(self.base)
-        for bins in cores.values():
-            if len(bins) > 1 and judged.issuperset(bins):
-                for bin_ in bins:
-                    found[bin_] = tuple(other for other in bins if other != bin_)
+        judged, found = sum(1 << bin_ for bin_ in self.judged), list[tuple[int, ...]]()
+        for bin_, mask in enumerate(self.cores):
+            # A set is no thread.
+            core = () if mask & ~judged or not mask & (mask - 1) else tuple(CpuSet(mask))
+            whole = all(self.cores[other] == mask for other in core)
+            found.append(tuple(other for other in core if whole and other != bin_))
         return found if any(found) else []
 
     @cached_property

@@ -25,14 +25,14 @@ def problem_of(  # noqa: C901, PLR0912, PLR0913, PLR0915  one pass over 10,000 v
     """Return one view of a host, its vCPUs in the order of their ids.
 
     In the measured view floaters may be bound that waited for `min_wait` of the period, or that
-    are on isolated pCPUs, where the kernel moves none: so those count where they ran, always.
+    ran on an isolated pCPU, off which the kernel moves none: so those count there, always.
     """
     base, known, whole = list(bins.base), bins.of_cpu.get, bins.whole
     closed = {bins.of_cpu[cpu] for cpu in host.unsettled if cpu in bins.of_cpu}
     open_bins = ~sum(1 << bin_ for bin_ in closed)
     surplus = waiting(host, bins)
     resting = closed | {bin_ for bin_, more in surplus.items() if more <= 0}
-    isolates = bins.isolates if bins.isolated.bits else None
+    isolated = bins.isolated.bits
     masks: dict[int, int] = {}
     pools: defaultdict[int, int] = defaultdict(int)
     size, home, allowed, guest, memory = [], [], [], [], {}
@@ -55,7 +55,7 @@ def problem_of(  # noqa: C901, PLR0912, PLR0913, PLR0915  one pass over 10,000 v
             reach = bins.within(cpus, whole=False)
             if reach and not reach & (reach - 1):
                 bound, place = True, reach.bit_length() - 1
-        stuck = isolates is not None and not bound and isolates(cpus)
+        stuck = not bound and vcpu.on is not None and (bits & isolated) >> vcpu.on & 1 == 1
         if not bound:
             if (measured or stuck) and vcpu.on is not None and bits >> vcpu.on & 1:
                 place = known(vcpu.on)
