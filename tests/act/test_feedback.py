@@ -14,6 +14,7 @@ from vcpusched.act.feedback import (
     Look,
     Patience,
     Promise,
+    Rest,
     Verdict,
     promised,
     proven,
@@ -30,6 +31,7 @@ from vcpusched.model import (
     DomainReading,
     DomainUuid,
     Host,
+    HostCpu,
     Sample,
     Topology,
     Vcpu,
@@ -189,8 +191,34 @@ def test_who_need_not_wait_is_freed(
     busy_ppm = {cpu: percent * PPM_PER_POINT for cpu, percent in enumerate(busy)}
     moves = list(worse_bound(sample, look(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
     assert [str(move.to_cpus) for move in moves] == ([original] if freed else [])
+    apart = dataclasses.replace(
+        drawn, cpus=tuple(HostCpu(Cpu(cpu, isolated=True)) for cpu in range(4))
+    )
+    assert not list(worse_bound(sample, look(apart, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
     held, drawn, vcpu = bound(original, cpus, held="another hand pinned it")
     assert not list(worse_bound(held, look(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
+
+
+@pytest.mark.parametrize("floating", Floating)
+def test_what_ends_a_rest(floating: Floating) -> None:
+    """A load that differs by more than 2 points, another mask, a wait that counts, five minutes."""
+    drawn, policy = host([50, 30], []), Policy(floating=floating)
+    rest = Rest(drawn, policy, 0, plan(drawn, policy))
+
+    def holds(now_ns: int = 0, **changes: object) -> bool:
+        first = dataclasses.replace(drawn.vcpus[0], **changes)  # type: ignore[arg-type]
+        now = dataclasses.replace(drawn, vcpus=(first, *drawn.vcpus[1:]))
+        return rest.still_holds(now, policy, now_ns)
+
+    assert holds(load_ppm=520_000)
+    assert not holds(load_ppm=520_001)
+    assert not holds(allowed=CpuSet.parse("0"))
+    assert not holds(fixed=True)
+    assert not holds(shares=7)
+    assert holds(wait_ppm=60_000) is (floating is not Floating.AUTO)
+    assert holds(now_ns=299 * SECOND_NS)
+    assert not holds(now_ns=300 * SECOND_NS)
+    assert not rest.still_holds(drawn, Policy(min_gain_ppm=0), 0)
 
 
 def test_a_neighbour_appears(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from vcpusched.model import (
     Definition,
     DomainReading,
     DomainUuid,
+    Granularity,
     Sample,
     Topology,
     Unread,
@@ -171,6 +172,12 @@ def test_bound_vcpus_of_unknown_load_are_counted() -> None:
     bound = reading(13, 0.1, affinity=CpuSet.of([2]))
     assert observe(sample(), sample(bound)).host.unsettled == CpuSet.of([2])
     assert observe(sample(), sample(reading(13, 0.1))).host.unsettled == CpuSet()
+    # To be bound within a set that vCPUs are pinned to is to be bound.
+    pair = reading(13, 0.1, affinity=CpuSet.parse("0-1"))
+    caches = Sample(Topology(tuple(Cpu(cpu, cache=cpu // 2) for cpu in range(4))), (pair,))
+    for granularity, found in ((Granularity.CPU, ""), (Granularity.CACHE, "0-1")):
+        rules = HouseRules(granularity=granularity)
+        assert str(observe(sample(), caches, rules=rules).host.unsettled) == found
 
 
 @given(st.integers(0, 10**15), st.integers(0, 10**12), st.integers(1, 10**12))

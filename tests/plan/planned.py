@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from builders import random_host
+from grid import carried_out
 
 from vcpusched.model import PPM, Cpu, Granularity, Host, Vcpu, VcpuId
 from vcpusched.plan.cpu_groups import bins_of
@@ -14,20 +15,6 @@ from vcpusched.plan.planner import Floating, plan
 from vcpusched.plan.views import problem_of
 
 CAPACITIES = (PPM, PPM, 600_000, 800_000)
-
-
-def carried_out(drawn: Host, found: Plan) -> Host:
-    """Return the host once the plan is carried out, its loads unchanged."""
-    to_cpus = {move.vcpu: move.to_cpus for move in found.moves}
-    return replace(
-        drawn,
-        vcpus=tuple(
-            replace(vcpu, cpus=to_cpus[vcpu.id], on=next(iter(to_cpus[vcpu.id])))
-            if vcpu.id in to_cpus
-            else vcpu
-            for vcpu in drawn.vcpus
-        ),
-    )
 
 
 def built_host(seed: int) -> Host:

@@ -148,7 +148,11 @@ def test_hash_seeds_do_not_matter() -> None:
         subprocess.run(
             [sys.executable, "-c", PLAN_MANY],
             cwd=here,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(here.parent)},
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": hash_seed,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            },
             check=True,
             capture_output=True,
             text=True,

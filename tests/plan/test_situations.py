@@ -160,3 +160,9 @@ def test_one_more_than_pcpus_leaves_its_set() -> None:
     ]
     found = plan(host(TWO_CACHES, vcpus), Policy(pin_to=Granularity.CACHE))
     assert [str(move.to_cpus) for move in found.moves] == ["4-7"]
+
+
+def test_one_that_makes_all_the_load_of_its_pcpu_stays_bound_there() -> None:
+    """90 % alone on one of four pCPUs of a cache: on all of them it would be no better off."""
+    drawn = host(TWO_CACHES, guest("a", (90, 0)), guest("b", (90, 4)))
+    assert not plan(drawn, Policy(pin_to=Granularity.CACHE)).moves

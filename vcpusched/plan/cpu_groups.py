@@ -84,8 +84,8 @@ class Bins:
         members = self.members[bin_]
         return members & vcpu.allowed if len(members) > 1 else members
 
-    def told(self, levels: Sequence[int], bin_: int) -> int:
-        """Return the load of a bin as people are told it: as a share of what it can do."""
+    def shown(self, levels: Sequence[int], bin_: int) -> int:
+        """Return the load of a bin as people are shown it: as a share of what it can do."""
         return (levels[bin_] - self.lacks[bin_]) * PPM // self.gives[bin_]
 
     @cached_property
@@ -246,11 +246,11 @@ def pour(
 ) -> list[tuple[int, int]]:
     """Share a load over the least loaded of some bins so that their levels become equal."""
     order = sorted(bins, key=lambda bin_: (levels[bin_], bin_))
-    total, wet = load, 0
+    total, filled = load, 0
     for bin_ in order:
-        if wet and total <= levels[bin_] * wet:
+        if filled and total <= levels[bin_] * filled:
             break
         total += levels[bin_]
-        wet += 1
-    level, rest = divmod(total, max(1, wet))
-    return [(bin_, level + (at < rest) - levels[bin_]) for at, bin_ in enumerate(order[:wet])]
+        filled += 1
+    level, rest = divmod(total, max(1, filled))
+    return [(bin_, level + (at < rest) - levels[bin_]) for at, bin_ in enumerate(order[:filled])]

@@ -177,7 +177,7 @@ def _ordered(
     return done if len(done) == len(moves) else None
 
 
-def told(
+def plan_of(
     problem: Problem,
     bins: Bins,
     steps: Sequence[Step],
@@ -193,13 +193,13 @@ def told(
     levels: Sequence[int] = first if poured else base
     for step in steps:
         ends = {bin_ for item in step for bin_ in (problem.home[item], place[item])}
-        was = {bin_: percent(bins.told(levels, bin_)) for bin_ in ends}
+        was = {bin_: percent(bins.shown(levels, bin_)) for bin_ in ends}
         for item in step:
             base[problem.home[item]] -= problem.size[item]
             base[place[item]] += problem.size[item]
         if poured:
             levels = problem.levels(base)
-        becomes = {bin_: percent(bins.told(levels, bin_)) for bin_ in ends}
+        becomes = {bin_: percent(bins.shown(levels, bin_)) for bin_ in ends}
         for item in step:
             vcpu, source, target = problem.vcpus[item], problem.home[item], place[item]
             other = next((problem.vcpus[one] for one in step if one != item), None)
@@ -241,5 +241,5 @@ def told(
 
 
 def _each(bins: Bins, levels: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    loads = levels if bins.is_plain else [bins.told(levels, bin_) for bin_ in range(len(levels))]
+    loads = levels if bins.is_plain else [bins.shown(levels, bin_) for bin_ in range(len(levels))]
     return tuple((cpu, loads[bin_]) for cpu, bin_ in sorted(bins.of_cpu.items()))

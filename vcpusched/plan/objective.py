@@ -74,7 +74,7 @@ class Assignment:
         self.problem, self.begin, self.hurry = problem, begin, hurry
         self.high = begin + problem.span - 1
         self.low = [begin] * len(problem.base)
-        for bin_ in problem.wet:
+        for bin_ in problem.filled:
             self.low[bin_] = -1  # floaters fill it
         self.place, self.level = list(problem.home), list(problem.base)
         self.own = [members.copy() for members in problem.own]

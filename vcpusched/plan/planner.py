@@ -7,16 +7,16 @@ Problem: find the fewest pin changes after which the busiest and the least loade
     the threshold apart; where that is out of reach, come as close as moves that pay can, and rest.
 Approach: what is wanted is one objective (`objective`), what must not be is a missing bit
     (`problem`), and how it is found is one neighbourhood with exact search on groups (`search`).
-Terms: a look is one search from where vCPUs are. Balance has a value of its own: it is worth
+Terms: a round is one search from where vCPUs are. Balance has a value of its own: it is worth
     1 pin, plus 1 for every 4 bins, that each gain less than `min_gain`.
 Algorithm: 1. Plan on the measured view, with only those floaters movable that `floating` gives to
     us; that plan is taken when it ends balanced and leaves every bin that it touches below
     saturation. Otherwise floaters are the kernel's: plan on the poured view, and move bound vCPUs
     only.
-    2. A look first searches for balance as if pins cost next to nothing. Where it finds that, and
+    2. A round first searches for balance as if pins cost next to nothing. Where it finds that, and
     it is worth it, this is the answer; otherwise it searches for moves that pay, each by itself.
-    3. Look again from the answer, until nothing is left to do. Put the moves in order, trim them to
-    what is fair (`fairness`), and cut them to the limit, whole steps only.
+    3. Search again from the answer, until nothing is left to do. Put the moves in order, trim them
+    to what is fair (`fairness`), and cut them to the limit, whole steps only.
 Properties: no vCPU is moved twice; what is not feasible is never done. The gap never grows, and the
     loads compared largest first shrink (or stay, and those of second threads shrink). No prefix of
     the plan (an exchange is one step) leaves a higher peak than the host had. Planning again on the
@@ -35,7 +35,7 @@ from vcpusched.plan.cpu_groups import Bins, bins_of
 from vcpusched.plan.crowded import with_crowded
 from vcpusched.plan.descent import lift, part
 from vcpusched.plan.fairness import trim
-from vcpusched.plan.moves import Floating, Move, Plan, Policy, Step, Stop, in_order, told
+from vcpusched.plan.moves import Floating, Move, Plan, Policy, Step, Stop, in_order, plan_of
 from vcpusched.plan.objective import Assignment, best_band
 from vcpusched.plan.problem import SCALE, Problem
 from vcpusched.plan.search import (
@@ -58,9 +58,9 @@ NEVER_PPM: Final = PPM + 1
 MIN_WAIT_PPM: Final = {Floating.PIN: 0, Floating.AUTO: 50_000, Floating.KERNEL: NEVER_PPM}
 """For how much of the period a floater must have waited, beside room, to be bound."""
 
-LOOKS_MAX, LOOKS_LARGE, TRIES = 8, 2, 4
-"""How often to look again from the answer, and to begin anew; hardly a host needs more than two
-looks, and one in 5,000 a second try."""
+ROUNDS_MAX, ROUNDS_LARGE, TRIES = 8, 2, 4
+"""How often to search again from the answer, and to begin anew; hardly a host needs more than two
+rounds, and one in 5,000 a second try."""
 
 
 def plan(host: Host, policy: Policy) -> Plan:
@@ -80,7 +80,7 @@ def plan(host: Host, policy: Policy) -> Plan:
         if any(problem.allowed):
             place, steps, refused = _fair_places(host, problem, bins, policy)
             # A plan is judged whole, however much of it is made at once.
-            if _binds_well(told(problem, bins, steps, place), problem, bins):
+            if _binds_well(plan_of(problem, bins, steps, place), problem, bins):
                 break
     else:
         problem = view(measured=False)
@@ -116,14 +116,14 @@ def _limited(
     is_cut = len(kept) < len(steps)
     if is_cut:
         kept = _cut(problem, place, steps, kept, most or 0)
-    return told(problem, bins, kept, place, is_cut=is_cut)
+    return plan_of(problem, bins, kept, place, is_cut=is_cut)
 
 
 def _fair_places(
     host: Host, problem: Problem, bins: Bins, policy: Policy
 ) -> tuple[Sequence[int], list[Step], str]:
     """Return where to go on one view of the host, the steps there, and what was not fair."""
-    place, steps = (problem.home, []) if policy.max_moves == 0 else _looked(problem, policy)
+    place, steps = (problem.home, []) if policy.max_moves == 0 else _rounds(problem, policy)
     if policy.fair_shares and steps:
         return _fair(host, problem, bins, place, steps)
     return place, steps, ""
@@ -151,18 +151,18 @@ def _fair(
     return left, ordered, trimmed.refusals[0].why
 
 
-def _looked(problem: Problem, policy: Policy) -> tuple[Sequence[int], list[Step]]:
-    """Look until nothing is left to do; return the places and the steps there.
+def _rounds(problem: Problem, policy: Policy) -> tuple[Sequence[int], list[Step]]:
+    """Search until nothing is left to do; return the places and the steps there.
 
-    What leads to places to which there is no order from here is refused, and looked for anew, so
+    What leads to places to which there is no order from here is refused, and searched for anew, so
     that the next plan has nothing to do either.
     """
     if problem.gap(problem.levels()) < problem.span:
         return problem.home, []
     for _ in range(TRIES):
         now, place, steps = problem, problem.home, list[Step]()
-        for _ in range(LOOKS_LARGE if is_large(problem) else LOOKS_MAX):
-            found = _look(now.without_lone(), policy)
+        for _ in range(ROUNDS_LARGE if is_large(problem) else ROUNDS_MAX):
+            found = _round(now.without_lone(), policy)
             if list(found) == list(now.home) and now.siblings:
                 part(state := Assignment(now, 0))
                 found = state.place
@@ -201,13 +201,13 @@ def _cut(
     return next(([step] for step in steps if len(step) <= most and helps([step])), [])
 
 
-def _look(problem: Problem, policy: Policy) -> Sequence[int]:
+def _round(problem: Problem, policy: Policy) -> Sequence[int]:
     """Return better places for the items, or home."""
     if not problem.pools:
         return _answer(problem, problem, policy)
     # Floaters flow to where they find room: first they are taken to do so, then to stand still.
-    wet = frozenset(bin_ for bins, _ in problem.pools for bin_ in bins)
-    flowing = problem.but(wet=wet, water=sum(load for _, load in problem.pools))
+    filled = frozenset(bin_ for bins, _ in problem.pools for bin_ in bins)
+    flowing = problem.but(filled=filled, floating=sum(load for _, load in problem.pools))
     for one in (flowing, problem.but(base=problem.levels())):
         place = _answer(one, problem, policy)
         if list(place) != list(problem.home):

@@ -5,7 +5,7 @@ both go by position, in rising order of their numbers and ids. Loads are in ppm 
 
 Terms: a floater may use several bins. In the *measured* view floaters count where they were last
     seen, and are what may be moved. In the *poured* view bound vCPUs may be moved, and floaters
-    fill the least loaded bins of their masks like water, as the kernel spreads them.
+    fill the least loaded bins of their masks as the kernel spreads them.
 Properties: what must not be is a missing bit in `allowed`: masks, fixed vCPUs, unsettled pCPUs,
     those on which guests start, sets in which nobody waits, the cores that hold another vCPU of a
     guest that keeps them apart, and vCPUs alone on the busiest bin, which would make the same load
@@ -40,7 +40,7 @@ TIE_PPM: Final = 2 * PPM_PER_POINT
 """Moves whose gains differ by less are equal: company, memory and NUMA distance decide."""
 
 POURINGS: Final = 12
-"""How often water in overlapping masks is poured anew: enough to come within a point of level."""
+"""How often overlapping masks are poured anew: enough to come within a point of level."""
 
 KEPT: Final = ("own", "siblings", "rings", "spread", "_company")
 """What is worked out once and does not depend on prices or loads."""
@@ -52,11 +52,11 @@ class Problem:
 
     `guest` tells which guest each item is of; None where each is the only one of its guest.
     `allowed` has a bit for each bin that an item may be put on, 0 for one that stays at home;
-    `base` are the loads without water; `judged` are the bins that give and take; `origin` is where
-    items were before the plan. `lacks` are the loads that weak bins count too much, `thread` what
-    one item can get on each, and `cores` the bins on its core, as bits. On `wet` bins floaters
-    fill what is missing, `water` in all. Of the bins in `surplus` so many items may leave, net.
-    `refused` are places to which there is no way.
+    `base` are the loads without floaters; `judged` are the bins that give and take; `origin` is
+    where items were before the plan. `lacks` are the loads that weak bins count too much, `thread`
+    what one item can get on each, and `cores` the bins on its core, as bits. On `filled` bins
+    floaters fill what is missing, `floating` in all. Of the bins in `surplus` so many items may
+    leave, net. `refused` are places to which there is no way.
     """
 
     size: Sequence[int]
@@ -77,8 +77,8 @@ class Problem:
     distances: Mapping[tuple[int, int], int] = field(default_factory=dict)
     measured: bool = False
     cores: Sequence[int] = ()
-    wet: frozenset[int] = frozenset()
-    water: int = 0
+    filled: frozenset[int] = frozenset()
+    floating: int = 0
     surplus: Mapping[int, int] = field(default_factory=dict)
     refused: frozenset[tuple[int, ...]] = frozenset()
 
@@ -113,7 +113,7 @@ class Problem:
                 fixed[bin_] -= size
         active = set(self.judged)
         least = min((fixed[bin_] for bin_ in active), default=0)
-        rest, mean = sum(self.base[bin_] for bin_ in active) + self.water, 0
+        rest, mean = sum(self.base[bin_] for bin_ in active) + self.floating, 0
         while active:
             mean = rest // len(active)
             helpless = {}
@@ -242,7 +242,7 @@ class Problem:
         return [(bin_, more, gone[bin_]) for bin_, more in self.surplus.items()]
 
     def at(self, place: Sequence[int]) -> list[int]:
-        """Return the loads without water when the items are at these places."""
+        """Return the loads without floaters when the items are at these places."""
         base = list(self.base)
         for item in self.moved(place):
             base[self.home[item]] -= self.size[item]
@@ -316,7 +316,7 @@ class Problem:
         """Return the problem with changes to its prices or loads; what still holds is kept."""
         found: Problem = replace(self, **changes)  # type: ignore[arg-type]
         found.__dict__.update({key: self.__dict__[key] for key in KEPT if key in self.__dict__})
-        moved = {"base", "water", "home", "allowed", "span"}
+        moved = {"base", "floating", "home", "allowed", "span"}
         if "limits" in self.__dict__ and not moved & changes.keys():
             found.__dict__["limits"] = self.limits
         return found

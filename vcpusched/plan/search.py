@@ -147,7 +147,7 @@ def _descend_rings(state: Assignment) -> None:
 
 def _centred(state: Assignment) -> Assignment:
     """Return the same in the band that suits these loads best."""
-    loads = [state.level[bin_] for bin_ in state.problem.judged if bin_ not in state.problem.wet]
+    loads = [state.level[bin_] for bin_ in state.problem.judged if bin_ not in state.problem.filled]
     return Assignment(state.problem, best_band(loads, state.problem.span)[1], state.place)
 
 
@@ -193,14 +193,14 @@ def _task_of(
     )
     level = [state.level[bin_] for bin_ in group]
     low, high = [state.low[bin_] for bin_ in group], [state.high] * len(group)
-    bottoms = [at for at, bin_ in enumerate(group) if bin_ not in problem.wet]
+    bottoms = [at for at, bin_ in enumerate(group) if bin_ not in problem.filled]
     cost, span, top, bottom = 0, UNBOUNDED, -1, UNBOUNDED
     if balanced:
         span = problem.span
         others = [bin_ for bin_ in problem.judged if bin_ not in inside]
         top = max((state.level[bin_] for bin_ in others), default=top)
-        dry = [bin_ for bin_ in others if bin_ not in problem.wet]
-        bottom = min((state.level[bin_] for bin_ in dry), default=bottom)
+        unfilled = [bin_ for bin_ in others if bin_ not in problem.filled]
+        bottom = min((state.level[bin_] for bin_ in unfilled), default=bottom)
         ends = [level[at] for at in bottoms]
         low = [max(one, top - span + 1) for one in low]
         high = [min(one, bottom + span - 1) for one in high]
