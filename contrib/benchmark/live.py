@@ -140,6 +140,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cpus", type=_count, help="use only so many pCPUs (default: all)")
     parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="KEY=VALUE",
+        help='set the daemon so, with a TOML value (pin_to="cpu"), beyond what a scenario sets',
+    )
+    parser.add_argument(
         "--groups",
         type=_count,
         help="groups of guests, each with work for two pCPUs (default: as many as fit)",
@@ -168,13 +176,24 @@ def _taken(chosen: argparse.Namespace, online: CpuSet) -> dict[str, Scenario]:
     if count > len(online):
         raise ValueError(f"there are {len(online)} pCPUs, not {count}")
     known = scenarios(CpuSet.of(list(online)[:count]), chosen.groups)
-    return {name: known[name] for name in chosen.names or NAMES if name in known}
+    taken = {name: known[name] for name in chosen.names or NAMES if name in known}
+    return {
+        name: dataclasses.replace(scenario, settings={**scenario.settings, **dict(chosen.set)})
+        for name, scenario in taken.items()
+    }
 
 
 def _name(text: str) -> str:
     if text not in {*NAMES, *READINGS}:
         raise argparse.ArgumentTypeError(f"there is no {text!r}")
     return text
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
 
 
 def _count(text: str) -> int:
