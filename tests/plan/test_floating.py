@@ -1,12 +1,13 @@
 """Which floaters are left to the kernel."""
 
 import dataclasses
+import random
 
 import pytest
-from builders import host
+from builders import host, random_host
 
-from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu
-from vcpusched.plan.planner import MIN_WAIT_PPM, Floating, Policy, plan
+from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu, VcpuId
+from vcpusched.plan.planner import MIN_WAIT_PPM, Floating, Plan, Policy, Stop, plan
 
 WAITS = MIN_WAIT_PPM[Floating.AUTO]
 
@@ -85,6 +86,87 @@ def test_one_that_the_kernel_never_moves_is_pinned_whatever_holds_for_others() -
         found = plan(drawn, Policy(floating=floating))
         pair = [move for move in found.moves if move.domain in {"g2", "g3"}]
         assert [str(move.to_cpus) for move in pair] == ["3"]
+
+
+def moved(drawn: Host, vcpu: VcpuId, cpu: int) -> Host:
+    """Return the host with one vCPU pinned to another pCPU."""
+    return dataclasses.replace(
+        drawn,
+        vcpus=tuple(
+            dataclasses.replace(one, cpus=CpuSet.of([cpu])) if one.id == vcpu else one
+            for one in drawn.vcpus
+        ),
+    )
+
+
+def test_a_move_that_counts_on_floaters_to_make_room() -> None:
+    """{90 10} {}, and 90 that float: 100 and 90 as it is, 95 each once the 10 are on pCPU 1.
+
+    Where their guest keeps its vCPUs apart, and another one is on pCPU 1, the 90 go instead.
+    """
+    drawn = change(host([90, 10], [90], [0]), "g2", cpus=CpuSet.parse("0-1"))
+    drawn = dataclasses.replace(drawn, cpus=drawn.cpus[:2])
+    policy = Policy(floating=Floating.KERNEL)
+    found = plan(drawn, policy)
+    assert [(move.domain, str(move.to_cpus)) for move in found.moves] == [("g1", "1")]
+    assert found.gap_after_ppm == 0
+    assert not plan(change(drawn, "g1", cpus=CpuSet.parse("1")), policy).moves
+    guest = drawn.vcpus[1].id
+    other = {"id": dataclasses.replace(guest, vcpu=1), "cpus": CpuSet.parse("1"), "spread": True}
+    apart = change(change(drawn, "g3", **other), "g1", spread=True)
+    assert [move.domain for move in plan(apart, policy).moves] == ["g0"]
+
+
+def floating_third(seed: int) -> Host:
+    """Return a host of up to 8 pCPUs and 24 vCPUs, of which a third floats."""
+    chance = random.Random(f"third {seed}")
+    cpus = chance.randint(2, 8)
+    drawn = random_host(seed, cpus, chance.randint(2, 3) * cpus, floating=False)
+    every = CpuSet.of(cpu.id for cpu in drawn.cpus)
+    return dataclasses.replace(
+        drawn,
+        vcpus=tuple(
+            dataclasses.replace(vcpu, cpus=every, allowed=every)
+            if chance.random() < 1 / 3
+            else vcpu
+            for vcpu in drawn.vcpus
+        ),
+    )
+
+
+def one_that_balances(drawn: Host, policy: Policy) -> bool:
+    """Tell whether one pin brings a host under the threshold, and well below what it was."""
+    still = dataclasses.replace(policy, max_moves=0)
+
+    def loads(found: Plan) -> list[int]:
+        return sorted((load for _, load in found.loads_before_ppm), reverse=True)
+
+    now = plan(drawn, still)
+    ways = (
+        plan(moved(drawn, vcpu.id, cpu), still)
+        for vcpu in drawn.vcpus
+        if vcpu.is_bound and not vcpu.fixed
+        for cpu in vcpu.allowed - vcpu.cpus - drawn.unsettled
+    )
+    margin_ppm = policy.min_gain_ppm * 3 // 5
+    return any(
+        then.balanced
+        and then.gap_before_ppm <= now.gap_before_ppm - margin_ppm
+        and loads(then) < loads(now)
+        for then in ways
+    )
+
+
+def test_a_host_that_one_pin_balances_gets_one() -> None:
+    """Of hosts of which a third floats none is left alone, and none gets two."""
+    policy, count = Policy(floating=Floating.KERNEL, steps_max=1_000), 0
+    for seed in range(200):
+        drawn = floating_third(seed)
+        found = plan(drawn, policy)
+        if not found.balanced and not drawn.unsettled and one_that_balances(drawn, policy):
+            assert (len(found.moves), found.stop) == (1, Stop.BALANCED), seed
+            count += 1
+    assert count > 20
 
 
 @pytest.mark.parametrize("pin_to", Granularity)

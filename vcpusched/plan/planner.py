@@ -15,6 +15,7 @@ Algorithm: 1. Plan on the measured view, with only those floaters movable that `
     only.
     2. A round first searches for balance as if pins cost next to nothing. Where it finds that, and
     it is worth it, this is the answer; otherwise it searches for moves that pay, each by itself.
+    Where vCPUs float, the one move is tried first that brings balance as they then flow.
     3. Search again from the answer, until nothing is left to do. Put the moves in order, trim them
     to what is fair (`fairness`), and cut them to the limit, whole steps only.
 Properties: no vCPU is moved twice; what is not feasible is never done. The gap never grows, and the
@@ -25,6 +26,7 @@ Properties: no vCPU is moved twice; what is not feasible is never done. The gap 
     does not plan again and again.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -57,6 +59,9 @@ bound there collide where floating ones would have gone elsewhere."""
 NEVER_PPM: Final = PPM + 1
 MIN_WAIT_PPM: Final = {Floating.PIN: 0, Floating.AUTO: 50_000, Floating.KERNEL: NEVER_PPM}
 """For how much of the period a floater must have waited, beside room, to be bound."""
+
+ENDS: Final = 4
+"""Between how many of the busiest and of the least loaded bins one move is looked for."""
 
 ROUNDS_MAX, ROUNDS_LARGE, TRIES = 8, 2, 4
 """How often to search again from the answer, and to begin anew; hardly a host needs more than two
@@ -205,6 +210,8 @@ def _round(problem: Problem, policy: Policy) -> Sequence[int]:
     """Return better places for the items, or home."""
     if not problem.pools:
         return _answer(problem, problem, policy)
+    if not is_large(problem) and (place := _one_move(problem)):
+        return place
     # Floaters flow to where they find room: first they are taken to do so, then to stand still.
     filled = frozenset(bin_ for bins, _ in problem.pools for bin_ in bins)
     flowing = problem.but(filled=filled, floating=sum(load for _, load in problem.pools))
@@ -213,6 +220,41 @@ def _round(problem: Problem, policy: Policy) -> Sequence[int]:
         if list(place) != list(problem.home):
             return place
     return problem.home
+
+
+def _one_move(problem: Problem) -> Sequence[int]:
+    """Return the places after the cheapest move that balances a host as its floaters then flow.
+
+    To take them to flow into any gap, or to stand still, misses some; empty: there is none.
+    """
+    state, levels = Assignment(problem, 0), problem.levels()
+    near, found = _near(problem, levels), list[tuple[int, int, int, list[int]]]()
+    order = sorted(problem.judged, key=lambda bin_: (levels[bin_], problem.base[bin_]))
+    for source, target in itertools.product(order[-ENDS:], order[:ENDS]):
+        for size, item in problem.own[source] if source != target else ():
+            price, place = problem.price(item, target), list(problem.home)
+            place[item] = target
+            if price <= _value(problem) and state.fits(item, target):
+                after = problem.levels(problem.at(place))
+                gap = problem.gap(after)
+                better = gap < near and _is_better(problem, levels, after)
+                if better and in_order(problem, place):
+                    found.append((price, gap, size, place))
+    return min(found)[-1] if found else ()
+
+
+def _value(problem: Problem) -> int:
+    """Return what balance is worth beside what pays by itself."""
+    return problem.prices[1] * (1 + len(problem.judged) // 4)
+
+
+def _near(problem: Problem, levels: Sequence[int]) -> int:
+    """Return below what a plan for balance's sake must bring the gap.
+
+    Noise around the threshold must not plan again and again, so the gap must fall well below.
+    """
+    deadband = min(problem.span, 2 * problem.min_gain) * 3 // 10
+    return min(problem.span, problem.gap(levels) - deadband + 1)
 
 
 def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
@@ -225,16 +267,14 @@ def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
     if not any(problem.own) or not problem.limits:
         return home
     paying = problem.but(min_gain=max(problem.min_gain, UNREACHED_PPM))
-    value = problem.min_gain * SCALE * (1 + len(problem.judged) // 4)
+    value = _value(problem)
     levels = [problem.base[bin_] for bin_ in problem.judged]
     if problem.thread is not None:
         # What nothing but a stronger pCPU can give comes first, so that the rest is balanced by it.
         lift(state := Assignment(paying, problem.limits[1]))
         if _is_better_at(real, state.place):
             return state.place
-    # Noise around the threshold must not plan again and again, so the gap must fall well below.
-    deadband = min(problem.span, 2 * problem.min_gain) * 3 // 10
-    near = min(problem.span, max(levels) - min(levels) - deadband + 1)
+    near = _near(problem, problem.base)
     if is_large(problem):
         place = search_large(paying, value if near == problem.span else 0)
         return place if _is_better_at(real, place) else home
