@@ -8,7 +8,7 @@ from dataclasses import replace
 from builders import random_host
 from grid import carried_out
 
-from vcpusched.model import PPM, Cpu, Granularity, Host, Vcpu, VcpuId
+from vcpusched.model import PPM, Cpu, CpuSet, Granularity, Host, Vcpu, VcpuId
 from vcpusched.plan.cpu_groups import bins_of
 from vcpusched.plan.moves import Move, Plan, Policy, Stop
 from vcpusched.plan.planner import Floating, plan
@@ -20,27 +20,59 @@ CAPACITIES = (PPM, PPM, 600_000, 800_000)
 def built_host(seed: int) -> Host:
     """Return a host from a seed, two thirds of them with nodes, caches, cores, weak pCPUs, guests.
 
-    Guests may keep their vCPUs apart, and have memory on a node.
+    Guests may keep their vCPUs apart, and have memory on a node. On a third of these hosts most
+    pCPUs are isolated.
     """
     drawn, chance = random_host(seed), random.Random(-seed)
     if seed % 3 == 0:
         return drawn
     per_core, per_cache = chance.choice([1, 2, 2]), chance.choice([2, 4])
     per_node = per_cache * chance.choice([1, 2])
-    weak = chance.random() < 0.3
+    weak, alone = chance.random() < 0.3, random.Random(f"isolated {seed}")
+    isolated = 0.7 if alone.random() < 0.3 else 0
     cpus = []
     for index, cpu in enumerate(drawn.cpus):
         core = index // per_core
         capacity = random.Random(f"{seed} {core}").choice(CAPACITIES) if weak else PPM
-        site = Cpu(cpu.id, index // per_node, core, index // per_cache, capacity)
+        is_isolated = alone.random() < isolated
+        site = Cpu(cpu.id, index // per_node, core, index // per_cache, capacity, is_isolated)
         cpus.append(replace(cpu, cpu=site))
     nodes = [cpu.cpu.node for cpu in cpus]
     apart, memory = chance.random() < 0.3, chance.random() < 0.3
     vcpus = [
-        replace(vcpu, spread=apart, memory_node=chance.choice(nodes) if memory else None)
+        replace(
+            vcpu,
+            spread=apart,
+            memory_node=chance.choice(nodes) if memory else None,
+            wait_ppm=alone.choice([0, 100_000]),
+        )
         for vcpu in drawn.vcpus
     ]
     return replace(drawn, cpus=tuple(cpus), vcpus=tuple(vcpus))
+
+
+def host_of_sets(seed: int) -> Host:
+    """Return a host of 2 to 8 caches from a seed, half of its vCPUs bound to all of one."""
+    chance = random.Random(f"sets {seed}")
+    each, count = chance.choice([2, 4]), chance.choice([8, 12, 16])
+    drawn = random_host(seed, count, chance.randint(count // 2, 3 * count))
+    cpus = tuple(
+        replace(cpu, cpu=Cpu(cpu.id, index // (2 * each), index // 2, index // each))
+        for index, cpu in enumerate(drawn.cpus)
+    )
+    caches = [CpuSet.of(cpu.id for cpu in cpus[at : at + each]) for at in range(0, count, each)]
+    vcpus = []
+    for vcpu in drawn.vcpus:
+        may = [cache for cache in caches if cache.is_within(vcpu.allowed)]
+        bound = vcpu.is_bound and may and chance.random() < 0.5
+        vcpus.append(replace(vcpu, cpus=chance.choice(may), on=None) if bound else vcpu)
+    return replace(drawn, cpus=cpus, vcpus=tuple(vcpus))
+
+
+def is_stuck(drawn: Host, vcpu: Vcpu) -> bool:
+    """Tell whether a vCPU floats where the kernel moves none: on an isolated pCPU."""
+    isolated = {cpu.id for cpu in drawn.cpus if cpu.cpu.isolated}
+    return not vcpu.is_bound and vcpu.on in isolated
 
 
 def seeded_policy(seed: int) -> Policy:
@@ -94,7 +126,7 @@ def check_moves(drawn: Host, policy: Policy, found: Plan) -> None:
         assert len(move.to_cpus) == 1
         assert move.to_cpus.is_within(vcpu.allowed)
         assert not move.to_cpus & drawn.unsettled
-        assert vcpu.is_bound is not found.binds_floaters
+        assert vcpu.is_bound is not found.binds_floaters or is_stuck(drawn, vcpu)
         assert not (vcpu.is_bound and vcpu.cpus & drawn.unsettled)
     assert not (found.binds_floaters and policy.floating is Floating.KERNEL)
 

@@ -17,6 +17,9 @@ from planned import (
     check,
     check_limit,
     check_moves,
+    check_rest,
+    host_of_sets,
+    is_stuck,
     seeded_policy,
     shuffled,
     steps_of,
@@ -67,8 +70,11 @@ def test_the_sweep_meets_what_it_is_for() -> None:
         met["reached"] += bool(found.moves) and found.stop is Stop.BALANCED
         met["unreached"] += bool(found.moves) and found.stop is Stop.NO_GAIN
         met["weak"] += bool(found.moves) and any(cpu.cpu.capacity_ppm < PPM for cpu in drawn.cpus)
+        moved = {move.vcpu for move in found.moves}
+        met["isolated"] += any(is_stuck(drawn, one) for one in drawn.vcpus if one.id in moved)
         met["spread"] += any(vcpu.spread for vcpu in drawn.vcpus) and bool(found.moves)
-    assert all(met[what] >= 5 for what in ("exchanges", "binding", "long", "weak", "spread"))
+    few = ("exchanges", "binding", "long", "weak", "spread", "isolated")
+    assert all(met[what] >= 5 for what in few)
     assert min(met["reached"], met["unreached"]) > 50
 
 
@@ -182,6 +188,18 @@ def test_sets_are_entered_as_a_whole_and_come_to_rest(granularity: Granularity) 
                 break
             now = carried_out(now, found)
         assert not found.moves
+
+
+@pytest.mark.parametrize("granularity", [Granularity.CORE, Granularity.CACHE, Granularity.NODE])
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(first, marks=pytest.mark.full) for first in range(250, 3_000, 250))]
+)
+def test_sets_are_at_rest_after_one_plan(first: int, granularity: Granularity) -> None:
+    """Who may leave a set once others have come to it does so in the same plan."""
+    for seed in range(first, first + 250):
+        drawn = host_of_sets(seed)
+        policy = replace(seeded_policy(seed), pin_to=granularity, steps_max=1_000)
+        check_rest(drawn, policy, plan(drawn, policy))
 
 
 def test_a_balanced_host_with_noise_is_left_alone() -> None:

@@ -11,8 +11,8 @@ Terms: a round is one search from where vCPUs are. Balance has a value of its ow
     1 pin, plus 1 for every 4 bins, that each gain less than `min_gain`.
 Algorithm: 1. Plan on the measured view, with only those floaters movable that `floating` gives to
     us; that plan is taken when it ends balanced and leaves every bin that it touches below
-    saturation. Otherwise floaters are the kernel's: plan on the poured view, and move bound vCPUs
-    only.
+    saturation. Otherwise floaters are the kernel's: plan on the poured view, and move only vCPUs
+    that are bound, or on isolated pCPUs.
     2. A round first searches for balance as if pins cost next to nothing. Where it finds that, and
     it is worth it, this is the answer; otherwise it searches for moves that pay, each by itself.
     Where vCPUs float, the one move is tried first that brings balance as they then flow.
@@ -21,9 +21,9 @@ Algorithm: 1. Plan on the measured view, with only those floaters movable that `
 Properties: no vCPU is moved twice; what is not feasible is never done. The gap never grows, and the
     loads compared largest first shrink (or stay, and those of second threads shrink). No prefix of
     the plan (an exchange is one step) leaves a higher peak than the host had. Planning again on the
-    result yields nothing, unless the plan was cut or trimmed, or guests keep their vCPUs apart. A
-    plan for balance's sake closes the gap by three fifths of `min_gain` at least, so that noise
-    does not plan again and again.
+    result yields nothing, unless the plan was cut or trimmed, or guests keep their vCPUs apart; but
+    once bound vCPUs were moved, floaters may be bound. A plan for balance's sake closes the gap by
+    three fifths of `min_gain` at least, so that noise does not plan again and again.
 """
 
 import itertools
@@ -56,8 +56,7 @@ SATURATION_PPM: Final = 900_000
 """Load from which on a pCPU counts as saturated for binding floaters: above it bursts of the vCPUs
 bound there collide where floating ones would have gone elsewhere."""
 
-NEVER_PPM: Final = PPM + 1
-MIN_WAIT_PPM: Final = {Floating.PIN: 0, Floating.AUTO: 50_000, Floating.KERNEL: NEVER_PPM}
+MIN_WAIT_PPM: Final = {Floating.PIN: 0, Floating.AUTO: 50_000, Floating.KERNEL: PPM + 1}
 """For how much of the period a floater must have waited, beside room, to be bound."""
 
 ENDS: Final = 4
@@ -73,23 +72,15 @@ def plan(host: Host, policy: Policy) -> Plan:
     bins = bins_of(host, policy.pin_to)
     vcpus = sorted(host.vcpus, key=attrgetter("id.uuid", "id.domain_id", "id.vcpu"))
 
-    def view(*, measured: bool, min_wait: int = 0) -> Problem:
-        span, gain = policy.balance_threshold_ppm, policy.min_gain_ppm
-        return problem_of(host, vcpus, bins, span, gain, measured=measured, min_wait=min_wait)
-
-    floats = any(vcpu.cpus.bits.bit_count() > 1 for vcpu in vcpus)
-    # What cannot be done with all floaters may be with those alone that the kernel never moves.
-    waits = [MIN_WAIT_PPM[policy.floating], *[NEVER_PPM for _ in bins.isolated][:1]]
-    for min_wait in dict.fromkeys(waits) if floats else ():
-        problem = view(measured=True, min_wait=min_wait)
-        if any(problem.allowed):
-            place, steps, refused = _fair_places(host, problem, bins, policy)
-            # A plan is judged whole, however much of it is made at once.
-            if _binds_well(plan_of(problem, bins, steps, place), problem, bins):
-                break
-    else:
-        problem = view(measured=False)
+    span, gain = policy.balance_threshold_ppm, policy.min_gain_ppm
+    wait = MIN_WAIT_PPM[policy.floating]
+    binds = any(vcpu.wait_ppm >= wait and vcpu.cpus.bits.bit_count() > 1 for vcpu in vcpus)
+    for measured in (True, False) if binds else (False,):
+        problem = problem_of(host, vcpus, bins, span, gain, measured=measured, min_wait=wait)
         place, steps, refused = _fair_places(host, problem, bins, policy)
+        # A plan is judged whole, however much of it is made at once.
+        if measured and _binds_well(plan_of(problem, bins, steps, place), problem, bins):
+            break
     found = replace(_limited(problem, bins, place, steps, policy.max_moves), refused=refused)
     return with_crowded(found, host, bins, policy) if bins.are_sets else found
 
@@ -97,15 +88,14 @@ def plan(host: Host, policy: Policy) -> Plan:
 def _binds_well(found: Plan, problem: Problem, bins: Bins) -> bool:
     """Tell whether the floaters that a plan binds are better off than with the kernel.
 
-    It does nothing for those on isolated pCPUs.
+    Those on isolated pCPUs are so anyway: they may be bound without the others, too.
     """
     seen = {vcpu.id: vcpu.on for vcpu in problem.vcpus}
     freely = [move for move in found.moves if (seen[move.vcpu] or 0) not in bins.isolated]
-    if not freely or found.stop is not Stop.BALANCED:
-        return bool(found.moves) and not freely
     loads = dict(found.loads_after_ppm)
     touched = {cpu for move in freely for cpu in (*move.to_cpus, seen[move.vcpu])}
-    return all(loads[cpu] < SATURATION_PPM for cpu in touched if cpu in bins.of_cpu)
+    full = any(loads[cpu] >= SATURATION_PPM for cpu in touched if cpu in bins.of_cpu)
+    return bool(freely) and found.stop is Stop.BALANCED and not full
 
 
 def _limited(
@@ -171,7 +161,7 @@ def _rounds(problem: Problem, policy: Policy) -> tuple[Sequence[int], list[Step]
             if list(found) == list(now.home) and now.siblings:
                 part(state := Assignment(now, 0))
                 found = state.place
-            if list(found) == list(now.home) or not _is_better_at(problem, found):
+            if list(found) == list(now.home) or not _is_better_at(now, found):
                 return place, steps
             ordered = in_order(problem, found)
             if ordered is None:

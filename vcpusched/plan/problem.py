@@ -5,10 +5,11 @@ both go by position, in rising order of their numbers and ids. Loads are in ppm 
 
 Terms: a floater may use several bins. In the *measured* view floaters count where they were last
     seen, and are what may be moved. In the *poured* view bound vCPUs may be moved, and floaters
-    fill the least loaded bins of their masks as the kernel spreads them.
+    fill the least loaded bins of their masks as the kernel spreads them. Off an isolated pCPU it
+    moves none, so one there counts there and may be moved in both.
 Properties: what must not be is a missing bit in `allowed`: masks, fixed vCPUs, unsettled pCPUs,
-    those on which guests start, sets in which nobody waits, the cores that hold another vCPU of a
-    guest that keeps them apart, and vCPUs alone on the busiest bin, which would make the same load
+    those on which guests start, the cores that hold another vCPU of a guest that keeps them apart,
+    sets in which nobody waits, and vCPUs alone on the busiest bin, which would make the same load
     elsewhere.
 """
 
@@ -283,11 +284,12 @@ class Problem:
         return sorted((self.second(levels, bin_) for bin_ in firsts), reverse=True)
 
     def without_lone(self) -> "Problem":
-        """Return the problem in which items stay that are alone on their bin and well off there.
+        """Return the problem in which items stay that are well off where they are.
 
-        On the busiest bin, since elsewhere they would make the same load; on a weak bin, since they
-        have no use for more. Not where another thread of the core is busy, where the host itself
-        makes the load, or where an item wants more than the bin can give.
+        That is in a set with a pCPU for each, or alone on a bin. On the busiest bin, since
+        elsewhere they would make the same load; on a weak bin, since they have no use for more. Not
+        where another thread of the core is busy, where the host itself makes the load, or where an
+        item wants more than the bin can give.
         """
         levels, thread, siblings = self.levels(), self.thread, self.siblings
         peak = max((levels[bin_] for bin_ in self.judged), default=0)
@@ -303,10 +305,12 @@ class Problem:
             and not (siblings and self.second(levels, bin_) >= self.span)
             and not (thread is not None and self.own[bin_][0][0] > thread[bin_])
         }
-        if not lone:
+        resting = [bin_ for bin_, more in self.surplus.items() if more <= 0]
+        stay = lone | {item: bin_ for bin_ in resting for _, item in self.own[bin_]}
+        if not stay:
             return self
         allowed, own = list(self.allowed), list(self.own)
-        for item, bin_ in lone.items():
+        for item, bin_ in stay.items():
             allowed[item], own[bin_] = 0, []
         found = self.but(allowed=allowed)
         found.__dict__["own"] = own

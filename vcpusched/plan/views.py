@@ -24,14 +24,14 @@ def problem_of(  # noqa: C901, PLR0912, PLR0913, PLR0915  one pass over 10,000 v
 ) -> Problem:
     """Return one view of a host, its vCPUs in the order of their ids.
 
-    In the measured view floaters may be bound that waited for `min_wait` of the period, or that
-    ran on an isolated pCPU, off which the kernel moves none: so those count there, always.
+    In the measured view floaters may be bound that waited for `min_wait` of the period. One that
+    ran on an isolated pCPU counts there and may be bound in either view, since the kernel moves
+    none off it.
     """
     base, known, whole = list(bins.base), bins.of_cpu.get, bins.whole
     closed = {bins.of_cpu[cpu] for cpu in host.unsettled if cpu in bins.of_cpu}
     open_bins = ~sum(1 << bin_ for bin_ in closed)
     surplus = waiting(host, bins)
-    resting = closed | {bin_ for bin_, more in surplus.items() if more <= 0}
     isolated = bins.isolated.bits
     masks: dict[int, int] = {}
     pools: defaultdict[int, int] = defaultdict(int)
@@ -69,11 +69,10 @@ def problem_of(  # noqa: C901, PLR0912, PLR0913, PLR0915  one pass over 10,000 v
         base[place] += load
         may = vcpu.allowed.bits
         if (
-            bound is measured
+            (bound is measured and not stuck)
             or vcpu.fixed
             or not load
-            or place in resting
-            or (bound and may == bits)
+            or place in closed
             or not (bound or stuck or vcpu.wait_ppm >= min_wait)
         ):
             allowed.append(0)
@@ -81,7 +80,7 @@ def problem_of(  # noqa: C901, PLR0912, PLR0913, PLR0915  one pass over 10,000 v
         mask = masks.get(may)
         if mask is None:
             mask = masks[may] = bins.within(vcpu.allowed, whole=True) & open_bins
-        allowed.append(mask)
+        allowed.append(0 if mask == 1 << place else mask)
         if vcpu.memory_node is not None:
             memory[index] = vcpu.memory_node
     merged: defaultdict[int, int] = defaultdict(int)
