@@ -26,6 +26,7 @@ from vcpusched.report import messages, snapshot
 from vcpusched.report.messages import Service
 from vcpusched.service.systemd import StreamLog
 from vcpusched.settings import ConfigError, Settings, load
+from vcpusched.text import as_json
 
 BRIEF = settings(max_examples=200, deadline=None)
 
@@ -249,6 +250,15 @@ def test_no_name_forges_a_line(name: str) -> None:
         assert told.text.isprintable()
 
 
+@BRIEF
+@given(st.text())
+def test_json_for_people(text: str) -> None:
+    """It says the same as was put in, and has no control character but line ends."""
+    told = as_json([text, {text: text}], indent=1)
+    assert json.loads(told) == [text, {text: text}]
+    assert all(letter.isprintable() or letter == "\n" for letter in told)
+
+
 @pytest.mark.parametrize("name", HOSTILE_NAMES[:-1])
 def test_no_name_reaches_a_terminal(name: str) -> None:
     """What `plan` prints has no control character but line ends, and interprets no markup."""
@@ -258,9 +268,9 @@ def test_no_name_reaches_a_terminal(name: str) -> None:
         assert "Traceback" not in done.stderr
         printed = done.stdout + done.stderr
         assert all(letter.isprintable() or letter == "\n" for letter in printed)
-    as_json = vcpusched("plan", "--from", "-", "--json", stdin=text)
-    assert json.loads(as_json.stdout)["moves"]
-    assert all(letter.isprintable() or letter == "\n" for letter in as_json.stdout)
+    answer = vcpusched("plan", "--from", "-", "--json", stdin=text).stdout
+    assert json.loads(answer)["moves"]
+    assert all(letter.isprintable() or letter == "\n" for letter in answer)
     if "markup" in name:
         assert "[bold red]markup[/]" in vcpusched("plan", "--from", "-", stdin=text).stdout
 

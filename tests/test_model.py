@@ -1,5 +1,7 @@
 """Sets of pCPUs, up to sizes and gaps that real machines have, and what vCPUs are pinned to."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,13 @@ cpu_sets = st.frozensets(st.integers(0, 600)).map(CpuSet.of)
 def test_text_round_trip(cpus: CpuSet) -> None:
     """Whatever is written in cpulist syntax is read back as the same set."""
     assert CpuSet.parse(str(cpus)) == cpus
+
+
+@given(cpu_sets)
+def test_text_is_the_shortest(cpus: CpuSet) -> None:
+    """Each part is as long as it can be: a gap follows it."""
+    parts = [tuple(CpuSet.parse(part)) for part in str(cpus).split(",")]
+    assert all(this[-1] + 1 < following[0] for this, following in itertools.pairwise(parts))
 
 
 @given(cpu_sets)

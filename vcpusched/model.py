@@ -6,6 +6,7 @@ order of its input.
 """
 
 import enum
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -93,13 +94,20 @@ class CpuSet:
         return not self.bits & ~other.bits
 
     def __str__(self) -> str:
-        runs: list[list[int]] = []
-        for cpu in self:
-            if runs and cpu == runs[-1][1] + 1:
-                runs[-1][1] = cpu
-            else:
-                runs.append([cpu, cpu])
-        return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+        return _text(self.bits)
+
+
+# A host of thousands of vCPUs has few different sets, and names each of them every cycle.
+@functools.lru_cache(maxsize=1024)
+def _text(bits: int) -> str:
+    runs = []
+    while bits:
+        first = (bits & -bits).bit_length() - 1
+        beyond = bits + (1 << first)  # the run became one bit, just above where it was
+        last = (beyond & -beyond).bit_length() - 2
+        runs.append(f"{first}" if first == last else f"{first}-{last}")
+        bits = beyond & (beyond - 1)
+    return ",".join(runs)
 
 
 def _span(text: str) -> int:

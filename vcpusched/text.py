@@ -32,11 +32,11 @@ def shown(value: object, length_max: int = 100) -> str:
 def as_json(value: Any, indent: int | None = None) -> str:  # noqa: ANN401  whatever JSON takes
     """Give JSON that people can read and terminals cannot obey: control characters as escapes."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    # Outside of strings JSON has none but line ends.
-    return "".join(
-        letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1]
-        for letter in text
-    )
+    # Outside of strings JSON has none but line ends. Few letters are different, however long it is.
+    for letter in {*text} - {"\n"}:
+        if not letter.isprintable():
+            text = text.replace(letter, json.dumps(letter)[1:-1])
+    return text
 
 
 def vcpu_text(vcpu: int, domain: str) -> str:

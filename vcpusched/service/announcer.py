@@ -174,14 +174,12 @@ class Announcer:
         """Bring the status line, the state file and the metrics file up to date."""
         hour, day = self._recent.counts(time.time())
         self.service = replace(self.service, pins_last_hour=hour, pins_last_day=day)
-        status = messages.status_line(self.service)
-        if status != self._status:
-            systemd.notify(f"STATUS={status}")
-            self._status = status
+        state = messages.state_as_json(self.service, time.time())
+        if state["status"] != self._status:
+            self._status = state["status"]
+            systemd.notify(f"STATUS={self._status}")
         try:
-            run_directory.write_state(
-                self._directory, messages.state_as_json(self.service, time.time())
-            )
+            run_directory.write_state(self._directory, state)
         except OSError as error:
             text = f"Could not write the state file, so `status` is out of date: {error}"
             self.once("state file", Entry(Priority.WARNING, text))
