@@ -4,6 +4,7 @@ import ast
 import graphlib
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import vcpusched
@@ -123,6 +124,20 @@ def test_each_library_has_one_door() -> None:
     """Libraries are imported only where the design says."""
     for library, modules in DOORS.items():
         assert {name for name, (_, others) in MODULES.items() if library in others} == modules
+
+
+def test_the_service_keeps_no_library_in_memory_for_others() -> None:
+    """What draws or writes metrics is not loaded with what `run` imports."""
+    loaded = (
+        "import sys, vcpusched.cli.main, vcpusched.settings, vcpusched.host.libvirt_host,"
+        " vcpusched.service.daemon; print(*sys.modules)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", loaded], cwd=TOP, capture_output=True, text=True, check=True
+    )
+    modules = set(told.stdout.split())
+    assert {"libvirt", "pydantic", "vcpusched.service.daemon"} <= modules
+    assert not modules & {"rich", "prometheus_client"}
 
 
 def test_planning_needs_no_libvirt_and_no_systemd() -> None:

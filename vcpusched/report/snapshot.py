@@ -45,7 +45,7 @@ class SnapshotError(ValueError):
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, defer_build=True)
 
 
 _Model = TypeVar("_Model", bound=_Entry)
