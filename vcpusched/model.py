@@ -68,11 +68,7 @@ class CpuSet:
             return cls()
 
     def __iter__(self) -> Iterator[int]:
-        bits = self.bits
-        while bits:
-            lowest = bits & -bits
-            yield lowest.bit_length() - 1
-            bits ^= lowest
+        return iter(_members(self.bits))
 
     def __len__(self) -> int:
         return self.bits.bit_count()
@@ -97,7 +93,17 @@ class CpuSet:
         return _text(self.bits)
 
 
-# A host of thousands of vCPUs has few different sets, and names each of them every cycle.
+# A host of thousands of vCPUs has few different sets, and goes through each of them every cycle.
+@functools.lru_cache(maxsize=1024)
+def _members(bits: int) -> tuple[int, ...]:
+    found = []
+    while bits:
+        lowest = bits & -bits
+        found.append(lowest.bit_length() - 1)
+        bits ^= lowest
+    return tuple(found)
+
+
 @functools.lru_cache(maxsize=1024)
 def _text(bits: int) -> str:
     runs = []
