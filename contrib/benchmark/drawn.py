@@ -26,6 +26,13 @@ ROOMS: Final = {
     "simulator": ("simulate.simulator", "simulator"),
     "workload": ("simulate.workload", "workload"),
     "settings": ("settings", "config"),
+    "messages": ("report.messages", "messages"),
+    "announcer": ("service.reporter", "service.announcer"),
+    "run_directory": ("service.run_directory",),
+    "systemd": ("service.systemd",),
+    "daemon": ("service.daemon",),
+    "threads": ("host.threads",),
+    "cgroups": ("host.cgroups",),
 }
 """Where each module is, by what it is for: the newest name first."""
 

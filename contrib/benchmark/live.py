@@ -4,9 +4,11 @@ Rule: arguments, signals, files and order live here.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+import cycle_cost
 import live_accuracy
 import live_cost
 import results
@@ -26,11 +29,12 @@ from live_machine import in_machine
 from live_scenarios import Scenario, scenarios
 from live_service import LiveError
 from live_system import SystemHost
-from live_tables import guests_table, live_tables
+from live_tables import cycles_table, guests_table, live_tables
 from live_verdict import Answer, Measure, Verdict, judge
 from machine import MachineError
 from progress import follow, say
 from tables import Table, show
+from unchanged import checked_out
 
 from vcpusched.model import CpuSet
 
@@ -44,6 +48,15 @@ NAMES: Final = ("bad", "floating", "once", "half", "pool")
 
 READINGS: Final = ("accuracy", "cost")
 """What is measured of the daemon itself, on emulated guests."""
+
+_FAILURES: Final = (
+    LabError,
+    LinuxGuestError,
+    LiveError,
+    ValueError,
+    subprocess.CalledProcessError,
+)
+"""What ends a measurement that was begun."""
 
 _SERVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -71,14 +84,16 @@ def main(arguments: Sequence[str]) -> int:
     try:
         for name in READINGS:
             if name in chosen.names:
-                readings, table = _readings(name, timing)
-                show([table])
-                results.write(chosen.out, name, readings, [table], quick=chosen.quick)
+                readings, tables = (
+                    _costs(timing, chosen.against) if name == "cost" else _accuracy(timing)
+                )
+                show(tables)
+                results.write(chosen.out, name, readings, tables, quick=chosen.quick)
         for name, scenario in taken.items():
             blocks[name] = _measure(scenario, timing, online, system=chosen.system)
             verdicts[name] = judge(scenario, blocks[name], Measure(chosen.by))
             show([guests_table(scenario, verdicts[name])])
-    except (LabError, LinuxGuestError, LiveError, ValueError) as error:
+    except _FAILURES as error:
         say(f"live: {error}")
         return 1
     if taken:
@@ -96,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="run live",
         description="Measures real guests that count their own work, in interleaved blocks without"
         " and with the daemon; or what the daemon reports (accuracy) and what it costs (cost)."
-        " The scenarios take about half an hour, --quick 7 minutes; accuracy as long, cost 4.",
+        " The scenarios take about half an hour, --quick 7 minutes; accuracy as long, cost an"
+        " hour, --quick 20 minutes.",
     )
     parser.add_argument(
         "names",
@@ -124,6 +140,9 @@ def _parser() -> argparse.ArgumentParser:
         default=Measure.WORK,
         help="judge guests by the work that they count, or by the time that the kernel gives them:"
         " for emulated pCPUs, which share real ones (default: work; with --machine time)",
+    )
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="measure what the daemon of a commit costs, too"
     )
     parser.add_argument("--pairs", type=_count, help=f"pairs of blocks (default: {FULL.pairs})")
     parser.add_argument(
@@ -172,6 +191,8 @@ def _timing(chosen: argparse.Namespace) -> Timing:
 
 def _taken(chosen: argparse.Namespace, online: CpuSet) -> dict[str, Scenario]:
     """Give the scenarios that were asked for, on the pCPUs that were asked for."""
+    if chosen.against and "cost" not in chosen.names:
+        raise ValueError("--against is for cost")
     count = chosen.cpus or len(online)
     if count > len(online):
         raise ValueError(f"there are {len(online)} pCPUs, not {count}")
@@ -233,15 +254,32 @@ def _measure(scenario: Scenario, timing: Timing, online: CpuSet, *, system: bool
         return list(follow(measure(host, scenario, timing), 2 * timing.pairs, scenario.title))
 
 
-def _readings(name: str, timing: Timing) -> tuple[Sequence[object], Table]:
-    """Measure what the daemon reports or costs; gives all readings as JSON values, and a table."""
+def _accuracy(timing: Timing) -> tuple[object, Sequence[Table]]:
+    """Measure what the daemon reports; gives all readings as JSON values, and a table."""
+    total = live_accuracy.GUESTS * timing.pairs
     with Lab() as lab:
-        if name == "cost":
-            costs = list(follow(live_cost.measure(lab, timing), timing.pairs, live_cost.TITLE))
-            return [dataclasses.asdict(one) for one in costs], live_cost.table(costs, timing)
-        total = live_accuracy.GUESTS * timing.pairs
         found = list(follow(live_accuracy.measure(lab, timing), total, live_accuracy.TITLE))
-        return [dataclasses.asdict(one) for one in found], live_accuracy.table(found, timing)
+    return [dataclasses.asdict(one) for one in found], [live_accuracy.table(found, timing)]
+
+
+def _costs(timing: Timing, against: str | None) -> tuple[object, Sequence[Table]]:
+    """Measure what the daemon costs, on real guests and in memory, as `_accuracy` does."""
+    costs: list[live_cost.Cost] = []
+    with contextlib.ExitStack() as stack:
+        tree = stack.enter_context(checked_out(against)) if against else None
+        sides = stack.enter_context(live_cost.sides(tree, against or ""))
+        for size in live_cost.SIZES:
+            total, title = len(sides) * timing.pairs, "{} idle guests of {} vCPUs".format(*size)
+            with Lab() as lab:
+                costs += follow(live_cost.measure(lab, size, sides, timing), total, title)
+        trees = {**({against: tree} if against and tree else {}), "now": TOP}
+        total = len(cycle_cost.SHAPES) * len(trees)
+        cycles = list(follow(cycle_cost.run(trees), total, "Cycles in memory"))
+    figures = {
+        "live": [dataclasses.asdict(cost) for cost in costs],
+        "memory": [dataclasses.asdict(cost) for cost in cycles],
+    }
+    return figures, [live_cost.table(costs, timing), cycles_table(cycles)]
 
 
 def _figures(

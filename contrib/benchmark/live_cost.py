@@ -1,74 +1,191 @@
-"""What the daemon costs: CPU time of it and of libvirtd per cycle, memory, the time to its start.
+"""What the daemon costs beside a small C program that asks libvirt: CPU time per cycle, and memory.
 
-Rule: readings of /proc and their means; guests that all but idle, since what they do costs nobody.
+Rule: readings of the kernel and their means; guests that halt, since what they do costs nobody.
+
+Approach: nobody, the C program (`libvirt_reader.c`), the daemon of a commit and the daemon of this
+    tree run one after the other on the same guests, round after round, every second round from the
+    last to the first, so that what else the machine does hits all alike.
 """
 
+import contextlib
+import shlex
 import socket
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from intervals import CONFIDENCE, mean_of
+from intervals import CONFIDENCE, mean_of, ratio_of_pairs
 from lab import Lab
 from lab_processes import cpu_s
 from live_blocks import Timing
 from live_scenarios import SETTINGS
-from live_service import PATIENCE_S, LiveError, running
+from live_service import PATIENCE_S, POLL_S, LiveError, running
 from tables import Table
 
-GUESTS: Final = 10
-SHARES: Final = (0.02, 0.02)
+SIZES: Final = ((10, 2), (40, 2), (100, 4))
+"""How many guests, of how many vCPUs each."""
+
 PERIOD_S: Final = 0.5
-TITLE: Final = f"{GUESTS} idle guests of {len(SHARES)} vCPUs"
+NOBODY: Final = "nobody"
+READER: Final = "C program"
+SOURCE: Final = Path(__file__).with_name("libvirt_reader.c")
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one run of the daemon cost.
+    """What one run of one side cost, per cycle, of which there were `cycles`.
 
-    CPU time is per cycle, of which there were `cycles`; `ready_s` is from its start until it told
-    systemd that it is ready.
+    Memory, and the time until it told systemd that it is ready, are only known of the daemon.
     """
 
+    side: str
+    guests: int
+    vcpus: int
     cycles: int
-    daemon_ms: float
+    own_ms: float
     libvirtd_ms: float
-    memory_mib: float
-    ready_s: float
+    memory_mib: float | None = None
+    ready_s: float | None = None
 
 
-def measure(lab: Lab, timing: Timing) -> Iterator[Cost]:
-    """Measure one run of the daemon after the other on an open lab, a cost for each pair."""
-    for index in range(GUESTS):
-        lab.add_guest(f"idle{index}", SHARES)
-    for _ in range(timing.pairs):
-        yield _cost(lab, timing)
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """A side that runs; `pid` is None for nobody."""
+
+    pid: int | None
+    cycle: Callable[[], int]
+    ready_s: float | None = None
+
+
+Side = Callable[[Lab], AbstractContextManager[_Process]]
+
+
+@contextlib.contextmanager
+def sides(tree: Path | None, commit: str) -> Iterator[Mapping[str, Side]]:
+    """Return all sides by name, in their order; `tree` holds the package of the commit, if any."""
+    with tempfile.TemporaryDirectory(prefix="vcpusched-live-") as directory:
+        program = Path(directory, "libvirt_reader")
+        _build(program)
+        found: dict[str, Side] = {NOBODY: _nobody, READER: lambda lab: _reader(lab, program)}
+        if tree is not None:
+            found[commit] = lambda lab: _daemon(lab, tree)
+        found["now"] = lambda lab: _daemon(lab, None)
+        yield found
+
+
+def measure(
+    lab: Lab, size: tuple[int, int], asked: Mapping[str, Side], timing: Timing
+) -> Iterator[Cost]:
+    """Measure each side once for each pair, on an open lab without guests."""
+    guests, vcpus = size
+    for index in range(guests):
+        lab.add_guest(f"idle{index}", [0.0] * vcpus)
+    for pair in range(timing.pairs):
+        for name in asked if pair % 2 == 0 else reversed(list(asked)):
+            with asked[name](lab) as process:
+                yield _cost(lab, process, timing, name, size)
 
 
 def table(costs: Sequence[Cost], timing: Timing) -> Table:
-    """Give the means of all runs."""
-    columns: tuple[tuple[str, Callable[[Cost], float]], ...] = (
-        ("CPU time of vcpusched per cycle, ms", lambda cost: cost.daemon_ms),
-        ("CPU time of libvirtd per cycle, ms", lambda cost: cost.libvirtd_ms),
-        ("resident memory of vcpusched, MiB", lambda cost: cost.memory_mib),
-        ("start to ready, s", lambda cost: cost.ready_s),
-    )
+    """Return the means of all runs."""
+    by_side: dict[tuple[int, int, str], list[Cost]] = {}
+    for cost in sorted(costs, key=lambda cost: (cost.guests, cost.vcpus)):
+        by_side.setdefault((cost.guests, cost.vcpus, cost.side), []).append(cost)
     rows = []
-    for name, value in columns:
-        mean = mean_of([value(cost) for cost in costs])
-        rows.append((name, f"{mean.value:.2f}", f"{mean.low:.2f}", f"{mean.high:.2f}"))
+    for (guests, vcpus, side), its in by_side.items():
+        together = mean_of(_together(its))
+        ratio = "-"  # nobody may have taken nothing
+        if side != NOBODY:
+            beside = ratio_of_pairs(_together(by_side[guests, vcpus, READER]), _together(its))
+            ratio = f"{beside.ratio:.2f} ({beside.low:.2f}-{beside.high:.2f})"
+        rows.append(
+            (
+                f"{guests} x {vcpus}",
+                side,
+                _mean([cost.own_ms for cost in its]),
+                _mean([cost.libvirtd_ms for cost in its]),
+                f"{together.value:.2f} ({together.low:.2f}-{together.high:.2f})",
+                ratio,
+                _mean([cost.memory_mib for cost in its]),
+                _mean([cost.ready_s for cost in its]),
+            )
+        )
     note = (
-        f"{len(costs)} runs of {timing.measure_s:g} s, after {timing.rest_s:g} s each to come to"
-        f" rest, of a cycle every {PERIOD_S:g} s: means with the limits of their {CONFIDENCE:.0%}"
-        " confidence interval. The kernel tells CPU time in steps of 10 ms."
+        f"CPU time in ms a cycle of {PERIOD_S:g} s, guests times vCPUs that halt. Each side"
+        f" {timing.pairs} times for {timing.measure_s:g} s, after {timing.rest_s:g} s to come to"
+        f" rest: means, and ratios, with the limits of their {CONFIDENCE:.0%} confidence interval."
+        " The C program asks for the list of guests, and of each for info, vCPUs and CPU"
+        " statistics; the last is refused to it here, where there are no cgroups. Memory is"
+        " resident, in MiB; ready in seconds from the start."
     )
-    return Table(f"What {TITLE} cost", ("cost", "mean", "from", "to"), tuple(rows), (note,))
+    columns = ("guests", "who asks", "own", "libvirtd", "together", f"of the {READER}")
+    title = "What it costs to watch idle guests"
+    return Table(title, (*columns, "memory", "ready"), tuple(rows), (note,))
 
 
-def _cost(lab: Lab, timing: Timing) -> Cost:
+def _together(costs: Sequence[Cost]) -> list[float]:
+    return [cost.own_ms + cost.libvirtd_ms for cost in costs]
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{mean_of(known).value:.2f}" if known else "-"
+
+
+def _cost(lab: Lab, process: _Process, timing: Timing, side: str, size: tuple[int, int]) -> Cost:
+    time.sleep(timing.rest_s)
+    first, ours_s, theirs_s = _read(lab, process)
+    time.sleep(timing.measure_s)
+    last, ours_end_s, theirs_end_s = _read(lab, process)
+    cycles = last - first
+    return Cost(
+        side,
+        *size,
+        cycles=cycles,
+        own_ms=(ours_end_s - ours_s) * 1000 / cycles,
+        libvirtd_ms=(theirs_end_s - theirs_s) * 1000 / cycles,
+        memory_mib=None if process.ready_s is None else _memory_mib(process.pid),
+        ready_s=process.ready_s,
+    )
+
+
+def _read(lab: Lab, process: _Process) -> tuple[int, float, float]:
+    """Return the number of the cycle that ends next, and the CPU time of it and of libvirtd."""
+    before, deadline_s = process.cycle(), time.monotonic() + PATIENCE_S
+    while (cycle := process.cycle()) == before:
+        if time.monotonic() > deadline_s:
+            raise LiveError(f"there was no cycle after {before} in {PATIENCE_S:g} s")
+        time.sleep(POLL_S)
+    return cycle, cpu_s(process.pid) if process.pid else 0.0, lab.daemon_cpu_s()
+
+
+@contextlib.contextmanager
+def _nobody(_lab: Lab) -> Iterator[_Process]:
+    yield _Process(None, lambda: int(time.monotonic() / PERIOD_S))
+
+
+@contextlib.contextmanager
+def _reader(lab: Lab, program: Path) -> Iterator[_Process]:
+    dots = program.with_name("dots")
+    with dots.open("wb") as out:
+        asked = [str(program), lab.uri, str(round(PERIOD_S * 1000))]
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "TERM", "--", *asked], stdout=out, stdin=subprocess.DEVNULL
+        )
+    try:
+        yield _Process(process.pid, lambda: dots.stat().st_size)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _daemon(lab: Lab, tree: Path | None) -> Iterator[_Process]:
     settings = {**SETTINGS, "period": str(PERIOD_S), "floating": '"kernel"'}
     with (
         tempfile.TemporaryDirectory(prefix="vcpusched-live-") as directory,
@@ -77,7 +194,7 @@ def _cost(lab: Lab, timing: Timing) -> Cost:
         notify.bind(path := f"{directory}/notify")
         notify.settimeout(PATIENCE_S)
         began_s = time.monotonic()
-        with running(lab.uri, settings, path) as service:
+        with running(lab.uri, settings, path, tree) as service:
             try:
                 while b"READY=1" not in notify.recv(65536):
                     pass
@@ -86,17 +203,24 @@ def _cost(lab: Lab, timing: Timing) -> Cost:
             ready_s = time.monotonic() - began_s
             notify.close()  # or it would wait for somebody who reads its status lines
             service.wait_past(0)
-            time.sleep(timing.rest_s)
-            first = service.wait_past(service.cycle())["cycle"]
-            ours_s, theirs_s = cpu_s(service.pid), lab.daemon_cpu_s()
-            time.sleep(timing.measure_s)
-            cycles = service.wait_past(service.cycle())["cycle"] - first
-            ours_s, theirs_s = cpu_s(service.pid) - ours_s, lab.daemon_cpu_s() - theirs_s
-            memory_mib = _memory_mib(service.pid)
-    return Cost(cycles, ours_s * 1000 / cycles, theirs_s * 1000 / cycles, memory_mib, ready_s)
+            yield _Process(service.pid, service.cycle, ready_s)
 
 
-def _memory_mib(pid: int) -> float:
+def _build(program: Path) -> None:
+    """Compile the C program. Raises LiveError."""
+    asked = ["pkg-config", "--cflags", "--libs", "libvirt"]
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True, check=True)
+        compiler = ["cc", "-O2", "-o", str(program), str(SOURCE), *shlex.split(found.stdout)]
+        subprocess.run(compiler, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise LiveError(f"cost compiles a program, and there is no {error.filename}") from error
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip()
+        raise LiveError(f"{SOURCE.name} could not be compiled: {said}") from error
+
+
+def _memory_mib(pid: int | None) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024

@@ -89,11 +89,14 @@ class Service:
 
 
 @contextlib.contextmanager
-def running(uri: str, settings: Mapping[str, str], notify: str | None = None) -> Iterator[Service]:
+def running(
+    uri: str, settings: Mapping[str, str], notify: str | None = None, tree: Path | None = None
+) -> Iterator[Service]:
     """Run the daemon with these settings (TOML values by key) and no others, then end it.
 
     Neither the machine's configuration nor our environment is heard. `notify` is the socket where
-    it tells that it is ready, as it would tell systemd. Raises LiveError when the daemon does not
+    it tells that it is ready, as it would tell systemd; `tree` holds the package of another commit
+    to run. Raises LiveError when the daemon does not
     end, or not well.
     """
     with tempfile.TemporaryDirectory(prefix="vcpusched-live-") as name:
@@ -111,6 +114,7 @@ def running(uri: str, settings: Mapping[str, str], notify: str | None = None) ->
                     "VCPUSCHED_URI": uri,
                     "LIBVIRT_AUTOSTART": "0",
                     **({"NOTIFY_SOCKET": notify} if notify else {}),
+                    **({"PYTHONPATH": str(tree)} if tree else {}),
                 },
                 cwd="/",  # or Python would prefer a package of that name in the present folder
                 stdin=subprocess.DEVNULL,

@@ -1,10 +1,11 @@
 """The tables of the live part.
 
-Rule: every figure comes from a `Verdict`; what a column means is said in the notes.
+Rule: every figure comes from a `Verdict` or a `CycleCost`; notes say what a column means.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import cycle_cost
 from intervals import CONFIDENCE, Interval
 from live_blocks import Timing
 from live_scenarios import Scenario
@@ -18,6 +19,32 @@ def live_tables(
     """Give one table for each scenario that was judged, and one for all."""
     details = [guests_table(chosen[name], verdict) for name, verdict in verdicts.items()]
     return [*details, _summary(chosen, verdicts, timing)]
+
+
+def cycles_table(costs: Sequence[cycle_cost.CycleCost]) -> Table:
+    """Return what cycles in memory cost, a row for each shape and side."""
+    rows = []
+    for cost in costs:
+        shape, whole_ms = cost.shape, cost.cycle_ms + cost.state_ms
+        times_ms = (cost.threads_ms, cost.cycle_ms, cost.state_ms, whole_ms)
+        rows.append(
+            (
+                f"{shape.guests:,} x {shape.vcpus} on {shape.cpus}",
+                "floating" if shape.floating else "bound",
+                cost.side,
+                *(f"{ms:.1f}" for ms in (*times_ms, whole_ms + cost.threads_ms)),
+                f"{cost.memory_mib:.0f}",
+            )
+        )
+    note = (
+        f"CPU time in ms, medians of the last {cycle_cost.SETTLED} of {cycle_cost.CYCLES} cycles,"
+        " when there is nothing left to do. Threads: reading what the kernel says of them, from"
+        " files in memory. Cycle: what the simulator says, compared with the ledger, observed and"
+        " planned. State file: made and written, in memory. Memory"
+        " is resident, in MiB, without what the simulator takes and without libvirt's library."
+    )
+    columns = ("guests", "vCPUs", "side", "threads", "cycle", "state file", "both", "all", "memory")
+    return Table("What a cycle without a plan costs, in memory", columns, tuple(rows), (note,))
 
 
 def guests_table(scenario: Scenario, verdict: Verdict) -> Table:

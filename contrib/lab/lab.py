@@ -208,10 +208,7 @@ class Lab:
         self._daemon.signal(signal.SIGCONT)
 
     def daemon_cpu_s(self) -> float:
-        """Return the CPU time, user and system, that the daemon has used since it started.
-
-        The kernel counts it in hundredths of a second.
-        """
+        """Return the CPU time, user and system, that the daemon has used since it started."""
         return lab_processes.cpu_s(self.daemon_pid)
 
     def add_guest(  # noqa: PLR0913 - all of them say what guest it is

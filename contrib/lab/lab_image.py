@@ -19,6 +19,7 @@ SOURCE = Path(__file__).with_name("duty.S")
 MARKER = b"duty"
 PERIOD_S = 0.02
 FULL_SHARE = 1000
+HALTS = b"\xfa\xf4\xeb\xfd".ljust(510, b"\0") + b"\x55\xaa"  # cli; hlt; and again, if woken
 # Administrators' tools live where an ordinary user's PATH does not look.
 MORE_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/libexec", "/usr/lib/libvirt")
 
@@ -44,7 +45,7 @@ def boot_image(
     """Return the boot sectors of a guest whose vCPU N demands `shares[N]` (0 to 1) of a CPU.
 
     From `step_after_s` seconds after its boot on (in steps of 0.02 s), vCPU N demands `later[N]`
-    instead. Neither or both are given.
+    instead. Neither or both are given. A guest that never demands anything halts for good.
     """
     template = bytearray(_template())
     table = template.index(MARKER) + len(MARKER)
@@ -61,6 +62,8 @@ def boot_image(
     periods = step_after_s / PERIOD_S
     if not (math.isfinite(periods) and 0 <= periods < 2**32):
         raise LabError(f"A load cannot step after {step_after_s} s.")
+    if not any((*shares, *after)):
+        return HALTS
     # 0 means never, so that the shortest time is one period.
     _STEP.pack_into(template, table, max(1, round(periods)) if later is not None else 0)
     for number, pair in enumerate(zip(shares, after, strict=True)):

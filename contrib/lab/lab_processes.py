@@ -35,10 +35,9 @@ def processes() -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU time, user and system, of a process so far, in steps of 10 ms."""
-    stat = (PROC / str(pid) / "stat").read_text()
-    user, system = stat.rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """Return the CPU time of a process so far, of all its threads, past ones too."""
+    # What clock_getcpuclockid(3) returns: the scheduler's own account, to the nanosecond.
+    return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
 
 
 def lab_processes(directory: Path) -> list[int]:
