@@ -342,7 +342,9 @@ class Sample:
     """The whole host as read in one cycle.
 
     `unread` holds the domains that run but could not be read; `busy` is None where nobody tells.
-    `isolated` are the pCPUs that the kernel keeps free of what is not pinned there.
+    `isolated` are the pCPUs that the kernel keeps free of what is not pinned there. `by_libvirt`
+    names the domains whose vCPU threads the kernel did not tell of, so that libvirt was asked, by
+    the reason.
     """
 
     topology: Topology
@@ -350,6 +352,7 @@ class Sample:
     unread: Mapping[DomainUuid, "Unread"] = field(default_factory=dict)
     busy: Busy | None = None
     isolated: CpuSet = NO_CPUS
+    by_libvirt: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,7 @@ import pytest
 
 from vcpusched.host.cgroups import Quota, Quotas
 from vcpusched.host.cpus import busy, capacities, isolated, tickless
-from vcpusched.host.threads import Threads
-from vcpusched.model import PPM, CpuSet, DomainUuid
-
-UUID = DomainUuid("6f2b0c1e-0000-4000-8000-000000000001")
-KEY = (UUID, 7)
+from vcpusched.model import PPM, CpuSet
 
 
 def write(root: Path, **files: str) -> None:
@@ -21,53 +17,6 @@ def write(root: Path, **files: str) -> None:
         path = root / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-
-
-def guest(root: Path, pid: int, uuid: str, threads: dict[int, str]) -> None:
-    """Lay out a QEMU process with threads by number, named so, each having waited 1000 ns."""
-    process = root / "proc" / str(pid)
-    process.mkdir(parents=True)
-    (process / "cmdline").write_text(f"qemu\0-name\0guest=web\0-uuid\0{uuid}\0-m\0size=1\0")
-    for thread, name in threads.items():
-        task = process / "task" / str(thread)
-        task.mkdir(parents=True)
-        (task / "comm").write_text(name + "\n")
-        (task / "schedstat").write_text("500 1000 3\n")
-        (task / "cgroup").write_text("0::/\n")
-
-
-def test_the_vcpus_of_a_guest_are_found_by_its_uuid_and_their_names(tmp_path: Path) -> None:
-    """Other processes and threads are none of them."""
-    guest(tmp_path, 11, "another", {11: "CPU 0/KVM"})
-    guest(
-        tmp_path, 20, UUID, {20: "qemu", 21: "CPU 0/KVM", 22: "CPU 10/TCG", 23: "IO mon_iothread"}
-    )
-    threads = Threads(tmp_path)
-    threads.find({KEY: [0, 10]})
-    found = threads.waited(KEY, [0, 10, 3], Quotas(tmp_path))
-    assert {vcpu: waited.wait_ns for vcpu, waited in found.items()} == {0: 1000, 10: 1000}
-    assert found[0].at_ns <= time.monotonic_ns()
-    threads.forget_all_but([])
-    assert threads.waited(KEY, [0], Quotas(tmp_path)) == {}
-
-
-def test_a_thread_that_ended_is_unknown(tmp_path: Path) -> None:
-    """And the others are not."""
-    guest(tmp_path, 20, UUID, {21: "CPU 0/KVM", 22: "CPU 1/KVM"})
-    threads = Threads(tmp_path)
-    threads.find({KEY: [0, 1]})
-    (tmp_path / "proc/20/task/21/schedstat").unlink()
-    assert set(threads.waited(KEY, [0, 1], Quotas(tmp_path))) == {1}
-
-
-def test_libvirts_own_number_of_a_vcpu_is_that_of_its_cgroup(tmp_path: Path) -> None:
-    """The name of the thread is QEMU's, which may count otherwise after hotplug."""
-    guest(tmp_path, 20, UUID, {21: "CPU 1/KVM"})
-    write(tmp_path, proc__20__task__21__cgroup="0::/machine/guest/libvirt/vcpu3\n")
-    (tmp_path / "sys/fs/cgroup/machine/guest/libvirt/vcpu3").mkdir(parents=True)
-    threads = Threads(tmp_path)
-    threads.find({KEY: [3]})
-    assert set(threads.waited(KEY, [1, 3], Quotas(tmp_path))) == {3}
 
 
 def test_a_quota_of_a_vcpus_own_cgroup_is_told(tmp_path: Path) -> None:
@@ -110,11 +59,6 @@ def test_of_a_quota_further_up_nothing_can_be_told(tmp_path: Path) -> None:
         },
     )
     assert Quotas(tmp_path).of_thread("0::/m/vcpu0\n") is None
-    guest(tmp_path, 20, UUID, {21: "CPU 0/KVM"})
-    write(tmp_path, proc__20__task__21__cgroup="0::/m/vcpu0\n")
-    threads = Threads(tmp_path)
-    threads.find({KEY: [0]})
-    assert threads.waited(KEY, [0], Quotas(tmp_path)) == {}
 
 
 def test_without_a_quota_there_is_none(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from builders import MemoryHost
 
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.feedback import ASIDE_CYCLES
+from vcpusched.host.connection import on_connecting, translate
 from vcpusched.host.hypervisor import (
     ERRORS,
     ConnectionLostError,
@@ -15,7 +16,6 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
     VanishedError,
 )
-from vcpusched.host.libvirt_host import on_connecting, translate
 
 EVERY = pytest.mark.parametrize("code", ERRORS)
 

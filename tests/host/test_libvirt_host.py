@@ -5,7 +5,8 @@ The answers are in the shape of libvirt-python 9 to 12: tuples of numbers and of
 
 import libvirt
 
-from vcpusched.host.libvirt_host import FirstSeen, LibvirtHost, parse_vcpus
+from vcpusched.host.definitions import FirstSeen
+from vcpusched.host.libvirt_host import LibvirtHost, parse_vcpus
 from vcpusched.host.libvirt_xml import to_map
 from vcpusched.model import CpuSet, Definition, DomainUuid
 

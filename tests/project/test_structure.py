@@ -30,7 +30,7 @@ MAY_IMPORT = {
 """For each room or module at the top: the rooms, or single modules of them, that it may import."""
 
 DOORS = {
-    "libvirt": {"host.libvirt_host"},
+    "libvirt": {"host.connection", "host.libvirt_host"},
     "systemd": {"service.systemd"},
     "rich": {"cli.top", "report.display", "report.draw"},
     "prometheus_client": {"report.metrics"},
@@ -52,7 +52,6 @@ LONGER = {
     "act.ledger",
     "cli.main",
     "cli.top",
-    "host.libvirt_host",
     "model",
     "observe.observe",
     "report.messages",

@@ -97,6 +97,20 @@ def test_a_level_that_the_host_does_not_tell() -> None:
     assert dataclasses.replace(said, cycle=Cycle(1, 4)).untold == ""
 
 
+def test_guests_that_libvirt_is_asked_about_are_told_once(tmp_path: Path) -> None:
+    """Once for each reason, whichever guests these are; of many not all are named."""
+    log = io.StringIO()
+    announcer = Announcer(StreamLog(log), tmp_path, SERVICE, Settings.model_validate({}))
+    names = tuple(f"g{index}" for index in range(7))
+    announcer.cycled(Cycle(1, 7, by_libvirt={"they are hidden": names}))
+    announcer.cycled(Cycle(2, 3, by_libvirt={"they are hidden": names[:2], "else": ("a\nb",)}))
+    told = [line for line in log.getvalue().splitlines() if "through libvirt" in line]
+    assert [line.partition("vCPUs of ")[2].partition(": ")[0] for line in told] == [
+        "g0, g1, g2, g3, g4 and 2 more through libvirt, because they are hidden",
+        "a?b through libvirt, because else",
+    ]
+
+
 def test_that_is_told_once(tmp_path: Path) -> None:
     """In the journal, when libvirt had time to tell more, and again when settings changed."""
     written = io.StringIO()

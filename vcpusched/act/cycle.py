@@ -96,7 +96,8 @@ class Cycle:
     given their original affinity back since they waited without need; then no plan is carried out.
     `proofs` tell what came of earlier plans. `at_ns` is the monotonic clock at the sample, and
     `waits` for which share of the time since the last one vCPUs were kept waiting, in ppm.
-    `left_alone` are the pCPUs that are online and not managed, by the reason.
+    `left_alone` are the pCPUs that are online and not managed, by the reason. `by_libvirt` names
+    the domains that libvirt was asked about instead of the kernel, by the reason.
     """
 
     number: int
@@ -117,6 +118,7 @@ class Cycle:
     at_ns: int = 0
     waits: Mapping[VcpuId, int] = field(default_factory=dict)
     left_alone: Mapping[str, CpuSet] = field(default_factory=dict)
+    by_libvirt: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def decided(self) -> bool:
@@ -174,6 +176,7 @@ class Scheduler:
             confirm=rules.confirm,
             dry_run=rules.dry_run,
             unread=tuple(sample.unread[uuid] for uuid in sorted(sample.unread)),
+            by_libvirt=sample.by_libvirt,
             unclear=tuple(
                 Unclear(domain.uuid, domain.name, why)
                 for domain in sample.domains

@@ -177,7 +177,8 @@ def _settings(options: argparse.Namespace) -> "Effective":
 
 def _run(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched.host.libvirt_host import FirstSeen, LibvirtHost
+    from vcpusched.host.definitions import FirstSeen
+    from vcpusched.host.libvirt_host import LibvirtHost
     from vcpusched.service import daemon, run_directory, systemd
     from vcpusched.settings import load
 

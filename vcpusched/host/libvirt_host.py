@@ -1,26 +1,26 @@
 """The `Hypervisor` over libvirt: all XML, pCPU maps and error codes stop here.
 
-Rule: the only import of `libvirt`; nothing that libvirt made leaves this module.
+Rule: with `connection` the only import of `libvirt`; nothing that libvirt made leaves this module.
 Every call may block, so all of it belongs into a worker thread.
 
-What a cycle costs, for D running domains: 2 + 3 D calls to libvirtd. One for the pCPUs that are
-online, one for the list of domains, and three in `virDomain.vcpus()` (the binding asks for the
-pCPU map and the domain's size before it reads the vCPUs). None of them begins a job on a domain or
-talks to its QEMU, so none waits for a migration and none disturbs a guest; the bulk statistics call
-would be cheaper but interrupts every vCPU with QEMU 7.1 to 8.0, and tells neither the real
-affinity nor the pCPU last used. How long vCPUs waited it takes from /proc, as this does by itself
-(`threads`): that costs libvirtd nothing. A definition costs 3 more calls when a domain is first
-seen and every 60 s; a plan costs 3 for each domain it touches, and 5 for each pin (find the domain,
-ask twice whether it is busy, and two in `pinVcpuFlags`). The mark in a domain's metadata, before
-its first pin, costs 4. The topology costs one, on a connection of its own, whenever other pCPUs are
-online than before, since there is no event for that.
+What a cycle costs, for any number of guests: two calls to libvirtd, one for the list of guests and
+one for the pCPUs that are online. What vCPUs do and where they may run the kernel says (`threads`).
+A definition costs 3 more calls when a guest is first seen and every 60 s; a plan costs 3 for each
+guest it touches, and 5 for each pin (find the guest, ask twice whether it is busy, and two in
+`pinVcpuFlags`). The mark in a guest's metadata, before its first pin, costs 4. The topology costs
+one, on a connection of its own, whenever other pCPUs are online than before, because there is no
+event for that.
+
+A guest whose threads cannot be read costs three calls more a cycle, all in `virDomain.vcpus()`: the
+binding asks for the pCPU map and the guest's size before it reads the vCPUs. None of them begins a
+job on a guest or talks to its QEMU, so none waits for a migration and none disturbs a guest. The
+bulk statistics call would, with QEMU 7.1 to 8.0, and tells neither the real affinity nor the pCPU
+last used.
 """
 
 import contextlib
-import functools
-import queue
-import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -30,37 +30,27 @@ import libvirt
 from vcpusched.host import cpus as host_cpus
 from vcpusched.host import libvirt_xml
 from vcpusched.host.cgroups import Quotas
+from vcpusched.host.connection import VANISHED, capabilities, connect, translate
+from vcpusched.host.definitions import Definitions, FirstSeen, Key
 from vcpusched.host.hypervisor import (
-    ERRORS,
-    LOST_CODES,
     BusyError,
     ConnectionLostError,
     HypervisorError,
-    PermissionDeniedError,
     VanishedError,
 )
-from vcpusched.host.threads import Threads
+from vcpusched.host.processes import user_of_daemon
+from vcpusched.host.threads import Sweep, Threads
+from vcpusched.host.topology import Topologies
 from vcpusched.model import (
-    PPM,
     CpuSet,
     Definition,
     DomainReading,
     DomainUuid,
     Sample,
-    Topology,
     Unread,
     VcpuId,
     VcpuReading,
 )
-
-FirstSeen = dict[DomainUuid, Definition]
-"""Each transient domain's live definition as it was when it was first seen."""
-
-KEEPALIVE_INTERVAL_S: Final = 2
-KEEPALIVE_COUNT: Final = 3
-"""A libvirtd that stops answering fails every call after (count + 1) * interval = 8 s."""
-
-EVENT_LOOP_PAUSE_S: Final = 1
 
 ORIGIN_PREFIX: Final = "vcpusched-origin"
 """How the namespace of our mark is called in domain XML; it says nothing."""
@@ -68,136 +58,18 @@ ORIGIN_PREFIX: Final = "vcpusched-origin"
 BRIEF_JOB_MS: Final = 1000
 """An operation on a domain younger than this is somebody's statistics, and over in a moment."""
 
-DEFINITION_AGE_MAX_NS: Final = 60 * 1_000_000_000
-"""How long a definition is trusted: a change of it is obeyed after this at the latest."""
-
-TOPOLOGY_BRIEFLY_S: Final = 0.1
-TOPOLOGY_PATIENCE_NS: Final = 8 * 1_000_000_000
-"""How long samples wait for a topology from when it was asked for: the one that asks briefly, since
-commonly that is enough, and since it takes another before there are loads to plan for."""
-
-TOPOLOGY_PAUSE_NS: Final = 60 * 1_000_000_000
-"""How long to wait before libvirt is asked again for a topology that it did not tell."""
-
-_event_loop_lock: Final = threading.Lock()
-
-
-@functools.cache
-def _start_event_loop() -> None:
-    """Run libvirt's own event loop in a thread, once per process, for keepalive messages.
-
-    It must be registered before the first connection is opened. It has no callbacks of ours.
-    """
-    # Without this every error is also printed to stderr, so twice in the journal.
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)
-    libvirt.virEventRegisterDefaultImpl()
-    threading.Thread(target=_serve_events, name="libvirt-events", daemon=True).start()
-
-
-def _serve_events() -> None:
-    while True:
-        try:
-            libvirt.virEventRunDefaultImpl()
-        except libvirt.libvirtError:
-            # A failing turn must neither end keepalive for ever nor become a busy loop.
-            time.sleep(EVENT_LOOP_PAUSE_S)
-
-
-# Where libvirt asks for a name and a password (SASL, as under oVirt) its client takes them from a
-# file (authfile= in the URI, or /etc/libvirt/auth.conf), but only for those who say that they could
-# ask somebody for them, too (remoteAuthSASL). Here is nobody to ask: -1.
-_CREDENTIALS: Final = (
-    [libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_PASSPHRASE],
-    lambda _asked, _data: -1,
-    None,
-)
-
-
-def _connect(uri: str, *, read_only: bool) -> Any:  # noqa: ANN401
-    """Open a connection on which a call fails when libvirtd stops answering."""
-    flags = libvirt.VIR_CONNECT_RO if read_only else 0
-    connection = libvirt.openAuth(uri, [*_CREDENTIALS], flags)
-    # Drivers inside the process (test:///) have no connection to keep alive.
-    with contextlib.suppress(libvirt.libvirtError):
-        connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
-    return connection
-
-
-_ERRORS: Final = {getattr(libvirt, name): error for name, error in ERRORS.items()}
-_VANISHED: Final = [code for code, error in _ERRORS.items() if error is VanishedError]
-_LOST_CODES: Final = frozenset(getattr(libvirt, name) for name in LOST_CODES)
-_LOST_DOMAINS: Final = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE})
-
-
-def translate(error: Any, *, alive: bool) -> HypervisorError:  # noqa: ANN401  libvirt has no types
-    """Say in our words what a libvirt error means for us; `alive`: the connection stands."""
-    code, text = error.get_error_code(), _in_words(error)
-    if not alive or (code in _LOST_CODES and error.get_error_domain() in _LOST_DOMAINS):
-        return ConnectionLostError(text)
-    return _ERRORS.get(code, HypervisorError)(text)
-
-
-def on_connecting(error: Any) -> HypervisorError:  # noqa: ANN401
-    """Say what it means that a connection could not be opened."""
-    # What the kernel says of the socket libvirt tells in words only.
-    denied = _ERRORS.get(error.get_error_code()) is PermissionDeniedError
-    denied = denied or "Permission denied" in str(error)
-    return (PermissionDeniedError if denied else ConnectionLostError)(_in_words(error))
-
-
-def _in_words(error: Any) -> str:  # noqa: ANN401
-    return str(error.get_error_message() or error).strip().rstrip(".")
-
-
-class _Question:
-    """One question for the capabilities, asked in a thread and over a connection of its own.
-
-    Commonly the answer takes 2 ms. But the first one after QEMU, libvirt or the kernel was changed
-    takes seconds for every QEMU binary that is installed, since libvirt runs them all to see what
-    they can do (virQEMUCapsInit): with many of them longer than a cycle may.
-    """
-
-    def __init__(self, uri: str) -> None:
-        self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.until_ns = time.monotonic_ns() + TOPOLOGY_PATIENCE_NS
-        arguments = (uri, self._answers)
-        threading.Thread(
-            target=self._ask, args=arguments, name="libvirt-topology", daemon=True
-        ).start()
-
-    def answer(self, patience_s: float) -> str | None:
-        """Take the XML, or None when it cannot be had; raises queue.Empty when it is not here."""
-        return self._answers.get(timeout=patience_s)
-
-    @staticmethod
-    def _ask(uri: str, answers: "queue.SimpleQueue[str | None]") -> None:
-        xml = None
-        try:
-            connection = _connect(uri, read_only=True)
-            try:
-                xml = str(connection.getCapabilities())
-            finally:
-                connection.close()
-        except libvirt.libvirtError:
-            pass  # if libvirtd is gone, whoever asks over the other connection is told so
-        answers.put(xml)
-
 
 class LibvirtHost:
     """One connection to the libvirt of this host; when it is lost, open another."""
 
     def __init__(self, uri: str, connection: Any, first_seen: FirstSeen) -> None:  # noqa: ANN401  no types
-        self._uri = uri
         self._connection = connection
-        self._first_seen = first_seen
-        self._definitions: dict[tuple[DomainUuid, int], tuple[int, Definition]] = {}
-        """Each with the monotonic clock when it was read."""
         self._domains: dict[DomainUuid, Any] = {}
         self._map_length = 0
-        self._topology = Topology(())
-        self._question: _Question | None = None
-        self._ask_again_ns: int | None = None
+        self._topologies = Topologies(lambda: capabilities(uri))
+        self._definitions = Definitions(first_seen)
         self._threads = Threads()
+        self._user = user_of_daemon(uri)
 
     @classmethod
     def open(
@@ -208,12 +80,7 @@ class LibvirtHost:
         `first_seen` outlives connections: what transient domains were allowed before we pinned
         them, which nobody else remembers.
         """
-        with _event_loop_lock:
-            _start_event_loop()
-        try:
-            connection = _connect(uri, read_only=read_only)
-        except libvirt.libvirtError as error:
-            raise on_connecting(error) from None
+        connection = connect(uri, read_only=read_only)
         return cls(uri, connection, first_seen if first_seen is not None else {})
 
     def is_alive(self) -> bool:
@@ -231,47 +98,63 @@ class LibvirtHost:
 
     def sample(self) -> Sample:
         """Read pCPUs and all running domains."""
-        topology = self._topology_of(self._online())
+        topology = self._topologies.of(self._online())
+        with self._translated():
+            listed = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        self._domains = {DomainUuid(domain.UUIDString()): domain for domain in listed}
+        running = {(uuid, domain.ID()): domain for uuid, domain in self._domains.items()}
+        self._learn_definitions(running)
+        self._threads.find({key: self._users(key) for key in running}, time.monotonic_ns())
+        quotas = Quotas()
+        # All in one sweep, which libvirtd does not interrupt.
+        sweeps = {key: self._threads.read(key, quotas) for key in running}
         domains: list[DomainReading] = []
         unread: dict[DomainUuid, Unread] = {}
-        with self._translated():
-            running = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-        self._domains = {DomainUuid(domain.UUIDString()): domain for domain in running}
-        self._forget_ended()
-        for uuid, domain in self._domains.items():
+        by_libvirt: defaultdict[str, list[str]] = defaultdict(list)
+        for key, domain in running.items():
+            name = str(domain.name())
             try:
-                domains.append(self._read(uuid, domain))
+                sweep = sweeps[key] or self._read(domain)
             except VanishedError:
                 continue
             except ConnectionLostError:
                 raise
             except HypervisorError as error:
-                unread[uuid] = Unread(str(domain.name()), str(error))
+                unread[key[0]] = Unread(name, str(error))
+                continue
+            if sweep is not sweeps[key] and (why := self._threads.why_not(key)):
+                by_libvirt[why].append(name)
+            reading = DomainReading(*key, name, sweep.at_ns, sweep.took_ns, sweep.vcpus)
+            domains.append(replace(reading, definition=self._definitions.of(key)))
         return Sample(
             topology=topology,
-            domains=self._with_waits(domains),
+            domains=tuple(domains),
             unread=unread,
             busy=host_cpus.busy(),
             isolated=host_cpus.isolated() | host_cpus.tickless(),
+            by_libvirt={why: tuple(names) for why, names in by_libvirt.items()},
         )
 
-    def _with_waits(self, domains: Sequence[DomainReading]) -> tuple[DomainReading, ...]:
-        """Add how long vCPUs have waited."""
-        asked = {
-            (domain.uuid, domain.domain_id): [reading.vcpu for reading in domain.vcpus]
-            for domain in domains
-        }
-        self._threads.forget_all_but(asked)
-        self._threads.find(asked)
-        quotas = Quotas()
+    def _learn_definitions(self, running: Mapping[Key, Any]) -> None:
+        """Read the definitions that are due; one that cannot be read stays as it is known.
 
-        def with_waits(domain: DomainReading) -> DomainReading:
-            key = (domain.uuid, domain.domain_id)
-            told = self._threads.waited(key, asked[key], quotas)
-            vcpus = (replace(vcpu, waited=told.get(vcpu.vcpu)) for vcpu in domain.vcpus)
-            return replace(domain, vcpus=tuple(vcpus)) if told else domain
+        It is not worth losing the loads for: from 11.0 on libvirt may wait for a busy guest here.
+        """
+        self._definitions.forget_all_but(running.keys())
+        for key, domain in running.items():
+            if self._definitions.is_due(key, time.monotonic_ns()):
+                try:
+                    with self._translated():
+                        self._define(domain)
+                except ConnectionLostError:
+                    raise
+                except HypervisorError:
+                    # Its vCPUs count, and stay where they are while nothing is known.
+                    self._definitions.postpone(key, time.monotonic_ns())
 
-        return tuple(map(with_waits, domains))
+    def _users(self, key: Key) -> set[int]:
+        """Return the users that may run a guest's QEMU."""
+        return {user for user in (self._user, self._definitions.user_of(key)) if user is not None}
 
     def definition(self, uuid: DomainUuid) -> Definition:
         """Read the domain's definition anew."""
@@ -280,6 +163,9 @@ class LibvirtHost:
 
     def affinity(self, vcpu: VcpuId) -> CpuSet:
         """Read which pCPUs a vCPU may use right now: the real affinity of its thread."""
+        found = self._threads.affinity((vcpu.uuid, vcpu.domain_id), vcpu.vcpu)
+        if found is not None:
+            return found
         with self._translated():
             readings = parse_vcpus(*self._running(vcpu.uuid).vcpus())
         for reading in readings:
@@ -355,89 +241,20 @@ class LibvirtHost:
             self._map_length, flags, _count = self._connection.getCPUMap()
         return libvirt_xml.from_map(flags)
 
-    def _topology_of(self, online: CpuSet) -> Topology:
-        """Give the topology of these pCPUs, read anew when they are others than before.
-
-        While it is not known, the machine is flat.
-        """
-        now_ns, patience_s = time.monotonic_ns(), TOPOLOGY_BRIEFLY_S
-        due = self._ask_again_ns is not None and now_ns >= self._ask_again_ns
-        if due or self._topology.online != online:
-            self._topology = _with_capacities(libvirt_xml.flat_topology(online))
-            self._question, self._ask_again_ns = _Question(self._uri), None
-        elif self._question is not None:
-            patience_s = max(0, self._question.until_ns - now_ns) / 1e9
-        if self._question is not None:
-            with contextlib.suppress(queue.Empty):
-                xml = self._question.answer(patience_s)
-                self._question = None
-                if xml is None:
-                    self._ask_again_ns = now_ns + TOPOLOGY_PAUSE_NS
-                else:
-                    self._topology = _with_capacities(libvirt_xml.read_topology(xml, online))
-        return self._topology
-
-    def _forget_ended(self) -> None:
-        running = {(uuid, domain.ID()) for uuid, domain in self._domains.items()}
-        self._definitions = {key: read for key, read in self._definitions.items() if key in running}
-        for uuid in self._first_seen.keys() - self._domains.keys():
-            self._first_seen.pop(uuid, None)
-
-    def _read(self, uuid: DomainUuid, domain: Any) -> DomainReading:  # noqa: ANN401
-        domain_id = domain.ID()
-        defined = self._defined(uuid, domain)
-        with self._translated(domain, _VANISHED):
+    def _read(self, domain: Any) -> Sweep:  # noqa: ANN401
+        """Ask libvirt what it knows of the vCPUs of a guest whose threads cannot be read."""
+        with self._translated(domain, VANISHED):
             at_ns = time.monotonic_ns()
             infos, maps = domain.vcpus()
             took_ns = time.monotonic_ns() - at_ns
-        return DomainReading(
-            uuid=uuid,
-            domain_id=domain_id,
-            name=str(domain.name()),
-            at_ns=at_ns,
-            took_ns=took_ns,
-            vcpus=parse_vcpus(infos, maps),
-            definition=defined,
-        )
-
-    def _defined(self, uuid: DomainUuid, domain: Any) -> Definition:  # noqa: ANN401
-        """Give the definition, read anew when it is old; an empty one while it is unknown.
-
-        It is not worth losing the loads for: from 11.0 on libvirt may wait for a busy guest here.
-        """
-        key = (uuid, domain.ID())
-        at_ns, known = self._definitions.get(key, (None, Definition()))
-        if at_ns is not None and time.monotonic_ns() - at_ns <= DEFINITION_AGE_MAX_NS:
-            return known
-        try:
-            with self._translated():
-                return self._define(domain)
-        except ConnectionLostError:
-            raise
-        except HypervisorError:
-            pass  # not told or understood: its vCPUs count, and stay where they are
-        self._definitions[key] = time.monotonic_ns(), known
-        return known
+        return Sweep(at_ns, took_ns, parse_vcpus(infos, maps))
 
     def _define(self, domain: Any) -> Definition:  # noqa: ANN401
-        uuid = DomainUuid(domain.UUIDString())
-        live = _parsed(domain.XMLDesc(0))
-        if domain.isPersistent():
-            stated = _parsed(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-        else:
-            # A transient domain has no persistent definition: the live one stands in for it, as it
-            # was when the domain was first seen, since later our own pins are in it.
-            stated = replace(self._first_seen.setdefault(uuid, live), wish=None)
-        found = libvirt_xml.combined(live, stated)
-        self._definitions[uuid, domain.ID()] = time.monotonic_ns(), found
-        return found
-
-
-def _with_capacities(topology: Topology) -> Topology:
-    """Add what the kernel says that pCPUs can do, which libvirt does not say."""
-    told = host_cpus.capacities(topology.online)
-    cpus = (replace(cpu, capacity_ppm=told.get(cpu.id, PPM)) for cpu in topology.cpus)
-    return replace(topology, cpus=tuple(cpus))
+        live = domain.XMLDesc(0)
+        inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
+        stated = domain.XMLDesc(inactive) if domain.isPersistent() else None
+        key = DomainUuid(domain.UUIDString()), domain.ID()
+        return self._definitions.learn(key, live, stated, time.monotonic_ns())
 
 
 def parse_vcpus(
@@ -476,10 +293,3 @@ def _refuse_busy(domain: Any) -> None:  # noqa: ANN401
             raise BusyError("the domain is busy with another operation")
     elif domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
         raise BusyError("the domain is being migrated, saved or the like")
-
-
-def _parsed(xml: str) -> Definition:
-    try:
-        return libvirt_xml.read_definition(xml)
-    except ValueError as error:
-        raise HypervisorError(f"its definition cannot be understood: {error}") from None

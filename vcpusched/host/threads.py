@@ -1,119 +1,215 @@
-"""The threads of guests' vCPUs: where they are in /proc, and how long they waited.
+"""The threads of guests' vCPUs: how long they ran and waited, where, and where they may.
 
-Rule: asks neither libvirt nor QEMU, so it disturbs no guest and waits for nobody. What cannot be
-read is None or absent: nothing here raises.
+Rule: reads /proc and asks for affinities; asks neither libvirt nor QEMU, so it disturbs no guest
+and waits for nobody. What cannot be read is None: nothing here raises.
 
-Sources: proc(5) for `cmdline`; the kernel's Documentation/scheduler/sched-stats for
-`/proc/PID/task/TID/schedstat` (time run, time waited in ns, also without `schedstats=enable`), from
-which libvirt takes its `vcpu.N.delay`, too. libvirt starts QEMU with the domain's UUID on its
-command line and with threads that are named after their vCPU, and puts each vCPU into a cgroup
-`vcpuN` where it manages cgroups.
+Sources: the kernel's Documentation/scheduler/sched-stats for `/proc/PID/task/TID/schedstat` (time
+run and time waited, both in ns, also without `schedstats=enable`), proc(5) for `stat`.
+sched_getaffinity(2) needs no privilege. Per vCPU this takes 8 us; files that are kept open would
+save 3 of them, and take two descriptors each.
 """
 
-import re
+import functools
+import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from vcpusched.host import processes
 from vcpusched.host.cgroups import Quotas
-from vcpusched.host.files import read_text
-from vcpusched.model import DomainUuid, Waited
+from vcpusched.host.definitions import Key
+from vcpusched.host.files import read_bytes
+from vcpusched.model import CpuSet, VcpuReading, Waited
 
-_VCPU_THREAD: Final = re.compile(r"CPU (\d+)/")
-_VCPU_GROUP: Final = re.compile(r"/vcpu(\d+)$")
+SETTLING_NS: Final = 10 * 1_000_000_000
+"""While a guest starts its threads appear one by one and are put into cgroups; so are vCPUs that
+are plugged in. For so long they are looked for in every sample."""
 
-SEARCH_PAUSE_NS: Final = 60 * 1_000_000_000
-"""How long to wait before all processes are looked through again for a guest not found."""
+PAUSE_NS: Final = 60 * 1_000_000_000
+"""How long threads are remembered, and how long to wait before all processes are searched again for
+a guest that was not found."""
+
+UNREADABLE: Final = "the counters or affinities of its threads cannot be read"
+
+_SCHEDSTAT_COLUMNS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """One guest's vCPUs, read from `at_ns` on within `took_ns`."""
+
+    at_ns: int
+    took_ns: int
+    vcpus: tuple[VcpuReading, ...]
 
 
 @dataclass(slots=True)
 class _Guest:
-    """Where a guest's vCPU threads are, by vCPU number; none when it was not found."""
+    """What is remembered of a guest; `process` is None while none is believed, `why` says why.
 
-    threads: dict[int, Path] = field(default_factory=dict)
-    searched_ns: int = 0
+    `count` is how many threads its process had when they were listed, `count_seen` how many when
+    they were last read, `changed_ns` when the guest or one of its vCPUs came or went.
+    """
+
+    changed_ns: int
+    searched_ns: int
+    why: str = ""
+    process: processes.Process | None = None
+    groups: str | None = None
+    count: bytes = b""
+    count_seen: bytes = b""
+    tids: set[int] = field(default_factory=set)
+    threads: dict[int, processes.Thread] = field(default_factory=dict)
+
+    def is_settling(self, now_ns: int) -> bool:
+        """Return whether it, or one of its vCPUs, has come or gone just now."""
+        return now_ns - self.changed_ns < SETTLING_NS
 
 
 class Threads:
-    """The vCPU threads of guests, found once and remembered."""
+    """The vCPU threads of all guests that run, found once and remembered.
 
-    def __init__(self, root: Path = Path("/")) -> None:
-        self._root = root
-        self._guests: dict[tuple[DomainUuid, int], _Guest] = {}
+    `affinity_of` returns where a thread may run, by its number. It raises OSError.
+    """
 
-    def forget_all_but(self, running: Iterable[tuple[DomainUuid, int]]) -> None:
-        """Forget guests that are not among those running."""
-        keys = set(running)
-        self._guests = {key: guest for key, guest in self._guests.items() if key in keys}
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        affinity_of: Callable[[int], Collection[int]] = os.sched_getaffinity,
+    ) -> None:
+        self._proc = str(root / "proc")
+        self._affinity_of = affinity_of
+        self._guests: dict[Key, _Guest] = {}
+        self._now_ns = 0
 
-    def find(self, wanted: Mapping[tuple[DomainUuid, int], Iterable[int]]) -> None:
-        """Look for the threads of these vCPUs of guests, where they are not known yet."""
-        now_ns = time.monotonic_ns()
-        missing = {}
-        for key, vcpus in wanted.items():
-            guest = self._guests.setdefault(key, _Guest(searched_ns=now_ns - SEARCH_PAUSE_NS))
-            unknown = set(vcpus) - set(guest.threads)
-            if unknown and now_ns - guest.searched_ns >= SEARCH_PAUSE_NS:
-                missing[key[0]] = guest
+    def find(self, running: Mapping[Key, Collection[int]], now_ns: int) -> None:
+        """Find the threads of guests where they are not known; forget guests that do not run.
+
+        With each guest come the users that may run its QEMU where machines have no cgroups.
+        """
+        self._now_ns = now_ns
+        self._guests = {key: self._guests.get(key) or _Guest(now_ns, now_ns) for key in running}
+        unknown = {}
+        for key, guest in self._guests.items():
+            if guest.is_settling(now_ns) or now_ns - guest.searched_ns >= PAUSE_NS:
                 guest.searched_ns = now_ns
-        if not missing:
+                # What was found before the guest's QEMU was there may be another process.
+                if guest.is_settling(now_ns) or not self._list(guest):
+                    unknown[key] = running[key]
+        if not unknown:
             return
-        for process in self._processes():
-            command = read_text(process / "cmdline") or ""
-            after = command.partition("\0-uuid\0")[2].partition("\0")[0]
-            if guest_found := missing.pop(DomainUuid(after), None):
-                guest_found.threads = _vcpu_threads(process)
-            if not missing:
-                break
+        for key, found in processes.find(self._proc, unknown).items():
+            guest = self._guests[key]
+            if isinstance(found, str):
+                guest.process, guest.groups, guest.why = None, None, found
+                guest.threads = {}
+            else:
+                guest.process = found
+                self._list(guest)
 
-    def waited(
-        self, key: tuple[DomainUuid, int], vcpus: Iterable[int], quotas: Quotas
-    ) -> Mapping[int, Waited]:
-        """Tell how long vCPUs have waited; one of which it cannot be told is absent."""
-        guest = self._guests.get(key, _Guest())
-        found = {}
-        for vcpu in vcpus:
-            thread = guest.threads.get(vcpu)
-            waited = _waited(thread, quotas) if thread is not None else None
-            if waited is not None:
-                found[vcpu] = waited
-            elif thread is not None:
-                del guest.threads[vcpu]  # ended: another may come in its place
-        return found
+    def read(self, key: Key, quotas: Quotas) -> Sweep | None:
+        """Read all vCPUs of a guest; None where they cannot be read here."""
+        guest = self._guests.get(key)
+        if guest is None or not guest.threads:
+            return None
+        sweep = self._sweep(guest, quotas)
+        if sweep is None or (guest.count_seen != guest.count and self._has_more(guest)):
+            sweep = self._sweep(guest, quotas) if self._list(guest) else None
+        guest.why = "" if sweep is not None else guest.why or UNREADABLE
+        return sweep
 
-    def _processes(self) -> Iterable[Path]:
+    def affinity(self, key: Key, vcpu: int) -> CpuSet | None:
+        """Return where a vCPU may run right now; None where that cannot be read here."""
+        guest = self._guests.get(key)
+        thread = guest.threads.get(vcpu) if guest is not None else None
+        if thread is None:
+            return None
+        affinity = self._affinity(thread)
+        columns = processes.columns_of(read_bytes(f"{thread.path}/stat"))
+        is_same = columns is not None and columns[processes.STARTED] == thread.started
+        return affinity if is_same else None
+
+    def group(self, key: Key) -> str | None:
+        """Return the cgroups of a guest's process, the text of its `/proc/PID/cgroup`.
+
+        That is the cgroup of the machine, or one in it (`emulator`). None where it is not known.
+        """
+        guest = self._guests.get(key)
+        return guest.groups if guest is not None else None
+
+    def why_not(self, key: Key) -> str:
+        """Return why a guest's threads cannot be read, once it does not just start."""
+        guest = self._guests.get(key)
+        return guest.why if guest is not None and not guest.is_settling(self._now_ns) else ""
+
+    def _has_more(self, guest: _Guest) -> bool:
+        """Return whether one of a guest's threads is that of a vCPU which came since.
+
+        Disks make the number of threads change all the time, so only the new ones are looked at.
+        """
+        if guest.process is None:
+            return False
+        pid, before = guest.process.pid, guest.tids
+        guest.tids, guest.count = processes.tids(self._proc, pid), guest.count_seen
+        came = guest.tids - before
+        return any(processes.vcpu_named(self._proc, pid, tid) is not None for tid in came)
+
+    def _list(self, guest: _Guest) -> bool:
+        """Find the vCPU threads of a guest's process; return whether there are any."""
+        process, before = guest.process, guest.threads
+        if process is None:
+            return False
+        task = f"{self._proc}/{process.pid}/task"
+        # First, so that a thread that comes while they are listed shows in the next sweep.
+        whole = processes.columns_of(read_bytes(f"{task}/{process.pid}/stat"))
+        guest.count = whole[processes.THREADS] if whole is not None else b""
+        guest.tids = processes.tids(self._proc, process.pid)
+        guest.groups = processes.groups_of(self._proc, process.pid)
+        guest.threads = processes.vcpu_threads(self._proc, process)
+        if guest.threads != before:
+            guest.changed_ns = self._now_ns
+        if not guest.threads:
+            guest.process, guest.groups, guest.why = None, None, processes.NO_THREADS
+        return bool(guest.threads)
+
+    def _sweep(self, guest: _Guest, quotas: Quotas) -> Sweep | None:
+        """Read all vCPUs; None where a thread is not the one that was found."""
+        at_ns = time.monotonic_ns()
+        vcpus = []
+        for vcpu, thread in guest.threads.items():
+            counters = (read_bytes(f"{thread.path}/schedstat") or b"").split()
+            affinity = self._affinity(thread)
+            # Last, so that what was read before is of the same thread.
+            columns = processes.columns_of(read_bytes(f"{thread.path}/stat"))
+            if (
+                columns is None
+                or columns[processes.STARTED] != thread.started
+                or len(counters) != _SCHEDSTAT_COLUMNS
+                or affinity is None
+            ):
+                return None
+            guest.count_seen = columns[processes.THREADS]
+            run_ns, wait_ns = int(counters[0]), int(counters[1])
+            if not run_ns:
+                return None  # a kernel that keeps no account writes zeros
+            quota = quotas.of_thread(thread.groups)
+            waited = None
+            if quota is not None:
+                waited = Waited(at_ns, wait_ns, quota.throttled_ns, quota.most_ppm)
+            on = int(columns[processes.LAST_CPU])
+            vcpus.append(VcpuReading(vcpu, run_ns, affinity, on, waited))
+        return Sweep(at_ns, time.monotonic_ns() - at_ns, tuple(vcpus))
+
+    def _affinity(self, thread: processes.Thread) -> CpuSet | None:
         try:
-            return [path for path in (self._root / "proc").iterdir() if path.name.isdigit()]
+            return _cpus(frozenset(self._affinity_of(thread.tid)))
         except OSError:
-            return []
+            return None
 
 
-def _vcpu_threads(process: Path) -> dict[int, Path]:
-    threads = {}
-    try:
-        tasks = list((process / "task").iterdir())
-    except OSError:
-        return {}
-    for task in tasks:
-        named = _VCPU_THREAD.match(read_text(task / "comm") or "")
-        if named is None:
-            continue
-        # Where libvirt made a cgroup for it that tells libvirt's own number of the vCPU.
-        groups = read_text(task / "cgroup") or ""
-        grouped = next(filter(None, map(_VCPU_GROUP.search, groups.splitlines())), named)
-        threads[int(grouped[1])] = task
-    return threads
-
-
-def _waited(thread: Path, quotas: Quotas) -> Waited | None:
-    at_ns = time.monotonic_ns()
-    columns = (read_text(thread / "schedstat") or "").split()
-    groups = read_text(thread / "cgroup")
-    if len(columns) < 2 or groups is None:  # noqa: PLR2004  time run, time waited
-        return None
-    quota = quotas.of_thread(groups)
-    if quota is None:
-        return None
-    return Waited(at_ns, int(columns[1]), quota.throttled_ns, quota.most_ppm)
+@functools.lru_cache(maxsize=4096)
+def _cpus(numbers: frozenset[int]) -> CpuSet:
+    """Return a set of pCPUs; on large machines to build one takes longer than to read a thread."""
+    return CpuSet.of(numbers)

@@ -46,8 +46,9 @@ UNDISTURBED_WAIT_PPM: Final = 20_000
 it waits for a few parts in a thousand, for the kernel's own threads."""
 
 INTERVAL_MIN_NS: Final = 200_000_000
-"""Two readings closer than this say nothing: CPU time is counted in steps of 10 ms, so an error of
-5 % of a pCPU would be usual."""
+"""Two readings closer than this say nothing. The kernel counts in ns, but brings the run time of a
+thread that goes on running up to date at its ticks, up to 10 ms apart: an error of 5% of a pCPU
+would be usual. The busy times of pCPUs are counted in such ticks."""
 
 EXPLAINED_FROM_PPM: Final = 960_000
 """Loads that add up to so much saturate a pCPU: a little less than where wait begins to count

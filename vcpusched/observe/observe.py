@@ -2,7 +2,7 @@
 
 Rule: pure arithmetic on values. What is unknown stays absent, never 0.
 
-Problem: libvirt gives counters of CPU time; the planner needs the load of every vCPU, steady enough
+Problem: the kernel counts CPU time; the planner needs the load of every vCPU, steady enough
     that noise moves nothing and quick enough to follow a real change, and to know which vCPUs may
     be moved at all.
 Approach: the difference of two readings of the same vCPU over the time that really passed between

@@ -5,7 +5,7 @@ sequence; journal fields keep them as they are, since journald frames them.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -25,6 +25,9 @@ from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
 STATE_VERSION: Final = 1
 WAIT_SHOWN_PPM: Final = PPM_PER_POINT // 2
 """What rounds to 0 %: nearly every vCPU waits for that, and a thousand guests make a long file."""
+
+NAMED_MAX: Final = 5
+"""How many domains one line names."""
 
 MESSAGE_ID_PIN: Final = "64672ee17c744ff39534af4c63f2e545"
 MESSAGE_ID_GIVEN_BACK: Final = "7b2e74bab6544c01bc89a700e4f484f7"
@@ -228,6 +231,15 @@ def unread_entry(domain: str, why: str) -> Entry:
     """Tell of a running domain that could not be read."""
     text = f"Could not read domain {printable(domain)}, which is left out: {printable(why, 300)}"
     return _entry(text, priority=Priority.WARNING, DOMAIN=domain)
+
+
+def by_libvirt_entry(domains: Sequence[str], why: str) -> Entry:
+    """Tell of running domains whose vCPU threads cannot be read."""
+    named = ", ".join(printable(name) for name in domains[:NAMED_MAX])
+    more = f" and {len(domains) - NAMED_MAX} more" if len(domains) > NAMED_MAX else ""
+    text = f"Reading the vCPUs of {named}{more} through libvirt, because {why}"
+    result = "their wait is unknown, and each cycle costs more"
+    return _entry(f"{text}: {result}", priority=Priority.WARNING)
 
 
 def unclear_entry(unclear: Unclear) -> Entry:

@@ -148,6 +148,8 @@ class Announcer:
         for unread in cycle.unread:
             if now_s - self._unread_since_s[unread.name] >= UNREAD_PATIENCE_S:
                 self.once(("unread", unread.name), messages.unread_entry(unread.name, unread.why))
+        for why, names in cycle.by_libvirt.items():
+            self.once(("by libvirt", why), messages.by_libvirt_entry(names, why))
         for unclear in cycle.unclear:
             cause = ("wish", unclear.uuid, unclear.why)
             self.once(cause, messages.unclear_entry(unclear))

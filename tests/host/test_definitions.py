@@ -1,0 +1,77 @@
+"""The definitions of guests: when they are read anew, and as whom libvirt runs a guest."""
+
+import os
+import pwd
+
+import pytest
+
+from vcpusched.host.definitions import MAX_AGE_NS, Definitions
+from vcpusched.host.hypervisor import HypervisorError
+from vcpusched.model import Definition, DomainUuid
+
+S = 1_000_000_000
+GUESTS = [(DomainUuid(f"6f2b0c1e-0000-4000-8000-{index:012}"), index) for index in range(100)]
+KEY = GUESTS[0]
+XML = "<domain><vcpu cpuset='0-3'>2</vcpu>{}</domain>"
+LABEL = "<seclabel type='dynamic' model='dac' relabel='yes'><label>{}</label></seclabel>"
+
+
+def test_a_definition_is_read_anew_within_a_minute_and_not_all_at_once() -> None:
+    """A hundred guests are first seen in one sample; then a few are due in each."""
+    definitions = Definitions({})
+    assert all(definitions.is_due(key, 0) for key in GUESTS)
+    for key in GUESTS:
+        definitions.learn(key, XML.format(""), XML.format(""), 0)
+    read_ns = dict.fromkeys(GUESTS, 0)
+    for now_ns in range(0, 300 * S, 3 * S):
+        due = [key for key in GUESTS if definitions.is_due(key, now_ns)]
+        assert len(due) < 20  # of 100, in 20 samples a minute
+        for key in due:
+            assert now_ns - read_ns[key] < MAX_AGE_NS + 3 * S
+            definitions.learn(key, XML.format(""), XML.format(""), now_ns)
+            read_ns[key] = now_ns
+    assert min(read_ns.values()) >= 300 * S - MAX_AGE_NS - 3 * S
+
+
+def test_a_definition_that_cannot_be_read_stays_as_it_is_known() -> None:
+    """An empty one where none was; it is asked for again when its moment comes."""
+    definitions = Definitions({})
+    definitions.postpone(KEY, 0)
+    assert not definitions.is_due(KEY, 0)
+    assert definitions.is_due(KEY, MAX_AGE_NS)
+    assert definitions.of(KEY) == Definition()
+    found = definitions.learn(KEY, XML.format(""), XML.format(""), 0)
+    definitions.postpone(KEY, 5)
+    assert definitions.of(KEY) == found
+    with pytest.raises(HypervisorError):
+        definitions.learn(KEY, "<domain", None, 6)
+    assert definitions.of(KEY) == found
+    definitions.forget_all_but([])
+    assert definitions.of(KEY) == Definition()
+    assert definitions.is_due(KEY, 5)
+
+
+@pytest.mark.parametrize(
+    ("label", "user"),
+    [
+        ("+107:+107", 107),
+        ("64055:994", 64055),
+        (f"{pwd.getpwuid(os.getuid()).pw_name}:root", os.getuid()),
+        ("nobody of that name:root", None),
+        ("", None),
+    ],
+)
+def test_as_whom_libvirt_runs_a_guest(label: str, user: int | None) -> None:
+    """Its DAC label in the live XML says so, as libvirt or as an administrator writes it."""
+    definitions = Definitions({})
+    other = "<seclabel type='dynamic' model='apparmor'><label>libvirt-6f2b</label></seclabel>"
+    definitions.learn(KEY, XML.format(other + LABEL.format(label)), None, 0)
+    assert definitions.user_of(KEY) == user
+
+
+def test_without_a_label_no_user_is_named() -> None:
+    """As in a session."""
+    definitions = Definitions({})
+    assert definitions.user_of(KEY) is None
+    definitions.learn(KEY, XML.format("<seclabel type='none' model='dac'/>"), None, 0)
+    assert definitions.user_of(KEY) is None

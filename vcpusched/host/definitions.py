@@ -1,0 +1,112 @@
+"""The definitions of running guests, remembered for a minute.
+
+Rule: no I/O and no clock: what libvirt says and the time are passed in.
+"""
+
+import pwd
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Final
+from xml.etree import ElementTree as ET
+
+from vcpusched.host import libvirt_xml
+from vcpusched.host.hypervisor import HypervisorError
+from vcpusched.model import Definition, DomainUuid
+
+Key = tuple[DomainUuid, int]
+"""One run of a guest: its UUID, and the number that libvirt gives each run."""
+
+FirstSeen = dict[DomainUuid, Definition]
+"""Each transient guest's live definition as it was when it was first seen."""
+
+MAX_AGE_NS: Final = 60 * 1_000_000_000
+"""How long a definition is trusted: a change of it is obeyed after this at the latest."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    at_ns: int
+    definition: Definition = field(default_factory=Definition)
+    user: int | None = None
+
+
+class Definitions:
+    """What is known of the definitions of all guests that run.
+
+    `first_seen` outlives connections: nobody else remembers where a transient guest was allowed to
+    run before we pinned it.
+    """
+
+    def __init__(self, first_seen: FirstSeen) -> None:
+        self._first_seen = first_seen
+        self._known: dict[Key, _Known] = {}
+
+    def forget_all_but(self, running: Collection[Key]) -> None:
+        """Forget guests that do not run any more."""
+        self._known = {key: known for key, known in self._known.items() if key in running}
+        for uuid in self._first_seen.keys() - {uuid for uuid, _domain_id in running}:
+            self._first_seen.pop(uuid, None)
+
+    def is_due(self, key: Key, now_ns: int) -> bool:
+        """Return whether a guest's definition was never read, or its moment has come since.
+
+        Each guest has a moment of its own in every minute, so that a host full of them is not read
+        all at once.
+        """
+        known = self._known.get(key)
+        return known is None or _turn(key[0], known.at_ns) != _turn(key[0], now_ns)
+
+    def of(self, key: Key) -> Definition:
+        """Return a guest's definition, an empty one where it is not known."""
+        known = self._known.get(key)
+        return known.definition if known is not None else Definition()
+
+    def user_of(self, key: Key) -> int | None:
+        """Return which user libvirt runs a guest's QEMU as, where its XML names one."""
+        known = self._known.get(key)
+        return known.user if known is not None else None
+
+    def learn(self, key: Key, live_xml: str, stated_xml: str | None, now_ns: int) -> Definition:
+        """Take in what libvirt says: the live XML, and the persistent one of a guest that has one.
+
+        Raises HypervisorError where it cannot be understood.
+        """
+        live = _parsed(live_xml)
+        if stated_xml is not None:
+            stated = _parsed(stated_xml)
+        else:
+            # A transient guest has no persistent definition. The live one stands in for it, as it
+            # was when the guest was first seen, because later our own pins are in it.
+            stated = replace(self._first_seen.setdefault(key[0], live), wish=None)
+        found = libvirt_xml.combined(live, stated)
+        self._known[key] = _Known(now_ns, found, _user(live_xml))
+        return found
+
+    def postpone(self, key: Key, now_ns: int) -> None:
+        """Keep what is known until the guest's next moment, because it was not told now."""
+        self._known[key] = replace(self._known.get(key, _Known(now_ns)), at_ns=now_ns)
+
+
+def _turn(uuid: DomainUuid, now_ns: int) -> int:
+    moment_ns = zlib.crc32(uuid.encode()) * MAX_AGE_NS >> 32
+    return (now_ns + moment_ns) // MAX_AGE_NS
+
+
+def _parsed(xml: str) -> Definition:
+    try:
+        return libvirt_xml.read_definition(xml)
+    except ValueError as error:
+        raise HypervisorError(f"its definition cannot be understood: {error}") from None
+
+
+def _user(live_xml: str) -> int | None:
+    """Return the user of libvirt's DAC label: "+107:+107", "107:107" or "qemu:qemu"."""
+    root = ET.fromstring(live_xml)  # noqa: S314  read before by `_parsed`, which refuses what is dangerous
+    label = root.findtext("seclabel[@model='dac']/label") or ""
+    name = label.partition(":")[0]
+    number = name.removeprefix("+")
+    try:
+        return int(number) if number.isdecimal() else pwd.getpwnam(name).pw_uid
+    except (KeyError, ValueError):
+        return None
