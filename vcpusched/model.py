@@ -26,7 +26,6 @@ SHARES: Final = 1024
 CPU_ID_MAX: Final = 65_535
 """The largest pCPU number accepted in text: bounds what a hostile cpulist can make us allocate."""
 
-
 DISTANCE_MAX: Final = 255
 """The largest distance between NUMA nodes: firmware has a byte for it."""
 
@@ -170,8 +169,8 @@ class Cpu:
 class Topology:
     """The pCPUs that are online, in rising order of their numbers.
 
-    `node_distances` tells how far NUMA nodes are from each other, from and to: 10 from one to
-    itself, twice as much for twice the latency. It is empty where the machine does not tell.
+    `node_distances` tells how far it is from one NUMA node to another: 10 to itself, twice as much
+    for twice the latency. It is empty where the machine does not tell.
     """
 
     cpus: tuple[Cpu, ...]
@@ -281,29 +280,32 @@ class VcpuReading:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What a domain's definition says about where its vCPUs belong.
+    """What a domain's definition says about where its vCPUs belong, and what bounds that.
 
     `allowed` gives, per vCPU number, where it may run: `ALL_CPUS` where nothing is said; a vCPU
-    missing there must not be moved. `realtime` are the vCPUs with a realtime scheduler.
-    `memory_nodes` gives, per vCPU number, the NUMA nodes that the memory beside it is asked to be
-    on; a vCPU is missing where nothing is said. For those of `memory_strict` it can be nowhere
-    else; one of them that has no nodes is on nodes that nobody tells. `shares` are its CPU shares,
-    which all its vCPUs share, `quota_ppm` the most that each vCPU may run, a whole pCPU without a
-    quota. `wish` is the text in which it asks us for something, None where it asks for nothing.
-    `booked` is where libvirt last put each vCPU of the running domain, by its own books; `origin`
-    where each was before a vcpusched pinned the first of them, as that one wrote into the running
-    domain.
+    missing there must not be moved. `cpuset` is where the kernel lets the guest run, by its group.
+    `realtime` are the vCPUs with a realtime scheduler, `helper_pins` where its emulator and I/O
+    threads are pinned to. `memory_nodes` gives, per vCPU number, the NUMA nodes that the memory
+    beside it is asked to be on; a vCPU is missing where nothing is said. `memory_strict` gives
+    those that it cannot be outside of; none where that holds for nodes that nobody tells. `shares`
+    is the guest's weight, which all its vCPUs share, `quota_ppm` the most that each vCPU may run, a
+    whole pCPU without a quota. `wish` is the text in which it asks us for something, None where it
+    asks for nothing. `booked` is where libvirt last put each vCPU of the running domain, by its own
+    books; `origin` where each was before a vcpusched pinned the first of them, as that one wrote
+    into the running domain.
     """
 
     allowed: Mapping[int, CpuSet] = field(default_factory=dict)
     realtime: frozenset[int] = frozenset()
     memory_nodes: Mapping[int, frozenset[int]] = field(default_factory=dict)
-    memory_strict: frozenset[int] = frozenset()
+    memory_strict: Mapping[int, frozenset[int]] = field(default_factory=dict)
     shares: int = SHARES
     quota_ppm: int = PPM
     wish: str | None = None
     booked: Mapping[int, CpuSet] = field(default_factory=dict)
     origin: Mapping[int, CpuSet] = field(default_factory=dict)
+    cpuset: CpuSet = ALL_CPUS
+    helper_pins: tuple[CpuSet, ...] = ()
 
     def memory_node(self, vcpu: int) -> int | None:
         """Give the NUMA node of the memory beside a vCPU, where that is one."""
@@ -316,8 +318,7 @@ class DomainReading:
     """What the hypervisor said about one running domain.
 
     `at_ns` is the monotonic clock just before the domain was asked, and `took_ns` how long the
-    answer took: the readings were made somewhere in that span. `definition` is empty where it
-    could not be read.
+    answer took. `definition` is empty where it could not be read.
     """
 
     uuid: DomainUuid
@@ -362,12 +363,11 @@ class Vcpu:
     `cpus` is its present affinity, `allowed` where policy lets it go, `on` the pCPU it was last
     seen on. A `fixed` vCPU counts but must not be moved; `why` says why, for people, or what asks
     for it to be moved or narrows where to. `memory_node` is the NUMA node of the memory beside it,
-    where that is known.
-    `shares` are its guest's, which all of the guest's vCPUs share, and `quota_ppm` the most that it
-    may run. A `spread` one must not join another vCPU of its guest on a core. `wait_ppm` is for
-    which share of the period it waited, without what its quota held back, if it may use several
-    pCPUs and one of them, managed and not isolated, was idle for at least a fifth of the period; 0
-    where none was, or that is not known.
+    where that is known. `shares` are its guest's, which all of the guest's vCPUs share, `quota_ppm`
+    the most that it may run. A `spread` one must not join another vCPU of its guest on a core.
+    `wait_ppm` is for which share of the period it waited, without what its quota held back, if one
+    of several pCPUs that it may use, managed and not isolated, idled for at least a fifth of the
+    period; 0 where none did, or that is not known.
     """
 
     id: VcpuId

@@ -3,7 +3,7 @@
 import pytest
 
 from vcpusched.host.libvirt_xml import ORIGIN, combined, origin_xml, read_definition
-from vcpusched.model import ALL_CPUS, PPM, SHARES, CpuSet, Definition
+from vcpusched.model import ALL_CPUS, PPM, CpuSet, Definition
 
 ONLINE = CpuSet.parse("0-7")
 
@@ -34,8 +34,10 @@ def test_a_cpuset_holds_for_all_vcpus_and_a_pin_outranks_it() -> None:
 
 def test_a_pinned_emulator_pins_no_vcpu() -> None:
     """<emulatorpin> and <iothreadpin> are about other threads."""
-    pins = "<emulatorpin cpuset='0'/><iothreadpin iothread='1' cpuset='1'/>"
-    assert allowed(f"<vcpu>2</vcpu><cputune>{pins}</cputune>") == {0: "0-7", 1: "0-7"}
+    pins = "<emulatorpin cpuset='0'/><iothreadpin iothread='1' cpuset='1-2'/>"
+    tuned = f"<vcpu>2</vcpu><cputune>{pins}</cputune>"
+    assert allowed(tuned) == {0: "0-7", 1: "0-7"}
+    assert [str(mask) for mask in defined(tuned).helper_pins] == ["0", "1-2"]
 
 
 def test_placement_auto_states_no_cpuset() -> None:
@@ -106,7 +108,7 @@ def test_where_the_memory_is(
     """
     found = defined(f"<numatune>{inner}</numatune>")
     assert found.memory_nodes.get(0, set()) == nodes
-    assert (found.memory_strict == {0}, found.memory_node(0)) == (strict, node)
+    assert (set(found.memory_strict) == {0}, found.memory_node(0)) == (strict, node)
 
 
 CELLS = "<cpu><numa><cell id='0' cpus='0-1'/><cell cpus='2,3'/></numa></cpu>"
@@ -148,7 +150,17 @@ def test_where_the_memory_of_a_guests_own_cells_is(
     """
     found = defined(f"<vcpu>5</vcpu><numatune>{inner}</numatune>{CELLS}")
     assert [found.memory_nodes.get(vcpu, set()) for vcpu in range(5)] == nodes
-    assert found.memory_strict == strict
+    assert set(found.memory_strict) == strict
+
+
+def test_a_cell_may_prefer_one_of_the_nodes_that_the_guest_must_be_on() -> None:
+    """Its vCPUs belong to that one, and may be near any of them."""
+    found = defined(
+        "<vcpu>4</vcpu><numatune><memory mode='strict' nodeset='0-3'/>"
+        f"<memnode cellid='1' mode='preferred' nodeset='3'/></numatune>{CELLS}"
+    )
+    assert [found.memory_node(vcpu) for vcpu in range(4)] == [None, None, 3, 3]
+    assert found.memory_strict == dict.fromkeys(range(4), frozenset(range(4)))
 
 
 @pytest.mark.parametrize(
@@ -168,9 +180,9 @@ def test_quotas(inner: str, quota_ppm: int) -> None:
 
 
 def test_shares() -> None:
-    """As the definition has them, else what the kernel takes for usual."""
+    """As the definition has them, else what a group has to which nobody gave any."""
     assert defined("<cputune><shares>2048</shares></cputune>").shares == 2048
-    assert defined("").shares == SHARES
+    assert read_definition("<domain/>", usual_shares=100).shares == 100
 
 
 def wish(element: str) -> str | None:

@@ -5,9 +5,10 @@ import pwd
 
 import pytest
 
+from vcpusched.host.cgroups import Limits
 from vcpusched.host.definitions import MAX_AGE_NS, Definitions
 from vcpusched.host.hypervisor import HypervisorError
-from vcpusched.model import Definition, DomainUuid
+from vcpusched.model import CpuSet, Definition, DomainUuid
 
 S = 1_000_000_000
 GUESTS = [(DomainUuid(f"6f2b0c1e-0000-4000-8000-{index:012}"), index) for index in range(100)]
@@ -18,7 +19,7 @@ LABEL = "<seclabel type='dynamic' model='dac' relabel='yes'><label>{}</label></s
 
 def test_a_definition_is_read_anew_within_a_minute_and_not_all_at_once() -> None:
     """A hundred guests are first seen in one sample; then a few are due in each."""
-    definitions = Definitions({})
+    definitions = Definitions({}, 100)
     assert all(definitions.is_due(key, 0) for key in GUESTS)
     for key in GUESTS:
         definitions.learn(key, XML.format(""), XML.format(""), 0)
@@ -35,12 +36,13 @@ def test_a_definition_is_read_anew_within_a_minute_and_not_all_at_once() -> None
 
 def test_a_definition_that_cannot_be_read_stays_as_it_is_known() -> None:
     """An empty one where none was; it is asked for again when its moment comes."""
-    definitions = Definitions({})
+    definitions = Definitions({}, 100)
     definitions.postpone(KEY, 0)
     assert not definitions.is_due(KEY, 0)
     assert definitions.is_due(KEY, MAX_AGE_NS)
     assert definitions.of(KEY) == Definition()
-    found = definitions.learn(KEY, XML.format(""), XML.format(""), 0)
+    definitions.learn(KEY, XML.format(""), XML.format(""), 0)
+    found = definitions.of(KEY)
     definitions.postpone(KEY, 5)
     assert definitions.of(KEY) == found
     with pytest.raises(HypervisorError):
@@ -49,6 +51,19 @@ def test_a_definition_that_cannot_be_read_stays_as_it_is_known() -> None:
     definitions.forget_all_but([])
     assert definitions.of(KEY) == Definition()
     assert definitions.is_due(KEY, 5)
+
+
+def test_the_kernel_bounds_what_libvirt_says() -> None:
+    """A guest's groups outrank its definition, and a quota of them the higher one of libvirt's."""
+    definitions = Definitions({}, 100)
+    definitions.learn(KEY, XML.format(""), XML.format(""), 0)
+    assert definitions.of(KEY).shares == 100
+    definitions.bound(KEY, Limits(CpuSet.of([2, 3]), 300, 500_000))
+    found = definitions.of(KEY)
+    assert (found.cpuset, found.shares, found.quota_ppm) == (CpuSet.of([2, 3]), 300, 500_000)
+    assert found.allowed[0] == CpuSet.of(range(4))
+    definitions.bound(KEY, Limits())
+    assert definitions.of(KEY).shares == 300
 
 
 @pytest.mark.parametrize(
@@ -63,7 +78,7 @@ def test_a_definition_that_cannot_be_read_stays_as_it_is_known() -> None:
 )
 def test_as_whom_libvirt_runs_a_guest(label: str, user: int | None) -> None:
     """Its DAC label in the live XML says so, as libvirt or as an administrator writes it."""
-    definitions = Definitions({})
+    definitions = Definitions({}, 100)
     other = "<seclabel type='dynamic' model='apparmor'><label>libvirt-6f2b</label></seclabel>"
     definitions.learn(KEY, XML.format(other + LABEL.format(label)), None, 0)
     assert definitions.user_of(KEY) == user
@@ -71,7 +86,7 @@ def test_as_whom_libvirt_runs_a_guest(label: str, user: int | None) -> None:
 
 def test_without_a_label_no_user_is_named() -> None:
     """As in a session."""
-    definitions = Definitions({})
+    definitions = Definitions({}, 100)
     assert definitions.user_of(KEY) is None
     definitions.learn(KEY, XML.format("<seclabel type='none' model='dac'/>"), None, 0)
     assert definitions.user_of(KEY) is None

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vcpusched.host.cgroups import Quota, Quotas
+from vcpusched.host.cgroups import Limits, Quota, Quotas, limits, usual_shares
 from vcpusched.host.cpus import busy, capacities, isolated, tickless
-from vcpusched.model import PPM, CpuSet
+from vcpusched.model import ALL_CPUS, PPM, CpuSet
 
 
 def write(root: Path, **files: str) -> None:
@@ -66,6 +66,81 @@ def test_without_a_quota_there_is_none(tmp_path: Path) -> None:
     write(tmp_path, **{"sys__fs__cgroup__m__vcpu0__cpu.max": "max 100000\n"})
     for path in ("/", "/m", "/m/vcpu0"):
         assert Quotas(tmp_path).of_thread(f"0::{path}\n") == Quota(None, 0)
+
+
+SCOPE_2 = "0::/machine.slice/machine-qemu\\x2d1\\x2dweb.scope"
+HERE_2 = "sys__fs__cgroup__machine.slice__"
+WEB_2 = HERE_2 + "machine-qemu\\x2d1\\x2dweb.scope__"
+ONLINE = {"sys__devices__system__cpu__online": "0-7\n"}
+
+
+def test_the_limits_of_a_guest_in_version_2(tmp_path: Path) -> None:
+    """Those of its scope, above which libvirt's own groups are, into which pins are written."""
+    write(
+        tmp_path,
+        **ONLINE,
+        **{
+            "sys__fs__cgroup__cpuset.cpus.effective": "0-7\n",
+            HERE_2 + "cpuset.cpus.effective": "1-7\n",
+            HERE_2 + "cpu.weight": "50\n",
+            WEB_2 + "cpuset.cpus.effective": "2-7\n",
+            WEB_2 + "cpu.weight": "300\n",
+            WEB_2 + "libvirt__cpu.weight": "100\n",
+            WEB_2 + "libvirt__cpu.max": "50000 100000\n",
+            WEB_2 + "libvirt__cpu.stat": "throttled_usec 0\n",
+            WEB_2 + "libvirt__emulator__cpuset.cpus.effective": "3\n",
+            WEB_2 + "libvirt__emulator__cpu.max": "1000 100000\n",
+            WEB_2 + "libvirt__emulator__cpu.stat": "throttled_usec 0\n",
+        },
+    )
+    for tail in ("/libvirt/emulator", "/libvirt/vcpu12", "/libvirt/iothread1"):
+        found = limits(f"{SCOPE_2}{tail}\n", tmp_path)
+        assert found == Limits(CpuSet.parse("2-7"), 300, PPM // 2)
+    # Where the process is in no group of libvirt's, the group is not the guest's.
+    assert limits(SCOPE_2, tmp_path) == Limits(CpuSet.parse("2-7"), None, PPM // 2)
+    # Without the controller in the scope the nearest group above it tells.
+    other = "0::/machine.slice/other.scope/libvirt/emulator\n"
+    assert limits(other, tmp_path) == Limits(CpuSet.parse("1-7"), None, PPM)
+    assert limits("0::/elsewhere/x\n", tmp_path) == Limits()
+
+
+def test_the_limits_of_a_guest_in_version_1(tmp_path: Path) -> None:
+    """The effective cpuset where the kernel has it, else what is set."""
+    cpuset, cpu = "sys__fs__cgroup__cpuset__machine__web__", "sys__fs__cgroup__cpu__machine__web__"
+    files = {
+        cpuset + "cpuset.cpus": "0-7\n",
+        cpuset + "cpuset.effective_cpus": "0,2-7\n",
+        cpuset + "emulator__cpuset.cpus": "3\n",
+        cpu + "cpu.shares": "2048\n",
+        cpu + "cpu.cfs_quota_us": "-1\n",
+        cpu + "cpu.cfs_period_us": "100000\n",
+    }
+    write(tmp_path, **ONLINE, **files)
+    groups = "9:cpuset:/machine/web/emulator\n4:cpu,cpuacct:/machine/web/emulator\n0::/x\n"
+    assert limits(groups, tmp_path) == Limits(CpuSet.parse("0,2-7"), 2048)
+    (tmp_path / "sys/fs/cgroup/cpuset/machine/web/cpuset.effective_cpus").unlink()
+    write(tmp_path, **{cpuset + "cpuset.cpus": "4-5\n"})
+    assert limits(groups, tmp_path).cpuset == CpuSet.parse("4-5")
+
+
+@pytest.mark.parametrize("online", ["0-6", "1-6"])
+def test_a_cpuset_of_all_that_is_online_bounds_nothing(tmp_path: Path, online: str) -> None:
+    """Version 2 leaves out what is offline; when that comes back it is no other guest's."""
+    write(
+        tmp_path,
+        sys__devices__system__cpu__online=online,
+        **{WEB_2 + "cpuset.cpus.effective": "0-6\n"},
+    )
+    assert limits(f"{SCOPE_2}/libvirt/emulator\n", tmp_path).cpuset == ALL_CPUS
+
+
+def test_weights(tmp_path: Path) -> None:
+    """An idle group says 0 and has some; and what a group has to which nobody gave any."""
+    write(tmp_path, **{WEB_2 + "cpu.weight": "0\n"})
+    assert limits(f"{SCOPE_2}/libvirt/emulator\n", tmp_path).shares == 1
+    assert usual_shares(tmp_path) == 1024
+    write(tmp_path, **{"sys__fs__cgroup__cgroup.controllers": "cpu\n"})
+    assert usual_shares(tmp_path) == 100
 
 
 def test_lists_of_pcpus(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_the_definition_is_never_left() -> None:
 
 def strict(affinity: str, *nodes: int, allowed: str | None = None) -> DomainReading:
     """Give a guest of one vCPU whose memory is strictly on these nodes; none: on unknown ones."""
-    said: dict[str, object] = {"memory_strict": frozenset({0})}
+    said: dict[str, object] = {"memory_strict": {0: frozenset(nodes)}}
     if nodes:
         said["memory_nodes"] = {0: frozenset(nodes)}
     if allowed is not None:
@@ -216,7 +216,7 @@ def test_strict_memory_on_nodes_that_nobody_tells() -> None:
 def test_each_cell_of_a_guest_has_memory_of_its_own() -> None:
     """The first vCPU is beside the memory of node 0, the second of node 1, the third anywhere."""
     nodes = {0: frozenset({0}), 1: frozenset({1})}
-    celled = guest("web", "3", "3", "3", memory_nodes=nodes, memory_strict=frozenset({0, 1}))
+    celled = guest("web", "3", "3", "3", memory_nodes=nodes, memory_strict=nodes)
     found = standings(celled, nodes=2)
     assert [str(one.allowed) for one in found] == ["0,2,4,6", "1,3,5,7", "0-7"]
 
@@ -281,6 +281,68 @@ def test_isolated_pcpus_are_for_those_that_name_them() -> None:
     assert [cpu.id for cpu in house.cpus if cpu.isolated] == [6, 7]
 
 
+def test_the_cpuset_bounds_the_definition() -> None:
+    """Within it a guest is balanced; a floater that has all of it keeps to no pool."""
+    within = {"cpuset": cpus("2-6")}
+    assert standing(guest("web", "2", **within)) == Standing(cpus("2-6"))
+    assert standing(guest("web", "2-6", **within)) == Standing(cpus("2-6"))
+    assert standing(guest("web", "2", allowed={0: cpus("0-3")}, **within)) == Standing(cpus("2-3"))
+    rules = HouseRules("all")
+    for affinity in ("2-5", "2-6"):  # libvirt leaves isolated ones out
+        assert not standing(guest("web", affinity, **within), rules=rules, isolated="6-7").fixed
+    found = standing(guest("web", "3-4", **within))
+    assert found.why == "another hand keeps it on pCPUs 3-4"
+    said = "its definition, cut to its cpuset,"
+    found = standing(guest("web", "2", allowed={0: cpus("0-2")}, **within))
+    assert (found.fixed, found.why) == (True, f"{said} allows no other pCPU")
+    found = standing(guest("web", "2", allowed={0: cpus("0-1")}, **within))
+    assert (found.fixed, found.why) == (True, f"{said} allows no managed pCPU")
+
+
+def test_what_no_guests_cpuset_has_is_not_managed() -> None:
+    """And that is told; what one guest may use is, also while another may not."""
+    narrow, wide = guest("a", "2", cpuset=cpus("2-3")), guest("b", "2", cpuset=cpus("2-6"))
+    house = House.of(HouseRules("all,^6"), sample(narrow, wide, isolated="5"))
+    assert str(house.managed) == "2-5"
+    assert {why: str(left) for why, left in house.left_alone.items()} == {
+        "outside the guests' cpuset": "0-1,7",
+        "not in cpus": "6",
+    }
+    assert [str(one.allowed) for one in standings(narrow, wide)] == ["2-3", "2-6"]
+    # Nobody there is no bound.
+    assert str(House.of(HouseRules(), sample()).managed) == "0-7"
+
+
+def test_a_move_out_of_the_cpuset_is_objected_to() -> None:
+    """By a definition read anew, with the cpuset as it is now."""
+    house = House.of(HouseRules(), sample(guest("web", "2")))
+    now = Definition({0: ALL_CPUS}, cpuset=cpus("2-3"))
+    assert house.objection("web", now, 0, cpus("3")) == ""
+    assert "does not allow this pCPU" in house.objection("web", now, 0, cpus("1"))
+
+
+def test_a_realtime_guests_other_threads_keep_their_pcpus() -> None:
+    """Emulator and I/O threads; not where they may be anywhere, nor those of other guests."""
+    helpers = (cpus("4"), cpus("5"), cpus("0-7"))
+    masks = {0: cpus("2"), 1: cpus("3")}
+    realtime = guest("rt", "2", "3", allowed=masks, realtime=frozenset({0, 1}), helper_pins=helpers)
+    assert str(standing(guest("web", "0"), realtime).allowed) == "0-1,6-7"
+    usual = guest("usual", "2", "3", helper_pins=helpers)
+    assert str(standing(guest("web", "0"), usual).allowed) == "0-7"
+
+
+@pytest.mark.parametrize("realtime", [frozenset(), frozenset({0})])
+def test_a_definition_for_the_next_boot_reserves_nothing_yet(realtime: frozenset[int]) -> None:
+    """Edited from 2 to 6 while the guest runs on 2; where we moved it since, it has both."""
+    edited = {"allowed": {0: cpus("6")}, "realtime": realtime}
+    running = guest("pinned", "2", booked={0: cpus("2")}, **edited)
+    assert str(standing(guest("web", "0"), running).allowed) == "0-1,3-7"
+    moved = guest("pinned", "6", booked={0: cpus("6")}, origin={0: cpus("2")}, **edited)
+    assert str(standing(guest("web", "0"), moved).allowed) == "0-1,3-5,7"
+    booted = guest("pinned", "6", booked={0: cpus("6")}, **edited)
+    assert str(standing(guest("web", "0"), booted).allowed) == "0-5,7"
+
+
 def test_nowhere_to_go() -> None:
     """All pCPUs but its own are reserved, or all of them."""
     masks = dict(enumerate(map(cpus, "1234567")))
@@ -313,7 +375,7 @@ def test_objections_to_a_move() -> None:
     assert house.objection("web", held, 0, there) == "held by its metadata"
     realtime = dataclasses.replace(free, realtime=frozenset({0}))
     assert house.objection("web", realtime, 0, there) == "a realtime vCPU"
-    strictly = dataclasses.replace(free, memory_strict=frozenset({0}))
+    strictly = dataclasses.replace(free, memory_strict={0: frozenset()})
     assert "is not known" in house.objection("web", strictly, 0, there)
     narrow = Definition({0: cpus("2-3")})
     assert "does not allow this pCPU" in house.objection("web", narrow, 0, there)

@@ -11,6 +11,7 @@ from typing import Final
 from xml.etree import ElementTree as ET
 
 from vcpusched.host import libvirt_xml
+from vcpusched.host.cgroups import Limits
 from vcpusched.host.hypervisor import HypervisorError
 from vcpusched.model import Definition, DomainUuid
 
@@ -35,11 +36,12 @@ class Definitions:
     """What is known of the definitions of all guests that run.
 
     `first_seen` outlives connections: nobody else remembers where a transient guest was allowed to
-    run before we pinned it.
+    run before we pinned it. `usual_shares` is the weight of a guest whose definition says nothing.
     """
 
-    def __init__(self, first_seen: FirstSeen) -> None:
+    def __init__(self, first_seen: FirstSeen, usual_shares: int) -> None:
         self._first_seen = first_seen
+        self._usual_shares = usual_shares
         self._known: dict[Key, _Known] = {}
 
     def forget_all_but(self, running: Collection[Key]) -> None:
@@ -67,37 +69,46 @@ class Definitions:
         known = self._known.get(key)
         return known.user if known is not None else None
 
-    def learn(self, key: Key, live_xml: str, stated_xml: str | None, now_ns: int) -> Definition:
+    def learn(self, key: Key, live_xml: str, stated_xml: str | None, now_ns: int) -> None:
         """Take in what libvirt says: the live XML, and the persistent one of a guest that has one.
 
         Raises HypervisorError where it cannot be understood.
         """
-        live = _parsed(live_xml)
+        live = self._parsed(live_xml)
         if stated_xml is not None:
-            stated = _parsed(stated_xml)
+            stated = self._parsed(stated_xml)
         else:
             # A transient guest has no persistent definition. The live one stands in for it, as it
             # was when the guest was first seen, because later our own pins are in it.
             stated = replace(self._first_seen.setdefault(key[0], live), wish=None)
         found = libvirt_xml.combined(live, stated)
         self._known[key] = _Known(now_ns, found, _user(live_xml))
-        return found
+
+    def bound(self, key: Key, limits: Limits) -> None:
+        """Take in what the kernel lets a guest have, which outranks its definition."""
+        known = self._known[key]
+        definition = replace(
+            known.definition,
+            cpuset=limits.cpuset,
+            shares=limits.shares or known.definition.shares,
+            quota_ppm=min(known.definition.quota_ppm, limits.quota_ppm),
+        )
+        self._known[key] = replace(known, definition=definition)
 
     def postpone(self, key: Key, now_ns: int) -> None:
         """Keep what is known until the guest's next moment, because it was not told now."""
         self._known[key] = replace(self._known.get(key, _Known(now_ns)), at_ns=now_ns)
 
+    def _parsed(self, xml: str) -> Definition:
+        try:
+            return libvirt_xml.read_definition(xml, self._usual_shares)
+        except ValueError as error:
+            raise HypervisorError(f"its definition cannot be understood: {error}") from None
+
 
 def _turn(uuid: DomainUuid, now_ns: int) -> int:
     moment_ns = zlib.crc32(uuid.encode()) * MAX_AGE_NS >> 32
     return (now_ns + moment_ns) // MAX_AGE_NS
-
-
-def _parsed(xml: str) -> Definition:
-    try:
-        return libvirt_xml.read_definition(xml)
-    except ValueError as error:
-        raise HypervisorError(f"its definition cannot be understood: {error}") from None
 
 
 def _user(live_xml: str) -> int | None:

@@ -27,9 +27,8 @@ from typing import Any, Final
 
 import libvirt
 
+from vcpusched.host import cgroups, libvirt_xml
 from vcpusched.host import cpus as host_cpus
-from vcpusched.host import libvirt_xml
-from vcpusched.host.cgroups import Quotas
 from vcpusched.host.connection import VANISHED, capabilities, connect, translate
 from vcpusched.host.definitions import Definitions, FirstSeen, Key
 from vcpusched.host.hypervisor import (
@@ -67,7 +66,7 @@ class LibvirtHost:
         self._domains: dict[DomainUuid, Any] = {}
         self._map_length = 0
         self._topologies = Topologies(lambda: capabilities(uri))
-        self._definitions = Definitions(first_seen)
+        self._definitions = Definitions(first_seen, cgroups.usual_shares())
         self._threads = Threads()
         self._user = user_of_daemon(uri)
 
@@ -103,9 +102,11 @@ class LibvirtHost:
             listed = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         self._domains = {DomainUuid(domain.UUIDString()): domain for domain in listed}
         running = {(uuid, domain.ID()): domain for uuid, domain in self._domains.items()}
-        self._learn_definitions(running)
+        learned = self._learn_definitions(running)
         self._threads.find({key: self._users(key) for key in running}, time.monotonic_ns())
-        quotas = Quotas()
+        for key in learned:
+            self._bound(key)
+        quotas = cgroups.Quotas()
         # All in one sweep, which libvirtd does not interrupt.
         sweeps = {key: self._threads.read(key, quotas) for key in running}
         domains: list[DomainReading] = []
@@ -135,22 +136,29 @@ class LibvirtHost:
             by_libvirt={why: tuple(names) for why, names in by_libvirt.items()},
         )
 
-    def _learn_definitions(self, running: Mapping[Key, Any]) -> None:
-        """Read the definitions that are due; one that cannot be read stays as it is known.
+    def _learn_definitions(self, running: Mapping[Key, Any]) -> list[Key]:
+        """Read the definitions that are due, and return whose; others stay as they are known.
 
         It is not worth losing the loads for: from 11.0 on libvirt may wait for a busy guest here.
         """
         self._definitions.forget_all_but(running.keys())
-        for key, domain in running.items():
-            if self._definitions.is_due(key, time.monotonic_ns()):
-                try:
-                    with self._translated():
-                        self._define(domain)
-                except ConnectionLostError:
-                    raise
-                except HypervisorError:
-                    # Its vCPUs count, and stay where they are while nothing is known.
-                    self._definitions.postpone(key, time.monotonic_ns())
+        due = [key for key in running if self._definitions.is_due(key, time.monotonic_ns())]
+        for key in due:
+            try:
+                with self._translated():
+                    self._define(key, running[key])
+            except ConnectionLostError:
+                raise
+            except HypervisorError:
+                # Its vCPUs count, and stay where they are while nothing is known.
+                self._definitions.postpone(key, time.monotonic_ns())
+        return due
+
+    def _bound(self, key: Key) -> None:
+        """Add to a guest's definition what the kernel says of its groups, once they are known."""
+        groups = self._threads.group(key)
+        if groups is not None:
+            self._definitions.bound(key, cgroups.limits(groups))
 
     def _users(self, key: Key) -> set[int]:
         """Return the users that may run a guest's QEMU."""
@@ -158,8 +166,12 @@ class LibvirtHost:
 
     def definition(self, uuid: DomainUuid) -> Definition:
         """Read the domain's definition anew."""
+        domain = self._running(uuid)
         with self._translated():
-            return self._define(self._running(uuid))
+            key = uuid, domain.ID()
+            self._define(key, domain)
+        self._bound(key)
+        return self._definitions.of(key)
 
     def affinity(self, vcpu: VcpuId) -> CpuSet:
         """Read which pCPUs a vCPU may use right now: the real affinity of its thread."""
@@ -249,12 +261,11 @@ class LibvirtHost:
             took_ns = time.monotonic_ns() - at_ns
         return Sweep(at_ns, took_ns, parse_vcpus(infos, maps))
 
-    def _define(self, domain: Any) -> Definition:  # noqa: ANN401
+    def _define(self, key: Key, domain: Any) -> None:  # noqa: ANN401
         live = domain.XMLDesc(0)
         inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
         stated = domain.XMLDesc(inactive) if domain.isPersistent() else None
-        key = DomainUuid(domain.UUIDString()), domain.ID()
-        return self._definitions.learn(key, live, stated, time.monotonic_ns())
+        self._definitions.learn(key, live, stated, time.monotonic_ns())
 
 
 def parse_vcpus(

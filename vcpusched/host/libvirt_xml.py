@@ -62,11 +62,12 @@ QUOTA_PERIOD_US: Final = 100_000
 """What a quota is given for where the definition names no period, as libvirt and the kernel do."""
 
 
-def read_definition(xml: str) -> Definition:
+def read_definition(xml: str, usual_shares: int = SHARES) -> Definition:
     """Read a domain's XML, live or inactive. Raises ValueError when it is no domain definition.
 
     A `<vcpupin>` outranks `<vcpu cpuset>`, which outranks all pCPUs; with `placement='auto'`
     libvirt ignores the cpuset. Pins of emulator and I/O threads say nothing about vCPUs.
+    `usual_shares` has a domain whose definition names none.
     """
     root = _root(xml)
     allowed = _allowed(root)
@@ -81,7 +82,12 @@ def read_definition(xml: str) -> Definition:
         ),
         memory_nodes=nodes,
         memory_strict=strict,
-        shares=int(root.findtext("cputune/shares") or SHARES),
+        helper_pins=tuple(
+            CpuSet.parse(pin.get("cpuset", ""))
+            for name in ("emulatorpin", "iothreadpin")
+            for pin in root.iterfind(f"cputune/{name}")
+        ),
+        shares=int(root.findtext("cputune/shares") or usual_shares),
         quota_ppm=_quota_ppm(root),
         wish=_wish(root),
         origin=_origin(root),
@@ -121,8 +127,8 @@ def _allowed(root: ET.Element) -> dict[int, CpuSet]:
 
 def _memory(
     root: ET.Element, vcpus: Iterable[int]
-) -> tuple[dict[int, frozenset[int]], frozenset[int]]:
-    """Give the NUMA nodes of the memory beside each vCPU, and the vCPUs for which it must be there.
+) -> tuple[dict[int, frozenset[int]], dict[int, frozenset[int]]]:
+    """Return the NUMA nodes of the memory beside each vCPU, and those that it cannot be outside of.
 
     A vCPU of a guest with NUMA cells of its own is beside the memory of its cell; one in no cell
     beside all of it.
@@ -138,21 +144,24 @@ def _memory(
         for vcpu in CpuSet.parse(cell.get("cpus", ""))
     }
     nodes: dict[int, frozenset[int]] = {}
-    strict: set[int] = set()
+    strict: dict[int, frozenset[int]] = {}
     for vcpu in vcpus:
         cell = cell_of.get(vcpu)
         bounds = [by_cell[cell]] if cell in by_cell else general
         if cell is None:
             bounds = [*general, *by_cell.values()]
-        elif not any(is_strict for _, is_strict in bounds):
+        near = frozenset(node for these, _ in bounds for node in these)
+        if cell is not None and not any(is_strict for _, is_strict in bounds):
             # The strict nodes of the whole guest are no less strict for a cell.
-            bounds = [bound for bound in general if bound[1]] or bounds
-        there = CpuSet.of(node for near, _ in bounds for node in near)
-        if there and not any(is_strict and not near for near, is_strict in bounds):
-            nodes[vcpu] = frozenset(there)
+            bounds = [bound for bound in general if bound[1]]
         if any(is_strict for _, is_strict in bounds):
-            strict.add(vcpu)
-    return nodes, frozenset(strict)
+            is_told = all(these or not is_strict for these, is_strict in bounds)
+            told = (node for these, _ in bounds for node in these if is_told)
+            strict[vcpu] = frozenset(told)
+            near = near & strict[vcpu] or strict[vcpu]
+        if near:
+            nodes[vcpu] = near
+    return nodes, strict
 
 
 def _bound(memory: ET.Element) -> tuple[CpuSet, bool]:

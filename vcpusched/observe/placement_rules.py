@@ -4,20 +4,23 @@ Rule: pure; judges a `Sample` by what the administrator wants and what definitio
 loads and plans nothing.
 
 Problem: several hands have a say in where a vCPU may be (the administrator's settings, the guest's
-    definition and its metadata, the kernel's command line, whoever keeps a pool), and whoever asks
-    "why was this not moved?" needs one answer.
-Terms: managed pCPUs are those that are balanced at all. Isolated are those that the kernel keeps
+    definition and its metadata, the kernel's command line, the cpuset of the guests' groups,
+    whoever keeps a pool), and whoever asks "why was this not moved?" needs one answer.
+Terms: managed pCPUs are those that are balanced at all: of those that no guest's cpuset has, none
+    can be. Isolated are those that the kernel keeps
     for what is pinned there (isolcpus=, nohz_full=). Reserved ones are managed, but nobody's target
     unless the vCPU's own definition names them: isolated ones, those of realtime vCPUs and their
-    guests, and those that a definition dedicates to a single vCPU. A pool is a live affinity of
+    guests, emulator and I/O threads among these, and those that a definition dedicates to a single
+    vCPU. A running guest reserves what it runs with, whatever its definition says for the next
+    boot. A pool is a live affinity of
     several pCPUs that differs from what the definition says: somebody keeps it, so it is obeyed.
     Where vCPUs are pinned to sets of pCPUs, such a set is no pool but a place like a single one.
     Near a vCPU whose memory is strictly on some NUMA nodes are the pCPUs of these nodes; near every
     other all pCPUs are.
 Order: the guest's metadata outranks the administrator's lists of domains, since it is the finer
     word; a wish that is not understood holds the guest, since the next likely meaning of a typo in
-    "hold" is "hold". A definition's mask is never left, whoever asks, nor what is near; who is
-    outside of either may come in.
+    "hold" is "hold". A definition's mask is never left, whoever asks, nor what is near, nor the
+    cpuset; who is outside of any may come in.
 Properties: a guest that cannot be read keeps what is reserved for it. No answer depends on the
     order of domains or vCPUs.
 """
@@ -73,15 +76,25 @@ class HouseRules:
     exclude_domains: tuple[str, ...] = ()
     granularity: Granularity = Granularity.CPU
 
-    def managed(self, online: CpuSet, isolated: CpuSet) -> CpuSet:
-        """Return those of the online pCPUs that are managed. Raises ValueError for no list."""
-        return online & CpuSet.parse(self.cpus, all=online, isolated=isolated)
+    def managed(self, online: CpuSet, isolated: CpuSet, cpuset: CpuSet = ALL_CPUS) -> CpuSet:
+        """Return those of the online pCPUs that are managed. Raises ValueError for no list.
 
-    def left_alone(self, online: CpuSet, isolated: CpuSet) -> dict[str, CpuSet]:
+        `cpuset` is where any guest may run.
+        """
+        return online & CpuSet.parse(self.cpus, all=online, isolated=isolated) & cpuset
+
+    def left_alone(
+        self, online: CpuSet, isolated: CpuSet, cpuset: CpuSet = ALL_CPUS
+    ) -> dict[str, CpuSet]:
         """Return the pCPUs that are online and not managed, by the reason."""
-        left = online - self.managed(online, isolated)
+        outside = online - cpuset
+        left = online - self.managed(online, isolated) - outside
         by_kernel = left & self.managed(online, NO_CPUS)
-        reasons = {"isolated by the kernel": by_kernel, "not in cpus": left - by_kernel}
+        reasons = {
+            "outside the guests' cpuset": outside,
+            "isolated by the kernel": by_kernel,
+            "not in cpus": left - by_kernel,
+        }
         return {why: cpus for why, cpus in reasons.items() if cpus}
 
     def why_held(self, name: str, definition: Definition) -> str:
@@ -151,18 +164,22 @@ class House:
     @classmethod
     def of(cls, rules: HouseRules, sample: Sample, before: "House | None" = None) -> Self:
         """Apply the rules to a sample; `before` is what came of the sample before."""
-        managed = rules.managed(sample.topology.online, sample.isolated)
+        online, isolated = sample.topology.online, sample.isolated
+        cpuset = NO_CPUS if sample.domains else ALL_CPUS
+        for domain in sample.domains:
+            cpuset |= domain.definition.cpuset
+        managed = rules.managed(online, isolated, cpuset)
         kept = before.reserved_by if before is not None else {}
         reserved_by = {uuid: kept[uuid] for uuid in sample.unread if uuid in kept}
         for domain in sample.domains:
             reserved = _reserved(domain, managed)
             if reserved:
                 reserved_by[domain.uuid] = reserved
-        everywhere = sample.isolated & managed
+        everywhere = isolated & managed
         for reserved in reserved_by.values():
             everywhere |= reserved & managed
         cpus = tuple(
-            replace(cpu, isolated=True) if cpu.id in sample.isolated else cpu
+            replace(cpu, isolated=True) if cpu.id in isolated else cpu
             for cpu in sample.topology.cpus
             if cpu.id in managed
         )
@@ -171,9 +188,9 @@ class House:
         for cpu in sample.topology.cpus:
             if cpu.node is not None:
                 nodes[cpu.node] = nodes.get(cpu.node, NO_CPUS) | CpuSet.of([cpu.id])
-        left_alone = rules.left_alone(sample.topology.online, sample.isolated)
+        left_alone = rules.left_alone(online, isolated, cpuset)
         return cls(
-            rules, managed, cpus, sample.isolated, reserved_by, everywhere, units, nodes, left_alone
+            rules, managed, cpus, isolated, reserved_by, everywhere, units, nodes, left_alone
         )
 
     def binds(self, affinity: CpuSet) -> bool:
@@ -190,7 +207,7 @@ class House:
         if not why and (len(affinity) == 1 or ours):
             why = self._why_bound(definition, reading, targets)
         elif not why:
-            reach = definition.allowed[reading.vcpu] & self.managed
+            reach = self._mask(definition, reading.vcpu)
             # What is not pinned libvirt keeps off isolated pCPUs (since 10.4).
             if affinity & self.managed not in {reach, reach - self.isolated}:
                 pool = f"another hand keeps it on pCPUs {affinity}"
@@ -217,15 +234,16 @@ class House:
 
     def _why_nowhere(self, definition: Definition, vcpu: int) -> str:
         """Say why its definition leaves a vCPU no managed pCPU; nothing when it does."""
-        mask = definition.allowed[vcpu] & self.managed
+        mask = self._mask(definition, vcpu)
         if not mask:
-            return "its definition allows no managed pCPU"
+            return f"{_said(definition, vcpu)} allows no managed pCPU"
         near = self._near(definition, vcpu)
         if not near:
             return f"which pCPUs are on {_nodes_of(definition, vcpu)} is not known"
         if not mask & near:
             there = _nodes_of(definition, vcpu)
-            return f"its definition allows no managed pCPU of {there}, where its memory must be"
+            said = _said(definition, vcpu)
+            return f"{said} allows no managed pCPU of {there}, where its memory must be"
         return ""
 
     def _why_bound(self, definition: Definition, reading: VcpuReading, targets: CpuSet) -> str:
@@ -235,12 +253,12 @@ class House:
             return f"it is on pCPU {affinity}, which is not managed"
         if not targets.is_within(affinity):
             return ""
-        mask = definition.allowed[reading.vcpu] & self.managed
+        mask = self._mask(definition, reading.vcpu)
         if mask.is_within(affinity):
-            return "its definition allows no other pCPU"
+            return f"{_said(definition, reading.vcpu)} allows no other pCPU"
         if (mask & self._near(definition, reading.vcpu)).is_within(affinity):
-            there = _nodes_of(definition, reading.vcpu)
-            return f"its definition allows no other pCPU of {there}, where its memory must be"
+            said, there = _said(definition, reading.vcpu), _nodes_of(definition, reading.vcpu)
+            return f"{said} allows no other pCPU of {there}, where its memory must be"
         return "all other pCPUs are reserved"
 
     def objection(self, name: str, definition: Definition, vcpu: int, to_cpus: CpuSet) -> str:
@@ -253,17 +271,20 @@ class House:
         return ""
 
     def _targets(self, definition: Definition, vcpu: int) -> CpuSet:
-        stated = definition.allowed.get(vcpu, NO_CPUS)
-        near = self._near(definition, vcpu) & self.managed
+        near = self._near(definition, vcpu) & self._mask(definition, vcpu)
         # Only who names a reserved pCPU may go there, not who may go anywhere.
-        return near - self.reserved if stated == ALL_CPUS else near & stated
+        return near - self.reserved if definition.allowed.get(vcpu) == ALL_CPUS else near
+
+    def _mask(self, definition: Definition, vcpu: int) -> CpuSet:
+        """Return the managed pCPUs that the definition and the kernel allow a vCPU."""
+        return definition.allowed.get(vcpu, NO_CPUS) & definition.cpuset & self.managed
 
     def _near(self, definition: Definition, vcpu: int) -> CpuSet:
         """Give the pCPUs near a vCPU; none where they are not known."""
-        if vcpu not in definition.memory_strict:
-            return ALL_CPUS
-        nodes = definition.memory_nodes.get(vcpu)
+        nodes = definition.memory_strict.get(vcpu)
         if nodes is None:
+            return ALL_CPUS
+        if not nodes:
             # On one node it does not matter which ones were chosen.
             return ALL_CPUS if len(self.nodes) == 1 else NO_CPUS
         near = NO_CPUS
@@ -272,31 +293,44 @@ class House:
         return near
 
 
+def _said(definition: Definition, vcpu: int) -> str:
+    """Say what bounds a vCPU."""
+    is_cut = bool(definition.allowed[vcpu] - definition.cpuset)
+    return "its definition, cut to its cpuset," if is_cut else "its definition"
+
+
 def _nodes_of(definition: Definition, vcpu: int) -> str:
-    nodes = definition.memory_nodes.get(vcpu)
-    if nodes is None:
+    nodes = definition.memory_strict[vcpu]
+    if not nodes:
         return "the nodes that numad chose for its memory"
     # A list of nodes reads like a list of pCPUs.
     return f"node{'s' if len(nodes) > 1 else ''} {CpuSet.of(nodes)}"
 
 
 def _reserved(domain: DomainReading, managed: CpuSet) -> CpuSet:
-    """Give the pCPUs that are no others' for this domain's sake."""
+    """Return the pCPUs that are no others' for this domain's sake."""
     definition = domain.definition
-    stated = [mask for mask in definition.allowed.values() if mask != ALL_CPUS]
-    if not stated and not definition.realtime:
-        return NO_CPUS
-    reserved = NO_CPUS
+    given: dict[int, set[CpuSet]] = {}
+    for vcpu, stated in definition.allowed.items():
+        if stated != ALL_CPUS:
+            # What it runs with until its next boot; where that is a pin of ours, what it had, too.
+            booked = definition.booked.get(vcpu, stated)
+            given[vcpu] = {booked, definition.origin.get(vcpu, booked)}
     # Dedicated: a pCPU that the definition gives to just one vCPU, and that vCPU nothing else.
-    given = Counter(mask for mask in stated if len(mask) == 1)
-    for mask, vcpus in given.items():
-        if vcpus == 1:
-            reserved |= mask
+    single = Counter(
+        mask
+        for vcpu, masks in given.items()
+        if len(definition.allowed[vcpu]) == 1
+        for mask in masks
+        if len(mask) == 1
+    )
+    reserved = CpuSet.of(cpu for mask, vcpus in single.items() if vcpus == 1 for cpu in mask)
     if definition.realtime:
-        running = [
+        running = (
             reading.affinity for reading in domain.vcpus if reading.vcpu in definition.realtime
-        ]
-        for mask in (*stated, *running):
+        )
+        stated_masks = (mask for masks in given.values() for mask in masks)
+        for mask in (*stated_masks, *running, *definition.helper_pins):
             # Whoever may be anywhere has no place of its own.
             if not managed.is_within(mask):
                 reserved |= mask

@@ -341,7 +341,7 @@ def _definition(guest: Guest) -> Definition:
     return Definition(
         dict.fromkeys(vcpus, guest.allowed),
         memory_nodes=dict.fromkeys(vcpus, nodes) if nodes else {},
-        memory_strict=frozenset(vcpus if nodes else ()),
+        memory_strict=dict.fromkeys(vcpus, nodes) if nodes else {},
         shares=guest.shares,
         wish=guest.policy,
     )
