@@ -238,6 +238,43 @@ def test_a_capacity_is_above_0_and_at_most_all(tmp_path: Path) -> None:
     assert capacities(CpuSet.parse("0-3"), tmp_path) == {0: PPM, 1: 1, 2: 1, 3: PPM}
 
 
+def performance_files(*highest: int) -> dict[str, str]:
+    """Name the files in which firmware says what pCPUs from 0 on can perform at best (CPPC)."""
+    return {f"{CPU}{cpu}__acpi_cppc__highest_perf": f"{said}\n" for cpu, said in enumerate(highest)}
+
+
+def test_weaker_cores_of_one_type(tmp_path: Path) -> None:
+    """Four of 5.16 GHz and four dense ones of 3.31, of which firmware says 208 and 135."""
+    write(
+        tmp_path,
+        **frequency_files(*[5160] * 4, *[3310] * 4),
+        **performance_files(*[208] * 4, *[135] * 4),
+    )
+    found = capacities(CpuSet.parse("0-7"), tmp_path)
+    weak_ppm = 3310 * PPM // 5160
+    assert found == dict.fromkeys(range(4), PPM) | dict.fromkeys(range(4, 8), weak_ppm)
+    assert capacities(CpuSet.parse("4-7"), tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("megahertz", "highest"),
+    [
+        ((5700, 5700, 5700, 5700), (236, 231, 166, 196)),  # preferred cores
+        ((5700, 5200, 4700, 4000), (255, 255, 255, 255)),  # turbo bins, not told by firmware
+        ((5700, 5500, 5200, 4900), (255, 246, 235, 218)),  # turbo bins that firmware tells
+        ((5160, 5160, 3310, 3310), (208, 208, 135)),  # not told of every pCPU
+        ((5160, 5160, 3310), (208, 208, 135, 135)),
+        ((5160, 5160, 3310, 0), (208, 208, 135, 135)),
+    ],
+)
+def test_preferred_cores_and_turbo_bins_are_equal(
+    tmp_path: Path, megahertz: tuple[int, ...], highest: tuple[int, ...]
+) -> None:
+    """Only a core that is slower and does less by a seventh, of which both are told, is weaker."""
+    write(tmp_path, **frequency_files(*megahertz), **performance_files(*highest))
+    assert capacities(CpuSet.parse("0-3"), tmp_path) == {}
+
+
 def test_this_hosts_own_capacities() -> None:
     """Either nothing, or one for each of its pCPUs, the strongest with all of it."""
     cpus = CpuSet.of(os.sched_getaffinity(0))

@@ -3,8 +3,8 @@
 Rule: asks neither libvirt nor QEMU, and waits for nobody. What cannot be read is None or absent:
 nothing here raises.
 
-Sources: proc(5) for `stat`; Documentation/ABI/testing/sysfs-devices-system-cpu for `cpu_capacity`,
-and arch/x86/events/intel/core.c for the lists of big and small cores.
+Sources: proc(5) for `stat`; Documentation/ABI/testing/sysfs-devices-system-cpu for `cpu_capacity`
+and `acpi_cppc`, and arch/x86/events/intel/core.c for the lists of big and small cores.
 """
 
 import os
@@ -35,6 +35,15 @@ That is 3.9 GHz beside 5.1 GHz, as on Alder Lake, by the same reckoning (0.61).
 """
 
 
+WEAKER_PERCENT: Final = 85
+"""A core of the same type is weaker if its highest frequency and what firmware says that it can
+perform are both below so much of the host's best.
+
+One of them alone says little: firmware tells the scheduler by `highest_perf` which of equal cores
+to take first, by 30 % and more, and the bins of a turbo differ by 10 %.
+"""
+
+
 def isolated(root: Path = Path("/")) -> CpuSet:
     """Give the pCPUs that the kernel keeps free of what is not pinned there (isolcpus=)."""
     return read_cpus(root / "sys/devices/system/cpu/isolated")
@@ -50,12 +59,14 @@ def capacities(cpus: CpuSet, root: Path = Path("/")) -> Mapping[int, int]:
 
     Empty where the kernel tells of no difference. What it reckons itself (`cpu_capacity`, from 0 to
     1024) comes first. On hybrid x86 that is one and the same for all before Linux 6.12 and wherever
-    SMT is possible, and there the core type is told by which of its counters a pCPU has.
+    SMT is possible, and there the core type is told by which of its counters a pCPU has. Of cores
+    that differ in nothing else (dense ones of AMD's) frequency and firmware together tell.
     """
-    reckoned = _by_kernel(cpus, root / "sys/devices/system/cpu")
+    directory = root / "sys/devices/system/cpu"
+    reckoned = _by_kernel(cpus, directory)
     if len(set(reckoned.values())) > 1:
         return reckoned
-    return _by_core_type(cpus, root / "sys/devices")
+    return _by_core_type(cpus, root / "sys/devices") or _by_performance(cpus, directory)
 
 
 def _by_kernel(cpus: CpuSet, directory: Path) -> dict[int, int]:
@@ -89,6 +100,28 @@ def _by_core_type(cpus: CpuSet, devices: Path) -> dict[int, int]:
         can_ppm = clocked[cpu] * SMALL_PER_CLOCK_PPM // fastest if known else SMALL_PPM
         found[cpu] = min(max(can_ppm, 1), PPM)
     return found
+
+
+def _by_performance(cpus: CpuSet, directory: Path) -> dict[int, int]:
+    """Return the ratio of frequencies for weaker cores, PPM for others; nothing without any."""
+    said = [
+        (
+            cpu,
+            read_number(directory / f"cpu{cpu}/cpufreq/cpuinfo_max_freq") or 0,
+            read_number(directory / f"cpu{cpu}/acpi_cppc/highest_perf") or 0,
+        )
+        for cpu in cpus
+    ]
+    if not all(clocked and performs for _, clocked, performs in said):
+        return {}
+    fastest = max((clocked for _, clocked, _ in said), default=0)
+    best = max((performs for _, _, performs in said), default=0)
+    weaker = {
+        cpu: clocked * PPM // fastest
+        for cpu, clocked, performs in said
+        if clocked * 100 < fastest * WEAKER_PERCENT and performs * 100 < best * WEAKER_PERCENT
+    }
+    return dict.fromkeys(cpus, PPM) | weaker if weaker else {}
 
 
 def busy(root: Path = Path("/")) -> Busy | None:
