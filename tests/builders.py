@@ -4,7 +4,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from vcpusched.host.hypervisor import HypervisorError, VanishedError
+from vcpusched.host.hypervisor import CpuRefusedError, HypervisorError, VanishedError
 from vcpusched.model import (
     ALL_CPUS,
     NO_CPUS,
@@ -158,7 +158,8 @@ class MemoryHost:
     `wants` gives the usage of each guest, `cpus` its affinity, `definitions` its definition, and
     `host_wants` what each pCPU runs besides, with guests that are bound, and `isolated` the pCPUs
     that the kernel keeps free. `on_pin` is called before a pin and may raise what libvirt would,
-    as may `on_mark` and `on_read` before a mark and before an affinity is read. `waits` gives for
+    as may `on_mark` and `on_read` before a mark and before an affinity is read. The kernel takes
+    only affinities that have a pCPU of `cpuset`, which definitions need not tell. `waits` gives for
     which share of the time guests wait; how long the others waited is not known.
     """
 
@@ -179,6 +180,7 @@ class MemoryHost:
         self.wait_ns = dict.fromkeys(wants, 0)
         self.host_wants: dict[int, float] = {}
         self.isolated = NO_CPUS
+        self.cpuset = ALL_CPUS
         self.busy_ns = dict.fromkeys(range(cpu_count), 0)
         self.now_ns = SECOND_NS
         self.pins: list[tuple[str, str]] = []
@@ -243,6 +245,8 @@ class MemoryHost:
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Pin a guest."""
         self._on_pin(vcpu.uuid)
+        if not cpus & self.cpuset:
+            raise CpuRefusedError("Invalid argument")
         self.pins.append((vcpu.uuid, str(cpus)))
         self.cpus[vcpu.uuid] = cpus
         known = self.definitions[vcpu.uuid]

@@ -382,6 +382,71 @@ def test_a_guest_that_refuses_is_left_alone_for_a_while() -> None:
     assert all(gap >= 10 for gap in gaps)
 
 
+def test_a_pcpu_that_refuses_is_left_alone_for_a_while() -> None:
+    """[20 20 20 20] [] []: the guests go to the other one, none is held; and that is told."""
+    names = [f"g{index}" for index in range(4)]
+    asked: list[int] = []
+    host = MemoryHost(
+        3,
+        dict.fromkeys(names, 0.2),
+        dict.fromkeys(names, "0"),
+        lambda _name: asked.append(host.now_ns // SECOND_NS),
+    )
+    host.cpuset = CpuSet.of([0, 2])
+    scheduler = Scheduler()
+    cycle = run(scheduler, host, 3)
+    while not cycle.failures:  # those that go to pCPU 2 may come first
+        cycle = run(scheduler, host, 1)
+    assert cycle.failures[0].kind == "CpuRefusedError"
+    cycle = run(scheduler, host, 9)
+    assert cycle.refused
+    assert {cpus for _, cpus in host.pins} == {"2"}
+    assert len(host.pins) == 2
+    assert cycle.host is not None
+    assert {(str(vcpu.allowed), vcpu.fixed) for vcpu in cycle.host.vcpus} == {("0,2", False)}
+    run(scheduler, host, 200)
+    tries = [at_s for at_s in asked if at_s > 20]
+    assert 1 <= len(tries) <= 5
+    host.cpuset = ALL_CPUS
+    cycle = run(scheduler, host, 700)
+    assert not cycle.refused
+    assert "1" in {cpus for _, cpus in host.pins}
+
+
+def test_all_pcpus_that_a_guest_may_use_refuse() -> None:
+    """Then it stays, and the reason is told."""
+    host, scheduler = crowded(), Scheduler()
+    host.cpuset = CpuSet.of([5])
+    run(scheduler, host, 3)
+    host.definitions = dict.fromkeys(host.wants, Definition({0: CpuSet.of([1])}))
+    cycle = run(scheduler, host, 2)
+    assert cycle.host is not None
+    whys = {vcpu.why for vcpu in cycle.host.vcpus}
+    assert whys == {"all pCPUs that it may use refused a pin lately"}
+
+
+def test_a_refusal_that_the_cpuset_explains() -> None:
+    """It changed since the definition was read: that is read anew, and nobody is left alone."""
+    names = [f"g{index}" for index in range(4)]
+
+    def narrow(_name: str) -> None:
+        host.cpuset = CpuSet.of([0, 1])
+        host.definitions = dict.fromkeys(names, Definition({0: ALL_CPUS}, cpuset=host.cpuset))
+
+    host = MemoryHost(3, dict.fromkeys(names, 0.2), dict.fromkeys(names, "0"), narrow)
+    scheduler = Scheduler()
+    cycle = run(scheduler, host, 3)
+    assert [failure.kind for failure in cycle.failures] == ["CpuRefusedError"]
+    cycle = run(scheduler, host, 2)
+    assert not cycle.refused
+    assert {why: str(cpus) for why, cpus in cycle.left_alone.items()} == {
+        "outside the guests' cpuset": "2"
+    }
+    run(scheduler, host, 3)
+    assert sorted(map(str, host.cpus.values())) == ["0", "0", "1", "1"]
+    assert len(host.pins) == 2
+
+
 def test_what_cannot_be_read_is_no_room() -> None:
     """[90] [40 40], balanced: the 90 is slow to read, or not at all, for three cycles; no pin."""
     wants = {"big": 0.9, "a": 0.4, "b": 0.4}

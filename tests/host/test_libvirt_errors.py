@@ -1,5 +1,6 @@
 """The table of libvirt's errors: each means one thing, and what is said to be done is done."""
 
+import errno
 from collections.abc import Callable
 
 import libvirt
@@ -10,8 +11,10 @@ from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.feedback import ASIDE_CYCLES
 from vcpusched.host.connection import on_connecting, translate
 from vcpusched.host.hypervisor import (
+    CPU_REFUSED,
     ERRORS,
     ConnectionLostError,
+    CpuRefusedError,
     HypervisorError,
     PermissionDeniedError,
     VanishedError,
@@ -20,10 +23,12 @@ from vcpusched.host.hypervisor import (
 EVERY = pytest.mark.parametrize("code", ERRORS)
 
 
-def libvirt_error(code: int, domain: int = libvirt.VIR_FROM_QEMU) -> libvirt.libvirtError:
+def libvirt_error(
+    code: int, domain: int = libvirt.VIR_FROM_QEMU, number: int = -1
+) -> libvirt.libvirtError:
     """Make an error as the binding raises it, with its fields in the order of virError."""
     error = libvirt.libvirtError("")
-    error.err = (code, domain, "what libvirt said.", 2, "", "", "", -1, -1)
+    error.err = (code, domain, "what libvirt said.", 2, "", "", "", number, -1)
     return error
 
 
@@ -60,6 +65,13 @@ def test_a_connection_that_dies_in_a_call(code: str, domain: str) -> None:
     """What it raises then depends on where in the call it died."""
     error = libvirt_error(getattr(libvirt, code), getattr(libvirt, domain))
     assert type(translate(error, alive=True)) is ConnectionLostError
+
+
+@pytest.mark.parametrize("number", [*CPU_REFUSED, errno.EPERM])
+def test_what_the_kernel_says_of_an_affinity(number: int) -> None:
+    """Its error number comes along; others than these are no matter of pCPUs."""
+    found = translate(libvirt_error(libvirt.VIR_ERR_SYSTEM_ERROR, number=number), alive=True)
+    assert type(found) is (CpuRefusedError if number in CPU_REFUSED else HypervisorError)
 
 
 def test_a_code_of_the_future() -> None:

@@ -11,7 +11,12 @@ from collections.abc import Sequence
 import pytest
 
 from vcpusched.act.cycle import Rules, Scheduler
-from vcpusched.host.hypervisor import BusyError, HypervisorError, VanishedError
+from vcpusched.host.hypervisor import (
+    BusyError,
+    CpuRefusedError,
+    HypervisorError,
+    VanishedError,
+)
 from vcpusched.model import (
     PPM_PER_POINT,
     Cpu,
@@ -337,6 +342,74 @@ def test_the_scheduler_balances_around_a_guest_that_refuses() -> None:
     assert "g0a" not in {pin.domain for pin in result.pins}
     assert last_gap(result) < 10
     assert result.refused <= 2
+
+
+def within(cpuset: str, workload: Workload) -> Workload:
+    """Have the kernel let all guests use no more than this."""
+    bound = CpuSet.parse(cpuset)
+    guests = tuple(dataclasses.replace(one, cpuset=bound) for one in workload.guests)
+    return dataclasses.replace(workload, guests=guests)
+
+
+def test_guests_are_balanced_within_their_cpuset() -> None:
+    """{} {} {90 80 70 60} {50 40 30 30} {20 20 10} {} {} {}, of which the first two are no guest's.
+
+    Without knowing that a third of the demand stayed unmet, with 35 pins refused.
+    """
+    loads: list[list[int]] = [[], [], [90, 80, 70, 60], [50, 40, 30, 30], [20, 20, 10], [], [], []]
+    result = simulate(within("2-7", drawn(*loads, periods=100)), Scheduler(), DEFAULTS)
+    assert result.refused == 0
+    assert all(pin.to_cpus.is_within(CpuSet.parse("2-7")) for pin in result.pins)
+    last = result.periods[-70:]
+    assert sum(p.unmet_ns for p in last) < sum(p.demanded_ns for p in last) * 0.02
+
+
+def test_floaters_are_poured_over_their_cpuset() -> None:
+    """{} {} {50 50} {}, of which the last two are the guests', and two of 20 that float there.
+
+    That is 100 and 40, so one of 50 leaves, for the only other pCPU that there is for it.
+    """
+    loads: list[list[int]] = [[], [], [50, 50], []]
+    free = tuple(guest(name, [20] * PERIODS) for name in "ab")
+    bound = drawn(*loads)
+    workload = within("2-3", dataclasses.replace(bound, guests=bound.guests + free))
+    result = simulate(workload, Scheduler(), place=Place.FLOATING)
+    assert str(result.pins[0].to_cpus) == "3"
+    assert result.refused == 0
+    host = SimulatedHost(workload, Place.FLOATING)
+    host.pass_period()
+    floating = [d for d in host.sample().domains if d.name in {"a", "b"}]
+    assert {str(d.vcpus[0].affinity) for d in floating} == {"2-3"}
+
+
+def test_the_kernel_takes_no_pin_outside_a_cpuset() -> None:
+    """And cuts one that is partly outside."""
+    host = SimulatedHost(within("0-1", drawn([10], [], [])))
+    host.pass_period()
+    (domain,) = host.sample().domains
+    assert str(domain.definition.cpuset) == "0-1"
+    vcpu = VcpuId(domain.uuid, domain.domain_id, 0)
+    with pytest.raises(CpuRefusedError):
+        host.pin(vcpu, CpuSet.of([2]))
+    assert host.refused == 1
+    host.pin(vcpu, CpuSet.parse("1-2"))
+    assert str(host.affinity(vcpu)) == "1"
+
+
+def test_weights_decide_what_is_fair() -> None:
+    """{100 100 100} {100*} with weights of 100 and (*) 1024: nobody joins the heavy one.
+
+    With 1024 for all, as version 1 has it, one did and fell from 33 % to 9 %.
+    """
+    workload = drawn([100, 100, 100], [100])
+    weights = (100, 100, 100, 1024)
+    guests = tuple(
+        dataclasses.replace(one, shares=weight)
+        for one, weight in zip(workload.guests, weights, strict=True)
+    )
+    result = simulate(dataclasses.replace(workload, guests=guests), Scheduler(), DEFAULTS)
+    assert result.pins == ()
+    assert min(vcpu.run_ns for vcpu in result.vcpus) > PERIODS * PERIOD_NS * 0.33
 
 
 def test_a_pin_is_counted_as_back() -> None:

@@ -7,6 +7,7 @@ promised, when one had nothing to do, whom to leave alone for a while (`feedback
 answer was lost with the connection.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,12 +24,14 @@ from vcpusched.act.feedback import (
 )
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
+    CpuRefusedError,
     Hypervisor,
     HypervisorError,
     NotRecordedError,
     VanishedError,
 )
 from vcpusched.model import (
+    ALL_CPUS,
     NO_CPUS,
     CpuSet,
     Definition,
@@ -97,7 +100,8 @@ class Cycle:
     `proofs` tell what came of earlier plans. `at_ns` is the monotonic clock at the sample, and
     `waits` for which share of the time since the last one vCPUs were kept waiting, in ppm.
     `left_alone` are the pCPUs that are online and not managed, by the reason. `by_libvirt` names
-    the domains that libvirt was asked about instead of the kernel, by the reason.
+    the domains that libvirt was asked about instead of the kernel, by the reason. `refused`
+    tells whether a guest or pCPU is in quarantine because it refused a pin.
     """
 
     number: int
@@ -119,6 +123,7 @@ class Cycle:
     waits: Mapping[VcpuId, int] = field(default_factory=dict)
     left_alone: Mapping[str, CpuSet] = field(default_factory=dict)
     by_libvirt: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    refused: bool = False
 
     @property
     def decided(self) -> bool:
@@ -194,11 +199,12 @@ class Scheduler:
         found = self._plan(host, rules, now_ns)
         look = Look(now_ns, host, found, self._observed.waits, self._observed.busy)
         seen = replace(seen, proofs=self._prove(look), waits=self._observed.waits)
+        seen = replace(seen, refused=bool(self._patience.quarantined(self._number)))
         if not (rules.dry_run or rules.paused):
             moves = [
                 move
                 for move in worse_bound(sample, look)
-                if not self._patience.is_aside(move.vcpu.uuid, self._number)
+                if move.vcpu.uuid not in self._patience.quarantined(self._number)
             ]
             seen = replace(seen, host=host, plan=found)
             seen = self._free(hypervisor, seen, moves, now_ns, cancelled, on_pin)
@@ -258,20 +264,30 @@ class Scheduler:
                 lost, self._in_doubt = str(error), (seen.number, move)
                 break
             except HypervisorError as error:
-                failures.append(self._failed(move, error, seen.number))
+                failures.append(self._failed(hypervisor, move, error, seen.number))
             else:
                 freed.append(move)
-                self._patience.pinned(move.vcpu)
+                self._patience.pinned(move.vcpu, move.to_cpus)
                 self._patience.doubt(move.vcpu, now_ns)
                 on_pin(seen.number, move)
         if freed:
             self._wanted = self._wanted_binding = 0
         return replace(seen, freed=tuple(freed), failures=tuple(failures), lost=lost)
 
-    def _failed(self, move: Move, error: HypervisorError, number: int) -> Failure:
+    def _failed(
+        self, hypervisor: Hypervisor, move: Move, error: HypervisorError, number: int
+    ) -> Failure:
         expected = isinstance(error, VanishedError)
         of_ours = isinstance(error, NotRecordedError)
-        if not (expected or of_ours):
+        if isinstance(error, CpuRefusedError):
+            cpuset = ALL_CPUS
+            with contextlib.suppress(HypervisorError):
+                cpuset = hypervisor.definition(move.vcpu.uuid).cpuset
+            # What the cpuset explains plans will avoid; else nobody may be able to go there.
+            if move.to_cpus.is_within(cpuset):
+                for cpu in move.to_cpus:
+                    self._patience.refused(cpu, number)
+        elif not (expected or of_ours):
             self._patience.refused(move.vcpu.uuid, number)
         kind = "vanished" if expected else type(error).__name__
         return Failure(move, str(error), kind, expected=expected, of_ours=of_ours)
@@ -366,16 +382,16 @@ class Scheduler:
             except ConnectionLostError as error:
                 # Whether libvirtd still made this pin shows in the next sample.
                 lost, self._in_doubt = str(error), (seen.number, move)
-                self._patience.pinned(move.vcpu)
+                self._patience.pinned(move.vcpu, move.to_cpus)
                 break
             except HypervisorError as error:
-                failures.append(self._failed(move, error, seen.number))
+                failures.append(self._failed(hypervisor, move, error, seen.number))
                 pinned += _give_back(hypervisor, half, on_pin, seen.number)
                 # The next cycles plan without this domain; what is left of this plan may have
                 # needed it.
                 break
             else:
-                self._patience.pinned(move.vcpu)
+                self._patience.pinned(move.vcpu, move.to_cpus)
                 pinned.append(move)
                 on_pin(seen.number, move)
         return replace(

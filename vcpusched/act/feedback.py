@@ -1,7 +1,7 @@
 """Judges whether what was done helped, and remembers whom to leave alone for a while.
 
 Rule: judges what was measured, and knows no clock but that of the samples; only `Patience`
-remembers: whoever was moved lately or in vain, or refused a pin.
+remembers: whoever was moved lately or in vain, or refused a pin, guest or pCPU.
 
 Problem: loads are estimates and plans are promises. A pin that helps nobody is worse than none, and
     a vCPU that floated may have been better off.
@@ -110,9 +110,7 @@ def promised(number: int, look: Look, pinned: tuple[Move, ...]) -> Promise:
         if waits.get(vcpu.id, 0) < WAITS_PPM or not (move or _is_bound_to(vcpu, left)):
             continue
         # Of several pCPUs the kernel takes the best.
-        cpu = min(
-            (cpu for cpu in cpus if cpu in factors), key=lambda cpu: factors[cpu], default=None
-        )
+        cpu = min((cpu for cpu in cpus if cpu in factors), key=factors.__getitem__, default=None)
         if cpu is not None:
             wait_ppm = vcpu.load_ppm - vcpu.load_ppm * PPM // factors[cpu]
             promises[vcpu.id] = waits[vcpu.id], min(waits[vcpu.id], wait_ppm)
@@ -182,7 +180,8 @@ def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
             original = reading.original and reading.original & sample.topology.online
             if original is None or len(original) <= len(reading.affinity) or reading.held:
                 continue
-            others = [cpu for cpu in original if cpu in idle_ppm and cpu not in reading.affinity]
+            may = original & domain.definition.cpuset
+            others = [cpu for cpu in may if cpu in idle_ppm and cpu not in reading.affinity]
             room_ppm = sum(idle_ppm[cpu] for cpu in others)
             crowded = all(look.busy.get(cpu, 0) >= CROWDED_PPM for cpu in reading.affinity)
             if wait_ppm < WAITS_PPM or room_ppm < wait_ppm or not crowded:
@@ -250,7 +249,7 @@ def _bounds(host: Host, policy: Policy) -> tuple[object, ...]:
 
 
 ASIDE_CYCLES, ASIDE_CYCLES_MAX = 10, 640
-"""For how many cycles a domain that refused a pin is left alone; doubled when it does so again."""
+"""For how many cycles a guest or pCPU that refused a pin is in quarantine; doubled each time."""
 
 DOUBT_NS: Final = 300_000_000_000
 DOUBT_MAX_NS: Final = 24 * 3_600_000_000_000
@@ -260,47 +259,44 @@ _MINUTE_NS: Final = 60_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Aside:
+class _Left:
+    """Until when somebody is left alone, and how long that is in all: in cycles, or in ns."""
+
     until: int
-    cycles: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Doubt:
-    until_ns: int
-    length_ns: int
+    length: int
 
 
 class Patience:
-    """What happened lately to vCPUs and domains that still run."""
+    """What happened lately to vCPUs and domains that still run, and to pCPUs."""
 
     def __init__(self) -> None:
         self._pinned: set[VcpuId] = set()
         self._cools_from_ns: dict[VcpuId, int] = {}
-        self._aside: dict[DomainUuid, _Aside] = {}
-        self._doubts: dict[VcpuId, _Doubt] = {}
+        self._aside: dict[DomainUuid | int, _Left] = {}
+        """By guest, and by the number of a pCPU."""
+        self._doubts: dict[VcpuId, _Left] = {}
 
-    def pinned(self, vcpu: VcpuId) -> None:
-        """Note that a vCPU was pinned, or may have been."""
+    def pinned(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+        """Note that a vCPU was pinned to these pCPUs, or may have been."""
         self._pinned.add(vcpu)
-        self._aside.pop(vcpu.uuid, None)
+        for proven in (vcpu.uuid, *cpus):
+            self._aside.pop(proven, None)
 
-    def refused(self, uuid: DomainUuid, number: int) -> None:
-        """Note that a domain refused a pin in the cycle of this number."""
-        known = self._aside.get(uuid)
-        cycles = ASIDE_CYCLES if known is None else min(known.cycles * 2, ASIDE_CYCLES_MAX)
-        self._aside[uuid] = _Aside(until=number + cycles, cycles=cycles)
+    def refused(self, who: DomainUuid | int, number: int) -> None:
+        """Note that a guest or pCPU refused a pin in the cycle of this number."""
+        known = self._aside.get(who)
+        cycles = ASIDE_CYCLES if known is None else min(known.length * 2, ASIDE_CYCLES_MAX)
+        self._aside[who] = _Left(number + cycles, cycles)
 
-    def is_aside(self, uuid: DomainUuid, number: int) -> bool:
-        """Tell whether a domain refused a pin lately, in the cycle of this number."""
-        aside = self._aside.get(uuid)
-        return aside is not None and number < aside.until
+    def quarantined(self, number: int) -> frozenset[DomainUuid | int]:
+        """Return the guests and pCPUs that refused a pin lately, in the cycle of this number."""
+        return frozenset(who for who, aside in self._aside.items() if number < aside.until)
 
     def doubt(self, vcpu: VcpuId, now_ns: int) -> None:
         """Note that a vCPU was moved in vain."""
         known = self._doubts.get(vcpu)
-        length_ns = DOUBT_NS if known is None else min(known.length_ns * 2, DOUBT_MAX_NS)
-        self._doubts[vcpu] = _Doubt(now_ns + length_ns, length_ns)
+        length_ns = DOUBT_NS if known is None else min(known.length * 2, DOUBT_MAX_NS)
+        self._doubts[vcpu] = _Left(now_ns + length_ns, length_ns)
 
     def trust(self, vcpu: VcpuId) -> None:
         """Note that to move a vCPU helped."""
@@ -313,7 +309,10 @@ class Patience:
         """
         running = {domain.uuid for domain in sample.domains} | set(sample.unread)
         there = {vcpu.id for vcpu in host.vcpus}
-        self._aside = {uuid: aside for uuid, aside in self._aside.items() if uuid in running}
+        known = {*running, *host.online}
+        self._aside = {who: aside for who, aside in self._aside.items() if who in known}
+        aside = self.quarantined(number)
+        refused = CpuSet.of(who for who in aside if isinstance(who, int))
         self._doubts = {vcpu: doubt for vcpu, doubt in self._doubts.items() if vcpu in there}
         now_ns = {domain.uuid: domain.at_ns for domain in sample.domains}
         for vcpu in self._pinned & there:
@@ -327,24 +326,24 @@ class Patience:
             for vcpu, from_ns in self._cools_from_ns.items()
             if vcpu.uuid in running and now_ns.get(vcpu.uuid, from_ns) - from_ns < cooldown_s * 1e9
         }
-        return replace(
-            host,
-            vcpus=tuple(
-                replace(vcpu, fixed=True, why=why)
-                if not vcpu.fixed
-                and (why := self._why(vcpu.id, number, now_ns.get(vcpu.id.uuid, 0), cooldown_s))
-                else vcpu
-                for vcpu in host.vcpus
-            ),
-        )
 
-    def _why(self, vcpu: VcpuId, number: int, now_ns: int, cooldown_s: float) -> str:
-        if self.is_aside(vcpu.uuid, number):
-            return "its guest refused a pin lately"
+        def judged(vcpu: Vcpu) -> Vcpu:
+            why = self._why(vcpu.id, now_ns.get(vcpu.id.uuid, 0), cooldown_s)
+            if vcpu.id.uuid in aside:
+                why = "its guest refused a pin lately"
+            elif refused and not why:
+                vcpu = replace(vcpu, allowed=vcpu.allowed - refused)
+                why = "" if vcpu.allowed else "all pCPUs that it may use refused a pin lately"
+            return replace(vcpu, fixed=True, why=why) if why else vcpu
+
+        vcpus = (vcpu if vcpu.fixed else judged(vcpu) for vcpu in host.vcpus)
+        return replace(host, vcpus=tuple(vcpus))
+
+    def _why(self, vcpu: VcpuId, now_ns: int, cooldown_s: float) -> str:
         if vcpu in self._cools_from_ns or vcpu in self._pinned:
             return f"moved less than {cooldown_s:g} s ago"
         doubt = self._doubts.get(vcpu)
-        if doubt is not None and now_ns < doubt.until_ns:
-            minutes = -(-(doubt.until_ns - now_ns) // _MINUTE_NS)
+        if doubt is not None and now_ns < doubt.until:
+            minutes = -(-(doubt.until - now_ns) // _MINUTE_NS)
             return f"moved in vain, so left alone for {minutes} min more"
         return ""

@@ -12,9 +12,11 @@ from typing import Any, Final
 import libvirt
 
 from vcpusched.host.hypervisor import (
+    CPU_REFUSED,
     ERRORS,
     LOST_CODES,
     ConnectionLostError,
+    CpuRefusedError,
     HypervisorError,
     PermissionDeniedError,
     VanishedError,
@@ -101,6 +103,8 @@ def translate(error: Any, *, alive: bool) -> HypervisorError:  # noqa: ANN401  l
     code, text = error.get_error_code(), _in_words(error)
     if not alive or (code in _LOST_CODES and error.get_error_domain() in _LOST_DOMAINS):
         return ConnectionLostError(text)
+    if code == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in CPU_REFUSED:
+        return CpuRefusedError(text)
     return _ERRORS.get(code, HypervisorError)(text)
 
 

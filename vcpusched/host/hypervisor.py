@@ -4,6 +4,7 @@ Rule: a protocol, its errors and one table. It exists because two implementation
 host in memory.
 """
 
+import errno
 from collections.abc import Mapping
 from typing import Final, Protocol
 
@@ -30,6 +31,10 @@ class BusyError(HypervisorError):
     """The domain is in the middle of something (a migration, a save) that excludes pinning."""
 
 
+class CpuRefusedError(HypervisorError):
+    """The kernel takes none of the pCPUs of an affinity: not online, or not in the cpuset."""
+
+
 class NotRecordedError(HypervisorError):
     """What undoing a pin takes could not be kept, so it was not made; no domain is to blame."""
 
@@ -46,7 +51,7 @@ ERRORS: Final[Mapping[str, type[HypervisorError]]] = {
     "VIR_ERR_AUTH_CANCELLED": PermissionDeniedError,  # polkit had nobody to ask
     "VIR_ERR_AUTH_UNAVAILABLE": PermissionDeniedError,  # there is no polkit to be asked
     "VIR_ERR_OPERATION_DENIED": PermissionDeniedError,  # the connection is read only
-    "VIR_ERR_SYSTEM_ERROR": HypervisorError,  # no pCPU of the affinity is online or in the cpuset
+    "VIR_ERR_SYSTEM_ERROR": HypervisorError,  # the kernel refused; of a pin see `CPU_REFUSED`
     "VIR_ERR_INTERNAL_ERROR": HypervisorError,  # libvirt did not foresee how it failed
     "VIR_ERR_OPERATION_FAILED": HypervisorError,  # QEMU refused
     "VIR_ERR_NO_SUPPORT": HypervisorError,  # this libvirt cannot do that
@@ -55,6 +60,10 @@ ERRORS: Final[Mapping[str, type[HypervisorError]]] = {
 }
 """What an error code of libvirt means while the connection stands; any other is a refusal without a
 reason that we know of. On a dead connection each means that it is lost."""
+
+CPU_REFUSED: Final = frozenset({errno.EINVAL, errno.EACCES})
+"""What the kernel says of an affinity that has no pCPU which is online and in the cpuset, and in
+version 1 of a group's cpuset that is not within the one above."""
 
 LOST_CODES: Final = frozenset(
     {

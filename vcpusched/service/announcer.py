@@ -161,7 +161,8 @@ class Announcer:
             for failure in cycle.failures
             if not failure.expected
         )
-        if not cycle.executed and cycle.plan is not None and cycle.plan.moves:
+        is_open = not cycle.executed and cycle.plan is not None and bool(cycle.plan.moves)
+        if not failing and (is_open or cycle.refused):
             failing = self.service.pins_failing  # until the next attempt nothing new is known
         self.service = replace(
             self.service, connected=True, trouble=None, cycle=cycle, pins_failing=failing

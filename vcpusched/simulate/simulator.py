@@ -24,7 +24,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
-from vcpusched.host.hypervisor import BusyError, HypervisorError, VanishedError
+from vcpusched.host.hypervisor import (
+    BusyError,
+    CpuRefusedError,
+    HypervisorError,
+    VanishedError,
+)
 from vcpusched.model import (
     PPM,
     Busy,
@@ -147,7 +152,8 @@ class SimulatedHost:
         """Set a vCPU's affinity, from the next period on.
 
         Raises VanishedError when its domain has ended or was started anew, what the guest is
-        described to answer, and HypervisorError for pCPUs that there are not.
+        described to answer, CpuRefusedError for pCPUs outside its cpuset, and HypervisorError for
+        those that there are not.
         """
         number = self._number(vcpu.uuid, vcpu.vcpu, vcpu.domain_id)
         guest = self.workload.guests[number]
@@ -158,6 +164,10 @@ class SimulatedHost:
             raise HypervisorError("the pin was refused")
         if not cpus or not cpus.is_within(self._online):
             raise HypervisorError(f"there are no pCPUs {cpus}")
+        if not cpus & guest.cpuset:
+            self.refused += 1
+            raise CpuRefusedError(f"no pCPU of {cpus} is in the cpuset {guest.cpuset}")
+        cpus &= guest.cpuset
         thread = self._threads[number, vcpu.vcpu]
         self.pins.append(
             PinChange(
@@ -319,7 +329,7 @@ def simulate(  # noqa: PLR0913  each is a choice of its own
 def _starts(workload: Workload, place: Place, online: CpuSet) -> Iterator[tuple[CpuSet, ...]]:
     turn = 0
     for guest in workload.guests:
-        allowed = guest.allowed & online
+        allowed = guest.allowed & guest.cpuset & online
         cpus = tuple(allowed)
         chance = random.Random(f"{workload.seed}/place/{guest.name}")  # noqa: S311  repeatable
         chosen = []
@@ -344,6 +354,7 @@ def _definition(guest: Guest) -> Definition:
         memory_strict=dict.fromkeys(vcpus, nodes) if nodes else {},
         shares=guest.shares,
         wish=guest.policy,
+        cpuset=guest.cpuset,
     )
 
 

@@ -50,10 +50,10 @@ class Guest:
     """One guest: what each of its vCPUs wants in each period of its life, and where it may run.
 
     `loads_ppm` holds, per vCPU, the load of each period from `start` on; the guest ends where they
-    end. `allowed` is its definition, `memory_nodes` the NUMA nodes that its memory is strictly on,
-    none for anywhere; `policy` what its metadata asks for, None for nothing; `pin` the affinity
-    that it starts with, None for one that is chosen when the simulation begins. At each period of
-    `restarts` it starts anew.
+    end. `allowed` is its definition, `cpuset` what the kernel lets it use, `memory_nodes` the NUMA
+    nodes that its memory is strictly on, none for anywhere; `policy` what its metadata asks for,
+    None for nothing; `pin` the affinity that it starts with, None for one that is chosen when the
+    simulation begins. At each period of `restarts` it starts anew.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Guest:
     start: int = 0
     shares: int = SHARES
     allowed: CpuSet = ALL_CPUS
+    cpuset: CpuSet = ALL_CPUS
     pin: CpuSet | None = None
     restarts: tuple[int, ...] = ()
     refuses: Refusal | None = None
