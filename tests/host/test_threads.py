@@ -133,9 +133,8 @@ def test_without_machines_the_user_decides_and_nobody_between_two(seen: Seen) ->
     seen.files.process(PID, UUID, TWO)
     assert seen.runs_ns() == {0: 500, 1: 500}
     seen.files.process(30, UUID, {31: "CPU 0/KVM"})
-    again = Seen.__new__(Seen)
-    again.__dict__ |= {**seen.__dict__, "threads": Threads(seen.files.root, lambda _tid: {0})}
-    assert again.why_not() == processes.SEVERAL
+    seen.threads = Threads(seen.files.root, seen.files.affinity_of)  # as after a restart
+    assert seen.why_not() == processes.SEVERAL
 
 
 @pytest.mark.parametrize(

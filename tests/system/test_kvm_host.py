@@ -162,6 +162,39 @@ def test_topology(machine: Machine, disk: Image) -> None:
     ]
 
 
+PROBE = """
+import json
+from vcpusched.host.libvirt_host import LibvirtHost
+host = LibvirtHost.open("qemu:///system", read_only=True)
+found = {
+    domain.name: [[str(vcpu.affinity), vcpu.waited is not None] for vcpu in domain.vcpus]
+    for domain in host.sample().domains
+}
+print(json.dumps(found))
+"""
+LOOKS_LIKE = 'echo "CPU 0/KVM" >/proc/self/comm; sleep 600; exit'
+
+
+def test_threads_in_the_cgroups_of_their_machines_are_read(machine: Machine) -> None:
+    """By the service's user; libvirt would not say how long a vCPU waited.
+
+    A process of QEMU's user that looks like a guest, but is not in the cgroup of its machine, is
+    not taken for it.
+    """
+    uuid = machine.say("virsh", "domuuid", USUAL[0]).strip()
+    program = ["sh", "-c", LOOKS_LIKE, "sh", "-uuid", uuid]
+    machine.say("systemd-run", "--unit=impostor", "--property=User=libvirt-qemu", *program)
+    try:
+        pid = machine.say("systemctl", "show", "impostor", "--property=MainPID", "--value").strip()
+        named = ["grep", "-qx", "CPU 0/KVM", f"/proc/{pid}/comm"]
+        wait_for("the impostor", lambda: machine.run(*named).status == 0, PATIENCE_S)
+        probe = ["env", "PYTHONPATH=/usr/lib/vcpusched", "python3", "-c", PROBE]
+        told = json.loads(machine.say("runuser", "-u", "vcpusched", "--", *probe))
+    finally:
+        machine.say("systemctl", "stop", "impostor")
+    assert told == {name: [[cpus, True] for cpus in its] for name, its in places(machine).items()}
+
+
 def test_enable_now_balances(machine: Machine) -> None:
     """READY; four guests on pCPU 0 end on four pCPUs, none of them isolated, with three pins.
 
