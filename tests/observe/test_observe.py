@@ -167,6 +167,41 @@ def test_a_domain_that_cannot_be_read_stays_as_it_was() -> None:
     assert observe(sample(reading(10, 5.0)), sample(), known).host.vcpus == ()
 
 
+def test_the_load_of_a_domain_that_cannot_be_read_fades() -> None:
+    """It counts for five minutes by the readings of others, or where there are none of pCPUs."""
+    before = sample(reading(10, 5.0))
+    known = observe(sample(reading(7, 4.1)), before)
+    why = {DomainUuid("u"): Unread("web", "why")}
+    for at_s, count in ((310, 1), (311, 0)):
+        other = reading(at_s, 1.0, uuid=DomainUuid("other"))
+        busy = Busy(at_s * SECOND_NS, {})
+        for seen in (sample(other), dataclasses.replace(sample(), busy=busy)):
+            unread = dataclasses.replace(seen, unread=why)
+            found = observe(baseline(before, unread), unread, known)
+            vcpus = [vcpu for vcpu in found.host.vcpus if vcpu.id.uuid == "u"]
+            assert (len(vcpus), len([*found.tracks]) - len(seen.domains)) == (count, count)
+
+
+def test_a_domain_that_can_be_read_again_is_judged_anew() -> None:
+    """What it ran meanwhile is no load of now."""
+    before = sample(reading(10, 5.0))
+    known = observe(sample(reading(7, 4.1)), before)
+    gone = dataclasses.replace(
+        sample(reading(400, 1.0, uuid=DomainUuid("other"))),
+        unread={DomainUuid("u"): Unread("web", "why")},
+    )
+    kept = baseline(before, gone)
+    faded = observe(before, gone, known)
+    back = sample(reading(403, 300.0))
+    found = observe(kept, back, faded)
+    assert found.host.vcpus == ()
+    again = sample(reading(416, 305.2))
+    found = observe(baseline(kept, back), again, found)
+    later = sample(reading(419, 305.8))
+    (vcpu,) = observe(baseline(back, again), later, found).host.vcpus
+    assert vcpu.load_ppm == 200_000
+
+
 def test_bound_vcpus_of_unknown_load_are_counted() -> None:
     """One that is bound to a pCPU may fill it, for all that is known; a floating one may not."""
     bound = reading(13, 0.1, affinity=CpuSet.of([2]))

@@ -194,6 +194,29 @@ def test_prometheus_can_read_it(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
+def test_the_delay_of_a_guest_never_falls(tmp_path: Path) -> None:
+    """Of a vCPU that is taken away its guest keeps what it waited; a guest begun anew has 0."""
+    both = tuple(
+        dataclasses.replace(vcpu, id=dataclasses.replace(G0, vcpu=number), domain="g0")
+        for number, vcpu in enumerate(CROWDED.vcpus[:2])
+    )
+    waits = {vcpu.id: 500_000 for vcpu in both}
+    drawn = dataclasses.replace(CROWDED, vcpus=both)
+    one = dataclasses.replace(ACTED, host=drawn, waits=waits)
+    left = dataclasses.replace(drawn, vcpus=both[:1])
+    two = dataclasses.replace(one, host=left, at_ns=one.at_ns + 1_000_000_000)
+    anew = dataclasses.replace(both[0], id=dataclasses.replace(G0, domain_id=99))
+    begun = dataclasses.replace(left, vcpus=(anew,))
+    three = dataclasses.replace(two, host=begun, at_ns=two.at_ns + 1_000_000_000)
+    delays = [
+        series(written(tmp_path, dataclasses.replace(SERVICE, cycle=cycles[-1]), tallied(*cycles)))[
+            'vcpusched_domain_delay_seconds_total{domain="g0"}'
+        ]
+        for cycles in ((FIRST, one), (FIRST, one, two), (FIRST, one, two, three))
+    ]
+    assert delays == [3.0, 3.5, 0.0]
+
+
 def test_guests_that_ended_leave_no_series(tmp_path: Path) -> None:
     """Or there would be more of them for ever."""
     left = dataclasses.replace(CROWDED, vcpus=CROWDED.vcpus[1:])
@@ -245,6 +268,21 @@ def test_the_service_writes_it(tmp_path: Path) -> None:
     assert list(file.parent.iterdir()) == [other]
     announcer.end_metrics()
     assert not list(file.parent.iterdir())
+
+
+def test_pins_are_failing_while_they_are_refused(tmp_path: Path) -> None:
+    """As long as a guest or pCPU is left alone for it, not only until a plan does without."""
+    announcer = Announcer(StreamLog(io.StringIO()), tmp_path, SERVICE, Settings.model_validate({}))
+    announcer.cycled(ACTED)
+    failing = announcer.service.pins_failing
+    assert len(failing) > 1
+    rests = dataclasses.replace(
+        ACTED, executed=False, failures=(), plan=plan(host([10], [10]), Policy()), refused=True
+    )
+    announcer.cycled(rests)
+    assert announcer.service.pins_failing == failing
+    announcer.cycled(dataclasses.replace(rests, refused=False))
+    assert not announcer.service.pins_failing
 
 
 @pytest.mark.full

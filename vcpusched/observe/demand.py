@@ -23,11 +23,12 @@ Properties: demand lies between usage and one pCPU; equal to usage without wait,
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from vcpusched.model import PPM, PPM_PER_POINT, Busy, CpuSet, Waited
+from vcpusched.model import PPM, PPM_PER_POINT, Busy, CpuSet, Topology, Waited
 
 CROWDED_PPM: Final = 800_000
 """A pCPU that was busy for less had room for whoever waited: below this wait is worth nothing."""
@@ -82,6 +83,35 @@ def busy_ppm(before: Busy | None, after: Busy | None) -> Mapping[int, int]:
         # A counter that went backwards is that of a pCPU that was away meanwhile.
         if run_ns >= before.by_cpu_ns.get(cpu, run_ns + 1)
     }
+
+
+class Capacities:
+    """What time on the pCPUs of an affinity is worth on average; few affinities are different."""
+
+    def __init__(self, topology: Topology, busy: Mapping[int, int]) -> None:
+        self._by_cpu: dict[int, int] = {}
+        self._known: dict[int, int] = {}
+        if all(cpu.capacity_ppm == PPM for cpu in topology.cpus):
+            return
+        on_core: Counter[int | None] = Counter()
+        for cpu in topology.cpus:
+            on_core[cpu.core] += busy.get(cpu.id, 0)
+        for cpu in topology.cpus:
+            alone = cpu.core is None
+            beside_ppm = 0 if alone else on_core[cpu.core] - busy.get(cpu.id, 0)
+            # Of n busy threads of a core each does (3 + n) / 4n of what it does alone (`units`).
+            can_ppm = cpu.capacity_ppm * (4 * PPM + beside_ppm) // (4 * (PPM + beside_ppm))
+            self._by_cpu[cpu.id] = max(1, can_ppm)
+
+    def of(self, affinity: CpuSet) -> int:
+        """Give it in ppm of the strongest pCPU when its siblings idle, above 0."""
+        if not self._by_cpu:
+            return PPM
+        known = self._known.get(affinity.bits)
+        if known is None:
+            found = [self._by_cpu[cpu] for cpu in affinity if cpu in self._by_cpu]
+            known = self._known[affinity.bits] = sum(found) // len(found) if found else PPM
+        return known
 
 
 def wait_ppm(before: Waited | None, after: Waited | None) -> int:

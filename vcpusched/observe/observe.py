@@ -34,10 +34,10 @@ from vcpusched.model import (
     PPM,
     CpuSet,
     DomainReading,
+    DomainUuid,
     Host,
     HostCpu,
     Sample,
-    Topology,
     Vcpu,
     VcpuId,
     VcpuReading,
@@ -46,6 +46,7 @@ from vcpusched.observe.demand import (
     CROWDED_PPM,
     INTERVAL_MIN_NS,
     RESTLESS_PPM,
+    Capacities,
     HostTrack,
     Track,
     busy_ppm,
@@ -62,6 +63,8 @@ UNCERTAIN_MAX: Final = 10
 """A reading that took more than one part in this many of the interval is not used: when within
 the call the counter was read is not known, so its usage could be wrong by as much."""
 
+FADE_NS: Final = 300 * 1_000_000_000
+"""The load of a guest that cannot be read counts for so long: by then it may be any other."""
 
 HOST_HALF_LIVES: Final = 4
 """The host's own load is smoothed over so many times the half-life: it is more restless than guests
@@ -111,24 +114,25 @@ def observe(
 
     Every vCPU of `after` that `before` knows too has a load. One that could not be read well this
     time keeps the load that it had, and stays where it is while its domain cannot be read at all:
-    taken for 0, it would look like room for others. The rest is absent; `Host.unsettled` are the
-    pCPUs that any of them are bound to. By the `rules` some pCPUs are not managed, and no part of
-    the host, and some vCPUs must stay.
+    taken for 0, it would look like room for others. That ends after `FADE_NS`. The rest is absent;
+    `Host.unsettled` are the pCPUs that any of them are bound to. By the `rules` some pCPUs are not
+    managed, and no part of the host, and some vCPUs must stay.
     """
     house = House.of(rules, after, earlier.house if earlier is not None else None)
     busy = busy_ppm(before.busy, after.busy) if before else {}
     known = earlier.tracks if earlier is not None else {}
     stranger = Track() if earlier is None else None
+    unread = _unread(before, after)
     vcpus = [
         dataclasses.replace(vcpu, fixed=True, why="its domain cannot be read", wait_ppm=0)
         for vcpu in (earlier.host.vcpus if earlier else ())
-        if vcpu.id.uuid in after.unread
+        if vcpu.id.uuid in unread
     ]
-    tracks = {identity: track for identity, track in known.items() if identity.uuid in after.unread}
+    tracks = {identity: track for identity, track in known.items() if identity.uuid in unread}
     unsettled = CpuSet()
-    for unread in tracks.values():
-        if unread.load_ppm is None and house.binds(unread.affinity):
-            unsettled |= unread.affinity
+    for kept in tracks.values():
+        if kept.load_ppm is None and house.binds(kept.affinity):
+            unsettled |= kept.affinity
     intervals = list(_intervals(before, after, busy))
     waits = dict(_waits(intervals, house.managed))
     room = CpuSet.of(
@@ -169,6 +173,15 @@ def observe(
         busy=busy,
         house=house,
     )
+
+
+def _unread(before: Sample | None, after: Sample) -> frozenset[DomainUuid]:
+    """Return the domains that cannot be read and that were not long ago."""
+    busy_ns = after.busy.at_ns if after.busy is not None else 0
+    now_ns = max([busy_ns, *(domain.at_ns for domain in after.domains)])
+    known = before.domains if before is not None else ()
+    old = {domain.uuid for domain in known if now_ns - domain.at_ns > FADE_NS}
+    return frozenset(after.unread.keys() - old)
 
 
 def baseline(before: Sample | None, after: Sample) -> Sample:
@@ -248,7 +261,7 @@ def _intervals(
     before: Sample | None, after: Sample, busy: Mapping[int, int]
 ) -> Iterator[_Interval]:
     read_before = {_domain_key(domain): domain for domain in before.domains} if before else {}
-    can_ppm = _Capacities(after.topology, busy)
+    can_ppm = Capacities(after.topology, busy)
     for domain in after.domains:
         first = read_before.get(_domain_key(domain))
         earlier = {reading.vcpu: reading for reading in first.vcpus} if first else {}
@@ -268,35 +281,6 @@ def _intervals(
                     None if _is_uncertain(first, domain) else usage,
                     can_ppm=can_ppm.of(reading.affinity),
                 )
-
-
-class _Capacities:
-    """What time on the pCPUs of an affinity is worth on average; few affinities are different."""
-
-    def __init__(self, topology: Topology, busy: Mapping[int, int]) -> None:
-        self._by_cpu: dict[int, int] = {}
-        self._known: dict[int, int] = {}
-        if all(cpu.capacity_ppm == PPM for cpu in topology.cpus):
-            return
-        on_core: Counter[int | None] = Counter()
-        for cpu in topology.cpus:
-            on_core[cpu.core] += busy.get(cpu.id, 0)
-        for cpu in topology.cpus:
-            alone = cpu.core is None
-            beside_ppm = 0 if alone else on_core[cpu.core] - busy.get(cpu.id, 0)
-            # Of n busy threads of a core each does (3 + n) / 4n of what it does alone (`units`).
-            can_ppm = cpu.capacity_ppm * (4 * PPM + beside_ppm) // (4 * (PPM + beside_ppm))
-            self._by_cpu[cpu.id] = max(1, can_ppm)
-
-    def of(self, affinity: CpuSet) -> int:
-        """Give it in ppm of the strongest pCPU when its siblings idle, above 0."""
-        if not self._by_cpu:
-            return PPM
-        known = self._known.get(affinity.bits)
-        if known is None:
-            found = [self._by_cpu[cpu] for cpu in affinity if cpu in self._by_cpu]
-            known = self._known[affinity.bits] = sum(found) // len(found) if found else PPM
-        return known
 
 
 def _known(

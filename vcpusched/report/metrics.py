@@ -125,12 +125,12 @@ def _of_tally(tally: Tally) -> Iterator[Metric]:
 def _of_domains(host: Host, tally: Tally, *, per_vcpu: bool) -> Iterator[Metric]:
     # Who reads the file may have a terminal, so names are made fit to be shown.
     vcpus = [(printable(vcpu.domain), str(vcpu.id.vcpu), vcpu) for vcpu in host.vcpus]
-    delays_s = [(name, number, tally.delays_s.get(vcpu.id, 0.0)) for name, number, vcpu in vcpus]
+    guests = {(vcpu.id.uuid, vcpu.id.domain_id): name for name, _, vcpu in vcpus}
     yield _counters(
         "domain_delay_seconds",
         "How long the vCPUs of a guest were kept from running by others on their pCPUs.",
         ("domain",),
-        (((name,), delay_s) for name, _, delay_s in delays_s),
+        (((name,), tally.guest_delays_s.get(guest, 0.0)) for guest, name in guests.items()),
     )
     if not per_vcpu:
         return
@@ -139,7 +139,7 @@ def _of_domains(host: Host, tally: Tally, *, per_vcpu: bool) -> Iterator[Metric]
         "vcpu_delay_seconds",
         "How long a vCPU was kept from running by others on its pCPU.",
         labels,
-        (((name, number), delay_s) for name, number, delay_s in delays_s),
+        (((name, number), tally.delays_s.get(vcpu.id, 0.0)) for name, number, vcpu in vcpus),
     )
     yield _gauges(
         "vcpu_load_ratio",

@@ -11,7 +11,7 @@ from typing import Final
 
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.feedback import Verdict
-from vcpusched.model import PPM, VcpuId
+from vcpusched.model import PPM, DomainUuid, VcpuId
 
 BALANCE: Final = "balance"
 WORSE_OFF: Final = "worse_off"
@@ -79,6 +79,9 @@ class Tally:
         self.plan = Durations()
         self.delays_s: dict[VcpuId, float] = {}
         """How long vCPUs were kept waiting by others on their pCPUs, those that run."""
+        self.guest_delays_s: dict[tuple[DomainUuid, int], float] = {}
+        """The same of guests, with what vCPUs waited that are gone: a sum that falls counts as
+        one that began anew, and all of it once more."""
         self._last_ns: int | None = None
 
     def pinned(self, reason: str) -> None:
@@ -108,10 +111,14 @@ class Tally:
         if cycle.host is None:
             return
         elapsed_s = max(0, cycle.at_ns - last_ns) / 1e9 if last_ns is not None else 0.0
-        self.delays_s = {
-            vcpu.id: self.delays_s.get(vcpu.id, 0.0) + elapsed_s * cycle.waits.get(vcpu.id, 0) / PPM
-            for vcpu in cycle.host.vcpus
-        }
+        vcpus, guests = self.delays_s, self.guest_delays_s
+        self.delays_s, self.guest_delays_s = {}, {}
+        for vcpu in cycle.host.vcpus:
+            guest = vcpu.id.uuid, vcpu.id.domain_id
+            delay_s = elapsed_s * cycle.waits.get(vcpu.id, 0) / PPM
+            self.delays_s[vcpu.id] = vcpus.get(vcpu.id, 0.0) + delay_s
+            so_far_s = self.guest_delays_s.get(guest, guests.get(guest, 0.0))
+            self.guest_delays_s[guest] = so_far_s + delay_s
 
 
 def _zeros(words: Iterable[str]) -> Counter[str]:
