@@ -21,7 +21,7 @@ PPM_PER_POINT: Final = 10_000
 """Parts per million of a pCPU in one percentage point of it."""
 
 SHARES: Final = 1024
-"""The CPU shares of a guest whose definition says nothing."""
+"""The weight of a guest of which nobody says any, as in cgroups of version 1."""
 
 CPU_ID_MAX: Final = 65_535
 """The largest pCPU number accepted in text: bounds what a hostile cpulist can make us allocate."""

@@ -1,5 +1,6 @@
 """One cycle after another on a host in memory: when it acts, and what it does when acting fails."""
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable
@@ -15,10 +16,15 @@ from vcpusched.act.ledger_file import Book
 from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import (
     ALL_CPUS,
+    NO_CPUS,
+    Cpu,
     CpuSet,
     Definition,
     DomainUuid,
+    Granularity,
     Host,
+    Sample,
+    Topology,
     VcpuId,
 )
 from vcpusched.observe.observe import Smoothing
@@ -426,25 +432,63 @@ def test_all_pcpus_that_a_guest_may_use_refuse() -> None:
 
 
 def test_a_refusal_that_the_cpuset_explains() -> None:
-    """It changed since the definition was read: that is read anew, and nobody is left alone."""
+    """It changed since the definition was read: that is read anew, and nobody is left alone.
+
+    Not the pCPU either, which another guest may use.
+    """
     names = [f"g{index}" for index in range(4)]
 
     def narrow(_name: str) -> None:
         host.cpuset = CpuSet.of([0, 1])
-        host.definitions = dict.fromkeys(names, Definition({0: ALL_CPUS}, cpuset=host.cpuset))
+        told = Definition({0: ALL_CPUS}, cpuset=host.cpuset)
+        host.definitions |= dict.fromkeys(names, told)
 
-    host = MemoryHost(3, dict.fromkeys(names, 0.2), dict.fromkeys(names, "0"), narrow)
+    wants, cpus = dict.fromkeys(names, 0.2), dict.fromkeys(names, "0")
+    host = MemoryHost(3, {**wants, "wide": 0.0}, {**cpus, "wide": "2"}, narrow)
     scheduler = Scheduler()
     cycle = run(scheduler, host, 3)
     assert [failure.kind for failure in cycle.failures] == ["CpuRefusedError"]
     cycle = run(scheduler, host, 2)
     assert not cycle.refused
-    assert {why: str(cpus) for why, cpus in cycle.left_alone.items()} == {
-        "outside the guests' cpuset": "2"
-    }
+    assert cycle.host is not None
+    allowed = {vcpu.domain: str(vcpu.allowed) for vcpu in cycle.host.vcpus}
+    assert allowed == {**dict.fromkeys(names, "0-1"), "wide": "0-2"}
     run(scheduler, host, 3)
-    assert sorted(map(str, host.cpus.values())) == ["0", "0", "1", "1"]
+    assert sorted(str(host.cpus[name]) for name in names) == ["0", "0", "1", "1"]
     assert len(host.pins) == 2
+
+
+class TwoNodes(MemoryHost):
+    """A host of four pCPUs on two nodes."""
+
+    def sample(self) -> Sample:
+        """Read the host."""
+        topology = Topology(tuple(Cpu(cpu, node=cpu // 2) for cpu in self.online))
+        return dataclasses.replace(super().sample(), topology=topology)
+
+
+def test_a_set_that_is_partly_outside_the_cpuset_is_refused() -> None:
+    """As version 1 does: it says nothing of its pCPUs, so its guest is left alone for a while."""
+    names = [f"g{index}" for index in range(4)]
+
+    def narrow(_name: str) -> None:
+        host.cpuset = NO_CPUS
+        told = Definition({0: ALL_CPUS}, cpuset=CpuSet.parse("0-2"))
+        host.definitions = dict.fromkeys(names, told)
+
+    host = TwoNodes(4, dict.fromkeys(names, 0.9), dict.fromkeys(names, "0-1"), narrow)
+    granularity = Granularity.NODE
+    rules = Rules(Policy(pin_to=granularity), HouseRules(granularity=granularity))
+    scheduler = Scheduler()
+    cycle = run(scheduler, host, 3, rules)
+    (failure,) = cycle.failures
+    assert (failure.kind, str(failure.move.to_cpus)) == ("CpuRefusedError", "2-3")
+    cycle = run(scheduler, host, 1, rules)
+    assert cycle.refused
+    assert cycle.host is not None
+    whys = {vcpu.domain: vcpu.why for vcpu in cycle.host.vcpus}
+    assert whys[failure.move.domain] == "its guest refused a pin lately"
+    assert len(set(whys.values())) > 1
 
 
 def test_what_cannot_be_read_is_no_room() -> None:

@@ -154,6 +154,21 @@ def stays(patience: Patience, vcpu: VcpuId, now_ns: int) -> bool:
     return found.fixed
 
 
+def test_who_refuses_is_left_alone_twice_as_long_each_time() -> None:
+    """Ten cycles, twenty, and ten again once a pin was made; a guest like a pCPU."""
+    vcpu = HOGS.vcpus[0].id
+    patience = Patience()
+    for who in (vcpu.uuid, 1):
+        for number, cycles in ((0, 10), (10, 20), (30, 40)):
+            patience.refused(who, number)
+            assert patience.quarantined(number + cycles - 1) == {who}
+            assert patience.quarantined(number + cycles) == frozenset()
+        patience.pinned(vcpu, CpuSet.of([1]))
+        patience.refused(who, 100)
+        assert patience.quarantined(110) == frozenset()
+        patience.pinned(vcpu, CpuSet.of([1]))
+
+
 def bound(original: str, cpus: str = "0", held: str = "") -> tuple[Sample, Host, VcpuId]:
     """Give a sample of one vCPU with a pin of ours on a host of four pCPUs."""
     reading = VcpuReading(
@@ -195,6 +210,13 @@ def test_who_need_not_wait_is_freed(
         drawn, cpus=tuple(HostCpu(Cpu(cpu, isolated=True)) for cpu in range(4))
     )
     assert not list(worse_bound(sample, look(apart, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
+    # Where the kernel would not let it go it is no better off.
+    (domain,) = sample.domains
+    definition = dataclasses.replace(domain.definition, cpuset=CpuSet.parse(cpus))
+    within = dataclasses.replace(
+        sample, domains=(dataclasses.replace(domain, definition=definition),)
+    )
+    assert not list(worse_bound(within, look(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
     held, drawn, vcpu = bound(original, cpus, held="another hand pinned it")
     assert not list(worse_bound(held, look(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
 

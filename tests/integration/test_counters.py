@@ -4,6 +4,7 @@ It compares readings of the same counters, so it holds however much CPU time the
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Mapping
 
@@ -70,6 +71,20 @@ def is_sure(first: Sample, last: Sample) -> bool:
     """Tell whether the reading took so little of the interval that a usage is made of it."""
     took_ns = max(one.took_ns for sample in (first, last) for one in sample.domains)
     return took_ns * UNCERTAIN_MAX < last.domains[0].at_ns - first.domains[-1].at_ns
+
+
+def test_what_the_groups_of_guests_say(lab: Lab, host: LibvirtHost) -> None:
+    """An unprivileged libvirt makes no groups: guests may go where all threads of theirs may.
+
+    And weigh what the kernel gives a group that nobody gave any.
+    """
+    sample = host.sample()
+    (weight,) = {domain.definition.shares for domain in sample.domains}
+    assert weight in {100, 1024}
+    for domain in sample.domains:
+        thread = lab.guests[domain.name].vcpu_threads()[0]
+        bound = domain.definition.cpuset & sample.topology.online
+        assert set(bound) == os.sched_getaffinity(thread)
 
 
 def test_counters_and_usage(lab: Lab, host: LibvirtHost) -> None:

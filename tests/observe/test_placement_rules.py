@@ -343,6 +343,12 @@ def test_a_definition_for_the_next_boot_reserves_nothing_yet(realtime: frozenset
     assert str(standing(guest("web", "0"), booted).allowed) == "0-5,7"
 
 
+def test_a_live_pin_dedicates_nothing() -> None:
+    """Only a definition does: who has several pCPUs by that is somewhere, and may be elsewhere."""
+    pinned = guest("pooled", "4", allowed={0: cpus("4-5")}, booked={0: cpus("4")})
+    assert str(standing(guest("web", "0"), pinned).allowed) == "0-7"
+
+
 def test_nowhere_to_go() -> None:
     """All pCPUs but its own are reserved, or all of them."""
     masks = dict(enumerate(map(cpus, "1234567")))

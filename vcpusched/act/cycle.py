@@ -8,7 +8,7 @@ answer was lost with the connection.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vcpusched.act.feedback import (
@@ -279,16 +279,17 @@ class Scheduler:
     ) -> Failure:
         expected = isinstance(error, VanishedError)
         of_ours = isinstance(error, NotRecordedError)
+        blamed: Iterable[DomainUuid | int] = () if expected or of_ours else (move.vcpu.uuid,)
         if isinstance(error, CpuRefusedError):
             cpuset = ALL_CPUS
             with contextlib.suppress(HypervisorError):
                 cpuset = hypervisor.definition(move.vcpu.uuid).cpuset
-            # What the cpuset explains plans will avoid; else nobody may be able to go there.
             if move.to_cpus.is_within(cpuset):
-                for cpu in move.to_cpus:
-                    self._patience.refused(cpu, number)
-        elif not (expected or of_ours):
-            self._patience.refused(move.vcpu.uuid, number)
+                blamed = move.to_cpus  # maybe nobody can go there
+            elif not move.to_cpus & cpuset:
+                blamed = ()  # plans will avoid it
+        for who in blamed:
+            self._patience.refused(who, number)
         kind = "vanished" if expected else type(error).__name__
         return Failure(move, str(error), kind, expected=expected, of_ours=of_ours)
 

@@ -165,9 +165,9 @@ class House:
     def of(cls, rules: HouseRules, sample: Sample, before: "House | None" = None) -> Self:
         """Apply the rules to a sample; `before` is what came of the sample before."""
         online, isolated = sample.topology.online, sample.isolated
-        cpuset = NO_CPUS if sample.domains else ALL_CPUS
+        cpuset = NO_CPUS if sample.domains else online
         for domain in sample.domains:
-            cpuset |= domain.definition.cpuset
+            cpuset |= domain.definition.cpuset & online
         managed = rules.managed(online, isolated, cpuset)
         kept = before.reserved_by if before is not None else {}
         reserved_by = {uuid: kept[uuid] for uuid in sample.unread if uuid in kept}
@@ -277,7 +277,7 @@ class House:
 
     def _mask(self, definition: Definition, vcpu: int) -> CpuSet:
         """Return the managed pCPUs that the definition and the kernel allow a vCPU."""
-        return definition.allowed.get(vcpu, NO_CPUS) & definition.cpuset & self.managed
+        return definition.allowed.get(vcpu, NO_CPUS) & self.managed & definition.cpuset
 
     def _near(self, definition: Definition, vcpu: int) -> CpuSet:
         """Give the pCPUs near a vCPU; none where they are not known."""
