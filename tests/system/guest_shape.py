@@ -10,7 +10,7 @@ from lab import boot_image
 FLOPPY_BYTES: Final = 1_474_560
 
 DOMAIN: Final = """<domain type='{kind}'>
-  <name>{name}</name>{metadata}<memory unit='MiB'>16</memory><vcpu{cpuset}>{vcpus}</vcpu>
+  <name>{name}</name>{metadata}{iothreads}<memory unit='MiB'>16</memory><vcpu{cpuset}>{vcpus}</vcpu>
   <cputune>{cputune}</cputune><numatune>{numatune}</numatune>
   <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='fd'/></os><features><acpi/></features>
   <devices>
@@ -32,7 +32,8 @@ class GuestShape:
 
     `pins` are where its vCPUs are put once it runs, as cpulists; none for where libvirt puts them.
     `cpuset` is the attribute of <vcpu>; `quota` the most that each vCPU gets, in pCPUs; `cputune`
-    and `numatune` further elements of those; `policy` what its metadata asks of vcpusched.
+    and `numatune` further elements of those, `iothreads` how many I/O threads it has; `policy` what
+    its metadata asks of vcpusched.
     """
 
     shares: Sequence[float]
@@ -41,6 +42,7 @@ class GuestShape:
     quota: float | None = None
     cputune: str = ""
     numatune: str = ""
+    iothreads: int = 0
     policy: str | None = None
 
     def floppy(self) -> bytes:
@@ -53,6 +55,7 @@ class GuestShape:
             kind=kind,
             name=escape(name),
             metadata="" if self.policy is None else METADATA.format(quoteattr(self.policy)),
+            iothreads=f"<iothreads>{self.iothreads}</iothreads>" if self.iothreads else "",
             vcpus=len(self.shares),
             cpuset="" if self.cpuset is None else f" cpuset={quoteattr(self.cpuset)}",
             cputune=self.cputune if self.quota is None else self.cputune + _quota(self.quota),

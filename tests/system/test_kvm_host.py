@@ -267,6 +267,56 @@ def test_isolated_and_realtime(machine: Machine) -> None:
     wait_for("a pin to it", lambda: ["3"] in places(machine).values(), PATIENCE_S)
 
 
+def test_a_realtime_guests_other_threads(machine: Machine) -> None:
+    """Its emulator and its I/O thread have a pCPU each, which nobody else is given until it ends.
+
+    So all others are left on pCPU 0 till then.
+    """
+    pins = (
+        "<vcpupin vcpu='0' cpuset='1'/><emulatorpin cpuset='2'/>"
+        "<iothreadpin iothread='1' cpuset='3'/>"
+        "<vcpusched vcpus='0' scheduler='fifo' priority='1'/>"
+    )
+    with guests(machine, {"timely": GuestShape([0.0], cputune=pins, iothreads=1)}):
+        begin(machine, {"timely": "1"}, cpus='"0-3"')
+        wait_for("loads", lambda: len(loads(machine)) == len(USUAL), PATIENCE_S)
+        wait_cycles(machine, 6)
+        assert places(machine) == {**{name: ["0"] for name in USUAL}, "timely": ["1"]}
+        stays = {vcpu["why"] for vcpu in snapshot(machine)["vcpus"] if vcpu["domain"] in USUAL}
+        assert stays == {"all other pCPUs are reserved"}
+    wait_for("a pin", lambda: any(cpus != ["0"] for cpus in places(machine).values()), PATIENCE_S)
+
+
+def test_the_cpuset_and_the_weights_of_guests(machine: Machine) -> None:
+    """Five guests on pCPU 1 of the three that machine.slice has end on all of these.
+
+    The others are told as no guest's, and no pin was refused. Each guest weighs what its group
+    does: one has what its definition says, the others what the kernel gives.
+    """
+    heavy = {"heavy": replace(busy(USUAL_QUOTA), cputune="<shares>300</shares>")}
+    allow = ("systemctl", "set-property", "--runtime", "machine.slice")
+    cpuset = {"1", "2", "3"}
+
+    def used() -> set[str]:
+        return {cpus for (cpus,) in places(machine).values()}
+
+    with guests(machine, heavy):
+        machine.say(*allow, "AllowedCPUs=1-3")
+        try:
+            begin(machine, dict.fromkeys((*USUAL, *heavy), "1"))
+            wait_for("all of the cpuset", lambda: used() == cpuset, PATIENCE_S)
+            wait_cycles(machine, 4)
+            assert used() <= cpuset
+            told = state(machine)
+            assert told["left_alone"] == [{"cpus": "0,4-7", "why": "outside the guests' cpuset"}]
+            assert told["pins_failing"] == []
+            assert [cpu["id"] for cpu in snapshot(machine)["cpus"]] == [1, 2, 3]
+            weights = {vcpu["domain"]: vcpu["shares"] for vcpu in snapshot(machine)["vcpus"]}
+            assert weights == {**dict.fromkeys(USUAL, 100), "heavy": 300}
+        finally:
+            machine.say(*allow, "AllowedCPUs=")
+
+
 def test_pcpu_goes_offline_and_comes_back(machine: Machine) -> None:
     """Guests that were on it run on, the service goes on, and all eight are known again."""
 
