@@ -333,12 +333,16 @@ def test_a_realtime_guests_other_threads_keep_their_pcpus() -> None:
 
 @pytest.mark.parametrize("realtime", [frozenset(), frozenset({0})])
 def test_a_definition_for_the_next_boot_reserves_nothing_yet(realtime: frozenset[int]) -> None:
-    """Edited from 2 to 6 while the guest runs on 2; where we moved it since, it has both."""
+    """Edited from 2 to 6 while the guest runs on 2; where we moved it to 6 since, it has both."""
     edited = {"allowed": {0: cpus("6")}, "realtime": realtime}
     running = guest("pinned", "2", booked={0: cpus("2")}, **edited)
     assert str(standing(guest("web", "0"), running).allowed) == "0-1,3-7"
     moved = guest("pinned", "6", booked={0: cpus("6")}, origin={0: cpus("2")}, **edited)
     assert str(standing(guest("web", "0"), moved).allowed) == "0-1,3-5,7"
+    ours = guest("pinned", "3", booked={0: cpus("3")}, origin={0: cpus("2")}, **edited)
+    reserved = "2-3" if realtime else "2"  # nobody joins a realtime vCPU, wherever it is
+    left = cpus("0-7") - cpus(reserved)
+    assert standing(guest("web", "0"), ours).allowed == left
     booted = guest("pinned", "6", booked={0: cpus("6")}, **edited)
     assert str(standing(guest("web", "0"), booted).allowed) == "0-5,7"
 

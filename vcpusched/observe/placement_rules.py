@@ -313,9 +313,9 @@ def _reserved(domain: DomainReading, managed: CpuSet) -> CpuSet:
     given: dict[int, set[CpuSet]] = {}
     for vcpu, stated in definition.allowed.items():
         if stated != ALL_CPUS:
-            # What it runs with until its next boot; where that is a pin of ours, what it had, too.
+            # What it runs with until its next boot; before a pin of ours, unless that is stated.
             booked = definition.booked.get(vcpu, stated)
-            given[vcpu] = {booked, definition.origin.get(vcpu, booked)}
+            given[vcpu] = {definition.origin.get(vcpu, booked)} | ({booked} & {stated})
     # Dedicated: a pCPU that the definition gives to just one vCPU, and that vCPU nothing else.
     single = Counter(
         mask
