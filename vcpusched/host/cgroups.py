@@ -8,13 +8,14 @@ cgroups a guest has one of its own, the machine's scope, and in that `emulator`,
 cpuset of the guest hold in the scope.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vcpusched.host.files import read_cpus, read_number, read_text
+from vcpusched.host.files import read_bytes, read_cpus, read_number
 from vcpusched.model import ALL_CPUS, PPM, CpuSet
 
 _IN_SCOPE: Final = re.compile(r"(?:/libvirt)?/(?:emulator|vcpu\d+|iothread\d+)$")
@@ -45,12 +46,15 @@ class Quota:
     throttled_ns: int
 
 
+UNBOUNDED: Final = Quota(None, 0)
+
+
 def limits(groups: str, root: Path = Path("/")) -> Limits:
     """Return what the guest may have whose process has this `/proc/PID/cgroup`.
 
     Where the machine's scope says nothing of a cpuset, the nearest group above it does.
     """
-    path, top = _placed(groups, "cpuset", root)
+    path, top = map(Path, _placed(groups, "cpuset", root))
     cpuset = next(
         (
             cpus
@@ -64,14 +68,14 @@ def limits(groups: str, root: Path = Path("/")) -> Limits:
     # One that leaves out only what is offline bounds nothing, and must not when that comes back.
     if online and online.is_within(cpuset):
         cpuset = ALL_CPUS
-    path, top = _placed(groups, "cpu", root)
+    path, top = map(Path, _placed(groups, "cpu", root))
     scope = _scope(path)
     shares = None
     if scope != path:
         version_2 = read_number(scope / "cpu.weight")
         told = read_number(scope / "cpu.shares") if version_2 is None else version_2
         shares = told if told is None else max(1, told)  # an idle group (cpu.idle) says 0
-    quotas = map(_quota, (scope / "libvirt", *_upwards(scope, top)))
+    quotas = map(_quota, map(str, (scope / "libvirt", *_upwards(scope, top))))
     bounds = [quota.most_ppm for quota in quotas if quota and quota.most_ppm is not None]
     return Limits(cpuset, shares, min([PPM, *bounds]))
 
@@ -86,7 +90,7 @@ class Quotas:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
-        self._free: dict[Path, bool] = {}
+        self._free: dict[str, bool] = {}
 
     def of_thread(self, groups: str) -> Quota | None:
         """Return the quota of a thread from its `/proc/…/cgroup`; None where that cannot be told.
@@ -96,21 +100,23 @@ class Quotas:
         """
         group, top = _placed(groups, "cpu", self._root)
         if group == top:
-            return Quota(None, 0)
-        return _quota(group) if self._is_free(group.parent, top) else None
+            return UNBOUNDED
+        return _quota(group) if self._is_free(group.rpartition("/")[0], top) else None
 
-    def _is_free(self, group: Path, top: Path) -> bool:
+    def _is_free(self, group: str, top: str) -> bool:
         """Return whether neither a cgroup nor one above it has a quota."""
-        if group == top:
+        if len(group) <= len(top):
             return True
         if group not in self._free:
             quota = _quota(group)
             free = quota is not None and quota.most_ppm is None
-            self._free[group] = free and self._is_free(group.parent, top)
+            self._free[group] = free and self._is_free(group.rpartition("/")[0], top)
         return self._free[group]
 
 
-def _placed(groups: str, controller: str, root: Path) -> tuple[Path, Path]:
+# As paths, since thousands of threads are placed in each cycle, and stay where they are.
+@functools.lru_cache(maxsize=32_768)
+def _placed(groups: str, controller: str, root: Path) -> tuple[str, str]:
     """Return the group that a controller has a thread in, and the top of its hierarchy."""
     mounted = root / "sys/fs/cgroup"
     by_controller = {
@@ -122,7 +128,7 @@ def _placed(groups: str, controller: str, root: Path) -> tuple[Path, Path]:
         top, path = mounted / controller, by_controller[controller]
     else:
         top, path = mounted, by_controller.get("", "/")
-    return top / path.lstrip("/"), top
+    return str(top / path.lstrip("/")), str(top)
 
 
 def _scope(group: Path) -> Path:
@@ -137,20 +143,21 @@ def _upwards(group: Path, top: Path) -> Iterator[Path]:
         yield group
 
 
-def _quota(group: Path) -> Quota | None:
-    limit = read_text(group / "cpu.max")
+def _quota(group: str) -> Quota | None:
+    limit = read_bytes(f"{group}/cpu.max")
     if limit is None:
-        runs, every = read_text(group / "cpu.cfs_quota_us"), read_text(group / "cpu.cfs_period_us")
+        runs = read_bytes(f"{group}/cpu.cfs_quota_us")
+        every = read_bytes(f"{group}/cpu.cfs_period_us")
         if runs is None or every is None:
             # A group without the controller has no quota of its own; one that is gone, nothing.
-            return Quota(None, 0) if group.is_dir() else None
-        limit = f"{runs.strip()} {every.strip()}"
-    runs, _, every = limit.strip().partition(" ")
-    if runs in {"max", "-1"}:
-        return Quota(None, 0)
-    for line in (read_text(group / "cpu.stat") or "").splitlines():
-        name, _, value = line.partition(" ")
-        if name in {"throttled_usec", "throttled_time"}:
-            scale = 1000 if name == "throttled_usec" else 1
+            return UNBOUNDED if Path(group).is_dir() else None
+        limit = runs.strip() + b" " + every
+    if limit.startswith((b"max", b"-1")):
+        return UNBOUNDED
+    runs, every = limit.split()
+    for line in (read_bytes(f"{group}/cpu.stat") or b"").splitlines():
+        name, _, value = line.partition(b" ")
+        if name in {b"throttled_usec", b"throttled_time"}:
+            scale = 1000 if name == b"throttled_usec" else 1
             return Quota(int(runs) * PPM // int(every), int(value) * scale)
     return None
