@@ -23,7 +23,7 @@ Properties: demand lies between usage and one pCPU; equal to usage without wait,
 """
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -206,6 +206,10 @@ class Track:
     undisturbed_at_ns: int = 0
     restless_ppm: int = 0
 
+    def at(self, affinity: CpuSet) -> "Track":
+        """Return it with the affinity that the vCPU has now."""
+        return self if affinity == self.affinity else dataclasses.replace(self, affinity=affinity)
+
     def remembers(self, usage_ppm: int) -> bool:
         """Tell whether it may still want what it did when undisturbed, now that it runs so much."""
         if self.undisturbed_ppm is None:
@@ -278,10 +282,17 @@ def explained(
     What is known of a floating vCPU counts on each of its pCPUs in equal parts.
     """
     load_ppm = {cpu: host_tracks[cpu].told_ppm if cpu in host_tracks else 0 for cpu in cpus}
+    # By affinity: thousands of floating vCPUs have the same one.
+    its: dict[int, list[int]] = {}
+    each_ppm: defaultdict[int, int] = defaultdict(int)
     for affinity, known_ppm in known:
-        its = [cpu for cpu in affinity if cpu in load_ppm]
-        for cpu in its:
-            load_ppm[cpu] += known_ppm // len(its)
+        bits = affinity.bits
+        if bits not in its:
+            its[bits] = [cpu for cpu in affinity if cpu in load_ppm]
+        each_ppm[bits] += known_ppm // max(1, len(its[bits]))
+    for bits, ppm in each_ppm.items():
+        for cpu in its[bits]:
+            load_ppm[cpu] += ppm
     return CpuSet.of(cpu for cpu, ppm in load_ppm.items() if ppm >= EXPLAINED_FROM_PPM)
 
 

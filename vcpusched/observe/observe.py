@@ -25,6 +25,7 @@ Properties: a vCPU seen for the first time, restarted, or whose counter went bac
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,14 +141,21 @@ def observe(
     )
     host_tracks = earlier.host_tracks if earlier is not None else {}
     enough = explained(busy, host_tracks, _known(intervals, known))
+
+    @functools.cache
+    def freest_ppm(affinity: CpuSet) -> int:
+        # The kernel lets nobody wait who may use a pCPU that idles.
+        return min((busy.get(cpu, 0) for cpu in affinity), default=0)
+
     for interval in intervals:
         domain, reading, identity = interval.domain, interval.after, interval.identity
-        track = _follow(interval, known.get(identity, stranger), smoothing, busy, enough)
+        freest = freest_ppm(reading.affinity)
+        track = _follow(interval, known.get(identity, stranger), smoothing, freest, enough)
         if track is None:
             # Whoever was there when we began to look may have run for a year.
             wait_ns = round(smoothing.settle_s * 1e9) if before is not None else 0
             track = Track(judged_from_ns=domain.at_ns + wait_ns)
-        tracks[identity] = track = dataclasses.replace(track, affinity=reading.affinity)
+        tracks[identity] = track = track.at(reading.affinity)
         if track.load_ppm is not None:
             found = _vcpu(identity, domain, reading, track.load_ppm, house)
             if not found.is_bound and found.cpus & room:
@@ -299,10 +307,13 @@ def _follow(
     interval: _Interval,
     track: Track | None,
     smoothing: Smoothing,
-    busy: Mapping[int, int],
+    freest: int,
     explained: CpuSet,
 ) -> Track | None:
-    """Give the track with this interval in it; None for another vCPU than the one before."""
+    """Return the track with this interval in it; None for another vCPU than the one before.
+
+    `freest` is how busy the least busy pCPU was that it may use.
+    """
     if interval.restarted:
         return None
     # What it did before it is judged must not be in its load.
@@ -313,8 +324,6 @@ def _follow(
     wanted_ppm = worth_ppm
     if interval.before is not None:
         first, last = interval.before.waited, interval.after.waited
-        # The kernel lets nobody wait who may use a pCPU that idles.
-        freest = min((busy.get(cpu, 0) for cpu in interval.after.affinity), default=0)
         estimate_ppm = demand_ppm(usage_ppm, first, last, freest)
         wanted_ppm = interval.work_ppm(estimate_ppm)
         if is_undisturbed(first, last, freest):
