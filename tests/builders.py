@@ -17,6 +17,7 @@ from vcpusched.model import (
     DomainUuid,
     Host,
     HostCpu,
+    Origin,
     Sample,
     Topology,
     Unread,
@@ -252,7 +253,7 @@ class MemoryHost:
         known = self.definitions[vcpu.uuid]
         self.definitions[vcpu.uuid] = dataclasses.replace(known, booked={vcpu.vcpu: cpus})
 
-    def mark(self, uuid: DomainUuid, _domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+    def mark(self, uuid: DomainUuid, _domain_id: int, origin: Mapping[int, Origin]) -> None:
         """Mark a guest."""
         self.on_mark(uuid)
         self.definitions[uuid] = dataclasses.replace(self.definitions[uuid], origin=dict(origin))

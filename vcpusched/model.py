@@ -279,6 +279,22 @@ class VcpuReading:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What the mark in a running domain says of one vCPU: its original affinity, and our pins.
+
+    `pins` are those that may be in force: the last, and the one that was about to be made. None is
+    named by marks of an older form, which count beside any pin.
+    """
+
+    original: CpuSet
+    pins: frozenset[CpuSet] = frozenset()
+
+    def explains(self, pin: CpuSet, within: CpuSet = ALL_CPUS) -> bool:
+        """Tell whether a pin is ours by this mark, as far as it lies within these pCPUs."""
+        return not self.pins or any(ours & within == pin & within for ours in self.pins)
+
+
+@dataclass(frozen=True, slots=True)
 class Definition:
     """What a domain's definition says about where its vCPUs belong, and what bounds that.
 
@@ -291,8 +307,8 @@ class Definition:
     is the guest's weight, which all its vCPUs share, `quota_ppm` the most that each vCPU may run, a
     whole pCPU without a quota. `wish` is the text in which it asks us for something, None where it
     asks for nothing. `booked` is where libvirt last put each vCPU of the running domain, by its own
-    books; `origin` where each was before a vcpusched pinned the first of them, as that one wrote
-    into the running domain.
+    books; `origin` what the mark says that a vcpusched wrote into the running domain before it
+    pinned vCPUs.
     """
 
     allowed: Mapping[int, CpuSet] = field(default_factory=dict)
@@ -303,7 +319,7 @@ class Definition:
     quota_ppm: int = PPM
     wish: str | None = None
     booked: Mapping[int, CpuSet] = field(default_factory=dict)
-    origin: Mapping[int, CpuSet] = field(default_factory=dict)
+    origin: Mapping[int, Origin] = field(default_factory=dict)
     cpuset: CpuSet = ALL_CPUS
     helper_pins: tuple[CpuSet, ...] = ()
 

@@ -39,6 +39,7 @@ from vcpusched.model import (
     Definition,
     DomainReading,
     DomainUuid,
+    Origin,
     Sample,
     Topology,
     Unread,
@@ -99,7 +100,7 @@ class Guest:
     name: str
     domain_id: int
     vcpus: list[Vcpu] = field(default_factory=list)
-    origin: dict[int, CpuSet] = field(default_factory=dict)
+    origin: dict[int, Origin] = field(default_factory=dict)
 
 
 class World:
@@ -154,7 +155,7 @@ class World:
             raise VanishedError("ended")
         return guest.vcpus[vcpu.vcpu].affinity
 
-    def mark(self, uuid: DomainUuid, _domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+    def mark(self, uuid: DomainUuid, _domain_id: int, origin: Mapping[int, Origin]) -> None:
         """Write a mark into a guest."""
         self.step()
         if uuid not in self.guests:

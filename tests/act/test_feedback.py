@@ -32,6 +32,7 @@ from vcpusched.model import (
     DomainUuid,
     Host,
     HostCpu,
+    Origin,
     Sample,
     Topology,
     Vcpu,
@@ -287,7 +288,7 @@ def test_a_neighbour_appears_in_a_dry_run(tmp_path: Path) -> None:
 class MarkedHost(SimulatedHost):
     """A simulated host whose guests take marks and forget them."""
 
-    def mark(self, uuid: DomainUuid, _domain_id: int, _origin: Mapping[int, CpuSet]) -> None:
+    def mark(self, uuid: DomainUuid, _domain_id: int, _origin: Mapping[int, Origin]) -> None:
         """Mark a guest."""
         self.definition(uuid)
 

@@ -30,6 +30,7 @@ from vcpusched.model import (
     Definition,
     DomainReading,
     DomainUuid,
+    Origin,
     VcpuId,
     VcpuReading,
 )
@@ -76,7 +77,7 @@ class SteppingHost(MemoryHost):
 
     steps = Steps()
 
-    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
         """Mark a guest."""
         self.steps.step()
         super().mark(uuid, domain_id, origin)
@@ -159,10 +160,12 @@ def plan_and_restore(host: SteppingHost, directory: Path, steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("second", [None, 1, 2, 3, 4, 5, 6, 7])
-def test_killed_at_any_step(tmp_path: Path, second: int | None) -> None:
+@pytest.mark.parametrize("ledger", ["kept", "lost"])
+def test_killed_at_any_step(tmp_path: Path, second: int | None, ledger: str) -> None:
     """Before and after each write and each pin, and a second time while that is undone.
 
-    Whoever starts then gives everything back, though the plan, too, moves a guest that was moved.
+    Whoever starts then gives everything back, though the plan, too, moves a guest that was moved:
+    by the ledger, or on another host by the marks alone.
     """
     killed = 0
     for last in itertools.count():
@@ -184,6 +187,8 @@ def test_killed_at_any_step(tmp_path: Path, second: int | None) -> None:
                 Keeper(host, Book(SteppingFile(directory, steps))).restore()
         host.steps = Steps()
         (directory / f".affinity.json.{last}").write_text("half a fi")  # what a kill leaves
+        if ledger == "lost":
+            (directory / "affinity.json").unlink(missing_ok=True)
         changes: list[Changed] = []
         later = keeper(host, directory, changes)
         later.restore()
@@ -649,7 +654,7 @@ def test_a_mark_that_cannot_be_taken_away_is_remembered(tmp_path: Path) -> None:
 class LosesAnswers(MemoryHost):
     """A host that makes every mark, and whose connection breaks before it says so."""
 
-    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
         """Mark a guest."""
         super().mark(uuid, domain_id, origin)
         raise ConnectionLostError("gone")
@@ -746,11 +751,12 @@ def test_entries_of_guests_that_ended_are_dropped(tmp_path: Path) -> None:
 
 
 def test_marks_go_with_their_pins(tmp_path: Path) -> None:
-    """Written once a domain before its first pin, and taken away with the last."""
+    """Written before each pin, with what may be in force, and taken away with the last."""
     host, kept, _scheduler, name, _changes = balanced(tmp_path)
     other = host.pins[1][0]
     assert {guest for guest in NAMES if host.definitions[guest].origin} == {name, other}
-    assert host.definitions[name].origin == {0: CpuSet.of([0])}
+    pins = frozenset({CpuSet.of([0]), CpuSet.of([1])})
+    assert host.definitions[name].origin == {0: Origin(CpuSet.of([0]), pins)}
     host.pin(vcpu(host, other), CpuSet.of([0]))
     assert reading(kept, host, other).held
     assert not host.definitions[other].origin
@@ -773,7 +779,7 @@ def marked_in_vain() -> tuple[Session, list[str]]:
     """Give a host whose guest bears a mark and has no pin of ours, and whose mark was written."""
     host = Session(2, {"g": 0.25}, {"g": "0"})
     known = host.definitions["g"]
-    host.definitions["g"] = dataclasses.replace(known, origin={0: CpuSet.of([0])})
+    host.definitions["g"] = dataclasses.replace(known, origin={0: Origin(CpuSet.of([0]))})
     written: list[str] = []
     host.on_mark = written.append
     return host, written
@@ -836,7 +842,8 @@ def test_a_marked_pin_is_ours_wherever_it_wakes(tmp_path: Path) -> None:
     for origin, original in (("all", "0-3"), ("1-2", "1-2"), ("2,9", "2"), ("8-9", "0-3")):
         cpus = ALL_CPUS if origin == "all" else CpuSet.parse(origin)
         host = MemoryHost(4, {"g": 0.5}, {"g": "3"})
-        host.definitions["g"] = dataclasses.replace(host.definitions["g"], origin={0: cpus})
+        mark = {0: Origin(cpus, frozenset({CpuSet.of([1]), CpuSet.of([3])}))}
+        host.definitions["g"] = dataclasses.replace(host.definitions["g"], origin=mark)
         changes: list[Changed] = []
         kept = keeper(host, tmp_path / origin, changes)
         (tmp_path / origin).mkdir()
@@ -847,11 +854,66 @@ def test_a_marked_pin_is_ours_wherever_it_wakes(tmp_path: Path) -> None:
         assert not host.definitions["g"].origin
 
 
+def test_a_person_s_pin_beside_a_mark_is_the_person_s(tmp_path: Path) -> None:
+    """Made where no vcpusched ran: the guest may be moved as any other, and the mark goes."""
+    host = MemoryHost(4, {"g": 0.5}, {"g": "2"})
+    pins = frozenset({CpuSet.of([1]), CpuSet.of([3])})
+    mark = {0: Origin(CpuSet.of([0]), pins)}
+    host.definitions["g"] = dataclasses.replace(host.definitions["g"], origin=mark)
+    kept = keeper(host, tmp_path)
+    assert not reading(kept, host, "g").ours
+    assert not host.definitions["g"].origin
+    assert kept.restore() == []
+
+
+def test_the_books_say_whose_pin_it_is_while_a_guest_wakes(tmp_path: Path) -> None:
+    """Its threads may still run anywhere then: what bears the mark is ours all the same."""
+    host = MemoryHost(4, {"g": 0.5}, {"g": "0-3"})
+    mark = {0: Origin(CpuSet.of([0]), frozenset({CpuSet.of([3])}))}
+    host.definitions["g"] = dataclasses.replace(
+        host.definitions["g"], origin=mark, booked={0: CpuSet.of([3])}
+    )
+    found = reading(keeper(host, tmp_path), host, "g")
+    assert (found.ours, found.original) == (True, CpuSet.of([0]))
+
+
+def test_an_older_mark_is_brought_up_to_date(tmp_path: Path) -> None:
+    """One without pins counts beside any pin, so it is written anew once its pin is known."""
+    host = MemoryHost(4, {"g": 0.5}, {"g": "3"})
+    mark = {0: Origin(CpuSet.of([0]))}
+    host.definitions["g"] = dataclasses.replace(host.definitions["g"], origin=mark)
+    kept = keeper(host, tmp_path)
+    assert reading(kept, host, "g").ours
+    assert host.definitions["g"].origin == {0: Origin(CpuSet.of([0]), frozenset({CpuSet.of([3])}))}
+
+
+def test_a_pin_made_again_without_offline_pcpus_is_marked(tmp_path: Path) -> None:
+    """The kernel undid it when a pCPU went offline: the mark names first what is then pinned."""
+    pins = []
+
+    def on_pin(name: str) -> None:
+        pins.append(host.definitions[name].origin[0].pins)
+
+    host = MemoryHost(4, {"g": 0.5}, {"g": "0"}, on_pin)
+    kept = keeper(host, tmp_path)
+    reading(kept, host, "g")
+    kept.pin(vcpu(host, "g"), CpuSet.of([1, 2]))
+    reading(kept, host, "g")
+    host.online = CpuSet.of([0, 1, 3])
+    host.cpus["g"] = host.online
+    reading(kept, host, "g")
+    assert host.cpus["g"] == CpuSet.of([1])
+    assert CpuSet.of([1]) not in pins[0]
+    assert CpuSet.of([1]) in pins[1]
+
+
 def test_a_mark_never_leads_out_of_the_definition(tmp_path: Path) -> None:
     """Whoever can write metadata cannot have a guest put where it must not be."""
     host = MemoryHost(4, {"g": 0.5}, {"g": "1"})
     host.definitions["g"] = dataclasses.replace(
-        host.definitions["g"], allowed={0: CpuSet.of([0, 1])}, origin={0: CpuSet.of([2, 3])}
+        host.definitions["g"],
+        allowed={0: CpuSet.of([0, 1])},
+        origin={0: Origin(CpuSet.of([2, 3]))},
     )
     kept = keeper(host, tmp_path)
     assert reading(kept, host, "g").ours
@@ -864,7 +926,7 @@ def test_a_floating_guest_is_marked_as_such(tmp_path: Path) -> None:
     kept = keeper(host, tmp_path)
     kept.sample()
     kept.pin(vcpu(host, "b"), CpuSet.of([1]))
-    assert host.definitions["b"].origin == {0: ALL_CPUS}
+    assert host.definitions["b"].origin[0].original == ALL_CPUS
 
 
 def test_a_book_that_was_closed_is_not_written(tmp_path: Path) -> None:

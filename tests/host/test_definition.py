@@ -3,7 +3,7 @@
 import pytest
 
 from vcpusched.host.libvirt_xml import ORIGIN, combined, origin_xml, read_definition
-from vcpusched.model import ALL_CPUS, PPM, CpuSet, Definition
+from vcpusched.model import ALL_CPUS, PPM, CpuSet, Definition, Origin
 
 ONLINE = CpuSet.parse("0-7")
 
@@ -214,7 +214,8 @@ def test_live_and_stated() -> None:
 
 def test_the_mark_says_where_vcpus_were() -> None:
     """What is written is read back, beside what the administrator asks for."""
-    origin = {0: CpuSet.parse("0-2,7"), 3: ALL_CPUS}
+    pins = frozenset({CpuSet.parse("1,4-5"), CpuSet.of([3])})
+    origin = {0: Origin(CpuSet.parse("0-2,7"), pins), 3: Origin(ALL_CPUS)}
     # With only the element itself in the namespace, as others might write it.
     element = origin_xml(origin).replace("<origin>", f'<o:origin xmlns:o="{ORIGIN}">')
     element = element.replace("</origin>", "</o:origin>")
@@ -235,6 +236,8 @@ def test_the_mark_says_where_vcpus_were() -> None:
         '<vcpu id="0" cpus="9-1"/>',
         '<vcpu id="0"/>',
         '<vcpu id="1" cpus="all"/><vcpu id="0" cpus="none"/>',
+        '<vcpu id="0" cpus="1" pins="2 x"/>',
+        '<vcpu id="0" cpus="1" pins="all"/>',
     ],
 )
 def test_a_mark_that_nobody_of_us_wrote_is_none(vcpus: str) -> None:
@@ -246,11 +249,16 @@ def test_a_mark_that_nobody_of_us_wrote_is_none(vcpus: str) -> None:
 
 
 def test_a_definition_made_of_a_running_guest() -> None:
-    """Some managers take our pins into it; the mark in it says where the guest belongs."""
+    """Some managers take our pins into it; the mark in it says where the guest belongs.
+
+    A person who pins it there afterwards is obeyed.
+    """
     live = read_definition("<domain><vcpu>2</vcpu></domain>")
-    stated = read_definition(
-        "<domain><vcpu>2</vcpu>"
-        f'<metadata><origin xmlns="{ORIGIN}"><vcpu id="0" cpus="all"/></origin></metadata>'
-        '<cputune><vcpupin vcpu="0" cpuset="3"/><vcpupin vcpu="1" cpuset="2"/></cputune></domain>'
-    )
-    assert combined(live, stated).allowed == {0: ALL_CPUS, 1: CpuSet.of([2])}
+    for pins, allowed in (("", ALL_CPUS), ("pins='1 3'", ALL_CPUS), ("pins='0 1'", CpuSet.of([3]))):
+        stated = read_definition(
+            "<domain><vcpu>2</vcpu><metadata>"
+            f'<origin xmlns="{ORIGIN}"><vcpu id="0" cpus="all" {pins}/></origin></metadata>'
+            '<cputune><vcpupin vcpu="0" cpuset="3"/><vcpupin vcpu="1" cpuset="2"/></cputune>'
+            "</domain>"
+        )
+        assert combined(live, stated).allowed == {0: allowed, 1: CpuSet.of([2])}

@@ -19,7 +19,7 @@ from service import Service, running, wait_for
 from vcpusched.host.hypervisor import BusyError
 from vcpusched.host.libvirt_host import LibvirtHost
 from vcpusched.host.libvirt_xml import ORIGIN
-from vcpusched.model import CpuSet, VcpuId
+from vcpusched.model import CpuSet, Origin, VcpuId
 
 
 def pinned(service: Service, count: int) -> None:
@@ -510,7 +510,7 @@ def test_nothing_is_pinned_while_a_guest_migrates(lab: Lab) -> None:
         with pytest.raises(BusyError, match="is being migrated, saved or the like"):
             host.pin(vcpu, CpuSet.of([1]))
         with pytest.raises(BusyError, match="is being migrated, saved or the like"):
-            host.mark(vcpu.uuid, vcpu.domain_id, {0: CpuSet.of([0])})
+            host.mark(vcpu.uuid, vcpu.domain_id, {0: Origin(CpuSet.of([0]))})
         assert migrate.is_alive()
     finally:
         peer.close()

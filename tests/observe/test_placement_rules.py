@@ -13,6 +13,7 @@ from vcpusched.model import (
     DomainReading,
     DomainUuid,
     Granularity,
+    Origin,
     Sample,
     Topology,
     Unread,
@@ -337,9 +338,9 @@ def test_a_definition_for_the_next_boot_reserves_nothing_yet(realtime: frozenset
     edited = {"allowed": {0: cpus("6")}, "realtime": realtime}
     running = guest("pinned", "2", booked={0: cpus("2")}, **edited)
     assert str(standing(guest("web", "0"), running).allowed) == "0-1,3-7"
-    moved = guest("pinned", "6", booked={0: cpus("6")}, origin={0: cpus("2")}, **edited)
+    moved = guest("pinned", "6", booked={0: cpus("6")}, origin={0: Origin(cpus("2"))}, **edited)
     assert str(standing(guest("web", "0"), moved).allowed) == "0-1,3-5,7"
-    ours = guest("pinned", "3", booked={0: cpus("3")}, origin={0: cpus("2")}, **edited)
+    ours = guest("pinned", "3", booked={0: cpus("3")}, origin={0: Origin(cpus("2"))}, **edited)
     reserved = "2-3" if realtime else "2"  # nobody joins a realtime vCPU, wherever it is
     left = cpus("0-7") - cpus(reserved)
     assert standing(guest("web", "0"), ours).allowed == left

@@ -25,7 +25,7 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
     VanishedError,
 )
-from vcpusched.model import CpuSet, Definition, DomainReading, DomainUuid, Sample, VcpuId
+from vcpusched.model import CpuSet, Definition, DomainReading, DomainUuid, Origin, Sample, VcpuId
 from vcpusched.text import printable
 
 SAVE_NS: Final = 60 * 1_000_000_000
@@ -236,7 +236,7 @@ class Keeper:
         self._check_ours()
         self._hypervisor.pin(vcpu, cpus)
 
-    def _mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+    def _mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
         self._check_ours()
         self._hypervisor.mark(uuid, domain_id, origin)
 
@@ -357,6 +357,7 @@ class Keeper:
         if now_ns >= self._again_ns.get(vcpu.uuid, now_ns):
             try:
                 if self._hypervisor.affinity(vcpu) == changed.to_cpus:
+                    self._marks.before_pin(vcpu, self._book.ledger.entries[vcpu.uuid])
                     self._pin(vcpu, record.affinity & self._online)
                     self._again_ns.pop(vcpu.uuid, None)
                     self._on_change(changed)

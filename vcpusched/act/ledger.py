@@ -285,12 +285,15 @@ def _is_another_run(before: Entry, domain: DomainReading, *, is_unseen: bool) ->
 def _first(definition: Definition, reading: VcpuReading, sample: Sample) -> Record:
     """Give the record of a vCPU in a run that was not seen before: what bears our mark is ours."""
     record = Record(reading.run_ns, reading.affinity)
-    marked = definition.origin.get(reading.vcpu)
-    if marked is None:
+    online = sample.topology.online
+    origin = definition.origin.get(reading.vcpu)
+    # While a guest wakes, libvirt's books have its pin and the thread has not.
+    pin = definition.booked.get(reading.vcpu, reading.affinity)
+    if origin is None or not origin.explains(pin, online):
         return record
     # "Anywhere" is where the kernel puts whom nobody binds.
-    everywhere = sample.topology.online - sample.isolated
-    original = (everywhere if marked == ALL_CPUS else marked) & sample.topology.online
+    everywhere = online - sample.isolated
+    original = (everywhere if origin.original == ALL_CPUS else origin.original) & online
     stated = definition.allowed.get(reading.vcpu, ALL_CPUS)
     # A mark of another host's may name pCPUs that there are not here.
     original = (original & stated) or (everywhere & stated) or record.affinity

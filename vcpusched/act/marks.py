@@ -2,9 +2,10 @@
 
 Rule: what the mark should say follows from the ledger; here it is only kept that way.
 
-Live pins go with a guest that is migrated or saved, and our ledger does not. So before a domain's
-first pin it is written into its live metadata where its vCPUs were. The mark is of the whole
-domain: each writing of it takes the domain's job, and commonly its vCPUs are pinned together.
+Live pins go with a guest that is migrated or saved, and our ledger does not. So before a pin it is
+written into the domain's live metadata where the vCPU was before the first one, and which pins are
+ours: the one in force and the one that is about to be made. A mark counts only beside one of these,
+or a person's pin would be taken for ours by whoever reads it next.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Final
 
 from vcpusched.act.ledger import Entry, Ledger, Record
 from vcpusched.host.hypervisor import ConnectionLostError, HypervisorError, VanishedError
-from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, Sample, VcpuId
+from vcpusched.model import ALL_CPUS, NO_CPUS, DomainUuid, Origin, Sample, VcpuId
 
 RETRY_NS: Final = 60 * 1_000_000_000
 """How long a domain is left alone that would not let its mark be changed."""
@@ -21,16 +22,18 @@ RETRY_NS: Final = 60 * 1_000_000_000
 class Marks:
     """The marks as they are known over one connection; `mark` writes one."""
 
-    def __init__(self, mark: Callable[[DomainUuid, int, Mapping[int, CpuSet]], None]) -> None:
+    def __init__(self, mark: Callable[[DomainUuid, int, Mapping[int, Origin]], None]) -> None:
         self._mark = mark
-        self._marks: dict[DomainUuid, tuple[int, Mapping[int, CpuSet]]] = {}
+        self._marks: dict[DomainUuid, tuple[int, Mapping[int, Origin]]] = {}
         self._not_before_ns: dict[DomainUuid, int] = {}
+        self._online = NO_CPUS
         self._everywhere = NO_CPUS
         self._now_ns = 0
 
     def learn(self, sample: Sample) -> None:
         """Learn which domains are marked; a mark that is known is only changed by us."""
-        self._everywhere = sample.topology.online - sample.isolated
+        self._online = sample.topology.online
+        self._everywhere = self._online - sample.isolated
         self._now_ns = max((domain.at_ns for domain in sample.domains), default=self._now_ns)
         known, self._marks = self._marks, {}
         for uuid in sample.unread:
@@ -56,10 +59,11 @@ class Marks:
         return ledger
 
     def before_pin(self, vcpu: VcpuId, entry: Entry) -> None:
-        """See to it that the mark says where a vCPU was. Raises a `HypervisorError`."""
+        """See to it that the mark has a vCPU's original and pins. Raises a `HypervisorError`."""
         _domain_id, mark = self._marks.get(vcpu.uuid, (0, {}))
-        if mark.get(vcpu.vcpu) != self._origin(entry.records[vcpu.vcpu]):
-            self._write(vcpu.uuid, vcpu.domain_id, self._wanted(entry))
+        wanted = self._wanted(entry)
+        if not _tells(mark, vcpu.vcpu, wanted[vcpu.vcpu]):
+            self._write(vcpu.uuid, vcpu.domain_id, wanted)
 
     def tidy(self, ledger: Ledger, uuids: Iterable[DomainUuid] | None = None) -> None:
         """Correct marks, of some domains at once, or of all that were not tried lately.
@@ -83,23 +87,33 @@ class Marks:
             except HypervisorError:
                 self._not_before_ns[uuid] = self._now_ns + RETRY_NS
 
-    def _write(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+    def _write(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
         self._mark(uuid, domain_id, origin)
         self._marks[uuid] = domain_id, origin
 
-    def _wanted(self, entry: Entry) -> dict[int, CpuSet]:
-        return {vcpu: self._origin(record) for vcpu, record in entry.records.items()}
+    def _wanted(self, entry: Entry) -> dict[int, Origin]:
+        wanted = ((vcpu, self._origin(record)) for vcpu, record in entry.records.items())
+        return {vcpu: origin for vcpu, origin in wanted if origin is not None}
 
-    def _is_right(self, entry: Entry, mark: Mapping[int, CpuSet]) -> bool:
+    def _is_right(self, entry: Entry, mark: Mapping[int, Origin]) -> bool:
         """Tell whether whoever reads the mark would take no pin for another's than it is."""
-        if not entry.has_pins:
-            return not mark
-        return all(
-            mark.get(vcpu) == self._origin(record) if record.is_ours or vcpu in mark else True
-            for vcpu, record in entry.records.items()
+        wanted = self._wanted(entry)
+        return mark.keys() == wanted.keys() and all(
+            _tells(mark, vcpu, origin) for vcpu, origin in wanted.items()
         )
 
-    def _origin(self, record: Record) -> CpuSet:
-        origin = record.affinity if record.original is None else record.original
+    def _origin(self, record: Record) -> Origin | None:
+        """Return what the mark should say of a vCPU, None where no pin of ours is in force."""
+        if record.original is None:
+            return None
+        pins = {record.affinity, record.pending or record.affinity}
+        # What the kernel undid while pCPUs were offline was made again without these.
+        pins |= {pin & self._online for pin in pins}
         # Other hosts have other pCPUs.
-        return ALL_CPUS if self._everywhere.is_within(origin) else origin
+        everywhere = self._everywhere.is_within(record.original)
+        return Origin(ALL_CPUS if everywhere else record.original, frozenset(pins) - {NO_CPUS})
+
+
+def _tells(mark: Mapping[int, Origin], vcpu: int, wanted: Origin) -> bool:
+    known = mark.get(vcpu)
+    return known is not None and known.original == wanted.original and wanted.pins <= known.pins

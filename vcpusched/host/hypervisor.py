@@ -8,7 +8,7 @@ import errno
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from vcpusched.model import CpuSet, Definition, DomainUuid, Sample, VcpuId
+from vcpusched.model import CpuSet, Definition, DomainUuid, Origin, Sample, VcpuId
 
 
 class HypervisorError(Exception):
@@ -100,8 +100,8 @@ class MarkingHypervisor(Hypervisor, Protocol):
         Raises VanishedError where it is not there any more, and any other `HypervisorError`.
         """
 
-    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
-        """Write where a domain's vCPUs were into the running domain; nothing: take that away.
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
+        """Write originals and our pins into the running domain; nothing: take the mark away.
 
         Raises a `HypervisorError`.
         """

@@ -7,9 +7,9 @@ What a cycle costs, for any number of guests: two calls to libvirtd, one for the
 one for the pCPUs that are online. What vCPUs do and where they may run the kernel says (`threads`).
 A definition costs 3 more calls when a guest is first seen and every 60 s; a plan costs 3 for each
 guest it touches, and 5 for each pin (find the guest, ask twice whether it is busy, and two in
-`pinVcpuFlags`). The mark in a guest's metadata, before its first pin, costs 4. The topology costs
-one, on a connection of its own, whenever other pCPUs are online than before, because there is no
-event for that.
+`pinVcpuFlags`). The mark in a guest's metadata, before a pin that it does not name yet, costs 4.
+The topology costs one, on a connection of its own, whenever other pCPUs are online than before,
+because there is no event for that.
 
 A guest whose threads cannot be read costs three calls more a cycle, all in `virDomain.vcpus()`: the
 binding asks for the pCPU map and the guest's size before it reads the vCPUs. None of them begins a
@@ -45,6 +45,7 @@ from vcpusched.model import (
     Definition,
     DomainReading,
     DomainUuid,
+    Origin,
     Sample,
     Unread,
     VcpuId,
@@ -194,8 +195,8 @@ class LibvirtHost:
             lambda domain: domain.pinVcpuFlags(vcpu.vcpu, cpu_map, libvirt.VIR_DOMAIN_AFFECT_LIVE),
         )
 
-    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
-        """Write where a domain's vCPUs were into its live metadata, or take that away.
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
+        """Write originals and our pins into its live metadata, or take the mark away.
 
         Like a pin this takes the domain's job, and is refused to whoever may not pin.
         """

@@ -33,6 +33,7 @@ from vcpusched.model import (
     Cpu,
     CpuSet,
     Definition,
+    Origin,
     Topology,
 )
 
@@ -41,7 +42,8 @@ NAMESPACE: Final = "urn:vcpusched:domain:1"
 
 ORIGIN: Final = "urn:vcpusched:origin:1"
 """The namespace of the element that we write into a running domain before we pin it: where its
-vCPUs were before, so that it goes with the guest wherever that goes, as our pins do.
+vCPUs were before and which pins are ours, so that it goes with the guest wherever that goes, as our
+pins do. `packaging/libvirt_hook.py` reads it, too.
 
 Live pins are part of what is migrated and saved, and some managers make a persistent definition of
 it: without this our pins would be the administrator's there.
@@ -98,12 +100,18 @@ def combined(live: Definition, stated: Definition) -> Definition:
     """Combine what a domain runs with and what its definition states for good.
 
     Where vCPUs may be is for the stated one to say: in the live one are pins of ours. Where these
-    have got into the stated one, our mark has, too, and says where they were before. A vCPU that
-    either calls a realtime one is one. The live wish outranks the stated one.
+    have got into the stated one, our mark has, too, and says where they were before; a person's pin
+    beside it holds. A vCPU that either calls a realtime one is one. The live wish outranks the
+    stated one.
     """
+
+    def before_us(vcpu: int, cpus: CpuSet) -> CpuSet:
+        origin = stated.origin.get(vcpu)
+        return origin.original if origin is not None and origin.explains(cpus) else cpus
+
     return replace(
         live,
-        allowed={vcpu: stated.origin.get(vcpu, cpus) for vcpu, cpus in stated.allowed.items()},
+        allowed={vcpu: before_us(vcpu, cpus) for vcpu, cpus in stated.allowed.items()},
         booked=live.allowed,
         realtime=live.realtime | stated.realtime,
         wish=stated.wish if live.wish is None else live.wish,
@@ -183,27 +191,29 @@ def _quota_ppm(root: ET.Element) -> int:
     return min(PPM, quota_us * PPM // period_us) if quota_us > 0 else PPM
 
 
-def origin_xml(origin: Mapping[int, CpuSet]) -> str:
-    """Give the element that says where vCPUs were; `ALL_CPUS` is told as such.
+def origin_xml(origin: Mapping[int, Origin]) -> str:
+    """Return the element that says where vCPUs were and which pins are ours.
 
-    libvirt puts it into the namespace when it is set.
+    `ALL_CPUS` is told as such. libvirt puts it into the namespace when it is set.
     """
     element = ET.Element("origin")
-    for vcpu, cpus in sorted(origin.items()):
-        told = ANYWHERE if cpus == ALL_CPUS else str(cpus)
-        ET.SubElement(element, "vcpu", id=str(vcpu), cpus=told)
+    for vcpu, told in sorted(origin.items()):
+        cpus = ANYWHERE if told.original == ALL_CPUS else str(told.original)
+        pins = " ".join(sorted(map(str, told.pins)))
+        ET.SubElement(element, "vcpu", id=str(vcpu), cpus=cpus, pins=pins)
     return ET.tostring(element, encoding="unicode")
 
 
-def _origin(root: ET.Element) -> dict[int, CpuSet]:
-    """Give what the element says; nothing where it says what nobody of us would write."""
+def _origin(root: ET.Element) -> dict[int, Origin]:
+    """Return what the element says; nothing where it says what nobody of us would write."""
     found = {}
     for vcpu in root.iterfind(f"metadata/{{{ORIGIN}}}origin/{{*}}vcpu"):
         told, number = vcpu.get("cpus", ""), _number(vcpu.get("id"))
-        cpus = ALL_CPUS if told == ANYWHERE else CpuSet.read(told)
-        if not cpus or number is None:
+        original = ALL_CPUS if told == ANYWHERE else CpuSet.read(told)
+        pins = frozenset(map(CpuSet.read, vcpu.get("pins", "").split()))
+        if not original or number is None or NO_CPUS in pins:
             return {}
-        found[number] = cpus
+        found[number] = Origin(original, pins)
     return found
 
 

@@ -38,6 +38,7 @@ from vcpusched.model import (
     DomainReading,
     DomainUuid,
     Granularity,
+    Origin,
     Sample,
     Topology,
     VcpuId,
@@ -181,7 +182,7 @@ class SimulatedHost:
         )
         thread.affinity = cpus.bits
 
-    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
         """Mark a guest until it ends. Raises VanishedError when it has, or was started anew."""
         number = self._number(uuid, domain_id=domain_id)
         known = self._definitions[number]
