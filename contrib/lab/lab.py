@@ -36,6 +36,8 @@ DAEMONS = ("libvirtd", "virtqemud")
 EMULATORS = ("qemu-system-x86_64", "qemu-kvm")
 UNPRIVILEGED = "nobody"
 FLOPPY_BYTES = 1_474_560  # what makes the BIOS take the image for a 1.44 MB floppy
+# What makes a daemon another host than this one: files of its own below /etc, and a name.
+APART = 'mount -t overlay overlay -o lowerdir="$0":/etc /etc && hostname "$1" && shift && exec "$@"'
 # libvirt would otherwise start a logging daemon, and label files nobody else uses.
 QEMU_CONF = 'stdio_handler = "file"\nsecurity_driver = "none"\nmemory_backing_dir = "{memory}"\n'
 
@@ -46,7 +48,9 @@ class Lab:
     All of it lives in `directory` (absent or empty, at most 38 characters, gone after `close`; by
     default a new one in memory) and runs as `user` (by default the caller, or nobody for root).
     `domain_type` is "qemu" for emulated guests or "kvm". What libvirt learns of the emulator stays
-    in the directory `cache`, for the labs that are given the same one after this.
+    in the directory `cache`, for the labs that are given the same one after this. With `etc` the
+    daemon is another host than this one to other daemons, which guests can be migrated to, and
+    finds what is in that directory in /etc, before what this host has there; that takes root.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Lab:
         *,
         domain_type: str = "qemu",
         cache: Path | None = None,
+        etc: Path | None = None,
     ) -> None:
         privileged = os.geteuid() == 0
         name = user or (UNPRIVILEGED if privileged else pwd.getpwuid(os.geteuid()).pw_name)
@@ -73,6 +78,8 @@ class Lab:
         self._emulator = emulator
         self._domain_type = domain_type
         self._cache = cache
+        self._etc = etc
+        self._host = str(uuid.uuid4())
         self._privileged = privileged
         self._given_directory = directory
         self._directory: Path | None = None
@@ -182,8 +189,11 @@ class Lab:
 
     def start_daemon(self) -> None:
         """Start the daemon and wait until it answers and has taken over all running guests."""
-        program_only = self.command([self._daemon_program])
-        self._daemon.start(program_only, self.environment, self.directory, self._socket)
+        command = self.command([self._daemon_program])
+        if self._etc is not None:
+            apart = ["unshare", "--mount", "--propagation=private", "--uts", "sh", "-c", APART]
+            command = [*apart, str(self._etc), self._host, *command]
+        self._daemon.start(command, self.environment, self.directory, self._socket)
         # The daemon answers before it has its guests back, and would fail to destroy one meanwhile.
         # This call waits its turn behind that.
         for domain in self.connection().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
@@ -278,6 +288,7 @@ class Lab:
             (directory / name).mkdir(parents=True)
         conf = QEMU_CONF.format(memory=directory / "memory")
         (directory / "config/libvirt/qemu.conf").write_text(conf)
+        (directory / "config/libvirt/libvirtd.conf").write_text(f'host_uuid = "{self._host}"\n')
         if self._privileged:
             shared = [] if self._cache is None else [self._cache]
             for path in (directory, *directory.rglob("*"), *shared):

@@ -9,14 +9,14 @@ from lab import Lab
 
 
 @pytest.fixture(scope="session")
-def _cache() -> Iterator[Path]:
+def qemu_cache() -> Iterator[Path]:
     """Keep what libvirt learns of QEMU: to ask it takes two seconds."""
     with tempfile.TemporaryDirectory(prefix="vcpusched-") as directory:
         yield Path(directory)
 
 
 @pytest.fixture
-def lab(_cache: Path) -> Iterator[Lab]:
+def lab(qemu_cache: Path) -> Iterator[Lab]:
     """Give a libvirt of its own, removed with all its guests after the test."""
-    with Lab(cache=_cache) as opened:
+    with Lab(cache=qemu_cache) as opened:
         yield opened

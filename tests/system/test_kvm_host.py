@@ -22,7 +22,7 @@ from image import Image
 from machine import Machine
 from unit import entries, shown, wait_for
 
-from vcpusched.host.libvirt_xml import read_topology
+from vcpusched.host.libvirt_xml import ORIGIN, read_topology
 from vcpusched.model import CpuSet
 from vcpusched.report.messages import MESSAGE_ID_PIN, MESSAGE_ID_PLAN
 
@@ -342,3 +342,37 @@ def test_pcpu_goes_offline_and_comes_back(machine: Machine) -> None:
     wait_cycles(machine, 2)
     assert set(places(machine)) == set(USUAL)
     assert shown(machine, "MainPID") == pid
+
+
+def test_guests_wake_while_a_pcpu_of_their_originals_is_offline(machine: Machine) -> None:
+    """All of an original is put in place by the hook, and in force when the pCPU is back.
+
+    Where nothing of it is online the guest wakes all the same, with the pin and the mark.
+    """
+    originals = {"partly": "4-5", "wholly": "5"}
+    # It runs for longer than the hook is there.
+    machine.say("systemctl", "kill", "--kill-who=main", "--signal=HUP", "libvirtd")
+    shapes = dict.fromkeys(originals, replace(busy(0.1), pins=["4"]))
+    with suspended(machine, USUAL), guests(machine, shapes):
+        for name, original in originals.items():
+            mark = f'<origin><vcpu id="0" cpus="{original}" pins="4"/></origin>'
+            key = ("--key", "vcpusched-origin", "--live")
+            machine.say("virsh", "metadata", name, "--uri", ORIGIN, *key, "--set", mark)
+        online = "/sys/devices/system/cpu/cpu5/online"
+        try:
+            machine.say("bash", "-c", f"echo 0 >{online}")
+            for name in originals:
+                machine.say("virsh", "managedsave", name)
+                machine.say("virsh", "start", name)
+            woken = places(machine)
+            assert (woken["partly"], woken["wholly"]) == (["4"], ["4"])
+            pins = {name: machine.say("virsh", "vcpupin", name, "--live") for name in originals}
+            assert {name: pin.split()[-1] for name, pin in pins.items()} == {
+                "partly": "4-5",
+                "wholly": "4",
+            }
+            marked = {name for name in originals if ORIGIN in machine.say("virsh", "dumpxml", name)}
+            assert marked == {"wholly"}
+        finally:
+            machine.say("bash", "-c", f"echo 1 >{online}")
+        wait_for("all of it", lambda: places(machine)["partly"] == ["4-5"], PATIENCE_S)

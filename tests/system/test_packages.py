@@ -85,6 +85,7 @@ def test_the_deb_is_clean(deb: Path) -> None:
     )
     assert [line for line in said.splitlines() if re.match("[EWIP]: ", line)] == []
     assert {line.split()[2] for line in said.splitlines() if line.startswith("O: ")} == {
+        "bash-term-in-posix-shell",
         "extra-license-file",
         "hardening-no-fortify-functions",
         "package-contains-documentation-outside-usr-share-doc",
@@ -143,6 +144,7 @@ def test_the_deb_comes_and_goes(fresh: Fresh) -> None:
     assert len([*programs.rglob("*.py")]) == len([*programs.rglob("*.pyc")]) > 100
     installed = fresh.files().keys() - before.keys()
     for name in (
+        "etc/libvirt/hooks/qemu.d/vcpusched",
         "etc/vcpusched/conf.d",
         "usr/lib/systemd/catalog/vcpusched.catalog",
         "usr/lib/systemd/system/vcpusched.service",
