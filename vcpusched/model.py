@@ -323,6 +323,11 @@ class Definition:
     cpuset: CpuSet = ALL_CPUS
     helper_pins: tuple[CpuSet, ...] = ()
 
+    def before_us(self, vcpu: int, pin: CpuSet) -> CpuSet:
+        """Return where a vCPU was before a pin, if that is ours by the mark; else the pin."""
+        origin = self.origin.get(vcpu)
+        return origin.original if origin is not None and origin.explains(pin) else pin
+
     def memory_node(self, vcpu: int) -> int | None:
         """Give the NUMA node of the memory beside a vCPU, where that is one."""
         nodes = self.memory_nodes.get(vcpu, ())

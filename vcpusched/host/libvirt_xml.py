@@ -104,14 +104,9 @@ def combined(live: Definition, stated: Definition) -> Definition:
     beside it holds. A vCPU that either calls a realtime one is one. The live wish outranks the
     stated one.
     """
-
-    def before_us(vcpu: int, cpus: CpuSet) -> CpuSet:
-        origin = stated.origin.get(vcpu)
-        return origin.original if origin is not None and origin.explains(cpus) else cpus
-
     return replace(
         live,
-        allowed={vcpu: before_us(vcpu, cpus) for vcpu, cpus in stated.allowed.items()},
+        allowed={vcpu: stated.before_us(vcpu, cpus) for vcpu, cpus in stated.allowed.items()},
         booked=live.allowed,
         realtime=live.realtime | stated.realtime,
         wish=stated.wish if live.wish is None else live.wish,

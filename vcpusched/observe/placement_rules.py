@@ -314,9 +314,8 @@ def _reserved(domain: DomainReading, managed: CpuSet) -> CpuSet:
     for vcpu, stated in definition.allowed.items():
         if stated != ALL_CPUS:
             # What it runs with until its next boot; before a pin of ours, unless that is stated.
-            booked, origin = definition.booked.get(vcpu, stated), definition.origin.get(vcpu)
-            before = origin.original if origin and origin.explains(booked) else booked
-            given[vcpu] = {before} | ({booked} & {stated})
+            booked = definition.booked.get(vcpu, stated)
+            given[vcpu] = {definition.before_us(vcpu, booked)} | ({booked} & {stated})
     # Dedicated: a pCPU that the definition gives to just one vCPU, and that vCPU nothing else.
     single = Counter(
         mask
