@@ -30,6 +30,7 @@ from vcpusched.model import (
     resolved,
     sets,
 )
+from vcpusched.text import cpus_text
 
 FURTHER_THREAD_PPM: Final = 250_000
 """What each further thread of a core adds while the first is busy: 10 to 30 % on x86."""
@@ -92,7 +93,7 @@ class Bins:
     def names(self) -> list[str]:
         """What people call each bin."""
         if self.are_sets:
-            return [name(members) for members in self.members]
+            return [cpus_text(members) for members in self.members]
         return [f"pCPU {cpu}" for cpu in self.of_cpu]
 
     @cached_property
@@ -116,11 +117,6 @@ class Bins:
             if members.bits & ~bits == 0 if whole else members.bits & bits:
                 found |= 1 << index
         return found
-
-
-def name(cpus: CpuSet) -> str:
-    """Return what people call one or several pCPUs."""
-    return f"pCPUs {cpus}" if len(cpus) > 1 else f"pCPU {cpus}"
 
 
 def untold(cpus: Iterable[Cpu], granularity: Granularity) -> str:
@@ -155,13 +151,12 @@ def bins_of(host: Host, granularity: Granularity) -> Bins:
     """Return the bins of a host."""
     cpus = sorted(host.cpus, key=lambda cpu: cpu.id)
     granularity = resolved([cpu.cpu for cpu in cpus], granularity)
-    if granularity is Granularity.CPU:
-        members = tuple(CpuSet(1 << cpu.id) for cpu in cpus)
-    else:
-        members = sets((cpu.cpu for cpu in cpus), granularity)
-    of_cpu = {cpu: index for index, group in enumerate(members) for cpu in group}
-    by_id = {cpu.id: cpu for cpu in cpus}
-    groups = [[by_id[cpu] for cpu in group] for group in members]
+    groups = [[cpu] for cpu in cpus]
+    if granularity is not Granularity.CPU:
+        by_id = {cpu.id: cpu for cpu in cpus}
+        these = sets((cpu.cpu for cpu in cpus), granularity)
+        groups = [[by_id[cpu] for cpu in group] for group in these]
+    of_cpu = {cpu.id: bin_ for bin_, group in enumerate(groups) for cpu in group}
     sites = tuple(group[0].cpu for group in groups)
     base = [sum(cpu.host_load_ppm for cpu in group) for group in groups]
     lacks, gives, thread, whole = [0] * len(groups), [PPM] * len(groups), None, PPM
@@ -179,10 +174,6 @@ def bins_of(host: Host, granularity: Granularity) -> Bins:
         gives = [max(1, give * PPM // whole) for give in gives]
         if len(set(strongest)) > 1:
             thread = tuple(one * PPM // whole for one in strongest)
-    cores = [site.core for site in sites if site.core is not None]
-    is_flat = len({(site.node, site.cache) for site in sites}) <= 1 and len(cores) == len(
-        set(cores)
-    )
     on_core = [
         {(0, cpu.id) if cpu.cpu.core is None else (1, cpu.cpu.core) for cpu in group}
         for group in groups
@@ -191,8 +182,10 @@ def bins_of(host: Host, granularity: Granularity) -> Bins:
     for bin_, keys in enumerate(on_core):
         for key in keys:
             beside[key] |= 1 << bin_
+    is_flat = len({(site.node, site.cache) for site in sites}) <= 1
+    is_flat = is_flat and not any(bins & (bins - 1) for bins in beside.values())
     return Bins(
-        members=members,
+        members=tuple(CpuSet.of(cpu.id for cpu in group) for group in groups),
         of_cpu=of_cpu,
         sites=None if is_flat else sites,
         base=tuple(base),

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu, Vcpu, sets
-from vcpusched.plan.cpu_groups import Bins, capacity_ppm, name, pour
+from vcpusched.plan.cpu_groups import Bins, capacity_ppm, pour
 from vcpusched.plan.moves import Move, Plan, Policy
+from vcpusched.text import cpus_text
 
 
 def with_crowded(found: Plan, host: Host, bins: Bins, policy: Policy) -> Plan:
@@ -41,8 +42,8 @@ def _let_in(vcpu: Vcpu, bins: Bins, part: CpuSet, bin_: int) -> Move:
         from_cpus=vcpu.cpus,
         to_cpus=members,
         load_ppm=vcpu.load_ppm,
-        reason=f"{name(part)} {verb} crowded while {name(members)} had room; now the kernel may "
-        "run it on all of these",
+        reason=f"{cpus_text(part)} {verb} crowded while {cpus_text(members)} had room; now the "
+        "kernel may run it on all of these",
     )
 
 

@@ -35,7 +35,7 @@ def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = Fa
     `all_or_nothing`: give up at the first bin that cannot be helped.
     """
     level = state.level
-    for _ in range(SWEEPS if len(bins) <= MANY_BINS else 1):
+    for _ in range(1 if state.hurry else SWEEPS):
         before, rank = state.total, _Rank(state, bins)
         for best_of, is_off in ((_step_off, True), (_step_to, False)):
             for bin_ in sorted(bins, key=level.__getitem__, reverse=is_off):
@@ -54,19 +54,25 @@ def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = Fa
 
 def undo(state: Assignment) -> None:
     """Take back moves and exchanges that do not pay, the least useful first."""
-    problem = state.problem
-    while True:
+    problem, changed = state.problem, set(state.problem.judged)
+    while changed:
         moved = problem.moved(state.place)
         backs: list[Step] = [(item, problem.home[item]) for item in moved]
         if len(moved) <= MANY_MOVES:
             pairs = [step for step in steps_between(problem, state.place) if step[1:]]
             backs += [(a, problem.home[a], b, problem.home[b]) for a, b in pairs]
-        useless = sorted((-gain, back) for back in backs if (gain := state.gain(back)) > 0)
-        if not useless:
-            return
+        useless = sorted(
+            (-gain, back)
+            for back in backs
+            if (back[1] in changed or state.place[back[0]] in changed)
+            and (gain := state.gain(back)) > 0
+        )
+        changed = set()
         for _, back in useless:
             there = all(state.place[item] != problem.home[item] for item in back[::2])
             if there and (gain := state.gain(back)) > 0:
+                for bin_ in (back[1], state.place[back[0]]):
+                    changed |= {bin_, *(state.siblings[bin_] if state.siblings else ())}
                 state.make(back, gain)
 
 
@@ -186,10 +192,10 @@ class _Rank:
         self._state = state
         self._order = sorted((state.level[bin_], bin_) for bin_ in bins)
         self.is_close = len(self._order) <= CLOSE and not state.hurry
-        # On a large host exchanges are for what no cache can do by itself.
-        few = 0 if state.hurry and len(bins) < len(state.problem.judged) else EXCHANGED
-        self.exchanged = CLOSE if self.is_close else few
-        self._tried = len(self._order) if self.is_close else PARTNERS
+        # On a large host a choice of partners, and exchanges, are for what no cache can do alone.
+        is_inner = state.hurry and len(bins) < len(state.problem.judged)
+        few = (1, 0) if is_inner else (PARTNERS, EXCHANGED)
+        self._tried, self.exchanged = (CLOSE, CLOSE) if self.is_close else few
 
     @property
     def idlest(self) -> list[tuple[int, int]]:

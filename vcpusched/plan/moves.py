@@ -17,7 +17,7 @@ from typing import Final
 from vcpusched.model import CpuSet, Granularity, VcpuId
 from vcpusched.plan.cpu_groups import Bins
 from vcpusched.plan.problem import Problem
-from vcpusched.text import percent, printable
+from vcpusched.text import percent, vcpu_text
 
 POURED_STEPS_MAX: Final = 64
 """Up to this many steps the reasons tell loads with the floaters in them; else without."""
@@ -129,9 +129,11 @@ def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
     peak = max((poured[bin_] for bin_ in problem.judged), default=0)
     moves = []
     for step in steps:
-        # Of two that change places the one first that leaves the lower peak in between.
-        lead = max(step, key=lambda item: (size[item], -item))
-        load = size[lead] - sum(size[item] for item in step if item != lead)
+        lead, load = step[0], size[step[0]]
+        if step[1:]:
+            # Of two that change places the one first that leaves the lower peak in between.
+            lead, other = sorted(step, key=lambda item: (-size[item], item))
+            load = size[lead] - size[other]
         moves.append((step, home[lead], place[lead], load))
     found = _ordered(moves, before, peak)
     if found is None:
@@ -141,10 +143,11 @@ def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
             return None
         found.reverse()
     level, ordered = before, []
-    for step in found:
-        ordered.append(
-            tuple(sorted(step, key=lambda item: (level[place[item]] + size[item], item)))
-        )
+    for one in found:
+        step = one
+        if step[1:]:
+            step = tuple(sorted(step, key=lambda item: (level[place[item]] + size[item], item)))
+        ordered.append(step)
         for item in step:
             level[home[item]] -= size[item]
             level[place[item]] += size[item]
@@ -192,39 +195,28 @@ def plan_of(
     poured = len(steps) <= POURED_STEPS_MAX
     levels: Sequence[int] = first if poured else base
     for step in steps:
-        ends = {bin_ for item in step for bin_ in (problem.home[item], place[item])}
-        was = {bin_: percent(bins.shown(levels, bin_)) for bin_ in ends}
+        ends = problem.home[step[0]], place[step[0]]
+        was = [percent(bins.shown(levels, bin_)) for bin_ in ends]
         for item in step:
             base[problem.home[item]] -= problem.size[item]
             base[place[item]] += problem.size[item]
         if poured:
             levels = problem.levels(base)
-        becomes = {bin_: percent(bins.shown(levels, bin_)) for bin_ in ends}
-        for item in step:
-            vcpu, source, target = problem.vcpus[item], problem.home[item], place[item]
-            other = next((problem.vcpus[one] for one in step if one != item), None)
-            exchange = (
-                f"in exchange for vCPU {other.id.vcpu} of {printable(other.domain)}, since "
-                if other
-                else ""
-            )
+        becomes = [percent(bins.shown(levels, bin_)) for bin_ in ends]
+        exchange, both, back = "", "", None
+        for at, item in enumerate(step):
+            if len(step) > 1:
+                other = problem.vcpus[step[1 - at]]
+                exchange = f"in exchange for {vcpu_text(other.id.vcpu, other.domain)}, since "
+                both, back = "together ", other.id
+            vcpu, source, target = problem.vcpus[item], ends[at], ends[1 - at]
             verb = "were" if len(bins.members[source]) > 1 else "was"
             reason = (
-                f"{exchange}{bins.names[source]} {verb} at {was[source]} and {bins.names[target]} "
-                f"at {was[target]}; {'together ' if other else ''}this makes them "
-                f"{becomes[source]} and {becomes[target]}"
+                f"{exchange}{bins.names[source]} {verb} at {was[at]} and {bins.names[target]} at "
+                f"{was[1 - at]}; {both}this makes them {becomes[at]} and {becomes[1 - at]}"
             )
-            moves.append(
-                Move(
-                    vcpu.id,
-                    vcpu.domain,
-                    vcpu.cpus,
-                    bins.target(vcpu, target),
-                    vcpu.load_ppm,
-                    reason,
-                    other.id if other else None,
-                )
-            )
+            to = bins.target(vcpu, target)
+            moves.append(Move(vcpu.id, vcpu.domain, vcpu.cpus, to, vcpu.load_ppm, reason, back))
     last = problem.levels(base)
     gap = problem.gap(last)
     stop = Stop.MOVE_LIMIT if is_cut else Stop.NO_GAIN

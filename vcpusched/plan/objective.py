@@ -248,10 +248,10 @@ class Assignment:
         over, spare = here - high, here - self.low[source]
         lacks, room = self.low[target] - there, high - there
         # Each of these ends one of the four slopes that make up the gain.
-        first = max(over, lacks)
-        second = min(spare, room)
+        less, first = (over, lacks) if over < lacks else (lacks, over)
+        second = min(room, spare)
         rise, fall = (first, second) if first < second else (second, first)
-        most = rise + max(0, min(over, lacks))
+        most = rise + less if less > 0 else rise
         most = SCALE * most if most > 0 else 0
         if self.siblings and self.siblings[source]:
             most += self.contention(source)

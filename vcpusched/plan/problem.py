@@ -22,7 +22,7 @@ from functools import cached_property
 from itertools import compress, count
 from typing import Final
 
-from vcpusched.model import PPM_PER_POINT, Cpu, CpuSet, Vcpu
+from vcpusched.model import PPM_PER_POINT, Cpu, Vcpu
 from vcpusched.plan.cpu_groups import pour
 
 SCALE: Final = 1_000  # units of the objective per ppm of load
@@ -134,12 +134,14 @@ class Problem:
     @cached_property
     def siblings(self) -> list[tuple[int, ...]]:
         """The other threads of each bin's core; none where not all of them are judged."""
-        judged, found = sum(1 << bin_ for bin_ in self.judged), list[tuple[int, ...]]()
-        for bin_, mask in enumerate(self.cores):
-            # A set is no thread.
-            core = () if mask & ~judged or not mask & (mask - 1) else tuple(CpuSet(mask))
-            whole = all(self.cores[other] == mask for other in core)
-            found.append(tuple(other for other in core if whole and other != bin_))
+        cores: defaultdict[int, list[int]] = defaultdict(list)
+        for bin_ in self.judged:
+            cores[self.cores[bin_]].append(bin_)
+        found: list[tuple[int, ...]] = [()] * len(self.base)
+        for mask, threads in cores.items():
+            if 1 < len(threads) == mask.bit_count():
+                for bin_ in threads:
+                    found[bin_] = tuple(other for other in threads if other != bin_)
         return found if any(found) else []
 
     @cached_property
@@ -291,25 +293,26 @@ class Problem:
         where another thread of the core is busy, where the host itself makes the load, or where an
         item wants more than the bin can give.
         """
-        levels, thread, siblings = self.levels(), self.thread, self.siblings
+        levels, own = self.levels(), self.own
         peak = max((levels[bin_] for bin_ in self.judged), default=0)
-        bins = {bin_ for bin_ in self.judged if levels[bin_] == peak and self.own[bin_]}
-        if thread is not None:
-            bins |= {bin_ for bin_ in self.judged if thread[bin_] < max(thread) and self.own[bin_]}
-        crowd = Counter(self.home)
+        thread = self.thread or [peak] * len(levels)  # where all are alike none lacks anything
+        strongest = max(thread, default=0)
+        alone = [bin_ for bin_ in self.judged if len(own[bin_]) == 1]
+        crowd = Counter(self.home if alone else ())
         lone = {
-            self.own[bin_][0][1]: bin_
-            for bin_ in bins
-            if crowd[bin_] == 1
-            and levels[bin_] - self.lacks[bin_] - self.own[bin_][0][0] < self.span
-            and not (siblings and self.second(levels, bin_) >= self.span)
-            and not (thread is not None and self.own[bin_][0][0] > thread[bin_])
+            own[bin_][0][1]: bin_
+            for bin_ in alone
+            if (levels[bin_] == peak or thread[bin_] < strongest)
+            and crowd[bin_] == 1
+            and own[bin_][0][0] <= thread[bin_]
+            and levels[bin_] - self.lacks[bin_] - own[bin_][0][0] < self.span
+            and not (self.siblings and self.second(levels, bin_) >= self.span)
         }
         resting = [bin_ for bin_, more in self.surplus.items() if more <= 0]
-        stay = lone | {item: bin_ for bin_ in resting for _, item in self.own[bin_]}
+        stay = lone | {item: bin_ for bin_ in resting for _, item in own[bin_]}
         if not stay:
             return self
-        allowed, own = list(self.allowed), list(self.own)
+        allowed, own = list(self.allowed), list(own)
         for item, bin_ in stay.items():
             allowed[item], own[bin_] = 0, []
         found = self.but(allowed=allowed)

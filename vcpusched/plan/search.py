@@ -21,7 +21,7 @@ from vcpusched.plan.exact import UNBOUNDED, Moves, Task
 from vcpusched.plan.exact import search as search_to_the_end
 from vcpusched.plan.moves import in_order
 from vcpusched.plan.objective import Assignment, best_band
-from vcpusched.plan.problem import ACROSS, CACHE, SCALE, Problem
+from vcpusched.plan.problem import ACROSS, CACHE, NODE, SCALE, Problem
 
 SMALL_BINS, SMALL_ITEMS, SMALL_STEPS = 4, 16, 4
 """Hosts up to here are searched as a whole, for so many times the steps."""
@@ -104,14 +104,20 @@ def search_large(problem: Problem, value: int) -> Sequence[int]:
     for bins, far in problem.rings:
         if far == ACROSS or (far == CACHE and problem.min_gain > UNREACHED_PPM):
             descend(state, bins)
-    state.reprice(problem.but(min_gain=0))
-    descend(state, problem.judged, all_or_nothing=True)
-    if not state.overload:
-        undo(state)
-        place = list(state.place)
-        if problem.min_gain <= UNREACHED_PPM or is_worth(state, problem, value):
-            return place
-    state.reprice(problem)
+    cheap = problem.min_gain <= UNREACHED_PPM
+    # Each bin outside the band takes a pin, and within caches no more of them pay.
+    loads = [state.level[bin_] for bin_ in problem.judged if state.outside(bin_)]
+    over = sum(load > state.high for load in loads)
+    least = max(over, len(loads) - over) * problem.prices[NODE if problem.sites else CACHE]
+    if cheap or least <= state.overload * SCALE + value:
+        state.reprice(problem.but(min_gain=0))
+        descend(state, problem.judged, all_or_nothing=True)
+        if not state.overload:
+            undo(state)
+            place = list(state.place)
+            if cheap or is_worth(state, problem, value):
+                return place
+        state.reprice(problem)
     undo(state)
     return state.place
 

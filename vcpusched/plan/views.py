@@ -35,19 +35,18 @@ def problem_of(  # noqa: C901, PLR0912, PLR0913, PLR0915  one pass over 10,000 v
     isolated = bins.isolated.bits
     masks: dict[int, int] = {}
     pools: defaultdict[int, int] = defaultdict(int)
-    size, home, allowed, guest, memory = [], [], [], [], {}
-    number, uuid, domain_id, spreads = -1, None, None, False
-    for index, vcpu in enumerate(vcpus):
+    home, allowed, guest, memory = [], [], [], {}
+    size = [vcpu.load_ppm for vcpu in vcpus]
+    if whole != PPM:
+        size = [load * PPM // whole for load in size]
+    number, uuid, domain_id = -1, None, None
+    for index, (vcpu, load) in enumerate(zip(vcpus, size, strict=True)):
         identity = vcpu.id
         if identity.uuid != uuid or identity.domain_id != domain_id:
             number, uuid, domain_id = number + 1, identity.uuid, identity.domain_id
         guest.append(number)
-        spreads = spreads or vcpu.spread
-        cpus, load, place = vcpu.cpus, vcpu.load_ppm, None
+        cpus, place = vcpu.cpus, None
         bits = cpus.bits
-        if whole != PPM:
-            load = load * PPM // whole
-        size.append(load)
         bound = bits.bit_count() < 2  # noqa: PLR2004
         if bound:
             place = known(bits.bit_length() - 1)
@@ -112,7 +111,7 @@ def problem_of(  # noqa: C901, PLR0912, PLR0913, PLR0915  one pass over 10,000 v
         cores=bins.cores,
     )
     # From its first move to its last, a plan must not bring two vCPUs of such a guest onto a core.
-    for items in problem.spread.values() if spreads else ():
+    for items in problem.spread.values():
         for item, other in itertools.permutations(items, 2):
             if home[other] != NOWHERE:
                 allowed[item] &= ~problem.cores[home[other]]
