@@ -80,6 +80,13 @@ class Bins:
         """Whether each bin is one pCPU that can do all that the best can."""
         return self.whole == PPM and not any(self.lacks) and not self.are_sets
 
+    def home(self, vcpu: Vcpu) -> int | None:
+        """Return the bin that a vCPU is bound to; None if it floats or is on no managed pCPU."""
+        if not (vcpu.is_bound or self.are_sets):
+            return None
+        touched = self.within(vcpu.cpus, whole=False)
+        return touched.bit_length() - 1 if touched.bit_count() == 1 else None
+
     def target(self, vcpu: Vcpu, bin_: int) -> CpuSet:
         """Return what a vCPU is pinned to on a bin."""
         members = self.members[bin_]

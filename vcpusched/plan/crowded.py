@@ -12,10 +12,10 @@ Properties: a vCPU that may not use all of its set stays. Nothing is taken from 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu, Vcpu, sets
+from vcpusched.model import CpuSet, Granularity, Host, HostCpu, Vcpu, sets
 from vcpusched.plan.cpu_groups import Bins, capacity_ppm, pour
 from vcpusched.plan.moves import Move, Plan, Policy
 from vcpusched.text import cpus_text
@@ -24,44 +24,31 @@ from vcpusched.text import cpus_text
 def with_crowded(found: Plan, host: Host, bins: Bins, policy: Policy) -> Plan:
     """Return a plan with the vCPUs to let into all of their set, too."""
     moved = {move.vcpu: move.to_cpus for move in found.moves}
-    vcpus = tuple(replace(vcpu, cpus=moved.get(vcpu.id, vcpu.cpus)) for vcpu in host.vcpus)
-    moves = list(found.moves)
-    span = policy.balance_threshold_ppm
-    for vcpu, part, bin_ in _crowded(replace(host, vcpus=vcpus), bins, span):
-        if vcpu.id not in moved and (policy.max_moves is None or len(moves) < policy.max_moves):
-            moves.append(_let_in(vcpu, bins, part, bin_))
-    return replace(found, moves=tuple(moves))
-
-
-def _let_in(vcpu: Vcpu, bins: Bins, part: CpuSet, bin_: int) -> Move:
-    members = bins.members[bin_]
-    verb = "were" if len(part) > 1 else "was"
-    return Move(
-        vcpu=vcpu.id,
-        domain=vcpu.domain,
-        from_cpus=vcpu.cpus,
-        to_cpus=members,
-        load_ppm=vcpu.load_ppm,
-        reason=f"{cpus_text(part)} {verb} crowded while {cpus_text(members)} had room; now the "
-        "kernel may run it on all of these",
-    )
-
-
-def _crowded(host: Host, bins: Bins, span_ppm: int) -> list[tuple[Vcpu, CpuSet, int]]:
-    """Return the narrow vCPUs to let into their bin, where each was crowded, and the bin."""
-    found: list[tuple[Vcpu, CpuSet, int]] = []
     inside: defaultdict[int, list[Vcpu]] = defaultdict(list)
-    for vcpu in host.vcpus:
-        touched = {bins.of_cpu[cpu] for cpu in vcpu.cpus if cpu in bins.of_cpu}
-        if len(touched) == 1:
-            inside[touched.pop()].append(vcpu)
-    by_id = {cpu.id: cpu for cpu in host.cpus}
+    for before in host.vcpus:
+        vcpu = replace(before, cpus=moved.get(before.id, before.cpus))
+        if (bin_ := bins.home(vcpu)) is not None:
+            inside[bin_].append(vcpu)
+    by_id, span_ppm = {cpu.id: cpu for cpu in host.cpus}, policy.balance_threshold_ppm
+    more = []
     for bin_, vcpus in inside.items():
         members = bins.members[bin_]
         if len(members) > 1 and not members & host.unsettled:
-            cpus = [by_id[cpu] for cpu in members]
-            found += [(vcpu, vcpu.cpus & members, bin_) for vcpu in _let_out(cpus, vcpus, span_ppm)]
-    return sorted(found, key=lambda one: one[0].id)
+            let_out = _let_out([by_id[cpu] for cpu in members], vcpus, span_ppm)
+            more += [_let_in(vcpu, members) for vcpu in let_out if vcpu.id not in moved]
+    more.sort(key=lambda move: move.vcpu)
+    room = None if policy.max_moves is None else max(0, policy.max_moves - len(moved))
+    return replace(found, moves=(*found.moves, *more[:room]))
+
+
+def _let_in(vcpu: Vcpu, members: CpuSet) -> Move:
+    part = vcpu.cpus & members
+    verb = "were" if len(part) > 1 else "was"
+    reason = (
+        f"{cpus_text(part)} {verb} crowded while {cpus_text(members)} had room; now the kernel may "
+        "run it on all of these"
+    )
+    return Move(vcpu.id, vcpu.domain, vcpu.cpus, members, vcpu.load_ppm, reason)
 
 
 def _let_out(cpus: Sequence[HostCpu], vcpus: Sequence[Vcpu], span_ppm: int) -> list[Vcpu]:
@@ -78,39 +65,29 @@ def _let_out(cpus: Sequence[HostCpu], vcpus: Sequence[Vcpu], span_ppm: int) -> l
             bound[cpu] += share
         if share and not vcpu.fixed and every.is_within(vcpu.allowed):
             narrow.append((share, vcpu, part))
-    use = _Use([cpu.cpu for cpu in cpus], bound)
-    found, tried, least = list[Vcpu](), -1, use.least(floating)
-    while len(narrow) != tried:
-        tried, stay = len(narrow), []
-        for share, vcpu, part in narrow:
-            if max(map(use.of, part)) - max(share, least) < span_ppm:
-                stay.append((share, vcpu, part))
-                continue
-            found.append(vcpu)
-            floating += vcpu.load_ppm
-            for cpu in part:
-                bound[cpu] -= share
-            least = use.least(floating)
-        narrow = stay
-    return found
-
-
-class _Use:
-    """How busy pCPUs are, of what is bound to each."""
-
-    def __init__(self, cpus: Sequence[Cpu], bound: Mapping[int, int]) -> None:
-        self._bound, by_id = bound, {cpu.id: cpu for cpu in cpus}
-        self._cores: dict[int, tuple[CpuSet, int]] = {}
-        for core in sets(cpus, Granularity.CORE):
-            gives = capacity_ppm([by_id[cpu] for cpu in core])
-            self._cores |= dict.fromkeys(core, (core, gives))
-
-    def of(self, cpu: int, more: int = 0) -> int:
-        """Return what is wanted of a pCPU, and of its core beyond what that gives."""
-        core, gives = self._cores[cpu]
-        return self._bound[cpu] + more + max(0, sum(self._bound[one] for one in core) - gives)
-
-    def least(self, floating: int) -> int:
-        """Return the least that any pCPU is used, with what floats."""
-        more = dict(pour(self._bound, self._bound, floating))
-        return min(self.of(cpu, more.get(cpu, 0)) for cpu in self._bound)
+    found, by_id = list[Vcpu](), {cpu.id: cpu.cpu for cpu in cpus}
+    cores = [
+        (core, capacity_ppm([by_id[cpu] for cpu in core]))
+        for core in sets(by_id.values(), Granularity.CORE)
+    ]
+    while True:
+        use = {
+            cpu: bound[cpu] + max(0, sum(bound[one] for one in core) - gives)
+            for core, gives in cores
+            for cpu in core
+        }
+        more = dict(pour(bound, bound, floating))
+        least = min(load + more.get(cpu, 0) for cpu, load in use.items())
+        crowded = [
+            (share, vcpu, part)
+            for share, vcpu, part in narrow
+            if max(use[cpu] for cpu in part) - max(share, least) >= span_ppm
+        ]
+        if not crowded:
+            return found
+        share, vcpu, part = crowded[0]
+        narrow.remove(crowded[0])
+        found.append(vcpu)
+        floating += vcpu.load_ppm
+        for cpu in part:
+            bound[cpu] -= share

@@ -1,6 +1,6 @@
 """Searches a few bins to the end: the cheapest moves that bring every load within its bounds.
 
-Rule: pure; knows items and bins of one `Task`, and the limit of steps that it is given.
+Rule: pure; limited in steps. Changes the assignment that it is given, and only for the better.
 
 Problem: of a group of bins, or of a small host, find the assignment of the lowest objective: load
     out of bounds, plus the prices of the moves, plus what the ends are too far apart.
@@ -14,86 +14,109 @@ Algorithm: each move that helps is tried, the most promising first, and forbidde
     is no less than the best found.
 Bound: each pin is one loss and one gain. So n pins bring at most the n largest losses and the n
     largest gains, each cut to what its bin needs.
-Properties: deterministic; the last answer is the best one where the steps sufficed.
+Properties: deterministic; what no order leads to is no answer. Where the steps sufficed, nothing
+    costs less.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import zip_longest
+from operator import itemgetter
 from typing import Final
 
+from vcpusched.plan.moves import in_order
+from vcpusched.plan.objective import Assignment
 from vcpusched.plan.problem import SCALE
 
 UNBOUNDED: Final = 1 << 60
-
-Moves = list[tuple[int, int]]
-"""Items and the bins that they go to."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """Items and bins by position; `price` is what each item costs on each bin, 0 at home.
-
-    Bins are to be between `low` and `high`; with `span`, the ends of all bins must be less than
-    that apart, too, where `top` and `bottom` are the ends of the bins outside the group, and
-    `bottoms` those of the group that count as a lower end.
-    """
-
-    size: Sequence[int]
-    home: Sequence[int]
-    feasible: Sequence[int]
-    level: Sequence[int]
-    low: Sequence[int]
-    high: Sequence[int]
-    price: Sequence[Sequence[int]]
-    least: int
-    span: int = UNBOUNDED
-    top: int = -1
-    bottom: int = UNBOUNDED
-    bottoms: Sequence[int] = ()
 
 
 class _OutOfStepsError(Exception):
     """The limit is reached."""
 
 
-def search(
-    task: Task, limit: int, steps_max: int, accept: Callable[[Moves], bool]
+def improve(
+    state: Assignment, group: Sequence[int], steps_max: int, *, balanced: bool
 ) -> tuple[int, bool]:
-    """Hand `accept` moves of an ever lower objective, the first below the limit.
+    """Search a group of bins for what costs less; return the steps it took, and if that was all.
 
-    What it refuses is none. Return the steps taken, and whether nothing better is left.
+    `balanced`: the ends of all bins must be less than the threshold apart.
     """
-    found = _Search(task, limit, steps_max, accept)
+    search = _Search(state, group, steps_max, balanced=balanced)
+    if search.best <= (search.least if balanced else 0):
+        return 0, True  # of one pin there is nothing to save
     try:
-        found.descend(0)
+        search.descend(0)
     except _OutOfStepsError:
-        return found.steps, False
-    return found.steps, True
+        return search.steps, False
+    return search.steps, True
 
 
 class _Search:
-    """Loads as they are in one branch, and the lowest objective so far."""
+    """Loads of a group of bins as they are in one branch, and the lowest objective so far.
+
+    Bins are to be between `low` and `high`; with `span`, the ends of all bins must be less than
+    that apart, too, where `top` and `bottom` are the ends of the bins outside the group, and
+    `bottoms` those of the group that count as a lower end.
+    """
 
     def __init__(
-        self, task: Task, limit: int, steps_max: int, accept: Callable[[Moves], bool]
+        self, state: Assignment, group: Sequence[int], steps_max: int, *, balanced: bool
     ) -> None:
-        self.task, self.best, self.steps_max, self.accept = task, limit, steps_max, accept
-        self.steps = 0
-        self.path: Moves = []
-        self.level = list(task.level)
-        self.bins = range(len(task.level))
+        problem = state.problem
+        self.state, self.bins, self.least = state, group, problem.prices[1]
+        self.total, self.level = state.total, list(state.level)
+        self.low, self.high = list(state.low), [state.high] * len(self.level)
+        self.span, self.top, self.bottom = UNBOUNDED, -1, UNBOUNDED
+        self.bottoms = [bin_ for bin_ in group if bin_ not in problem.filled]
+        if balanced:
+            self.span = problem.span
+            others = {bin_: self.level[bin_] for bin_ in problem.judged if bin_ not in group}
+            self.top = max(others.values(), default=self.top)
+            for bin_ in problem.filled & others.keys():
+                del others[bin_]
+            self.bottom = min(others.values(), default=self.bottom)
+            for bin_ in group:
+                self.low[bin_] = max(self.low[bin_], self.top - self.span + 1)
+                self.high[bin_] = min(self.high[bin_], self.bottom + self.span - 1)
+        mask = sum(1 << bin_ for bin_ in group)
+        self.items = sorted(
+            item for bin_ in group for _, item in state.own[bin_] if mask >> problem.home[item] & 1
+        )
         kinds: dict[tuple[int, int, int], int] = {}
-        self.kind = [
-            kinds.setdefault(key, len(kinds))
-            for key in zip(task.home, task.size, task.feasible, strict=True)
-        ]
-        self.open_to = [mask for _, _, mask in kinds]
-        self.own: list[Moves] = [[] for _ in self.bins]
-        for item in sorted(range(len(task.size)), key=lambda item: (-task.size[item], item)):
-            if task.feasible[item]:
-                self.own[task.home[item]].append((task.size[item], item))
-        self.falling = sorted((size for own in self.own for size, _ in own), reverse=True)
+        self.kind: dict[int, int] = {}
+        self.own: dict[int, list[tuple[int, int]]] = {bin_: [] for bin_ in group}
+        for item in sorted(self.items, key=lambda item: (-problem.size[item], item)):
+            home, size = problem.home[item], problem.size[item]
+            if feasible := problem.allowed[item] & mask & ~(1 << home):
+                self.kind[item] = kinds.setdefault((home, size, feasible), len(kinds))
+                self.own[home].append((size, item))
+        self.open_to = [feasible for _, _, feasible in kinds]
+        self.falling = sorted((size for own in self.own.values() for size, _ in own), reverse=True)
+        self.price = {
+            item: {bin_: problem.price(item, bin_) for bin_ in group} for item in self.items
+        }
+        self.best = SCALE * (self._bound()[0] + self._ends()[0])
+        for item in self.items:
+            bin_, home, size = state.place[item], problem.home[item], problem.size[item]
+            self.level[bin_] -= size
+            self.level[home] += size
+            self.best += self.price[item][bin_]
+        self.path: list[tuple[int, int]] = []
+        self.steps, self.steps_max = len(self.items) // 2, len(self.items) // 2 + steps_max
+
+    def _accept(self) -> bool:
+        """Put the items where the search is, unless they meet or no order leads there."""
+        state, problem, to = self.state, self.state.problem, dict(self.path)
+        before = {item: state.place[item] for item in self.items}
+        for item in self.items:
+            state.move(item, to.get(item, problem.home[item]))
+        meets = problem.spread and not all(state.fits(item, bin_) for item, bin_ in to.items())
+        dearer = state.siblings and state.total > self.total
+        if meets or dearer or in_order(problem, state.place) is None:
+            for item, bin_ in before.items():
+                state.move(item, bin_)
+            return False
+        return True
 
     def descend(self, spent: int) -> None:
         """Look at the loads as they are, and at what lies beneath."""
@@ -104,16 +127,16 @@ class _Search:
         if spent + total * SCALE - saving >= self.best:
             return
         apart, busiest, idlest = 0, -1, -1
-        if self.task.span < UNBOUNDED:
+        if self.span < UNBOUNDED:
             apart, busiest, idlest = self._ends()
         now = spent + (total + apart) * SCALE
-        if now < self.best and self.accept(self.path):
+        if now < self.best and self._accept():
             self.best = now
         if donor >= 0:
             tries = self._tries((donor,), self.bins)
         elif receiver >= 0:
             tries = self._tries(self.bins, (receiver,))
-        elif apart and spent + self.task.least < self.best:
+        elif apart and spent + self.least < self.best:
             tries = self._tries((busiest,), self.bins) if busiest >= 0 else []
             if idlest >= 0:
                 tries += self._tries([bin_ for bin_ in self.bins if bin_ != busiest], (idlest,))
@@ -122,9 +145,9 @@ class _Search:
         self._attempt(tries, spent)
 
     def _attempt(self, tries: list[tuple[int, int, int, int, int]], spent: int) -> None:
-        level, own, open_to, price = self.level, self.own, self.open_to, self.task.price
+        level, own, open_to, price = self.level, self.own, self.open_to, self.price
         forbidden: list[tuple[int, int]] = []
-        for _, size, item, source, target in sorted(tries):
+        for _, size, item, source, target in sorted(tries, key=itemgetter(0, 1, 2)):
             kind = self.kind[item]
             if not open_to[kind] >> target & 1:
                 continue  # like one that was tried
@@ -145,7 +168,7 @@ class _Search:
 
     def _bound(self) -> tuple[int, int, int, int]:  # noqa: C901, PLR0912  called at every step
         """Return the load out of bounds, what pins can save of it, and where to branch."""
-        level, low, high = self.level, self.task.low, self.task.high
+        level, low, high = self.level, self.low, self.high
         total = above = below = 0
         donor = receiver = -1
         losses: list[int] = []
@@ -179,7 +202,7 @@ class _Search:
         gains.sort(reverse=True)
         saving = 0
         for loss, gain in zip_longest(losses, gains, fillvalue=0):
-            more = (loss + gain) * SCALE - self.task.least
+            more = (loss + gain) * SCALE - self.least
             if more <= 0:
                 break
             saving += more
@@ -190,21 +213,21 @@ class _Search:
 
     def _ends(self) -> tuple[int, int, int]:
         """Return by how much the ends are too far apart, and which they are; -1 for one outside."""
-        level, task = self.level, self.task
+        level = self.level
         busiest = max(self.bins, key=level.__getitem__)
-        idlest = min(task.bottoms, key=level.__getitem__, default=-1)
-        lowest = min(level[idlest], task.bottom) if idlest >= 0 else task.bottom
+        idlest = min(self.bottoms, key=level.__getitem__, default=-1)
+        lowest = min(level[idlest], self.bottom) if idlest >= 0 else self.bottom
         return (
-            max(0, max(level[busiest], task.top) - lowest - task.span + 1),
-            busiest if level[busiest] >= task.top else -1,
-            idlest if idlest >= 0 and level[idlest] <= task.bottom else -1,
+            max(0, max(level[busiest], self.top) - lowest - self.span + 1),
+            busiest if level[busiest] >= self.top else -1,
+            idlest if idlest >= 0 and level[idlest] <= self.bottom else -1,
         )
 
     def _tries(
         self, sources: Sequence[int], targets: Sequence[int]
     ) -> list[tuple[int, int, int, int, int]]:
         """Return the moves between these as (cost, size, item, source, target)."""
-        level, low, high, price = self.level, self.task.low, self.task.high, self.task.price
+        level, low, high, price = self.level, self.low, self.high, self.price
         tries = []
         for source in sources:
             load = level[source]

@@ -149,22 +149,7 @@ def trimmed(plan: Plan) -> str:
 
 def _on(host: Host, bins: Bins, bin_: int) -> list[Vcpu]:
     """Return the vCPUs with load that are bound to a bin."""
-    here = bins.members[bin_].bits
-    return [
-        one
-        for one in host.vcpus
-        if one.load_ppm
-        and one.cpus.bits & bins.managed & ~here == 0 != one.cpus.bits & here
-        and (one.is_bound or bins.are_sets)
-    ]
-
-
-def _bin_of(vcpu: Vcpu, bins: Bins) -> int | None:
-    """Return the bin that a vCPU is bound to, None where it floats or is on no managed pCPU."""
-    if not (vcpu.is_bound or bins.are_sets):
-        return None
-    touched = bins.within(vcpu.cpus, whole=False)
-    return touched.bit_length() - 1 if touched.bit_count() == 1 else None
+    return [vcpu for vcpu in host.vcpus if vcpu.load_ppm and bins.home(vcpu) == bin_]
 
 
 def _explained(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> Explanation:
@@ -190,7 +175,7 @@ def _why_not(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> 
         yield "the host is balanced"
     if not vcpu.load_ppm:
         yield "it has no load, so that moving it would change nothing"
-    bin_ = _bin_of(vcpu, bins)
+    bin_ = bins.home(vcpu)
     if bin_ is None and not vcpu.is_bound:
         yield from _why_floating(plan, policy, bins, vcpu)
     elif bin_ is None:

@@ -49,15 +49,8 @@ def best_band(loads: Sequence[int], span: int) -> tuple[int, int]:
         return begin * below - sums[below] + above, begin
 
     # As a function of its beginning this is convex, and bends only at these places.
-    bends = sorted({*loads, *(max(0, load - width) for load in loads)})
-    first, last = 0, len(bends) - 1
-    while first < last:
-        middle = (first + last) // 2
-        if outside(bends[middle])[0] <= outside(bends[middle + 1])[0]:
-            last = middle
-        else:
-            first = middle + 1
-    return outside(bends[first]) if bends else (0, 0)
+    bends = {*loads, *(max(0, load - width) for load in loads)}
+    return min(map(outside, bends), default=(0, 0))
 
 
 class Assignment:

@@ -45,15 +45,13 @@ def problem_of(  # noqa: C901, PLR0912, PLR0913, PLR0915  one pass over 10,000 v
         if identity.uuid != uuid or identity.domain_id != domain_id:
             number, uuid, domain_id = number + 1, identity.uuid, identity.domain_id
         guest.append(number)
-        cpus, place = vcpu.cpus, None
-        bits = cpus.bits
+        bits, place = vcpu.cpus.bits, None
         bound = bits.bit_count() < 2  # noqa: PLR2004
         if bound:
             place = known(bits.bit_length() - 1)
         elif bins.are_sets:
-            reach = bins.within(cpus, whole=False)
-            if reach and not reach & (reach - 1):
-                bound, place = True, reach.bit_length() - 1
+            place = bins.home(vcpu)
+            bound = place is not None
         stuck = not bound and vcpu.on is not None and (bits & isolated) >> vcpu.on & 1 == 1
         if not bound:
             if (measured or stuck) and vcpu.on is not None and bits >> vcpu.on & 1:
