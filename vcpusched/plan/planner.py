@@ -160,8 +160,8 @@ def _rounds(problem: Problem, policy: Policy) -> tuple[Sequence[int], list[Step]
             found = _round(now.without_lone(), policy)
             if list(found) == list(now.home) and now.siblings:
                 part(state := Assignment(now, 0))
-                found = state.place
-            if list(found) == list(now.home) or not _is_better_at(now, found):
+                found = state.place if _is_better_at(now, state.place) else now.home
+            if list(found) == list(now.home):
                 return place, steps
             ordered = in_order(problem, found)
             if ordered is None:

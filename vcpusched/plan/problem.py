@@ -14,7 +14,6 @@ Properties: what must not be is a missing bit in `allowed`: masks, fixed vCPUs, 
 """
 
 import operator
-from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,8 +42,15 @@ TIE_PPM: Final = 2 * PPM_PER_POINT
 POURINGS: Final = 12
 """How often overlapping masks are poured anew: enough to come within a point of level."""
 
-KEPT: Final = ("own", "siblings", "rings", "spread", "_company")
-"""What is worked out once and does not depend on prices or loads."""
+NEEDS: Final[dict[str, set[str]]] = {
+    "own": {"home", "allowed"},
+    "limits": {"base", "floating", "home", "allowed", "span"},
+    "siblings": set(),
+    "rings": set(),
+    "spread": set(),
+    "_company": {"home"},
+}
+"""What is worked out once, and kept as long as what it needs stays the same."""
 
 
 @dataclass
@@ -100,9 +106,11 @@ class Problem:
     def own(self) -> list[list[tuple[int, int]]]:
         """The movable items of each bin as (size, item), rising."""
         own: list[list[tuple[int, int]]] = [[] for _ in self.base]
-        size, home = self.size, self.home
-        for item in sorted(compress(range(len(size)), self.allowed), key=size.__getitem__):
-            own[home[item]].append((size[item], item))
+        for item, size in enumerate(self.size):
+            if self.allowed[item]:
+                own[self.home[item]].append((size, item))
+        for members in own:
+            members.sort()
         return own
 
     @cached_property
@@ -299,48 +307,37 @@ class Problem:
         strongest = max(thread, default=0)
         alone = [bin_ for bin_ in self.judged if len(own[bin_]) == 1]
         crowd = Counter(self.home if alone else ())
-        lone = {
-            own[bin_][0][1]: bin_
+        lone = [
+            own[bin_][0][1]
             for bin_ in alone
             if (levels[bin_] == peak or thread[bin_] < strongest)
             and crowd[bin_] == 1
             and own[bin_][0][0] <= thread[bin_]
             and levels[bin_] - self.lacks[bin_] - own[bin_][0][0] < self.span
             and not (self.siblings and self.second(levels, bin_) >= self.span)
-        }
+        ]
         resting = [bin_ for bin_, more in self.surplus.items() if more <= 0]
-        stay = lone | {item: bin_ for bin_ in resting for _, item in own[bin_]}
+        stay = [*lone, *(item for bin_ in resting for _, item in own[bin_])]
         if not stay:
             return self
-        allowed, own = list(self.allowed), list(own)
-        for item, bin_ in stay.items():
-            allowed[item], own[bin_] = 0, []
-        found = self.but(allowed=allowed)
-        found.__dict__["own"] = own
-        return found
+        allowed = list(self.allowed)
+        for item in stay:
+            allowed[item] = 0
+        return self.but(allowed=allowed)
 
     def but(self, **changes: object) -> "Problem":
-        """Return the problem with changes to its prices or loads; what still holds is kept."""
+        """Return the problem with changes; what is worked out and still holds is kept."""
         found: Problem = replace(self, **changes)  # type: ignore[arg-type]
-        found.__dict__.update({key: self.__dict__[key] for key in KEPT if key in self.__dict__})
-        moved = {"base", "floating", "home", "allowed", "span"}
-        if "limits" in self.__dict__ and not moved & changes.keys():
-            found.__dict__["limits"] = self.limits
+        for key, needs in NEEDS.items():
+            if key in self.__dict__ and not needs & changes.keys():
+                found.__dict__[key] = self.__dict__[key]
         return found
 
     def then(self, place: Sequence[int]) -> "Problem":
         """Return the problem once the items are at these places."""
-        own, allowed = [members.copy() for members in self.own], list(self.allowed)
+        allowed = list(self.allowed)
         for item in self.moved(place):
-            member, bin_ = (self.size[item], item), place[item]
-            before = own[self.home[item]]
-            del before[bisect_left(before, member)]
-            if allowed[item] == 1 << bin_:
+            if allowed[item] == 1 << place[item]:
                 allowed[item] = 0  # it has nowhere else to go
-            else:
-                insort(own[bin_], member)
         surplus = {bin_: more - gone for bin_, more, gone in self.leaving(place)}
-        found = self.but(home=list(place), base=self.at(place), allowed=allowed, surplus=surplus)
-        found.__dict__["own"] = own
-        found.__dict__.pop("_company", None)
-        return found
+        return self.but(home=list(place), base=self.at(place), allowed=allowed, surplus=surplus)
