@@ -20,13 +20,13 @@ CLOSE, PARTNERS, EXCHANGED = 32, 4, 3
 """Of up to `CLOSE` bins all are tried as partners, of more the best few; fewer to exchange."""
 
 SWEEPS: Final = 4
-"""How often all bins of a small host are looked at; most come to rest in two."""
+"""How often all bins are looked at where there is time; most come to rest in two."""
 
 NEAREST: Final = 4
 """To how many idle pCPUs the busy threads of a core are tried to part."""
 
-MANY_BINS, MANY_MOVES = 64, 512
-"""From here on there is time for one sweep, and none to look for exchanges to undo."""
+MANY_MOVES: Final = 512
+"""From here on there is no time to look for exchanges to undo."""
 
 
 def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = False) -> None:
@@ -131,17 +131,20 @@ def lift(state: Assignment) -> None:
     ]
     for _, item in sorted(misfits):
         home = state.place[item]
-        stronger = [bin_ for bin_ in bins if thread[bin_] > thread[home] and state.fits(item, bin_)]
-        steps: list[Step] = [(item, bin_) for bin_ in stronger]
+        stronger = [
+            (bin_, state.level[home] - state.level[bin_] - size[item])
+            for bin_ in bins
+            if thread[bin_] > thread[home] and state.fits(item, bin_)
+        ]
+        # None may become busier than the source was.
+        steps: list[Step] = [(item, bin_) for bin_, room in stronger if room >= 0]
         steps += [
             (item, bin_, other, home)
-            for bin_ in stronger
+            for bin_, room in stronger
             for load, other in state.own[bin_]
             # Where a bin is too weak for both, whichever is there looks the larger, for ever.
-            if load <= thread[home] and load < size[item] and state.fits(other, home)
+            if -room <= load <= thread[home] and load < size[item] and state.fits(other, home)
         ]
-        peak = state.level[home]
-        steps = [step for step in steps if _raised(state, step) <= peak]
         gain, best = max(((state.gain(step), step) for step in steps), default=(0, ()))
         if gain > 0:
             state.make(best, gain)
@@ -177,12 +180,6 @@ def part(state: Assignment) -> None:
         if -less >= least:
             state.make((item, target), state.gain((item, target)))
             idle = [bin_ for bin_ in idle if load(bin_) < span]
-
-
-def _raised(state: Assignment, step: Step) -> int:
-    """Return the load of a step's target after it."""
-    more = state.problem.size[step[0]] - (state.problem.size[step[2]] if step[2:] else 0)
-    return state.level[step[1]] + more
 
 
 class _Rank:
