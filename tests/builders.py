@@ -4,6 +4,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
 
+from vcpusched.act.actuator import Event
 from vcpusched.host.hypervisor import HypervisorError, VanishedError
 from vcpusched.model import (
     ALL_CPUS,
@@ -25,7 +26,7 @@ from vcpusched.model import (
     VcpuReading,
     Waited,
 )
-from vcpusched.plan.planner import Plan
+from vcpusched.plan.planner import Move, Plan
 
 SECOND_NS = 1_000_000_000
 
@@ -247,6 +248,12 @@ class MemoryHost:
         self.cpus[vcpu.uuid] = cpus
         known = self.definitions[vcpu.uuid]
         self.definitions[vcpu.uuid] = dataclasses.replace(known, booked={vcpu.vcpu: cpus})
+
+    def settle(self, _on_event: Callable[[Event], None], *, rests: bool) -> None:
+        """Write nothing down: whoever wants that puts a reconciler before it."""
+
+    def intend(self, moves: Sequence[Move]) -> None:
+        """Write nothing down."""
 
     def mark(self, uuid: DomainUuid, _domain_id: int, origin: Mapping[int, CpuSet]) -> None:
         """Mark a guest."""

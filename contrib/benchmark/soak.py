@@ -1,7 +1,7 @@
 """Runs the production scheduler and ledger for very long, with everything going wrong now and then.
 
 Rule: seeded and exactly repeatable but for what it measures of the process. The host is in memory;
-scheduler, keeper and ledger file are the real ones, and nothing in them is replaced.
+scheduler, reconciler and ledger file are the real ones, and nothing in them is replaced.
 
 Problem: what a fault leaves behind shows only after many others: a record too many, a pin that
     nobody remembers, a file descriptor.
@@ -29,9 +29,9 @@ from typing import Final
 from progress import follow, say
 
 from vcpusched.act.cycle import Rules, Scheduler
-from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger import Entry
 from vcpusched.act.ledger_file import Book, parse
+from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import (
     Cpu,
@@ -252,9 +252,9 @@ class World:
         """Give what is in the file."""
         return parse(self._path.read_text()).entries if self._path.exists() else {}
 
-    def end(self, keeper: Keeper) -> None:
+    def end(self, reconciler: Reconciler) -> None:
         """Have all pins given back, and note which were not."""
-        keeper.restore()
+        reconciler.restore()
         for guest in self.guests.values():
             if guest.origin:
                 self.broken.append(f"{guest.name} still carries a mark")
@@ -342,12 +342,12 @@ class Process:
         if self.book.problem:
             world.broken.append(self.book.problem)
         self._scheduler = Scheduler()
-        self.keeper = Keeper(world, self.book)
+        self.reconciler = Reconciler(world, self.book)
 
     def cycle(self, rules: Rules) -> int:
         """Run one cycle; gives the number of pins."""
         try:
-            cycle = self._scheduler.cycle(self.keeper, rules)
+            cycle = self._scheduler.cycle(self.reconciler, rules)
         except ConnectionLostError:
             self.reconnect()
             return 0
@@ -359,7 +359,7 @@ class Process:
 
     def reconnect(self) -> None:
         """Begin with another connection."""
-        self.keeper = Keeper(self._world, self.book)
+        self.reconciler = Reconciler(self._world, self.book)
         self._scheduler = Scheduler()
 
 
@@ -407,7 +407,7 @@ def soak(cycles: int, seed: int, directory: Path) -> bool:
             pins += process.cycle(rules)
             is_over = world.happens("the service was started anew", 1)
             if is_over:
-                process.keeper.settle()
+                process.reconciler.save()
         except Killed:
             is_over = True
         if is_over:
@@ -422,7 +422,7 @@ def soak(cycles: int, seed: int, directory: Path) -> bool:
         if world.broken:
             break
     world.quiet = True
-    world.end(process.keeper)
+    world.end(process.reconciler)
     say(
         f"{cycles:,} cycles in {time.monotonic() - began_s:.0f} s, seed {seed}: {pins:,} pins, "
         f"{lives:,} lives of the service, {len(world.guests)} guests in the end"

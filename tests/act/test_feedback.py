@@ -20,8 +20,8 @@ from vcpusched.act.feedback import (
     proven,
     worse_bound,
 )
-from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger_file import Book
+from vcpusched.act.reconciler import Reconciler
 from vcpusched.model import (
     PPM,
     PPM_PER_POINT,
@@ -39,7 +39,7 @@ from vcpusched.model import (
     VcpuReading,
 )
 from vcpusched.observe.placement_rules import HouseRules
-from vcpusched.plan.planner import Floating, Policy, plan
+from vcpusched.plan.planner import Floating, Move, Policy, plan
 from vcpusched.service.run_directory import LedgerFile
 from vcpusched.simulate.simulator import Place, SimulatedHost
 from vcpusched.simulate.workload import Guest, Workload
@@ -276,7 +276,7 @@ def neighbour(directory: Path, rules: Rules) -> tuple[list[tuple[int, Cycle]], l
     ours = Guest("ours", ((60 * PPM_PER_POINT,) * periods,))
     hog = Guest("hog", ((PPM,) * (periods - 20),), start=20, pin=CpuSet.of([0]))
     simulated = MarkedHost(Workload("", 2, periods, (ours, hog)), Place.FLOATING)
-    keeper = Keeper(simulated, Book(LedgerFile(directory)))
+    keeper = Reconciler(simulated, Book(LedgerFile(directory)))
     scheduler = Scheduler()
     freed: list[tuple[int, Cycle]] = []
     waited: list[int] = []
@@ -284,7 +284,9 @@ def neighbour(directory: Path, rules: Rules) -> tuple[list[tuple[int, Cycle]], l
         simulated.pass_period()
         if period == 0:
             (domain,) = keeper.sample().domains
-            keeper.pin(VcpuId(domain.uuid, domain.domain_id, 0), CpuSet.of([0]))
+            vcpu = VcpuId(domain.uuid, domain.domain_id, 0)
+            keeper.intend([Move(vcpu, domain.name, CpuSet.parse("0-1"), CpuSet.of([0]), 0, "")])
+            keeper.pin(vcpu, CpuSet.of([0]))
         policy = dataclasses.replace(rules.policy, floating=Floating.KERNEL)
         cycle = scheduler.cycle(keeper, dataclasses.replace(rules, policy=policy))
         if cycle.freed:

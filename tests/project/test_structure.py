@@ -46,9 +46,6 @@ DOORS = {
 LINES_MAX = 350
 
 LONGER = {
-    "act.cycle",
-    "act.keeper",
-    "act.ledger",
     "cli.main",
     "cli.top",
     "host.libvirt_host",

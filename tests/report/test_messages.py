@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from builders import host
 
-from vcpusched.act.cycle import Cycle, Failure, Unclear
+from vcpusched.act.actuator import Failure
+from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Proof, Verdict
+from vcpusched.act.ledger import Changed
 from vcpusched.model import DomainUuid, Granularity
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import messages, snapshot
@@ -30,7 +32,7 @@ ACTED = Cycle(
 
 def test_a_pin_has_the_fields_that_the_design_fixes() -> None:
     """Loads with two decimals in pCPUs, FROM and TO as cpulists, a constant message ID."""
-    entry = messages.pin_entry(7, FOUND.moves[0])
+    entry = messages.changed_entry(Changed(FOUND.moves[0], 7))
     assert entry.priority is Priority.INFO
     assert entry.message == (
         "Pinned vCPU 0 of g0 (25 %) from pCPU 0 to pCPU 1: pCPU 0 was at 100 % and pCPU 1 at 0 %;"
@@ -184,7 +186,7 @@ def test_hostile_names_cannot_forge_a_line() -> None:
     evil = "web\nPRIORITY=0\x1b[2J" + "x" * 10_000
     move = dataclasses.replace(FOUND.moves[0], domain=evil)
     for entry in (
-        messages.pin_entry(1, move),
+        messages.changed_entry(Changed(move, 1)),
         messages.failure_entry(Failure(move, "no\nway")),
         messages.unread_entry(evil, "no\nway"),
     ):

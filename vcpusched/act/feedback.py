@@ -23,7 +23,7 @@ from typing import Final
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, DomainUuid, Host, Sample, Vcpu, VcpuId
 from vcpusched.observe.demand import CROWDED_PPM, WAITS_PPM
-from vcpusched.plan.planner import MIN_WAIT_PPM, Move, Plan, Policy
+from vcpusched.plan.planner import MIN_WAIT_PPM, Cause, Move, Plan, Policy
 from vcpusched.text import percent
 
 PATIENCE_NS: Final = 20_000_000_000
@@ -199,6 +199,7 @@ def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
                     f"it waited for {percent(wait_ppm)} of the time on pCPU {reading.affinity}, "
                     f"while others of its original affinity {original} idled"
                 ),
+                cause=Cause.WORSE_OFF,
             )
 
 
@@ -255,8 +256,6 @@ ASIDE_CYCLES, ASIDE_CYCLES_MAX = 10, 640
 DOUBT_NS: Final = 300_000_000_000
 DOUBT_MAX_NS: Final = 24 * 3_600_000_000_000
 """For how long a vCPU that was moved in vain is left alone; doubled when it is so again."""
-
-_MINUTE_NS: Final = 60_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +344,6 @@ class Patience:
             return f"moved less than {cooldown_s:g} s ago"
         doubt = self._doubts.get(vcpu)
         if doubt is not None and now_ns < doubt.until_ns:
-            minutes = -(-(doubt.until_ns - now_ns) // _MINUTE_NS)
+            minutes = -(-(doubt.until_ns - now_ns) // 60_000_000_000)
             return f"moved in vain, so left alone for {minutes} min more"
         return ""

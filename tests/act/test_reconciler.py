@@ -13,15 +13,19 @@ from pathlib import Path
 import pytest
 from builders import MemoryHost
 
+from vcpusched.act.actuator import Event, Failure
+from vcpusched.act.comparison import UNSEEN_NS_MAX
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
-from vcpusched.act.keeper import AGAIN_NS, Keeper
-from vcpusched.act.ledger import UNSEEN_NS_MAX, Change, Changed
+from vcpusched.act.feedback import ASIDE_CYCLES
+from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book, parse
+from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.hypervisor import (
     BusyError,
     ConnectionLostError,
     HypervisorError,
     NotRecordedError,
+    OvertakenError,
     VanishedError,
 )
 from vcpusched.model import (
@@ -33,6 +37,7 @@ from vcpusched.model import (
     VcpuId,
     VcpuReading,
 )
+from vcpusched.plan.planner import Cause, Move
 from vcpusched.service.control import Request, Verb
 from vcpusched.service.restore import carry_out
 from vcpusched.service.run_directory import LedgerFile
@@ -98,25 +103,63 @@ def crowded(pool: str = "0-1") -> MemoryHost:
     return MemoryHost(2, dict.fromkeys(NAMES, 0.25), cpus)
 
 
-def keeper(host: MemoryHost, directory: Path, changes: list[Changed] | None = None) -> Keeper:
-    """Give a keeper as a process that starts has it."""
-    told = changes if changes is not None else []
-    return Keeper(host, Book(LedgerFile(directory)), told.append)
+class Watched(Reconciler):
+    """A reconciler whose repairs are made when it is looked at, and whose changes are noted.
+
+    Pins of plans are no changes here. While it `rests` nothing is repaired.
+    """
+
+    def __init__(self, host: MemoryHost, book: Book, changes: list[Changed]) -> None:
+        super().__init__(host, book)
+        self.rests = False
+        self._noted = changes
+        self._repairing = Scheduler()
+
+    def note(self, event: Event) -> None:
+        """Note what others changed, and what was repaired for it."""
+        if isinstance(event, Changed) and event.move.cause not in {Cause.BALANCE, Cause.RESTORED}:
+            self._noted.append(event)
+
+    def look(self) -> None:
+        """Run a cycle that plans nothing, since no imbalance is ever confirmed."""
+        rules = Rules(confirm=1_000_000, paused=self.rests)
+        cycle = self._repairing.cycle(self, rules, on_event=self.note)
+        if cycle.lost is not None:
+            raise ConnectionLostError(cycle.lost)
+
+    def put(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+        """Pin a vCPU as the move of a plan."""
+        self.intend([Move(vcpu, vcpu.uuid, CpuSet(), cpus, 0, "")])
+        self.pin(vcpu, cpus)
 
 
-def run(kept: Keeper, host: MemoryHost, scheduler: Scheduler, cycles: int = 1) -> Cycle:
+def keeper(host: MemoryHost, directory: Path, changes: list[Changed] | None = None) -> Watched:
+    """Give a reconciler as a process that starts has it."""
+    return Watched(host, Book(LedgerFile(directory)), changes if changes is not None else [])
+
+
+def run(kept: Reconciler, host: MemoryHost, scheduler: Scheduler, cycles: int = 1) -> Cycle:
     """Run cycles a second apart; gives the last."""
     for _ in range(cycles):
-        cycle = scheduler.cycle(kept, Rules())
+        if isinstance(kept, Watched):
+            cycle = scheduler.cycle(kept, Rules(), on_event=kept.note)
+        else:
+            cycle = scheduler.cycle(kept, Rules())
         host.pass_time()
     return cycle
 
 
-def reading(kept: Keeper, host: MemoryHost, name: str) -> VcpuReading:
-    """Give what the keeper says of a guest after another period."""
+def reading(kept: Watched, host: MemoryHost, name: str) -> VcpuReading:
+    """Give what is said of a guest after another period, and after what is then repaired."""
     host.pass_time()
+    kept.look()
     (domain,) = (found for found in kept.sample().domains if found.name == name)
     return domain.vcpus[0]
+
+
+def why(event: Event) -> str:
+    """Say why an affinity was not given back; nothing where it was."""
+    return event.why if isinstance(event, Failure) else ""
 
 
 def vcpu(host: MemoryHost, name: str) -> VcpuId:
@@ -124,7 +167,7 @@ def vcpu(host: MemoryHost, name: str) -> VcpuId:
     return VcpuId(DomainUuid(name), host.domain_ids[name], 0)
 
 
-def balanced(directory: Path) -> tuple[MemoryHost, Keeper, Scheduler, str, list[Changed]]:
+def balanced(directory: Path) -> tuple[MemoryHost, Watched, Scheduler, str, list[Changed]]:
     """Give a host after two pins, one guest that was pinned, and the changes told later."""
     host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
     changes: list[Changed] = []
@@ -140,7 +183,7 @@ def test_original_affinities_are_given_back(tmp_path: Path) -> None:
         host, kept, _scheduler, _name, _changes = balanced(tmp_path)
         kept = keeper(host, tmp_path) if starts_anew else kept
         given = kept.restore()
-        assert [(str(one.from_cpus), str(one.to_cpus), one.why_not) for one in given] == [
+        assert [(str(one.move.from_cpus), str(one.move.to_cpus), why(one)) for one in given] == [
             ("1", "0", "")
         ] * 2
         assert {str(cpus) for cpus in host.cpus.values()} == {"0"}
@@ -153,7 +196,7 @@ def test_original_affinities_are_given_back(tmp_path: Path) -> None:
 def plan_and_restore(host: SteppingHost, directory: Path, steps: Steps) -> None:
     """Balance a host, then give everything back; may be killed at any step."""
     host.steps = steps
-    kept = Keeper(host, Book(SteppingFile(directory, steps)))
+    kept = Watched(host, Book(SteppingFile(directory, steps)), [])
     run(kept, host, Scheduler(), 6)
     kept.restore()
 
@@ -181,7 +224,7 @@ def test_killed_at_any_step(tmp_path: Path, second: int | None) -> None:
             steps = Steps(second)
             host.steps = steps
             with contextlib.suppress(Killed):
-                Keeper(host, Book(SteppingFile(directory, steps))).restore()
+                Watched(host, Book(SteppingFile(directory, steps)), []).restore()
         host.steps = Steps()
         (directory / f".affinity.json.{last}").write_text("half a fi")  # what a kill leaves
         changes: list[Changed] = []
@@ -228,7 +271,7 @@ def test_another_hands_pin_is_held(tmp_path: Path) -> None:
     host, kept, scheduler, name, changes = balanced(tmp_path)
     host.pin(vcpu(host, name), CpuSet.of([0]))
     assert "another hand pinned it to pCPU 0" in reading(kept, host, name).held
-    assert [(one.change, one.domain) for one in changes] == [(Change.PINNED, name)]
+    assert [(one.move.cause, one.move.domain) for one in changes] == [(Cause.PINNED, name)]
     host.wants[name] = 0.9
     run(kept, host, scheduler, 20)
     assert str(host.cpus[name]) == "0"
@@ -280,7 +323,7 @@ def test_what_the_definition_says_is_no_hold(tmp_path: Path) -> None:
     reading(kept, host, "g3")
     host.pin(vcpu(host, "g3"), CpuSet.of([1]))
     assert not reading(kept, host, "g3").held
-    assert [one.change for one in changes] == [Change.POOLED]
+    assert [one.move.cause for one in changes] == [Cause.POOLED]
 
 
 def test_another_hands_pool_is_obeyed(tmp_path: Path) -> None:
@@ -293,7 +336,7 @@ def test_another_hands_pool_is_obeyed(tmp_path: Path) -> None:
     host.pin(vcpu(host, name), CpuSet.of([2, 3]))
     found = reading(kept, host, name)
     assert (found.ours, found.held) == (False, "")
-    assert [(one.change, one.was_ours) for one in changes] == [(Change.POOLED, True)]
+    assert [(one.move.cause, one.was_ours) for one in changes] == [(Cause.POOLED, True)]
     run(kept, host, scheduler, 20)
     assert str(host.cpus[name]) == "2-3"
     kept.restore()
@@ -312,7 +355,7 @@ def test_what_the_kernel_undid_is_done_again_three_times(tmp_path: Path) -> None
         assert not reading(kept, host, name).held
     host.cpus[name] = CpuSet.of([0, 1])
     assert "undone again and again" in reading(kept, host, name).held
-    assert [one.change for one in changes] == [Change.RESET] * 3 + [Change.LEFT]
+    assert [one.move.cause for one in changes] == [Cause.RESET] * 3 + [Cause.LEFT]
     reading(kept, host, name)
     assert len(host.pins) == pins + 3
     assert len(changes) == 4
@@ -332,8 +375,8 @@ def test_a_release_ends_that_too(tmp_path: Path) -> None:
         host.cpus[name] = CpuSet.of([0, 1])
         assert not reading(kept, host, name).held
         assert str(host.cpus[name]) == "1"
-    assert [one.change for one in changes] == [Change.RESET] * 3 + [Change.LEFT] + [
-        Change.RESET
+    assert [one.move.cause for one in changes] == [Cause.RESET] * 3 + [Cause.LEFT] + [
+        Cause.RESET
     ] * 3
 
 
@@ -360,21 +403,21 @@ def test_a_pin_that_is_refused_again_is_no_reset(tmp_path: Path) -> None:
     assert changes == []
     assert tried == [name]  # and then it is left alone for a while
     busy.clear()
-    host.pass_time(AGAIN_NS / 1e9)
-    reading(kept, host, name)
+    for _ in range(ASIDE_CYCLES):
+        reading(kept, host, name)
     assert str(host.cpus[name]) == "1"
-    assert [one.change for one in changes] == [Change.RESET]
+    assert [one.move.cause for one in changes] == [Cause.RESET]
 
 
 def test_a_pin_between_the_sample_and_ours(tmp_path: Path) -> None:
     """Another hand is faster: neither a plan nor a restore pins over it, and it is held."""
     host, kept, changes = lone(tmp_path)
     host.pin(vcpu(host, "g"), CpuSet.of([2]))
-    with pytest.raises(VanishedError, match="another hand"):
-        kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    with pytest.raises(OvertakenError, match="another hand"):
+        kept.put(vcpu(host, "g"), CpuSet.of([1]))
     assert str(host.cpus["g"]) == "2"
     assert "another hand pinned it to pCPU 2" in reading(kept, host, "g").held
-    assert [one.change for one in changes] == [Change.PINNED]
+    assert [one.move.cause for one in changes] == [Cause.PINNED]
 
 
 def test_a_pin_while_its_pcpu_is_offline(tmp_path: Path) -> None:
@@ -385,18 +428,18 @@ def test_a_pin_while_its_pcpu_is_offline(tmp_path: Path) -> None:
     host, kept, changes = lone(tmp_path, "3")
     host.online, host.cpus["g"] = CpuSet.of([0, 1, 2]), CpuSet.of([0, 1, 2])
     reading(kept, host, "g")
-    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
     assert str(host.cpus["g"]) == "1"
 
     other = MemoryHost(2, {"g": 0.5}, {"g": "0-1"})
     kept = keeper(other, tmp_path / "other")
     (tmp_path / "other").mkdir()
     reading(kept, other, "g")
-    kept.pin(vcpu(other, "g"), CpuSet.of([1]))
+    kept.put(vcpu(other, "g"), CpuSet.of([1]))
     reading(kept, other, "g")
     other.online, other.cpus["g"] = CpuSet.of([0]), CpuSet.of([0])
     reading(kept, other, "g")
-    assert [one.why_not for one in kept.restore()] == [""]
+    assert [why(one) for one in kept.restore()] == [""]
     assert changes == []
 
 
@@ -409,8 +452,8 @@ def test_a_pin_between_the_sample_and_another_reset(tmp_path: Path) -> None:
     host.on_read = lambda name: (
         host.cpus.update({second: CpuSet.of([0])}) if name == first else None
     )
-    kept.sample()
-    assert [one.change for one in changes] == [Change.RESET]
+    kept.look()
+    assert [one.move.cause for one in changes] == [Cause.RESET]
     host.definitions[second] = dataclasses.replace(
         host.definitions[second], booked={0: CpuSet.of([0])}
     )
@@ -431,10 +474,10 @@ def test_resets_that_were_not_tried_do_not_count(tmp_path: Path) -> None:
         host.on_read = lose
         host.pass_time()
         with pytest.raises(ConnectionLostError):
-            kept.sample()
+            kept.look()
     host.on_read = lambda _name: None
     assert not reading(kept, host, second).held
-    assert [one.change for one in changes] == [Change.RESET] * 2
+    assert [one.move.cause for one in changes] == [Cause.RESET] * 2
     assert {str(host.cpus[name]) for name in (first, second)} == {"1"}
 
 
@@ -446,7 +489,7 @@ def test_a_restore_after_another_hands_pin(tmp_path: Path) -> None:
     hand, kernel, *_others = [name for name, _cpus in host.pins]
     free = next(cpu for cpu in (1, 2, 3) if host.cpus[hand] != CpuSet.of([cpu]))
     host.cpus[hand], host.cpus[kernel] = CpuSet.of([free]), CpuSet.parse("0-3")
-    given = {one.domain: one.why_not for one in kept.restore()}
+    given = {one.move.domain: why(one) for one in kept.restore()}
     assert given.pop(hand) == f"another hand has just pinned it to pCPU {free}"
     assert set(given.values()) == {""}
     assert host.cpus.pop(hand) == CpuSet.of([free])
@@ -464,7 +507,7 @@ def test_who_rests_makes_no_pin_again(tmp_path: Path) -> None:
     kept.rests = False
     reading(kept, host, name)
     assert str(host.cpus[name]) == "1"
-    assert [one.change for one in changes] == [Change.RESET]
+    assert [one.move.cause for one in changes] == [Cause.RESET]
 
 
 def test_pcpus_that_go_and_come_are_no_hand(tmp_path: Path) -> None:
@@ -484,7 +527,7 @@ def test_pcpus_that_go_and_come_are_no_hand(tmp_path: Path) -> None:
     assert changes == []
 
 
-def lone(directory: Path, cpus: str = "0") -> tuple[MemoryHost, Keeper, list[Changed]]:
+def lone(directory: Path, cpus: str = "0") -> tuple[MemoryHost, Watched, list[Changed]]:
     """Give a host of four pCPUs with one guest, which has been looked at once."""
     host = MemoryHost(4, {"g": 0.5}, {"g": cpus})
     changes: list[Changed] = []
@@ -497,7 +540,7 @@ def test_a_hands_pin_to_where_it_was_before_our_last_one(tmp_path: Path) -> None
     """The service is killed after it saw its last pin in force: the file has that, and no doubt."""
     host, kept, _changes = lone(tmp_path)
     for cpu in (1, 2):
-        kept.pin(vcpu(host, "g"), CpuSet.of([cpu]))
+        kept.put(vcpu(host, "g"), CpuSet.of([cpu]))
         reading(kept, host, "g")
     host.pin(vcpu(host, "g"), CpuSet.of([1]))
     found = reading(keeper(host, tmp_path), host, "g")
@@ -508,7 +551,7 @@ def test_a_hands_pin_to_where_it_was_before_our_last_one(tmp_path: Path) -> None
 def test_what_is_noticed_is_written_before_anything_is_done(tmp_path: Path) -> None:
     """Killed as the mark is about to be taken away: another hand's pool is nobody's pin of ours."""
     host, kept, _changes = lone(tmp_path)
-    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
     reading(kept, host, "g")
     host.pin(vcpu(host, "g"), CpuSet.of([2, 3]))
 
@@ -530,7 +573,7 @@ def test_a_guest_that_cannot_be_read_after_libvirtd_gave_ids_anew(tmp_path: Path
     for by_hand in (False, True):
         host, kept, _changes = lone(tmp_path)
         host.add("other", 0.1, "3")
-        kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+        kept.put(vcpu(host, "g"), CpuSet.of([1]))
         reading(kept, host, "g")
         if by_hand:
             host.pin(vcpu(host, "g"), CpuSet.of([2]))
@@ -547,13 +590,13 @@ def test_a_guest_that_cannot_be_read_after_libvirtd_gave_ids_anew(tmp_path: Path
 def test_guests_that_a_new_connection_never_finds_are_forgotten(tmp_path: Path) -> None:
     """They ended meanwhile; but libvirtd gets its time to find them."""
     host, kept, _changes = lone(tmp_path)
-    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
     host.add("other", 0.1, "3")
     del host.wants["g"]
     later = keeper(host, tmp_path)
     for seconds, is_there in ((1, True), (50, True), (20, True), (1, False)):
         host.pass_time(seconds)
-        later.sample()
+        later.look()
         assert ('"uuid":"g"' in (tmp_path / "affinity.json").read_text()) == is_there
 
 
@@ -566,11 +609,11 @@ def test_a_pin_that_was_not_made_is_not_made_again(tmp_path: Path) -> None:
     kept = keeper(failing, tmp_path, changes)
     reading(kept, failing, "g")
     with pytest.raises(HypervisorError):
-        kept.pin(vcpu(failing, "g"), CpuSet.of([1]))
+        kept.put(vcpu(failing, "g"), CpuSet.of([1]))
     assert reading(kept, failing, "g").ours  # it may be
     failing.cpus["g"] = CpuSet.parse("0-3")
     assert not reading(kept, failing, "g").ours
-    assert [one.change for one in changes] == [Change.POOLED]
+    assert [one.move.cause for one in changes] == [Cause.POOLED]
     assert failing.pins == []
 
 
@@ -582,20 +625,20 @@ def refuse(_name: str) -> None:
 def test_another_hands_pin_while_the_pcpu_of_ours_is_offline(tmp_path: Path) -> None:
     """The kernel lets it run anywhere, that is no hand; a pin to one pCPU is, and is held."""
     host, kept, changes = lone(tmp_path)
-    kept.pin(vcpu(host, "g"), CpuSet.of([3]))
+    kept.put(vcpu(host, "g"), CpuSet.of([3]))
     reading(kept, host, "g")
     host.online = host.cpus["g"] = CpuSet.parse("0-2")
     assert (reading(kept, host, "g").ours, changes) == (True, [])
     host.pin(vcpu(host, "g"), CpuSet.of([1]))
     assert "another hand pinned it to pCPU 1" in reading(kept, host, "g").held
-    assert [one.change for one in changes] == [Change.PINNED]
+    assert [one.move.cause for one in changes] == [Cause.PINNED]
     assert kept.restore() == []
 
 
 def test_the_last_pcpu_online_is_no_hand(tmp_path: Path) -> None:
     """All others go offline, that of our pin, too: it can be nowhere else."""
     host, kept, changes = lone(tmp_path)
-    kept.pin(vcpu(host, "g"), CpuSet.of([3]))
+    kept.put(vcpu(host, "g"), CpuSet.of([3]))
     reading(kept, host, "g")
     host.online = host.cpus["g"] = CpuSet.of([2])
     assert (reading(kept, host, "g").held, changes) == ("", [])
@@ -614,17 +657,17 @@ def test_a_held_pin_whose_pcpu_goes_and_comes_back(tmp_path: Path) -> None:
     host.online = host.cpus["g"] = CpuSet.parse("0-3")
     for asked in (kept, keeper(host, tmp_path, changes)):
         assert "another hand pinned it to pCPU 3" in reading(asked, host, "g").held
-    assert [one.change for one in changes] == [Change.PINNED]
+    assert [one.move.cause for one in changes] == [Cause.PINNED]
     assert str(host.cpus["g"]) == "0-3"
     host.pin(vcpu(host, "g"), CpuSet.of([1, 2]))
     assert not reading(kept, host, "g").held
-    assert [one.change for one in changes] == [Change.PINNED, Change.POOLED]
+    assert [one.move.cause for one in changes] == [Cause.PINNED, Cause.POOLED]
 
 
 def test_a_mark_that_cannot_be_taken_away_is_remembered(tmp_path: Path) -> None:
     """Told as a problem, tried again, and no person's pin is taken for ours meanwhile."""
     host, kept, _changes = lone(tmp_path)
-    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
     reading(kept, host, "g")
 
     def busy(_name: str) -> None:
@@ -660,14 +703,14 @@ def test_a_mark_whose_answer_was_lost(tmp_path: Path) -> None:
     for same_process in (True, False):
         host = LosesAnswers(4, {"g": 0.5}, {"g": "0"})
         book = Book(LedgerFile(tmp_path))
-        kept = Keeper(host, book)
+        kept = Watched(host, book, [])
         reading(kept, host, "g")
         with pytest.raises(ConnectionLostError):
-            kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+            kept.put(vcpu(host, "g"), CpuSet.of([1]))
         assert host.definitions["g"].origin
         mended = MemoryHost(4, {"g": 0.5}, {"g": "0"})
         mended.definitions, mended.now_ns = host.definitions, host.now_ns
-        later = Keeper(mended, book if same_process else Book(LedgerFile(tmp_path)))
+        later = Watched(mended, book if same_process else Book(LedgerFile(tmp_path)), [])
         reading(later, mended, "g")
         # The next process does not know that there was no pin: libvirt may be making it still.
         assert bool(mended.definitions["g"].origin) == (not same_process)
@@ -690,9 +733,9 @@ def test_what_cannot_be_given_back_is_told_and_kept(tmp_path: Path) -> None:
     kept = keeper(host, tmp_path)
     run(kept, host, Scheduler(), 4)
     busy.append(host.pins[0][0])
-    assert sorted(one.why_not for one in kept.restore()) == ["", "the domain is busy"]
+    assert sorted(why(one) for one in kept.restore()) == ["", "the domain is busy"]
     busy.clear()
-    assert [one.why_not for one in keeper(host, tmp_path).restore()] == [""]
+    assert [why(one) for one in keeper(host, tmp_path).restore()] == [""]
     assert {str(cpus) for cpus in host.cpus.values()} == {"0"}
 
 
@@ -727,7 +770,7 @@ def test_libvirtd_gives_ids_anew(tmp_path: Path) -> None:
 def test_the_file_forgets_what_is_undone(tmp_path: Path) -> None:
     """A pin back to where a guest was leaves no entry behind the next sample."""
     host, kept, _scheduler, name, _changes = balanced(tmp_path)
-    kept.pin(vcpu(host, name), CpuSet.of([0]))
+    kept.put(vcpu(host, name), CpuSet.of([0]))
     assert name in (tmp_path / "affinity.json").read_text()
     reading(kept, host, name)
     assert name not in (tmp_path / "affinity.json").read_text()
@@ -739,7 +782,7 @@ def test_entries_of_guests_that_ended_are_dropped(tmp_path: Path) -> None:
     other = host.pins[1][0]
     host.unread.add(other)
     del host.wants[name]
-    kept.sample()
+    kept.look()
     text = (tmp_path / "affinity.json").read_text()
     assert name not in text
     assert other in text
@@ -802,9 +845,10 @@ def test_no_mark_is_touched_in_a_dry_run_or_a_pause(rests: Rules, tmp_path: Path
 def test_who_only_looks_touches_no_mark(tmp_path: Path) -> None:
     """As `vcpusched plan` does."""
     host, written = marked_in_vain()
-    kept = Keeper(host, Book(LedgerFile(tmp_path), writes=False), acts=False)
+    kept = Reconciler(host, Book(LedgerFile(tmp_path), writes=False), acts=False)
     for _ in range(3):
-        assert not reading(kept, host, "g").held
+        host.pass_time()
+        assert not kept.sample().domains[0].vcpus[0].held
     assert written == []
     assert not any(tmp_path.iterdir())
 
@@ -842,7 +886,7 @@ def test_a_marked_pin_is_ours_wherever_it_wakes(tmp_path: Path) -> None:
         (tmp_path / origin).mkdir()
         assert reading(kept, host, "g").ours
         assert changes == []
-        assert [str(given.to_cpus) for given in kept.restore()] == [original]
+        assert [str(given.move.to_cpus) for given in kept.restore()] == [original]
         assert str(host.cpus["g"]) == original
         assert not host.definitions["g"].origin
 
@@ -855,7 +899,7 @@ def test_a_mark_never_leads_out_of_the_definition(tmp_path: Path) -> None:
     )
     kept = keeper(host, tmp_path)
     assert reading(kept, host, "g").ours
-    assert [str(given.to_cpus) for given in kept.restore()] == ["0-1"]
+    assert [str(given.move.to_cpus) for given in kept.restore()] == ["0-1"]
 
 
 def test_a_floating_guest_is_marked_as_such(tmp_path: Path) -> None:
@@ -863,7 +907,7 @@ def test_a_floating_guest_is_marked_as_such(tmp_path: Path) -> None:
     host = MemoryHost(2, {"a": 0.5, "b": 0.5}, {"a": "0", "b": "0-1"})
     kept = keeper(host, tmp_path)
     kept.sample()
-    kept.pin(vcpu(host, "b"), CpuSet.of([1]))
+    kept.put(vcpu(host, "b"), CpuSet.of([1]))
     assert host.definitions["b"].origin == {0: ALL_CPUS}
 
 
@@ -871,13 +915,13 @@ def test_a_book_that_was_closed_is_not_written(tmp_path: Path) -> None:
     """A worker that was abandoned wakes up from a pin, and would make another."""
     host, kept, _scheduler, name, _changes = balanced(tmp_path)
     book = Book(LedgerFile(tmp_path))
-    abandoned = Keeper(host, book)
+    abandoned = Watched(host, book, [])
     abandoned.sample()
     book.close()
     before = (tmp_path / "affinity.json").read_text()
     with pytest.raises(NotRecordedError):
-        abandoned.pin(vcpu(host, name), CpuSet.of([0]))
-    abandoned.settle()
+        abandoned.put(vcpu(host, name), CpuSet.of([0]))
+    abandoned.save()
     assert (tmp_path / "affinity.json").read_text() == before
     assert kept.restore()
 
@@ -886,7 +930,7 @@ def test_who_was_abandoned_does_nothing_any_more(tmp_path: Path) -> None:
     """It wakes up in the middle of a restore, or of a look that finds a pin undone."""
     host, _kept, _scheduler, name, _changes = balanced(tmp_path)
     book = Book(LedgerFile(tmp_path))
-    abandoned = Keeper(host, book)
+    abandoned = Watched(host, book, [])
     reading(abandoned, host, name)
     pins, marks = len(host.pins), dict(host.definitions)
     book.close()
@@ -917,29 +961,29 @@ def test_another_libvirts_guests_are_left_in_the_ledger(tmp_path: Path) -> None:
     """
     book = Book(LedgerFile(tmp_path), "qemu:///system")
     host = MemoryHost(4, {"g": 0.5, "held": 0.5}, {"g": "0", "held": "0"})
-    kept = Keeper(host, book)
+    kept = Watched(host, book, [])
     reading(kept, host, "g")
-    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
     kept.restore([DomainUuid("held")], hold=True)
     reading(kept, host, "g")
     host.domain_ids = {guest: number + 40 for guest, number in host.domain_ids.items()}
     other = MemoryHost(4, {"x": 0.5}, {"x": "0"})
     book = Book(LedgerFile(tmp_path), "qemu:///session")
-    stranger = Keeper(other, book)
+    stranger = Watched(other, book, [])
     for _ in range(3):
         other.pass_time(50)
-        stranger.sample()
-    stranger.pin(vcpu(other, "x"), CpuSet.of([1]))
+        stranger.look()
+    stranger.put(vcpu(other, "x"), CpuSet.of([1]))
     assert "Domains at qemu:///system in the ledger (2) are left as they are" in book.elsewhere()
     answer = carry_out(stranger, Request(Verb.RESTORE), beside_service=False)
     assert (answer.status, len(answer.lines), len(answer.problems)) == (1, 1, 1)
     assert "vcpusched restore --uri qemu:///system" in answer.problems[0]
     assert stranger.release() == []
     book = Book(LedgerFile(tmp_path), "qemu+unix:///system")
-    found = Keeper(host, book)
+    found = Watched(host, book, [])
     assert (reading(found, host, "g").ours, bool(reading(found, host, "held").held)) == (True, True)
     assert book.elsewhere() == ""
-    assert [str(given.to_cpus) for given in found.restore()] == ["0"]
+    assert [str(given.move.to_cpus) for given in found.restore()] == ["0"]
 
 
 class FullDisk(LedgerFile):
@@ -958,9 +1002,9 @@ def test_a_full_disk_keeps_nobody_from_getting_back(tmp_path: Path) -> None:
     """What it takes to undo pins is written already; the file is put right once there is room."""
     host, _kept, _scheduler, _name, _changes = balanced(tmp_path)
     file = FullDisk(tmp_path)
-    kept = Keeper(host, Book(file))
+    kept = Watched(host, Book(file), [])
     file.is_full = True
-    assert [one.why_not for one in kept.restore()] == ["", ""]
+    assert [why(one) for one in kept.restore()] == ["", ""]
     assert {str(cpus) for cpus in host.cpus.values()} == {"0"}
     file.is_full = False
     reading(kept, host, "g0")
@@ -979,7 +1023,7 @@ def test_a_pool_set_in_a_pause_stays(tmp_path: Path) -> None:
     known = host.definitions[name]
     host.definitions[name] = dataclasses.replace(known, booked={0: CpuSet.parse("0-1")})
     reading(kept, host, name)
-    assert [one.domain for one in kept.restore()] == [other]
+    assert [one.move.domain for one in kept.restore()] == [other]
     assert (str(host.cpus[name]), str(host.cpus[other])) == ("0-1", "0")
 
 
@@ -1008,17 +1052,18 @@ def test_another_run_is_nothing_like_the_last(tmp_path: Path) -> None:
     The ledger has only its vCPU 0, which was held, and that hold is over: nobody knows this run.
     """
     host = TwoVcpus(2, {"g0": 0.5}, {"g0": "0-1"})
-    keeper = Keeper(host, Book(LedgerFile(tmp_path)))
-    keeper.sample()
+    keeper = Watched(host, Book(LedgerFile(tmp_path)), [])
+    keeper.look()
     host.cpus["g0"] = CpuSet.parse("1")
     host.pass_time()
+    keeper.look()
     assert keeper.sample().domains[0].vcpus[0].held
     written = json.loads((tmp_path / "affinity.json").read_text())
     del written["domains"][0]["vcpus"][1:]
     (tmp_path / "affinity.json").write_text(json.dumps(written))
     host.restart("g0")
     host.definitions["g0"] = Definition()
-    keeper = Keeper(host, Book(LedgerFile(tmp_path)))
+    keeper = Watched(host, Book(LedgerFile(tmp_path)), [])
     host.pass_time()
     host.run_ns["g0"] = 5
     assert [vcpu.held for vcpu in keeper.sample().domains[0].vcpus] == ["", ""]

@@ -1,0 +1,270 @@
+"""What a sample shows beside the ledger: whose affinity is whose, and what was changed by whom.
+
+Rule: pure, values in and values out. How another's pin is told from ours is said in `ledger`.
+
+How another's doing is told from the kernel's: libvirt's books still have our pin when the kernel
+undid it, as pCPUs came or went, while virsh changes both. (`taskset` to several pCPUs looks like
+the kernel's doing.)
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from vcpusched.act.ledger import (
+    RESETS_MAX,
+    Changed,
+    Entry,
+    Hold,
+    Ledger,
+    Record,
+    settled,
+)
+from vcpusched.model import (
+    ALL_CPUS,
+    CpuSet,
+    Definition,
+    DomainReading,
+    DomainUuid,
+    Sample,
+    VcpuId,
+    VcpuReading,
+)
+from vcpusched.plan.planner import Cause, Move
+from vcpusched.text import printable
+
+UNSEEN_NS_MAX: Final = 60 * 1_000_000_000
+"""So long a pin may take whose answer was lost: libvirt gives up on it after 30 s."""
+
+Books = Mapping[DomainUuid, Mapping[int, CpuSet]]
+"""Where libvirt last put the vCPUs of some domains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """The ledger as a sample shows it, and what others changed since."""
+
+    ledger: Ledger
+    changes: tuple[Changed, ...]
+
+
+def suspects(ledger: Ledger, sample: Sample) -> frozenset[DomainUuid]:
+    """Return the domains in which the kernel may have undone a pin of ours, or one that is held.
+
+    Whether it did, only libvirt's books can tell: they still have the pin then.
+    """
+    online = sample.topology.online
+    return frozenset(
+        domain.uuid
+        for domain in sample.domains
+        for reading in domain.vcpus
+        if (record := ledger.record(VcpuId(domain.uuid, domain.domain_id, reading.vcpu)))
+        and (
+            _may_be_reset(record, reading.affinity, online)
+            or _may_still_be_held(record, reading.affinity, online)
+        )
+    )
+
+
+def reconcile(
+    ledger: Ledger,
+    sample: Sample,
+    books: Books,
+    *,
+    unseen: Collection[DomainUuid] = (),
+    uri: str = "",
+) -> Reconciled:
+    """Compare the ledger with a sample.
+
+    `books` are those of the `suspects`. Of domains that are `unseen` since libvirtd may have been
+    restarted neither another domain id nor that they are missing means anything: ids may have been
+    given anew, and a daemon that starts finds its guests one after the other. The sample is that of
+    the libvirt at `uri`, which knows nothing of the domains of another one.
+    """
+    entries = {
+        uuid: entry
+        for uuid, entry in ledger.entries.items()
+        if uuid in sample.unread or (entry.is_kept() and (uuid in unseen or not entry.is_at(uri)))
+    }
+    changes: list[Changed] = []
+    for domain in sample.domains:
+        before = ledger.entries.get(domain.uuid)
+        # One that was written down by another address may well be of the same libvirt.
+        is_unseen = domain.uuid in unseen or (before is not None and not before.is_at(uri))
+        if before is not None and _is_another_run(before, domain, is_unseen=is_unseen):
+            before = None
+            entries.pop(domain.uuid, None)
+        if before is None:
+            # Before its definition is known nobody knows whether it bears our mark.
+            if domain.definition.allowed:
+                records = {
+                    reading.vcpu: _first(domain.definition, reading, sample)
+                    for reading in domain.vcpus
+                }
+                entries[domain.uuid] = Entry(domain.name, domain.domain_id, records, uri=uri)
+            continue
+        records, others = _compared_all(before, domain, sample, books.get(domain.uuid, {}))
+        changes += others
+        entries[domain.uuid] = replace(
+            before, name=domain.name, domain_id=domain.domain_id, records=records, uri=uri
+        )
+    return Reconciled(Ledger(entries), tuple(changes))
+
+
+def annotated(sample: Sample, ledger: Ledger) -> Sample:
+    """Return a sample that says whose affinities are whose, and which vCPUs are held."""
+    return replace(sample, domains=tuple(_annotated(domain, ledger) for domain in sample.domains))
+
+
+def _annotated(domain: DomainReading, ledger: Ledger) -> DomainReading:
+    entry = ledger.entries.get(domain.uuid)
+    if entry is None:  # until its definition is known
+        return domain
+    return replace(
+        domain,
+        vcpus=tuple(
+            replace(
+                reading,
+                ours=record.is_ours,
+                original=record.original,
+                undone=record.affinity if record.undone else None,
+                held=why_held(entry, record),
+            )
+            for reading in domain.vcpus
+            if (record := entry.records[reading.vcpu])
+        ),
+    )
+
+
+def is_held(entry: Entry) -> bool:
+    """Tell whether a vCPU of a domain is held."""
+    return entry.held or any(record.held is not None for record in entry.records.values())
+
+
+def why_held(entry: Entry, record: Record) -> str:
+    """Say why a vCPU is held and how that ends; nothing when it is not."""
+    ends = f'until its domain restarts or "vcpusched release {printable(entry.name)}"'
+    if record.held is Hold.PINNED:
+        return f"another hand pinned it to pCPU {record.affinity}, {ends}"
+    if record.held is Hold.RESET:
+        return f"its pin was undone again and again, {ends}"
+    if entry.held:
+        return f"given back by restore, {ends}"
+    return ""
+
+
+def _compared_all(
+    before: Entry, domain: DomainReading, sample: Sample, books: Mapping[int, CpuSet]
+) -> tuple[dict[int, Record], list[Changed]]:
+    """Compare the vCPUs of one run of a domain."""
+    # A vCPU that is missing is kept: one that is plugged in anew begins with no CPU time.
+    records, changes = dict(before.records), []
+    for reading in domain.vcpus:
+        known = records.get(reading.vcpu)
+        if known is None or reading.run_ns < known.run_ns:
+            records[reading.vcpu] = Record(reading.run_ns, reading.affinity)
+            continue
+        stated = domain.definition.allowed.get(reading.vcpu, ALL_CPUS)
+        record, cause = _compared(
+            replace(known, run_ns=reading.run_ns, undone=False),
+            reading.affinity,
+            books.get(reading.vcpu),
+            sample.topology.online,
+            stated=stated,
+            at_ns=domain.at_ns,
+        )
+        records[reading.vcpu] = record
+        if cause is not None:
+            vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
+            move = Move(vcpu, domain.name, known.affinity, reading.affinity, 0, "", cause=cause)
+            changes.append(Changed(move, was_ours=known.is_ours))
+    return records, changes
+
+
+def _is_another_run(before: Entry, domain: DomainReading, *, is_unseen: bool) -> bool:
+    if before.domain_id == domain.domain_id:
+        return False
+    return not is_unseen or any(
+        reading.run_ns < before.records[reading.vcpu].run_ns
+        for reading in domain.vcpus
+        if reading.vcpu in before.records
+    )
+
+
+def _first(definition: Definition, reading: VcpuReading, sample: Sample) -> Record:
+    """Return the record of a vCPU in a run that is new: what bears our mark is ours."""
+    record = Record(reading.run_ns, reading.affinity)
+    marked = definition.origin.get(reading.vcpu)
+    if marked is None:
+        return record
+    # "Anywhere" is where the kernel puts what is not bound.
+    everywhere = sample.topology.online - sample.isolated
+    original = (everywhere if marked == ALL_CPUS else marked) & sample.topology.online
+    stated = definition.allowed.get(reading.vcpu, ALL_CPUS)
+    # A mark of another host's may name pCPUs that there are not here.
+    original = (original & stated) or (everywhere & stated) or record.affinity
+    return settled(replace(record, original=original))
+
+
+def _may_be_reset(record: Record, now: CpuSet, online: CpuSet) -> bool:
+    left = record.affinity & online
+    if not (record.is_ours and left) or record.held is not None or now == left:
+        return False
+    if record.pending is not None and now == record.pending & online:
+        return False
+    return len(now) > len(left)
+
+
+def _may_still_be_held(record: Record, now: CpuSet, online: CpuSet) -> bool:
+    """Tell whether it may have been the kernel that widened what another had pinned."""
+    left = record.affinity & online
+    return record.held is Hold.PINNED and bool(left) and len(now) > len(left)
+
+
+def _compared(  # noqa: PLR0913  all that is known of one vCPU
+    record: Record,
+    now: CpuSet,
+    books: CpuSet | None,
+    online: CpuSet,
+    *,
+    stated: CpuSet,
+    at_ns: int,
+) -> tuple[Record, Cause | None]:
+    if record.pending is not None and now == record.pending & online:
+        return settled(replace(record, affinity=record.pending, pending=None)), None
+    left = record.affinity & online
+    is_pin = len(now) == 1 and not (stated & online).is_within(now)
+    # The kernel shows only pCPUs that are online; while none is, it lets the vCPU go anywhere that
+    # its definition names, and whoever pinned it there was a person.
+    is_held = _may_still_be_held(record, now, online) and books in {None, record.affinity}
+    is_held |= record.held is Hold.RESET and len(now) > 1
+    if is_held or now == left or (not left and not is_pin):
+        return _doubted(record, at_ns), None
+    if _may_be_reset(record, now, online):
+        if books is None:
+            return record, None  # not known yet
+        if books in {record.affinity, record.pending}:
+            known = settled(replace(record, affinity=books, pending=None))
+            if known.is_ours:
+                return _undone(known)
+            # The pin that was pending was not made: what the kernel undid was none of ours.
+    if is_pin:
+        return Record(record.run_ns, now, held=Hold.PINNED), Cause.PINNED
+    return Record(record.run_ns, now), Cause.POOLED
+
+
+def _doubted(record: Record, at_ns: int) -> Record:
+    """Give up a pending pin that no sample shows: another's must not be taken for it."""
+    if record.pending is None:
+        return record
+    if not record.unseen_ns:
+        return replace(record, unseen_ns=at_ns)
+    if at_ns - record.unseen_ns < UNSEEN_NS_MAX:
+        return record
+    return settled(replace(record, pending=None, unseen_ns=0))
+
+
+def _undone(record: Record) -> tuple[Record, Cause | None]:
+    if record.resets < RESETS_MAX:
+        return replace(record, undone=True), None
+    return replace(record, held=Hold.RESET), Cause.LEFT
