@@ -252,8 +252,8 @@ class VcpuReading:
     really use; `on` the pCPU it last ran on, if known; `waited` is None where it was not asked for
     or cannot be known. `ours` tells whether its affinity is a pin of ours, None where nobody keeps
     account of that; `original` is the affinity before our first pin, while one of ours is in force;
-    `undone` is that pin, if the kernel let the vCPU off it; `held` why it must be left alone,
-    whatever else holds.
+    `pin` is that pin, and `undone` whether the kernel let the vCPU off it; `held` why it must be
+    left alone, whatever else holds.
     """
 
     vcpu: int
@@ -263,7 +263,8 @@ class VcpuReading:
     waited: Waited | None = None
     ours: bool | None = None
     original: CpuSet | None = None
-    undone: CpuSet | None = None
+    pin: CpuSet | None = None
+    undone: bool = False
     held: str = ""
 
 

@@ -101,13 +101,18 @@ def life(seed: int) -> list[object]:
             continue
         told += [["failed", *_as_json(one.move), one.kind, one.why] for one in cycle.failures]
         told += [["proof", proof.verdict] for proof in cycle.proofs]
-        told += [["freed", *_as_json(move)] for move in cycle.freed]
+        freed = cycle.freed if hasattr(cycle, "freed") else cycle.repaired
+        told += [["freed", *_as_json(move)] for move in freed if _is_freed(move)]
         if cycle.lost is not None:
             told.append(["lost", cycle.lost])
             keeper, scheduler = begin()
     with contextlib.suppress(Killed, of("hypervisor", "HypervisorError")):
         told += [["restored", str(one)] for one in keeper.restore()]
     return told
+
+
+def _is_freed(move: Any) -> bool:  # noqa: ANN401  the side's Move
+    return getattr(move, "cause", "worse_off") == "worse_off"
 
 
 def _of_event(event: Any) -> Iterator[list[object]]:  # noqa: ANN401  a later side's

@@ -355,7 +355,7 @@ class Process:
             return 0
         if cycle.lost is not None:
             self.reconnect()
-        return len(cycle.pinned) + len(cycle.freed)
+        return len(cycle.pinned) + len(cycle.repaired)
 
     def reconnect(self) -> None:
         """Begin with another connection."""

@@ -165,8 +165,8 @@ def test_those_that_wait_share_the_room_that_they_would_find(
     host.pass_time()
     cycle = scheduler.cycle(kept, Rules())
     assert len(cycle.waits) == 2
-    assert [str(move.to_cpus) for move in cycle.freed] == ["0-1"] * freed
-    assert host.pins == [(move.domain, "0-1") for move in cycle.freed]
+    assert [str(move.to_cpus) for move in cycle.repaired] == ["0-1"] * freed
+    assert host.pins == [(move.domain, "0-1") for move in cycle.repaired]
 
 
 def test_no_original_is_given_back_that_the_definition_does_not_allow_any_more(
@@ -180,7 +180,9 @@ def test_no_original_is_given_back_that_the_definition_does_not_allow_any_more(
     scheduler = Scheduler()
     scheduler.cycle(kept, Rules())
     host.pass_time()
-    host.definitions["a"] = Definition({0: CpuSet.of([0])}, booked={0: CpuSet.of([0])})
+    # Of two vCPUs, one of which is not there: a pCPU for one alone would be its own.
+    only = dict.fromkeys((0, 1), CpuSet.of([0]))
+    host.definitions["a"] = Definition(only, booked={0: CpuSet.of([0])})
     cycle = scheduler.cycle(kept, Rules())
     assert host.pins == [("b", "0-1")]
     (failure,) = cycle.failures

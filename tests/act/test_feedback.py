@@ -231,7 +231,7 @@ def test_a_neighbour_appears(tmp_path: Path) -> None:
     freed, waited = neighbour(tmp_path, cooled)
     assert len(freed) == 1
     assert freed[0][0] == 20
-    assert freed[0][1].freed[0].to_cpus == CpuSet.parse("0-1")
+    assert freed[0][1].repaired[0].to_cpus == CpuSet.parse("0-1")
     assert not freed[0][1].executed
     assert waited[20] > PPM // 10
     assert all(wait < PPM // 100 for wait in waited[freed[0][0] + 2 :])
@@ -239,7 +239,10 @@ def test_a_neighbour_appears(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("house", [HouseRules("all,^1"), HouseRules(exclude_domains=("ours",))])
 def test_what_is_undone_need_not_be_managed(house: HouseRules, tmp_path: Path) -> None:
-    """Its original affinity has a pCPU that plans may not use by now, or plans leave it alone."""
+    """Its original affinity has a pCPU that plans may not use by now, or plans leave it alone.
+
+    In the second case it is given back at once, whether it waits or not.
+    """
     rules = Rules(house=house)
     freed, _ = neighbour(tmp_path, rules)
     # A pCPU that is not managed is no pCPU of the host's, so nobody knows whether it idles.
@@ -289,7 +292,7 @@ def neighbour(directory: Path, rules: Rules) -> tuple[list[tuple[int, Cycle]], l
             keeper.pin(vcpu, CpuSet.of([0]))
         policy = dataclasses.replace(rules.policy, floating=Floating.KERNEL)
         cycle = scheduler.cycle(keeper, dataclasses.replace(rules, policy=policy))
-        if cycle.freed:
+        if cycle.repaired:
             freed.append((period, cycle))
         results = {result.domain: result for result in simulated.vcpu_results()}
         waited.append(results["ours"].wait_ns)

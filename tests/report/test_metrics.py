@@ -59,7 +59,7 @@ def tallied(*cycles: Cycle) -> Tally:
     """Give the counts after some cycles."""
     tally = Tally()
     for cycle in cycles:
-        for move in (*cycle.pinned, *cycle.freed):
+        for move in (*cycle.pinned, *cycle.repaired):
             tally.changed(move.cause)
         tally.cycled(cycle, 0.02, 0.004)
     return tally

@@ -127,7 +127,8 @@ def _annotated(domain: DomainReading, ledger: Ledger) -> DomainReading:
                 reading,
                 ours=record.is_ours,
                 original=record.original,
-                undone=record.affinity if record.undone else None,
+                pin=record.affinity if record.is_ours else None,
+                undone=record.undone,
                 held=why_held(entry, record),
             )
             for reading in domain.vcpus

@@ -34,7 +34,7 @@ from vcpusched.act.ledger import Changed
 from vcpusched.model import NO_CPUS, CpuSet, Definition, DomainUuid, Host, Sample, Unread, VcpuId
 from vcpusched.observe.demand import WAITS_PPM
 from vcpusched.observe.observe import Observed, Smoothing, baseline, observe
-from vcpusched.observe.placement_rules import HouseRules, why_unclear
+from vcpusched.observe.placement_rules import House, HouseRules, why_unclear
 from vcpusched.plan.planner import Cause, Move, Plan, Policy, plan
 
 
@@ -71,8 +71,8 @@ class Cycle:
 
     `plan` is what should be done; it was carried out only when `executed`. Until an imbalance has
     been found in `confirm` consecutive cycles (`confirmed` of them so far) nothing is done.
-    `host` is None in the first cycle, when there are no loads yet. `freed` are vCPUs that were
-    given their original affinity back since they waited without need; then no plan is carried out.
+    `host` is None in the first cycle, when there are no loads yet. `repaired` are moves of no
+    plan, pins made again and original affinities given back; then no plan is carried out.
     `proofs` tell what came of earlier plans. `at_ns` is the monotonic clock at the sample, and
     `waits` for which share of the time since the last one vCPUs were kept waiting, in ppm.
     `left_alone` are the pCPUs that are online and not managed, by the reason.
@@ -87,7 +87,7 @@ class Cycle:
     dry_run: bool = False
     executed: bool = False
     pinned: tuple[Move, ...] = ()
-    freed: tuple[Move, ...] = ()
+    repaired: tuple[Move, ...] = ()
     proofs: tuple[Proof, ...] = ()
     failures: tuple[Failure, ...] = ()
     unread: tuple[Unread, ...] = ()
@@ -150,8 +150,8 @@ class Scheduler:
         seen = _seen(self._number, sample, rules, self._observed)
         actuator = Actuator(account, self._number, cancelled, on_event)
         if not rests:
-            repaired = actuator.act(self._willing(resets(sample)))
-            seen = self._noted(seen, repaired)
+            wanted = repairs(sample, self._observed.house)
+            seen = self._noted(seen, actuator.act(self._willing(wanted)))
             if seen.lost is not None:
                 return seen
         if before is None:
@@ -170,13 +170,13 @@ class Scheduler:
         look = Look(seen.at_ns, host, found, observed.waits, observed.busy)
         proofs = self._prove(look)
         seen = replace(seen, proofs=proofs, waits=observed.waits, host=host, plan=found)
-        if not rests:
+        if not (rests or seen.repaired):  # else the sample is not so any more
             done = actuator.act(self._willing(worse_bound(sample, look)), _leaves_definition)
-            seen = replace(self._noted(seen, done), freed=tuple(done.made))
-            if seen.freed:
-                self._wanted = self._wanted_binding = 0
-            if seen.freed or seen.lost is not None:
-                return seen
+            seen = self._noted(seen, done)
+        if seen.repaired:
+            self._wanted = self._wanted_binding = 0
+        if seen.repaired or seen.lost is not None:
+            return seen
         seen = replace(seen, confirmed=self._confirm(found))
         if not found.moves or seen.confirmed < rules.confirm or rules.paused:
             return seen
@@ -184,7 +184,7 @@ class Scheduler:
         if rules.dry_run:
             return replace(seen, executed=True)
         done = actuator.act(found.moves, self._objection)
-        seen = replace(self._noted(seen, done), executed=True, pinned=tuple(done.made))
+        seen = replace(self._noted(seen, done), executed=True)
         if done.made:
             seen = replace(seen, proofs=seen.proofs + self._prove(look, is_last=True))
             self._promise = promised(seen.number, look, seen.pinned)
@@ -207,7 +207,15 @@ class Scheduler:
         if done.in_doubt is not None:
             self._in_doubt = Changed(done.in_doubt, seen.number)
             self._patience.pinned(done.in_doubt.vcpu)
-        return replace(seen, failures=(*seen.failures, *done.failures), lost=done.lost)
+        of_plan = tuple(move for move in done.made if move.cause is Cause.BALANCE)
+        repaired = tuple(move for move in done.made if move.cause is not Cause.BALANCE)
+        return replace(
+            seen,
+            pinned=of_plan,
+            repaired=(*seen.repaired, *repaired),
+            failures=(*seen.failures, *done.failures),
+            lost=done.lost,
+        )
 
     def _objection(self, move: Move, definition: Definition) -> str:
         """Say what speaks against a move by the rules of the house and a definition just read."""
@@ -299,19 +307,31 @@ def _seen(number: int, sample: Sample, rules: Rules, observed: Observed) -> Cycl
     )
 
 
-def resets(sample: Sample) -> Iterator[Move]:
-    """Return the moves that make pins again which the kernel undid."""
+def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
+    """Return the moves that end pins of ours that are not allowed any more, and mend the others.
+
+    What is not allowed any more is so by the settings, or by definitions: the guest's own, or those
+    of others that reserve pCPUs.
+    """
+    online = sample.topology.online
     for domain in sample.domains:
+        definition = domain.definition
         for reading in domain.vcpus:
-            if reading.undone is not None:
+            pin, original = reading.pin, reading.original
+            if pin is None or original is None or reading.held or not definition.allowed:
+                continue
+            why = ""
+            if house is not None:
+                why = house.objection(domain.name, definition, reading.vcpu, pin & online)
+            if why or reading.undone:
                 yield Move(
                     vcpu=VcpuId(domain.uuid, domain.domain_id, reading.vcpu),
                     domain=domain.name,
                     from_cpus=reading.affinity,
-                    to_cpus=reading.undone & sample.topology.online,
+                    to_cpus=(original if why else pin) & online,
                     load_ppm=0,
-                    reason="",
-                    cause=Cause.RESET,
+                    reason=why,
+                    cause=Cause.NOT_ALLOWED if why else Cause.RESET,
                 )
 
 
