@@ -159,7 +159,8 @@ class MemoryHost:
     `wants` gives the usage of each guest, `cpus` its affinity, `definitions` its definition, and
     `host_wants` what each pCPU runs besides, with guests that are bound, and `isolated` the pCPUs
     that the kernel keeps free. `on_pin` is called before a pin and may raise what libvirt would,
-    as may `on_mark` and `on_read` before a mark and before an affinity is read. `waits` gives for
+    as may `on_mark` and `on_read` before a mark and before an affinity is read. Unless it
+    `takes_offline` pCPUs a pin may name none, as with version 1 of cgroups. `waits` gives for
     which share of the time guests wait; how long the others waited is not known.
     """
 
@@ -170,7 +171,8 @@ class MemoryHost:
         cpus: Mapping[str, str],
         on_pin: Callable[[str], None] = lambda _name: None,
     ) -> None:
-        self.online = CpuSet.of(range(cpu_count))
+        self.online = self.present = CpuSet.of(range(cpu_count))
+        self.takes_offline = True
         self.wants = dict(wants)
         self.cpus = {name: CpuSet.parse(text) for name, text in cpus.items()}
         self.definitions = dict.fromkeys(wants, Definition({0: ALL_CPUS}))
@@ -225,6 +227,7 @@ class MemoryHost:
             unread={DomainUuid(name): Unread(name, "does not answer") for name in self.unread},
             busy=Busy(self.now_ns, dict(self.busy_ns)) if self.host_wants else None,
             isolated=self.isolated,
+            offline=self.present - self.online,
         )
 
     def definition(self, uuid: DomainUuid) -> Definition:
@@ -244,8 +247,10 @@ class MemoryHost:
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Pin a guest."""
         self._on_pin(vcpu.uuid)
+        if not (cpus & self.online if self.takes_offline else cpus.is_within(self.online)):
+            raise HypervisorError(f"no pCPU of {cpus} can be used")
         self.pins.append((vcpu.uuid, str(cpus)))
-        self.cpus[vcpu.uuid] = cpus
+        self.cpus[vcpu.uuid] = cpus & self.online
         known = self.definitions[vcpu.uuid]
         self.definitions[vcpu.uuid] = dataclasses.replace(known, booked={vcpu.vcpu: cpus})
 

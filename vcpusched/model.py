@@ -331,7 +331,8 @@ class Sample:
     """The whole host as read in one cycle.
 
     `unread` holds the domains that run but could not be read; `busy` is None where nobody tells.
-    `isolated` are the pCPUs that the kernel keeps free of what is not pinned there.
+    `isolated` are the pCPUs that the kernel keeps free of what is not pinned there, `offline` those
+    that there are and that are not online.
     """
 
     topology: Topology
@@ -339,6 +340,7 @@ class Sample:
     unread: Mapping[DomainUuid, "Unread"] = field(default_factory=dict)
     busy: Busy | None = None
     isolated: CpuSet = NO_CPUS
+    offline: CpuSet = NO_CPUS
 
 
 @dataclass(frozen=True, slots=True)

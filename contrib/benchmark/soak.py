@@ -28,6 +28,7 @@ from typing import Final
 
 from progress import follow, say
 
+from vcpusched.act.comparison import YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.ledger import Entry
 from vcpusched.act.ledger_file import Book, parse
@@ -76,8 +77,8 @@ class Vcpu:
     """One vCPU as it really is; `own` is what its affinity would be without us.
 
     `held` since another hand pinned it and we had a look at it. The service knows it (`known`) once
-    it has seen it, or has it in its file. For `doubts` cycles it has been unknown whether a pin was
-    made.
+    it has seen it for some seconds, the first time at `seen_ns`, or has it in its file. For
+    `doubts` cycles it has been unknown whether a pin was made.
     """
 
     allowed: CpuSet
@@ -89,6 +90,7 @@ class Vcpu:
     touched: bool = False
     held: bool = False
     known: bool = False
+    seen_ns: int | None = None
     doubts: int = 0
 
 
@@ -135,7 +137,9 @@ class World:
                 unread[uuid] = Unread(guest.name, "does not answer")
                 continue
             for vcpu in guest.vcpus:
-                vcpu.held, vcpu.known = vcpu.held or vcpu.touched, True
+                vcpu.held = vcpu.held or vcpu.touched
+                vcpu.seen_ns = self.now_ns if vcpu.seen_ns is None else vcpu.seen_ns
+                vcpu.known = vcpu.known or self.now_ns - vcpu.seen_ns >= YOUNG_NS
             domains.append(self._reading(uuid, guest))
         return Sample(Topology(tuple(Cpu(cpu) for cpu in ONLINE)), tuple(domains), unread=unread)
 
@@ -244,7 +248,7 @@ class World:
         for uuid, guest in self.guests.items():
             records = kept[uuid].records if uuid in kept else {}
             for number, vcpu in enumerate(guest.vcpus):
-                vcpu.known = number in records
+                vcpu.known, vcpu.seen_ns = number in records, None
                 if not vcpu.known:
                     vcpu.touched = vcpu.held = False
 

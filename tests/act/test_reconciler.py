@@ -14,7 +14,7 @@ import pytest
 from builders import MemoryHost
 from watched import NAMES, Watched, balanced, keeper, reading, run, vcpu, why
 
-from vcpusched.act.comparison import UNSEEN_NS_MAX
+from vcpusched.act.comparison import UNSEEN_NS_MAX, YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.feedback import ASIDE_CYCLES
 from vcpusched.act.ledger import Changed
@@ -228,6 +228,7 @@ def test_a_pin_of_another_hand_on_a_guest_that_we_never_pinned(tmp_path: Path) -
     changes: list[Changed] = []
     kept = keeper(host, tmp_path, changes)
     assert not reading(kept, host, "g3").held
+    grow_up(kept, host)
     host.pin(vcpu(host, "g3"), CpuSet.of([1]))
     assert reading(kept, host, "g3").held
     assert not changes[0].was_ours
@@ -243,6 +244,7 @@ def test_what_the_definition_says_is_no_hold(tmp_path: Path) -> None:
     changes: list[Changed] = []
     kept = keeper(host, tmp_path, changes)
     reading(kept, host, "g3")
+    grow_up(kept, host)
     host.pin(vcpu(host, "g3"), CpuSet.of([1]))
     assert not reading(kept, host, "g3").held
     assert [one.move.cause for one in changes] == [Cause.POOLED]
@@ -455,7 +457,14 @@ def lone(directory: Path, cpus: str = "0") -> tuple[MemoryHost, Watched, list[Ch
     changes: list[Changed] = []
     kept = keeper(host, directory, changes)
     reading(kept, host, "g")
+    grow_up(kept, host)
     return host, kept, changes
+
+
+def grow_up(kept: Watched, host: MemoryHost) -> None:
+    """Let the first seconds of all guests pass, in which libvirt may put them where they belong."""
+    host.pass_time(YOUNG_NS / 1e9)
+    kept.look()
 
 
 def test_a_hands_pin_to_where_it_was_before_our_last_one(tmp_path: Path) -> None:
@@ -627,18 +636,20 @@ def test_a_mark_whose_answer_was_lost(tmp_path: Path) -> None:
         book = Book(LedgerFile(tmp_path))
         kept = Watched(host, book, [])
         reading(kept, host, "g")
+        grow_up(kept, host)
         with pytest.raises(ConnectionLostError):
             kept.put(vcpu(host, "g"), CpuSet.of([1]))
         assert host.definitions["g"].origin
         mended = MemoryHost(4, {"g": 0.5}, {"g": "0"})
         mended.definitions, mended.now_ns = host.definitions, host.now_ns
+        mended.run_ns = host.run_ns
         later = Watched(mended, book if same_process else Book(LedgerFile(tmp_path)), [])
         reading(later, mended, "g")
         # The next process does not know that there was no pin: libvirt may be making it still.
         assert bool(mended.definitions["g"].origin) == (not same_process)
         mended.now_ns += UNSEEN_NS_MAX
         for _ in range(2):
-            reading(later, mended, "g")
+            grow_up(later, mended)
         assert not mended.definitions["g"].origin
         assert "uuid" not in (tmp_path / "affinity.json").read_text()
 
@@ -754,7 +765,7 @@ def test_no_mark_is_touched_in_a_dry_run_or_a_pause(rests: Rules, tmp_path: Path
     assert ended.acquire(timeout=60)
     worker.take()
     for rules, marks in ((rests, []), (rests, []), (Rules(), ["g"]), (Rules(), ["g"])):
-        host.pass_time()
+        host.pass_time(YOUNG_NS / 1e9)
         worker.cycle(rules)
         assert ended.acquire(timeout=60)
         assert [type(outcome) for outcome in worker.take()] == [Cycled]
@@ -976,6 +987,7 @@ def test_another_run_is_nothing_like_the_last(tmp_path: Path) -> None:
     host = TwoVcpus(2, {"g0": 0.5}, {"g0": "0-1"})
     keeper = Watched(host, Book(LedgerFile(tmp_path)), [])
     keeper.look()
+    grow_up(keeper, host)
     host.cpus["g0"] = CpuSet.parse("1")
     host.pass_time()
     keeper.look()

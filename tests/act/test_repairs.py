@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 from builders import MemoryHost
-from watched import balanced
+from watched import balanced, keeper, vcpu
 
+from vcpusched.act.comparison import YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
+from vcpusched.act.ledger import Changed
 from vcpusched.model import CpuSet, Definition
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Cause
+from vcpusched.report.messages import changed_entry
+from vcpusched.service.control import Request, Verb
+from vcpusched.service.restore import carry_out
 
 
 def nothing(_host: MemoryHost, _name: str) -> None:
@@ -109,3 +114,40 @@ def test_a_cycle_that_mends_plans_nothing(tmp_path: Path) -> None:
     assert cycle.plan is not None
     assert not cycle.executed
     assert [changed.move.cause for changed in changes] == [Cause.RESET]
+
+
+@pytest.mark.parametrize("takes_offline", [True, False])
+@pytest.mark.parametrize("when", ["at the pin", "at the restore"])
+def test_all_of_an_original_comes_back_or_stays_recorded(
+    tmp_path: Path, when: str, *, takes_offline: bool
+) -> None:
+    """PCPU 3 is offline at the first pin, or when the original is given back.
+
+    Where the kernel takes no offline pCPU what is missing is told, and comes later.
+    """
+    host = MemoryHost(4, {"g": 0.5}, {"g": "0-3"})
+    host.takes_offline = takes_offline
+    kept = keeper(host, tmp_path)
+    pcpu_3 = CpuSet.of([3])
+    if when == "at the pin":
+        host.online, host.cpus["g"] = host.present - pcpu_3, CpuSet.parse("0-2")
+    for _ in range(2):
+        kept.look()
+        host.pass_time(YOUNG_NS / 1e9)
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
+    host.online = host.present if when == "at the pin" else host.present - pcpu_3
+    kept.look()
+    answer = carry_out(kept, Request(Verb.RESTORE), beside_service=False)
+    assert answer.status == 0
+    is_whole = takes_offline or when == "at the pin"
+    assert str(host.definitions["g"].booked[0]) == ("0-3" if is_whole else "0-2")
+    assert ("pCPU 3 of it offline, so it stays recorded" in answer.lines[0]) is not is_whole
+    assert bool(kept.restore()) is not is_whole  # as long as that is so it is tried again
+    if not is_whole:
+        host.online = host.present
+        kept.look()
+        (event,) = kept.restore()
+        assert isinstance(event, Changed)
+        assert "stays recorded" not in changed_entry(event).message
+    assert str(host.definitions["g"].booked[0]) == "0-3"
+    assert "original" not in (tmp_path / "affinity.json").read_text()

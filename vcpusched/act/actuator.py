@@ -12,13 +12,12 @@ from typing import Protocol
 from vcpusched.act.ledger import Changed
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
-    Hypervisor,
     HypervisorError,
     NotRecordedError,
     OvertakenError,
     VanishedError,
 )
-from vcpusched.model import Definition, DomainUuid
+from vcpusched.model import NO_CPUS, CpuSet, Definition, DomainUuid, Sample, VcpuId
 from vcpusched.plan.planner import Cause, Move
 
 
@@ -54,8 +53,14 @@ def never() -> bool:
     return False
 
 
-class Account(Hypervisor, Protocol):
+class Account(Protocol):
     """A hypervisor before which is written down what undoes a pin, or nothing is."""
+
+    def sample(self) -> Sample:
+        """Read the host; nothing is changed."""
+
+    def definition(self, uuid: DomainUuid) -> Definition:
+        """Read the domain's definition anew."""
 
     def settle(self, on_event: Callable[[Event], None], *, rests: bool) -> None:
         """Write down what the last sample showed, and tell it; before anything is done.
@@ -65,6 +70,9 @@ class Account(Hypervisor, Protocol):
 
     def intend(self, moves: Sequence[Move]) -> None:
         """Write down what undoes these moves of one guest. Raises a `HypervisorError`."""
+
+    def pin(self, vcpu: VcpuId, cpus: CpuSet) -> CpuSet | None:
+        """Pin, and return the offline pCPUs that stay missing, if any. Raises as intended."""
 
 
 @dataclass(slots=True)
@@ -121,7 +129,7 @@ class Actuator:
                     intended.add(move.vcpu.uuid)
                     its = [one for one in moves[position:] if one.vcpu.uuid == move.vcpu.uuid]
                     self._account.intend(its)
-                self._account.pin(move.vcpu, move.to_cpus)
+                missing = self._account.pin(move.vcpu, move.to_cpus)
             except ConnectionLostError as error:
                 # Whether libvirtd still made this pin shows in the next sample.
                 done.lost, done.in_doubt = str(error), move
@@ -136,7 +144,7 @@ class Actuator:
                     self._take_back(half, done)
                     break
             else:
-                self._note(move, done)
+                self._note(move, done, missing or NO_CPUS)
         return done
 
     def _check(self, move: Move, objection: Objection | None) -> None:
@@ -170,9 +178,9 @@ class Actuator:
             return  # the next plan goes on from there
         self._note(back, done)
 
-    def _note(self, move: Move, done: Done) -> None:
+    def _note(self, move: Move, done: Done, missing: CpuSet = NO_CPUS) -> None:
         done.made.append(move)
-        self._on_event(Changed(move, self._number))
+        self._on_event(Changed(move, self._number, missing=missing))
 
 
 def _failure(move: Move, error: HypervisorError) -> Failure:

@@ -4,10 +4,12 @@ Rule: pure, values in and values out. How another's pin is told from ours is sai
 
 How another's doing is told from the kernel's: libvirt's books still have our pin when the kernel
 undid it, as pCPUs came or went, while virsh changes both. (`taskset` to several pCPUs looks like
-the kernel's doing.)
+the kernel's doing.) While libvirt starts or wakes a guest, or plugs a vCPU in, the thread runs for
+up to half a second where it likes, before libvirt puts it where the books have it: a vCPU is young
+for some seconds after it is first seen, in which no difference decides anything.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,7 +25,6 @@ from vcpusched.act.ledger import (
 from vcpusched.model import (
     ALL_CPUS,
     CpuSet,
-    Definition,
     DomainReading,
     DomainUuid,
     Sample,
@@ -35,6 +36,12 @@ from vcpusched.text import printable
 
 UNSEEN_NS_MAX: Final = 60 * 1_000_000_000
 """So long a pin may take whose answer was lost: libvirt gives up on it after 30 s."""
+
+YOUNG_NS: Final = 10 * 1_000_000_000
+"""So long after it was first seen a vCPU is where libvirt has put it."""
+
+RESETS_NS: Final = 3600 * 1_000_000_000
+"""Within so long pins that the kernel undoes again and again are given up."""
 
 Books = Mapping[DomainUuid, Mapping[int, CpuSet]]
 """Where libvirt last put the vCPUs of some domains."""
@@ -96,13 +103,9 @@ def reconcile(
             entries.pop(domain.uuid, None)
         if before is None:
             # Before its definition is known nobody knows whether it bears our mark.
-            if domain.definition.allowed:
-                records = {
-                    reading.vcpu: _first(domain.definition, reading, sample)
-                    for reading in domain.vcpus
-                }
-                entries[domain.uuid] = Entry(domain.name, domain.domain_id, records, uri=uri)
-            continue
+            if not domain.definition.allowed:
+                continue
+            before = Entry(domain.name, domain.domain_id)
         records, others = _compared_all(before, domain, sample, books.get(domain.uuid, {}))
         changes += others
         entries[domain.uuid] = replace(
@@ -120,21 +123,16 @@ def _annotated(domain: DomainReading, ledger: Ledger) -> DomainReading:
     entry = ledger.entries.get(domain.uuid)
     if entry is None:  # until its definition is known
         return domain
-    return replace(
-        domain,
-        vcpus=tuple(
-            replace(
-                reading,
-                ours=record.is_ours,
-                original=record.original,
-                pin=record.affinity if record.is_ours else None,
-                undone=record.undone,
-                held=why_held(entry, record),
+    vcpus = []
+    for reading in domain.vcpus:
+        record = entry.records[reading.vcpu]
+        told = replace(reading, ours=record.is_ours, held=why_held(entry, record))
+        if record.is_ours and not record.young_ns:
+            told = replace(
+                told, original=record.original, pin=record.affinity, undone=record.undone
             )
-            for reading in domain.vcpus
-            if (record := entry.records[reading.vcpu])
-        ),
-    )
+        vcpus.append(told)
+    return replace(domain, vcpus=tuple(vcpus))
 
 
 def is_held(entry: Entry) -> bool:
@@ -158,12 +156,14 @@ def _compared_all(
     before: Entry, domain: DomainReading, sample: Sample, books: Mapping[int, CpuSet]
 ) -> tuple[dict[int, Record], list[Changed]]:
     """Compare the vCPUs of one run of a domain."""
-    # A vCPU that is missing is kept: one that is plugged in anew begins with no CPU time.
+    # A vCPU that is missing is kept: to one that is plugged in anew libvirt applies its last pin.
     records, changes = dict(before.records), []
     for reading in domain.vcpus:
         known = records.get(reading.vcpu)
-        if known is None or reading.run_ns < known.run_ns:
-            records[reading.vcpu] = Record(reading.run_ns, reading.affinity)
+        is_new = known is None or (reading.run_ns < known.run_ns and not known.is_ours)
+        if known is None or is_new or known.young_ns:
+            since_ns = domain.at_ns if known is None or is_new else known.young_ns
+            records[reading.vcpu] = _first(domain, reading, sample, since_ns)
             continue
         stated = domain.definition.allowed.get(reading.vcpu, ALL_CPUS)
         record, cause = _compared(
@@ -183,28 +183,52 @@ def _compared_all(
 
 
 def _is_another_run(before: Entry, domain: DomainReading, *, is_unseen: bool) -> bool:
-    if before.domain_id == domain.domain_id:
-        return False
-    return not is_unseen or any(
+    """Tell whether a domain was started anew: counters of CPU time never fall in one run.
+
+    But for single vCPUs, which are plugged in anew.
+    """
+    fell = [
         reading.run_ns < before.records[reading.vcpu].run_ns
         for reading in domain.vcpus
         if reading.vcpu in before.records
+    ]
+    if before.domain_id == domain.domain_id:
+        return bool(fell) and all(fell)
+    return not is_unseen or any(fell)
+
+
+def _first(domain: DomainReading, reading: VcpuReading, sample: Sample, since_ns: int) -> Record:
+    """Return the record of a vCPU seen since then: what bears our mark is ours."""
+    definition, online = domain.definition, sample.topology.online
+    stated = definition.allowed.get(reading.vcpu, ALL_CPUS)
+    books = definition.booked.get(reading.vcpu, stated)
+    record = Record(
+        reading.run_ns,
+        _whole(reading.affinity, (stated, books), sample),
+        young_ns=since_ns if domain.at_ns - since_ns < YOUNG_NS else 0,
     )
-
-
-def _first(definition: Definition, reading: VcpuReading, sample: Sample) -> Record:
-    """Return the record of a vCPU in a run that is new: what bears our mark is ours."""
-    record = Record(reading.run_ns, reading.affinity)
     marked = definition.origin.get(reading.vcpu)
     if marked is None:
         return record
     # "Anywhere" is where the kernel puts what is not bound.
-    everywhere = sample.topology.online - sample.isolated
-    original = (everywhere if marked == ALL_CPUS else marked) & sample.topology.online
-    stated = definition.allowed.get(reading.vcpu, ALL_CPUS)
+    present = online | sample.offline
+    everywhere = present - sample.isolated
+    original = (everywhere if marked == ALL_CPUS else marked) & present
     # A mark of another host's may name pCPUs that there are not here.
     original = (original & stated) or (everywhere & stated) or record.affinity
     return settled(replace(record, original=original))
+
+
+def _whole(affinity: CpuSet, named: Iterable[CpuSet], sample: Sample) -> CpuSet:
+    """Return an affinity with those offline pCPUs that it names: the kernel shows it without.
+
+    It is known by what the guest's definition or libvirt's books name.
+    """
+    online = sample.topology.online
+    for cpus in named:
+        if affinity in {cpus & online, cpus & online - sample.isolated}:
+            return affinity | (cpus & sample.offline)
+    return affinity
 
 
 def _may_be_reset(record: Record, now: CpuSet, online: CpuSet) -> bool:
@@ -247,7 +271,7 @@ def _compared(  # noqa: PLR0913  all that is known of one vCPU
         if books in {record.affinity, record.pending}:
             known = settled(replace(record, affinity=books, pending=None))
             if known.is_ours:
-                return _undone(known)
+                return _undone(known, at_ns)
             # The pin that was pending was not made: what the kernel undid was none of ours.
     if is_pin:
         return Record(record.run_ns, now, held=Hold.PINNED), Cause.PINNED
@@ -265,7 +289,9 @@ def _doubted(record: Record, at_ns: int) -> Record:
     return settled(replace(record, pending=None, unseen_ns=0))
 
 
-def _undone(record: Record) -> tuple[Record, Cause | None]:
+def _undone(record: Record, at_ns: int) -> tuple[Record, Cause | None]:
+    if at_ns - record.reset_ns >= RESETS_NS:
+        record = replace(record, resets=0, reset_ns=at_ns)
     if record.resets < RESETS_MAX:
         return replace(record, undone=True), None
     return replace(record, held=Hold.RESET), Cause.LEFT

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vcpusched.model import CpuSet, DomainUuid, VcpuId
+from vcpusched.model import NO_CPUS, CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Cause, Move
 
 RESETS_MAX: Final = 3
@@ -46,9 +46,10 @@ class Record:
 
     `run_ns` is its CPU time when last seen; `affinity` what it had then, or was pinned to since;
     `original` is None without a pin of ours; `pending` was asked for and not seen in force yet;
-    `resets` counts how often the last pin was undone and made again, and it is `undone` when the
-    last sample found it so; `unseen_ns` is the clock of the first sample that did not show what is
-    pending, 0 before there was one.
+    `resets` counts how often the last pin was undone and made again since `reset_ns`, and it is
+    `undone` when the last sample found it so; `unseen_ns` is the clock of the first sample that did
+    not show what is pending, and `young_ns` of the first sample of a vCPU that libvirt may still be
+    starting or waking; each 0 where there is none.
     """
 
     run_ns: int
@@ -59,6 +60,8 @@ class Record:
     resets: int = 0
     unseen_ns: int = 0
     undone: bool = False
+    reset_ns: int = 0
+    young_ns: int = 0
 
     @property
     def is_ours(self) -> bool:
@@ -91,6 +94,11 @@ class Entry:
         """Whether a pin of ours is, or may be, in force."""
         return any(record.is_ours for record in self.records.values())
 
+    @property
+    def is_young(self) -> bool:
+        """Whether libvirt may still be putting vCPUs where they belong."""
+        return any(record.young_ns for record in self.records.values())
+
     def is_kept(self) -> bool:
         """Tell whether there is anything that outlives the process."""
         return self.held or self.marked or any(map(is_kept, self.records.values()))
@@ -106,12 +114,14 @@ class Changed:
     """One affinity that was changed; the cause of its move says by whom and why.
 
     `number` is that of the cycle in which we did it, 0 outside of one. `was_ours` tells whether a
-    pin of ours was in force before.
+    pin of ours was in force before. Of an original that is `missing` which is offline, and so stays
+    recorded.
     """
 
     move: Move
     number: int = 0
     was_ours: bool = True
+    missing: CpuSet = NO_CPUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,16 +149,18 @@ class Ledger:
             return self  # the pin is known, and what undoes it
         original = record.affinity if record.original is None else record.original
         pending = original if move.cause in TO_ORIGINAL else move.to_cpus
-        intended = replace(
-            record, original=original, pending=pending, resets=0, unseen_ns=0, undone=False
-        )
+        intended = Record(record.run_ns, record.affinity, original, pending, record.held)
         return self.noting(move.vcpu, intended).marking(move.vcpu.uuid, marked=True)
 
-    def made(self, vcpu: VcpuId) -> "Ledger":
-        """Return the ledger after the pin that was pending, or undone."""
+    def made(self, vcpu: VcpuId, but_for: CpuSet = NO_CPUS) -> "Ledger":
+        """Return the ledger after the pin that was pending, or undone.
+
+        While pCPUs are offline the kernel may take what was pending only `but_for` these; then it
+        is no original that is in force again.
+        """
         record = self.entries[vcpu.uuid].records[vcpu.vcpu]
         if record.pending is not None:
-            record = settled(replace(record, affinity=record.pending, pending=None))
+            record = settled(replace(record, affinity=record.pending - but_for, pending=None))
         elif record.undone:
             record = replace(record, undone=False, resets=record.resets + 1)
         return self.noting(vcpu, record)

@@ -23,7 +23,7 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
     VanishedError,
 )
-from vcpusched.model import NO_CPUS, CpuSet, Definition, DomainUuid, Sample, VcpuId
+from vcpusched.model import CpuSet, Definition, DomainUuid, Sample, Topology, VcpuId
 from vcpusched.plan.planner import Cause, Move
 
 SAVE_NS: Final = 60 * 1_000_000_000
@@ -46,7 +46,7 @@ class Reconciler:
         self._acts = acts
         self._unseen = set(book.ledger.entries)
         self._began_ns: int | None = None
-        self._sample: Sample | None = None
+        self._sample = Sample(Topology(()), ())
         self._seen: dict[VcpuId, CpuSet] = {}
         self._changes: list[Changed] = []
         self._untried: dict[VcpuId, Record] = {}
@@ -130,8 +130,8 @@ class Reconciler:
                 self._drop_untried()
                 raise
 
-    def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
-        """Make a move that was intended.
+    def pin(self, vcpu: VcpuId, cpus: CpuSet) -> CpuSet:
+        """Make a move that was intended; returns the offline pCPUs that the kernel did not take.
 
         Raises OvertakenError when the vCPU is not where the last sample saw it, since another has
         pinned it: then no pin was made, nor where the domain is busy or does not let us.
@@ -144,7 +144,7 @@ class Reconciler:
             raise HypervisorError(f"pCPUs {record.pending or record.affinity} are offline")
         try:
             self._check_unchanged(vcpu, self._untried.get(vcpu, record), record)
-            self._pin(vcpu, cpus)
+            missing = self._pin_whole(vcpu, cpus, record.pending or record.affinity)
         except (BusyError, OvertakenError, PermissionDeniedError, VanishedError):
             # Or another's pin to the same pCPU would be taken for this one, however late.
             self._drop_untried(vcpu)
@@ -153,8 +153,9 @@ class Reconciler:
             self._untried.pop(vcpu, None)
         # Not written yet: the next one who reads that it was pending finds it in force. The next
         # sample writes it, before another's pin to where the vCPU was could be taken for ours.
-        self._book.ledger = self._book.ledger.made(vcpu)
+        self._book.ledger = self._book.ledger.made(vcpu, but_for=missing)
         self._is_due = True
+        return missing
 
     def restore(
         self,
@@ -171,20 +172,12 @@ class Reconciler:
         being pinned again until they are released. Raises ConnectionLostError, NotRecordedError,
         and HypervisorError when the host cannot be read.
         """
-        if self._sample is None:
+        if not self._sample.topology.cpus:
             self.sample()
-        running = self._running
+        running, online = self._running, self._sample.topology.online
         wanted = running if uuids is None else set(uuids) & running
         moves = [
-            Move(
-                vcpu,
-                entry.name,
-                record.affinity,
-                original & self._online,
-                0,
-                "",
-                cause=Cause.RESTORED,
-            )
+            Move(vcpu, entry.name, record.affinity, original & online, 0, "", cause=Cause.RESTORED)
             for vcpu, entry, record in self._book.ledger.pins()
             if vcpu.uuid in wanted and (original := record.original) is not None
         ]
@@ -202,11 +195,7 @@ class Reconciler:
         done = Actuator(self, cancelled=cancelled, on_event=note).act(moves)
         if done.lost is not None:
             raise ConnectionLostError(done.lost)
-        try:
-            self._marks.tidy(self._book.ledger, sorted(wanted))
-        finally:
-            self._book.ledger = self._marks.applied(self._book.ledger)
-            self.save()
+        self._tidy(sorted(wanted))
         return events
 
     def elsewhere(self) -> str:
@@ -251,18 +240,11 @@ class Reconciler:
 
     @property
     def _now_ns(self) -> int:
-        return (
-            max((domain.at_ns for domain in self._sample.domains), default=0) if self._sample else 0
-        )
-
-    @property
-    def _online(self) -> CpuSet:
-        return self._sample.topology.online if self._sample is not None else NO_CPUS
+        return max((domain.at_ns for domain in self._sample.domains), default=0)
 
     @property
     def _running(self) -> set[DomainUuid]:
-        sample = self._sample
-        return {domain.uuid for domain in sample.domains} | set(sample.unread) if sample else set()
+        return {domain.uuid for domain in self._sample.domains} | set(self._sample.unread)
 
     def _drop_untried(self, *vcpus: VcpuId) -> None:
         """Forget what was intended and not tried, of some vCPUs or of all; a mark may be there."""
@@ -272,9 +254,21 @@ class Reconciler:
                 self._book.ledger = ledger.marking(vcpu.uuid, marked=True)
                 self._is_due = True
 
-    def _pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+    def _pin_whole(self, vcpu: VcpuId, cpus: CpuSet, whole: CpuSet) -> CpuSet:
+        """Pin to all of a set, of which `cpus` are online, or to these; returns what is missing."""
         self._check_ours()
-        self._hypervisor.pin(vcpu, cpus)
+        present = whole & (cpus | self._sample.offline)
+        try:
+            self._hypervisor.pin(vcpu, present)
+        except (BusyError, ConnectionLostError, PermissionDeniedError, VanishedError):
+            raise
+        except HypervisorError:
+            # With version 1 of cgroups no group takes a pCPU that is offline.
+            if present == cpus:
+                raise
+            self._hypervisor.pin(vcpu, cpus)
+            return whole - cpus
+        return whole - present
 
     def _mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
         self._check_ours()
@@ -287,7 +281,7 @@ class Reconciler:
 
     def _check_unchanged(self, vcpu: VcpuId, before: Record, record: Record) -> None:
         """Raise OvertakenError for a vCPU that is neither as it was seen nor where it was sent."""
-        now, online = self._hypervisor.affinity(vcpu), self._online
+        now, online = self._hypervisor.affinity(vcpu), self._sample.topology.online
         sent = before.affinity if before.pending is None else before.pending
         # Where pCPUs are offline what was seen differs from all that is known.
         if now in {self._seen.get(vcpu), before.affinity & online, sent & online}:
@@ -312,14 +306,13 @@ class Reconciler:
         if self._began_ns is not None and self._now_ns - self._began_ns >= FIND_NS:
             self._unseen &= set(sample.unread)
 
-    def _tidy(self) -> None:
+    def _tidy(self, uuids: Iterable[DomainUuid] | None = None) -> None:
         before = self._book.ledger
         try:
-            self._marks.tidy(before)
+            self._marks.tidy(before, uuids)
         finally:
-            after = self._marks.applied(before)
-            self._book.ledger = after
-            if after is not before:
+            self._book.ledger = self._marks.applied(before)
+            if uuids is not None or self._book.ledger is not before:
                 self.save()
 
     def _books(self, uuids: Iterable[DomainUuid]) -> Mapping[DomainUuid, Mapping[int, CpuSet]]:

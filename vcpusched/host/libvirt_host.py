@@ -53,8 +53,8 @@ from vcpusched.model import (
     VcpuReading,
 )
 
-FirstSeen = dict[DomainUuid, Definition]
-"""Each transient domain's live definition as it was when it was first seen."""
+FirstSeen = dict[tuple[DomainUuid, int], Definition]
+"""The live definition of each run of a transient domain as it was when it was first seen."""
 
 KEEPALIVE_INTERVAL_S: Final = 2
 KEEPALIVE_COUNT: Final = 3
@@ -194,6 +194,7 @@ class LibvirtHost:
         """Each with the monotonic clock when it was read."""
         self._domains: dict[DomainUuid, Any] = {}
         self._map_length = 0
+        self._offline = CpuSet()
         self._topology = Topology(())
         self._question: _Question | None = None
         self._ask_again_ns: int | None = None
@@ -253,6 +254,7 @@ class LibvirtHost:
             unread=unread,
             busy=host_cpus.busy(),
             isolated=host_cpus.isolated() | host_cpus.tickless(),
+            offline=self._offline,
         )
 
     def _with_waits(self, domains: Sequence[DomainReading]) -> tuple[DomainReading, ...]:
@@ -353,6 +355,7 @@ class LibvirtHost:
     def _online(self) -> CpuSet:
         with self._translated():
             self._map_length, flags, _count = self._connection.getCPUMap()
+        self._offline = libvirt_xml.from_map([not flag for flag in flags])
         return libvirt_xml.from_map(flags)
 
     def _topology_of(self, online: CpuSet) -> Topology:
@@ -380,8 +383,8 @@ class LibvirtHost:
     def _forget_ended(self) -> None:
         running = {(uuid, domain.ID()) for uuid, domain in self._domains.items()}
         self._definitions = {key: read for key, read in self._definitions.items() if key in running}
-        for uuid in self._first_seen.keys() - self._domains.keys():
-            self._first_seen.pop(uuid, None)
+        for key in self._first_seen.keys() - running:
+            self._first_seen.pop(key, None)
 
     def _read(self, uuid: DomainUuid, domain: Any) -> DomainReading:  # noqa: ANN401
         domain_id = domain.ID()
@@ -427,7 +430,7 @@ class LibvirtHost:
         else:
             # A transient domain has no persistent definition: the live one stands in for it, as it
             # was when the domain was first seen, since later our own pins are in it.
-            stated = replace(self._first_seen.setdefault(uuid, live), wish=None)
+            stated = replace(self._first_seen.setdefault((uuid, domain.ID()), live), wish=None)
         found = libvirt_xml.combined(live, stated)
         self._definitions[uuid, domain.ID()] = time.monotonic_ns(), found
         return found

@@ -14,7 +14,7 @@ from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.act.ledger import RESETS_MAX, Changed
-from vcpusched.model import PPM, PPM_PER_POINT, Granularity
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.plan.cpu_groups import untold
 from vcpusched.plan.explain import settled
 from vcpusched.plan.planner import Cause, Move, Plan
@@ -132,11 +132,17 @@ def changed_entry(changed: Changed) -> Entry:
     elif CATALOGUE[move.cause] == MESSAGE_ID_GIVEN_BACK:
         text = f"Gave {whose} its affinity back: from {before} to {now}"
         text += f", since {reason}" if reason else ""
+        text += missing_text(changed.missing)
     else:
         text = f"Pinned {_subject(move)} from {before} to {now}: {reason}"
         fields |= {"LOAD": _decimal(move.load_ppm), "REASON": move.reason}
         fields["CYCLE"] = changed.number
     return _entry(text, CATALOGUE[move.cause], **fields)
+
+
+def missing_text(cpus: CpuSet) -> str:
+    """Say which pCPUs of an original affinity could not be given back."""
+    return f"; {cpus_text(cpus)} of it offline, so it stays recorded" if cpus else ""
 
 
 def _of_others(changed: Changed) -> Entry:

@@ -15,6 +15,7 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
 )
 from vcpusched.model import DomainUuid
+from vcpusched.report.messages import missing_text
 from vcpusched.service import exits
 from vcpusched.service.control import Answer, Request, Verb
 from vcpusched.text import cpus_text, printable
@@ -107,7 +108,7 @@ def _told(
         told.add(uuid)
         failures = [one for one in vcpus if isinstance(one, Failure)]
         back = [
-            f"vCPU {one.move.vcpu.vcpu} to {cpus_text(one.move.to_cpus)}"
+            f"vCPU {one.move.vcpu.vcpu} to {cpus_text(one.move.to_cpus)}{missing_text(one.missing)}"
             for one in vcpus
             if not isinstance(one, Failure)
         ]
