@@ -126,14 +126,6 @@ def test_a_wish_that_is_not_understood_is_a_warning() -> None:
     assert entry.fields == {"VCPUSCHED_DOMAIN": "a\nb", "VCPUSCHED_DOMAIN_UUID": "u"}
 
 
-def test_a_dry_run_is_no_pin() -> None:
-    """Its entries carry no pin's message ID, so that no history counts them."""
-    entries = messages.dry_run_entries(FOUND)
-    assert len(entries) == 2
-    assert all(entry.message.startswith("Dry run: would pin vCPU 0 of g") for entry in entries)
-    assert not any(entry.fields for entry in entries)
-
-
 @pytest.mark.parametrize(
     ("changes", "line"),
     [

@@ -205,11 +205,6 @@ def outcome_entry(proof: Proof) -> Entry:
     )
 
 
-def dry_run_entries(plan: Plan) -> list[Entry]:
-    """Tell what would have been done; these entries are no pins and have no pin's message ID."""
-    return [_entry(f"Dry run: would pin {_as_moved(move)}") for move in plan.moves]
-
-
 def failure_entry(failure: Failure) -> Entry:
     """Tell of a pin that could not be made."""
     move, why = failure.move, printable(failure.why, 300)

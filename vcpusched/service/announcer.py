@@ -6,7 +6,6 @@ nothing.
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Final
 
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle
-from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
+from vcpusched.model import PPM_PER_POINT, Granularity
 from vcpusched.plan.planner import Cause, Move
 from vcpusched.report import messages
+from vcpusched.report.lasting import Lasting
 from vcpusched.report.messages import CATALOGUE, Entry, PastPin, Pause, Priority, Service
 from vcpusched.report.tally import Recent, Tally
 from vcpusched.service import run_directory, systemd
@@ -50,7 +50,7 @@ class Announcer:
         self._metrics_per_vcpu = settings.metrics_per_vcpu
         self._told: set[Hashable] = set()
         self._unread_since_s: dict[str, float] = {}
-        self._last_dry_run: Counter[tuple[CpuSet, CpuSet]] = Counter()
+        self._lasting = Lasting()
         self._status = ""
         self._untold_cycles = 0
 
@@ -71,7 +71,7 @@ class Announcer:
         """Take over changed settings."""
         self._level = Priority[settings.log_level.upper()]
         self._told.clear()
-        self._last_dry_run = Counter()
+        self._lasting = Lasting()
         self._status = ""
         self.service = with_settings(self.service, settings)
         if settings.metrics_file != self._metrics_file:
@@ -128,15 +128,8 @@ class Announcer:
         entry = messages.plan_entry(cycle, self.service.granularity)
         if entry is not None:
             self.write(entry)
-        if cycle.plan is None or not (cycle.executed and cycle.dry_run):
-            return
-        # A dry run finds the same again and again, with now one and now another of equal guests;
-        # it is told when what it would do to the pCPUs changes.
-        would = Counter((move.from_cpus, move.to_cpus) for move in cycle.plan.moves)
-        if would != self._last_dry_run:
-            for dry in messages.dry_run_entries(cycle.plan):
-                self.write(dry)
-        self._last_dry_run = would
+        for lasting in self._lasting.entries(cycle, self.service.granularity):
+            self.write(lasting)
 
     def cycled(
         self, cycle: Cycle, took_s: float | None = None, planned_s: float | None = None
