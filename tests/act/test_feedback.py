@@ -9,10 +9,8 @@ from builders import host
 
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.feedback import (
-    DOUBT_NS,
     PATIENCE_NS,
     Look,
-    Patience,
     Promise,
     Rest,
     Verdict,
@@ -22,6 +20,7 @@ from vcpusched.act.feedback import (
 )
 from vcpusched.act.ledger_file import Book
 from vcpusched.act.reconciler import Reconciler
+from vcpusched.act.table import BACK_OFF_NS, VcpuTable
 from vcpusched.model import (
     PPM,
     PPM_PER_POINT,
@@ -131,24 +130,25 @@ def test_nobody_waited() -> None:
 def test_who_was_moved_in_vain_is_left_alone_twice_as_long_each_time() -> None:
     """Five minutes, ten, and five again once it helped."""
     vcpu = HOGS.vcpus[0].id
-    patience = Patience()
+    table = VcpuTable()
     now_ns = 0
     for minutes in (5, 10, 20):
-        patience.doubt(vcpu, now_ns)
+        table.back_off(vcpu, now_ns)
         for passed, fixed in ((0, True), (minutes - 1, True), (minutes, False)):
             at_ns = now_ns + passed * 60 * SECOND_NS
-            assert stays(patience, vcpu, at_ns) is fixed, (minutes, passed)
+            assert stays(table, vcpu, at_ns) is fixed, (minutes, passed)
         now_ns += minutes * 60 * SECOND_NS
-    patience.trust(vcpu)
-    patience.doubt(vcpu, now_ns)
-    assert not stays(patience, vcpu, now_ns + DOUBT_NS)
+    table.helped(vcpu)
+    table.back_off(vcpu, now_ns)
+    assert not stays(table, vcpu, now_ns + BACK_OFF_NS)
 
 
-def stays(patience: Patience, vcpu: VcpuId, now_ns: int) -> bool:
+def stays(table: VcpuTable, vcpu: VcpuId, now_ns: int) -> bool:
     """Tell whether a vCPU of HOGS is left alone at a time."""
-    domain = DomainReading(vcpu.uuid, vcpu.domain_id, "", now_ns, 0, (), Definition())
+    there = (VcpuReading(vcpu.vcpu, 0, CpuSet.of([0])),)
+    domain = DomainReading(vcpu.uuid, vcpu.domain_id, "", now_ns, 0, there, Definition())
     sample = Sample(Topology(()), (domain,))
-    applied = patience.applied(HOGS, sample, number=1, cooldown_s=0)
+    applied = table.applied(HOGS, sample, number=1, cooldown_s=0)
     (found,) = [other for other in applied.vcpus if other.id == vcpu]
     assert found.fixed == bool(found.why)
     return found.fixed

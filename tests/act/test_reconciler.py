@@ -16,10 +16,10 @@ from watched import NAMES, Watched, balanced, keeper, reading, run, vcpu, why
 
 from vcpusched.act.comparison import UNSEEN_NS_MAX, YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
-from vcpusched.act.feedback import ASIDE_CYCLES
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book, parse
 from vcpusched.act.reconciler import Reconciler
+from vcpusched.act.table import QUARANTINE_CYCLES
 from vcpusched.host.hypervisor import (
     BusyError,
     ConnectionLostError,
@@ -327,7 +327,7 @@ def test_a_pin_that_is_refused_again_is_no_reset(tmp_path: Path) -> None:
     assert changes == []
     assert tried == [name]  # and then it is left alone for a while
     busy.clear()
-    for _ in range(ASIDE_CYCLES):
+    for _ in range(QUARANTINE_CYCLES):
         reading(kept, host, name)
     assert str(host.cpus[name]) == "1"
     assert [one.move.cause for one in changes] == [Cause.RESET]

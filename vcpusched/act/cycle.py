@@ -3,8 +3,8 @@
 Rule: acts only through a `Hypervisor` and never reads a clock of its own or sleeps, so that it
 runs unchanged on a simulated host. All that it remembers between cycles is the last sample and the
 loads up to it, how often in a row it wanted to act and who waited then, what its last plan
-promised, when one had nothing to do, whom to leave alone for a while (`feedback`), and a pin whose
-answer was lost with the connection.
+promised, when one had nothing to do, a pin whose answer was lost with the connection, and what to
+leave alone for a while (`table`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +21,6 @@ from vcpusched.act.actuator import (
 )
 from vcpusched.act.feedback import (
     Look,
-    Patience,
     Promise,
     Proof,
     Rest,
@@ -31,6 +30,7 @@ from vcpusched.act.feedback import (
     worse_bound,
 )
 from vcpusched.act.ledger import Changed
+from vcpusched.act.table import VcpuTable
 from vcpusched.model import NO_CPUS, CpuSet, Definition, DomainUuid, Host, Sample, Unread, VcpuId
 from vcpusched.observe.demand import WAITS_PPM
 from vcpusched.observe.observe import Observed, Smoothing, baseline, observe
@@ -122,7 +122,7 @@ class Scheduler:
         self._rest: Rest | None = None
         self._in_doubt: Changed | None = None
         self._promise: Promise | None = None
-        self._patience = Patience()
+        self._table = VcpuTable()
 
     def cycle(
         self,
@@ -163,7 +163,7 @@ class Scheduler:
         observed, rests = self._observed, rules.dry_run or rules.paused
         if observed is None:
             return seen
-        host = self._patience.applied(
+        host = self._table.applied(
             observed.host, sample, number=self._number, cooldown_s=rules.cooldown_s
         )
         found = self._plan(host, rules, seen.at_ns)
@@ -192,21 +192,21 @@ class Scheduler:
 
     def _willing(self, moves: Iterable[Move]) -> list[Move]:
         """Return the moves of guests that did not refuse one a short time ago."""
-        return [m for m in moves if not self._patience.is_aside(m.vcpu.uuid, self._number)]
+        return [m for m in moves if not self._table.is_quarantined(m.vcpu.uuid, self._number)]
 
     def _noted(self, seen: Cycle, done: Done) -> Cycle:
         """Return the cycle with what moves came to, and remember who is then left alone."""
         for move in done.made:
             if move.cause is not Cause.RESET:
-                self._patience.pinned(move.vcpu)
+                self._table.pinned(move.vcpu)
             if move.cause is Cause.WORSE_OFF:
-                self._patience.doubt(move.vcpu, seen.at_ns)
+                self._table.back_off(move.vcpu, seen.at_ns)
         for failure in done.failures:
             if not (failure.expected or failure.of_ours):
-                self._patience.refused(failure.move.vcpu.uuid, seen.number)
+                self._table.refused(failure.move.vcpu.uuid, seen.number)
         if done.in_doubt is not None:
             self._in_doubt = Changed(done.in_doubt, seen.number)
-            self._patience.pinned(done.in_doubt.vcpu)
+            self._table.pinned(done.in_doubt.vcpu)
         of_plan = tuple(move for move in done.made if move.cause is Cause.BALANCE)
         repaired = tuple(move for move in done.made if move.cause is not Cause.BALANCE)
         return replace(
@@ -232,9 +232,9 @@ class Scheduler:
             return ()
         for vcpu in self._promise.moved:
             if proof.verdict is Verdict.HELPED:
-                self._patience.trust(vcpu)
+                self._table.helped(vcpu)
             elif proof.verdict is Verdict.NO_HELP:
-                self._patience.doubt(vcpu, look.at_ns)
+                self._table.back_off(vcpu, look.at_ns)
         self._promise = None
         return (proof,)
 

@@ -5,7 +5,7 @@ sampled with the ledger (`comparison`), and lets a pin pass once ledger and mark
 writes and pins nothing. It reads no clock.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from vcpusched.act.actuator import Actuator, Event, ignore, never
@@ -47,7 +47,6 @@ class Reconciler:
         self._unseen = set(book.ledger.entries)
         self._began_ns: int | None = None
         self._sample = Sample(Topology(()), ())
-        self._seen: dict[VcpuId, CpuSet] = {}
         self._changes: list[Changed] = []
         self._untried: dict[VcpuId, Record] = {}
         """What was known of vCPUs before the moves that are intended and not tried yet."""
@@ -67,11 +66,6 @@ class Reconciler:
         self._is_due |= bool(found.changes) or _has_settled(before, after)
         self._is_due |= _kept(after) != self._book.written
         self._sample = sample
-        self._seen = {
-            VcpuId(domain.uuid, domain.domain_id, reading.vcpu): reading.affinity
-            for domain in sample.domains
-            for reading in domain.vcpus
-        }
         self._find(sample)
         return annotated(sample, after)
 
@@ -246,6 +240,11 @@ class Reconciler:
     def _running(self) -> set[DomainUuid]:
         return {domain.uuid for domain in self._sample.domains} | set(self._sample.unread)
 
+    def _sampled(self, vcpu: VcpuId) -> Iterator[CpuSet]:
+        for domain in self._sample.domains:
+            if domain.uuid == vcpu.uuid:
+                yield from (one.affinity for one in domain.vcpus if one.vcpu == vcpu.vcpu)
+
     def _drop_untried(self, *vcpus: VcpuId) -> None:
         """Forget what was intended and not tried, of some vCPUs or of all; a mark may be there."""
         for vcpu in vcpus or tuple(self._untried):
@@ -284,7 +283,7 @@ class Reconciler:
         now, online = self._hypervisor.affinity(vcpu), self._sample.topology.online
         sent = before.affinity if before.pending is None else before.pending
         # Where pCPUs are offline what was seen differs from all that is known.
-        if now in {self._seen.get(vcpu), before.affinity & online, sent & online}:
+        if now in {*self._sampled(vcpu), before.affinity & online, sent & online}:
             return
         # On its way back what is wider is what the kernel made of it.
         if record.pending is None or record.pending != record.original or len(now) == 1:
