@@ -778,7 +778,7 @@ def test_no_mark_is_touched_in_a_dry_run_or_a_pause(rests: Rules, tmp_path: Path
 def test_who_only_looks_touches_no_mark(tmp_path: Path) -> None:
     """As `vcpusched plan` does."""
     host, written = marked_in_vain()
-    kept = Reconciler(host, Book(LedgerFile(tmp_path), writes=False), acts=False)
+    kept = Reconciler(host, Book(LedgerFile(tmp_path), writes=False))
     for _ in range(3):
         host.pass_time()
         assert not kept.sample().domains[0].vcpus[0].held

@@ -49,19 +49,20 @@ class Record:
     `resets` counts how often the last pin was undone and made again since `reset_ns`, and it is
     `undone` when the last sample found it so; `unseen_ns` is the clock of the first sample that did
     not show what is pending, and `young_ns` of the first sample of a vCPU that libvirt may still be
-    starting or waking; each 0 where there is none.
+    starting or waking; each 0 where there is none. Records are equal where what is kept of them is,
+    but for the CPU time.
     """
 
-    run_ns: int
+    run_ns: int = field(compare=False)
     affinity: CpuSet
     original: CpuSet | None = None
     pending: CpuSet | None = None
     held: Hold | None = None
     resets: int = 0
-    unseen_ns: int = 0
-    undone: bool = False
-    reset_ns: int = 0
-    young_ns: int = 0
+    unseen_ns: int = field(default=0, compare=False)
+    undone: bool = field(default=False, compare=False)
+    reset_ns: int = field(default=0, compare=False)
+    young_ns: int = field(default=0, compare=False)
 
     @property
     def is_ours(self) -> bool:

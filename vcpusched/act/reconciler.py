@@ -5,6 +5,7 @@ sampled with the ledger (`comparison`), and lets a pin pass once ledger and mark
 writes and pins nothing. It reads no clock.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -34,23 +35,18 @@ FIND_NS: Final = 60 * 1_000_000_000
 
 
 class Reconciler:
-    """Stands for one connection to a hypervisor; the book outlives it.
+    """Stands for one connection to a hypervisor; the book outlives it."""
 
-    With `acts` false nothing is ever pinned or written.
-    """
-
-    def __init__(self, hypervisor: MarkingHypervisor, book: Book, *, acts: bool = True) -> None:
+    def __init__(self, hypervisor: MarkingHypervisor, book: Book) -> None:
         self._hypervisor = hypervisor
         self._marks = Marks(self._mark)
         self._book = book
-        self._acts = acts
         self._unseen = set(book.ledger.entries)
         self._began_ns: int | None = None
         self._sample = Sample(Topology(()), ())
         self._changes: list[Changed] = []
         self._untried: dict[VcpuId, Record] = {}
         """What was known of vCPUs before the moves that are intended and not tried yet."""
-        self._is_due = False
         self._saved_ns: int | None = None
 
     def sample(self) -> Sample:
@@ -58,13 +54,11 @@ class Reconciler:
         sample = self._hypervisor.sample()
         self._drop_untried()
         before = self._book.ledger
-        books = self._books(suspects(before, sample) if self._acts else ())
+        books = self._books(suspects(before, sample))
         found = reconcile(before, sample, books, unseen=self._unseen, uri=self._book.uri)
         self._marks.learn(sample)
         after = self._book.ledger = self._marks.applied(found.ledger)
         self._changes += found.changes
-        self._is_due |= bool(found.changes) or _has_settled(before, after)
-        self._is_due |= _kept(after) != self._book.written
         self._sample = sample
         self._find(sample)
         return annotated(sample, after)
@@ -80,7 +74,7 @@ class Reconciler:
         now_ns = self._now_ns
         if self._saved_ns is None:
             self._saved_ns = now_ns
-        if self._is_due or now_ns - self._saved_ns >= SAVE_NS:
+        if self._book.is_stale or now_ns - self._saved_ns >= SAVE_NS:
             # Before anything else is done, in the middle of which we might be killed.
             self._saved_ns = now_ns
             self.save()
@@ -148,7 +142,6 @@ class Reconciler:
         # Not written yet: the next one who reads that it was pending finds it in force. The next
         # sample writes it, before another's pin to where the vCPU was could be taken for ours.
         self._book.ledger = self._book.ledger.made(vcpu, but_for=missing)
-        self._is_due = True
         return missing
 
     def restore(
@@ -224,13 +217,8 @@ class Reconciler:
     def save(self) -> None:
         """Bring the file up to date, where it can be written; the next sample tries again."""
         self._drop_untried()
-        self._is_due = True
-        if self._acts:
-            try:
-                self._book.save(self._book.ledger)
-            except OSError:
-                return
-        self._is_due = False
+        with contextlib.suppress(OSError):
+            self._book.save(self._book.ledger)
 
     @property
     def _now_ns(self) -> int:
@@ -251,7 +239,6 @@ class Reconciler:
             if (record := self._untried.pop(vcpu, None)) is not None:
                 ledger = self._book.ledger.noting(vcpu, record)
                 self._book.ledger = ledger.marking(vcpu.uuid, marked=True)
-                self._is_due = True
 
     def _pin_whole(self, vcpu: VcpuId, cpus: CpuSet, whole: CpuSet) -> CpuSet:
         """Pin to all of a set, of which `cpus` are online, or to these; returns what is missing."""
@@ -324,17 +311,3 @@ class Reconciler:
             except HypervisorError:
                 continue  # the next sample asks again
         return books
-
-
-def _has_settled(before: Ledger, after: Ledger) -> bool:
-    """Tell whether it is known of a pin now whether it was made, and was not before."""
-    return any(
-        record.pending is not None
-        and ((now := after.record(VcpuId(uuid, 0, vcpu))) is None or now.pending is None)
-        for uuid, entry in before.entries.items()
-        for vcpu, record in entry.records.items()
-    )
-
-
-def _kept(ledger: Ledger) -> set[DomainUuid]:
-    return {uuid for uuid, entry in ledger.entries.items() if entry.is_kept()}

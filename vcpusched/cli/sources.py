@@ -73,7 +73,7 @@ def _sampled(settings: Settings) -> Host:
         session = LibvirtHost.open(settings.uri, read_only=True)
         # Who is held, and whose pin is whose, the last run of the service wrote down.
         book = Book(LedgerFile(run_directory.locate()), settings.uri, writes=False)
-        reconciler = Reconciler(session, book, acts=False)
+        reconciler = Reconciler(session, book)
         before = reconciler.sample()
         time.sleep(settings.period)
         after = reconciler.sample()
