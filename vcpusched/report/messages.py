@@ -155,7 +155,8 @@ def _of_others(changed: Changed) -> Entry:
         text = f"Another hand lets {whose} use {now}: that is obeyed"
     else:
         priority, books = Priority.WARNING, f"{cpus_text(move.from_cpus)}, where it was pinned"
-        text = f"{whose} was let off {books}, for the {RESETS_MAX + 1}th time: it is left alone now"
+        often = f"for the {RESETS_MAX + 1}th time within an hour"
+        text = f"{whose} was let off {books}, {often}: it is left alone now"
     return _entry(text, priority=priority, DOMAIN=move.domain, DOMAIN_UUID=move.vcpu.uuid)
 
 
