@@ -36,7 +36,7 @@ from vcpusched.model import (
     DomainUuid,
     VcpuId,
 )
-from vcpusched.plan.planner import Cause
+from vcpusched.plan.planner import Cause, Move
 from vcpusched.service.control import Request, Verb
 from vcpusched.service.restore import carry_out
 from vcpusched.service.run_directory import LedgerFile
@@ -968,6 +968,80 @@ def test_files_can_be_read_whatever_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "affinity.json").stat().st_mode) == 0o644
+
+
+class Pairs(MemoryHost):
+    """Guests have two vCPUs each, whose affinities are their own."""
+
+    def __init__(self, cpus: str) -> None:
+        super().__init__(4, {"g": 0.5}, {"g": cpus})
+        self.definitions = {"g": Definition(dict.fromkeys((0, 1), ALL_CPUS))}
+        self.second = self.cpus["g"]
+        self.marked = 0
+
+    def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+        """Pin a vCPU."""
+        if vcpu.vcpu == 0:
+            super().pin(vcpu, cpus)
+        else:
+            self.second = cpus
+
+    def affinity(self, vcpu: VcpuId) -> CpuSet:
+        """Give what a vCPU may use."""
+        return super().affinity(vcpu) if vcpu.vcpu == 0 else self.second
+
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, CpuSet]) -> None:
+        """Mark the guest, and count that."""
+        self.marked += 1
+        super().mark(uuid, domain_id, origin)
+
+    def _read(self, name: str) -> DomainReading:
+        read = super()._read(name)
+        second = dataclasses.replace(read.vcpus[0], vcpu=1, affinity=self.second)
+        return dataclasses.replace(read, vcpus=(*read.vcpus, second))
+
+
+class CountingFile(LedgerFile):
+    """A ledger file that counts how often it is written."""
+
+    count = 0
+
+    def replace(self, text: str) -> None:
+        """Replace the file."""
+        self.count += 1
+        super().replace(text)
+
+
+@pytest.mark.parametrize("tried", [0, 1, 2])
+def test_one_batch_for_all_moves_of_a_guest(tmp_path: Path, tried: int) -> None:
+    """Ledger and mark are written once, before the first of two; then one may never be tried.
+
+    Of that nothing is left: another's pin to the same pCPU is that one's, and what was made is
+    given back.
+    """
+    host, file = Pairs("0"), CountingFile(tmp_path)
+    kept = Watched(host, Book(file), [])
+    for _ in range(2):
+        kept.look()
+        grow_up(kept, host)
+    ids = [VcpuId(DomainUuid("g"), host.domain_ids["g"], number) for number in (0, 1)]
+    moves = [Move(one, "g", CpuSet.of([0]), CpuSet.of([2]), 0, "") for one in ids]
+    before = file.count, host.marked
+    kept.intend(moves)
+    assert (file.count, host.marked) == (before[0] + 1, before[1] + 1)
+    for one in ids[:tried]:
+        kept.pin(one, CpuSet.of([2]))
+    assert file.count == before[0] + 1
+    if tried < 2:
+        host.second = CpuSet.of([2])
+    host.pass_time()
+    first, second = kept.sample().domains[0].vcpus
+    assert (first.ours, second.ours) == (tried > 0, tried == 2)
+    assert bool(second.held) == (tried < 2)
+    kept.look()
+    kept.restore()
+    assert (str(host.cpus["g"]), str(host.second)) == ("0", "0" if tried == 2 else "2")
+    assert not host.definitions["g"].origin
 
 
 class TwoVcpus(MemoryHost):

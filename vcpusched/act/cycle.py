@@ -1,7 +1,7 @@
 """One cycle: sample, observe, plan, pin; returns a `Cycle` that says what happened.
 
-Rule: acts only through a `Hypervisor` and never reads a clock of its own or sleeps, so that it
-runs unchanged on a simulated host. All that it remembers between cycles is the last sample and the
+Rule: acts only through an `Actuator` and never reads a clock of its own or sleeps, so that it runs
+unchanged on a simulated host. All that it remembers between cycles is the last sample and the
 loads up to it, how often in a row it wanted to act and who waited then, what its last plan
 promised, when one had nothing to do, a pin whose answer was lost with the connection, and what to
 leave alone for a while (`table`).
