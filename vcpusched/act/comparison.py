@@ -64,8 +64,9 @@ def suspects(ledger: Ledger, sample: Sample) -> frozenset[DomainUuid]:
     return frozenset(
         domain.uuid
         for domain in sample.domains
+        if (entry := ledger.entries.get(domain.uuid)) is not None and entry.is_kept()
         for reading in domain.vcpus
-        if (record := ledger.record(VcpuId(domain.uuid, domain.domain_id, reading.vcpu)))
+        if (record := entry.records.get(reading.vcpu)) is not None
         and (
             _may_be_reset(record, reading.affinity, online)
             or _may_still_be_held(record, reading.affinity, online)
@@ -94,6 +95,7 @@ def reconcile(
         if uuid in sample.unread or (entry.is_kept() and (uuid in unseen or not entry.is_at(uri)))
     }
     changes: list[Changed] = []
+    online = sample.topology.online
     for domain in sample.domains:
         before = ledger.entries.get(domain.uuid)
         # One that was written down by another address may well be of the same libvirt.
@@ -106,7 +108,8 @@ def reconcile(
             if not domain.definition.allowed:
                 continue
             before = Entry(domain.name, domain.domain_id)
-        records, others = _compared_all(before, domain, sample, books.get(domain.uuid, {}))
+        its_books = books.get(domain.uuid, {})
+        records, others = _compared_all(before, domain, sample, online, its_books)
         changes += others
         entries[domain.uuid] = replace(
             before, name=domain.name, domain_id=domain.domain_id, records=records, uri=uri
@@ -142,18 +145,22 @@ def is_held(entry: Entry) -> bool:
 
 def why_held(entry: Entry, record: Record) -> str:
     """Say why a vCPU is held and how that ends; nothing when it is not."""
+    if record.held is None and not entry.held:
+        return ""
     ends = f'until its domain restarts or "vcpusched release {printable(entry.name)}"'
     if record.held is Hold.PINNED:
         return f"another hand pinned it to pCPU {record.affinity}, {ends}"
     if record.held is Hold.RESET:
         return f"its pin was undone again and again, {ends}"
-    if entry.held:
-        return f"given back by restore, {ends}"
-    return ""
+    return f"given back by restore, {ends}"
 
 
 def _compared_all(
-    before: Entry, domain: DomainReading, sample: Sample, books: Mapping[int, CpuSet]
+    before: Entry,
+    domain: DomainReading,
+    sample: Sample,
+    online: CpuSet,
+    books: Mapping[int, CpuSet],
 ) -> tuple[dict[int, Record], list[Changed]]:
     """Compare the vCPUs of one run of a domain."""
     # A vCPU that is missing is kept: to one that is plugged in anew libvirt applies its last pin.
@@ -170,7 +177,7 @@ def _compared_all(
             replace(known, run_ns=reading.run_ns, undone=False),
             reading.affinity,
             books.get(reading.vcpu),
-            sample.topology.online,
+            online,
             stated=stated,
             at_ns=domain.at_ns,
         )
