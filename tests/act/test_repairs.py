@@ -58,9 +58,10 @@ def test_what_is_not_allowed_any_more_gives_way(
     change(host, name)
     for rests in (Rules(house=house, paused=True), Rules(house=house, dry_run=True)):
         for _ in range(3):
-            scheduler.cycle(kept, rules=rests, on_event=kept.note)
+            cycle = scheduler.cycle(kept, rules=rests, on_event=kept.note)
             host.pass_time()
         assert str(host.cpus[name]) == "1"
+        assert cycle.withheld > 0
     assert not changes
     for _ in range(2):
         scheduler.cycle(kept, Rules(house=house), on_event=kept.note)

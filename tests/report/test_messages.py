@@ -159,6 +159,10 @@ def test_a_wish_that_is_not_understood_is_a_warning() -> None:
             {"pins_failing": ("x",), "cycle": Cycle(1, 1)},
             "Measuring the first period; 0 pins so far, 1 failing; 1 domain",
         ),
+        (
+            {"cycle": Cycle(1, 1, withheld=2)},
+            "Measuring the first period; 0 pins so far, 2 not allowed any more, which stay as long",
+        ),
         ({"trouble": "no\nway", "cycle": ACTED}, "Cannot read the host: no?way"),
         (
             {"cycle": dataclasses.replace(ACTED, pinned=())},

@@ -72,7 +72,8 @@ class Cycle:
     `plan` is what should be done; it was carried out only when `executed`. Until an imbalance has
     been found in `confirm` consecutive cycles (`confirmed` of them so far) nothing is done.
     `host` is None in the first cycle, when there are no loads yet. `repaired` are moves of no
-    plan, pins made again and original affinities given back; then no plan is carried out.
+    plan, pins made again and original affinities given back; then no plan is carried out. In a
+    pause or dry run `withheld` counts pins of ours that are not allowed any more and stay.
     `proofs` tell what came of earlier plans. `at_ns` is the monotonic clock at the sample, and
     `waits` for which share of the time since the last one vCPUs were kept waiting, in ppm.
     `left_alone` are the pCPUs that are online and not managed, by the reason.
@@ -88,6 +89,7 @@ class Cycle:
     executed: bool = False
     pinned: tuple[Move, ...] = ()
     repaired: tuple[Move, ...] = ()
+    withheld: int = 0
     proofs: tuple[Proof, ...] = ()
     failures: tuple[Failure, ...] = ()
     unread: tuple[Unread, ...] = ()
@@ -149,12 +151,13 @@ class Scheduler:
         self._observed = observe(before, sample, self._observed, rules.smoothing, rules.house)
         seen = _seen(self._number, sample, rules, self._observed)
         actuator = Actuator(account, self._number, cancelled, on_event)
-        if not rests:
-            wanted = repairs(sample, self._observed.house)
-            seen = self._noted(seen, actuator.act(self._willing(wanted)))
-            if seen.lost is not None:
-                return seen
-        if before is None:
+        wanted = self._willing(repairs(sample, self._observed.house))
+        if rests:
+            withheld = sum(move.cause is Cause.NOT_ALLOWED for move in wanted)
+            seen = replace(seen, withheld=withheld)
+        else:
+            seen = self._noted(seen, actuator.act(wanted))
+        if before is None or seen.lost is not None:
             return seen
         return self._planned(seen, sample, rules, actuator)
 

@@ -261,6 +261,8 @@ def status_line(service: Service) -> str:
     pins = f"{counted(service.pins, 'pin')} so far"
     if service.pins_failing:
         pins += f", {len(service.pins_failing)} failing"
+    if cycle is not None and cycle.withheld:
+        pins += f", {cycle.withheld} not allowed any more, which stay as long as nothing is changed"
     return f"{prefix}{what}; {pins}; {counted(cycle.domains if cycle else 0, 'domain')}"
 
 
