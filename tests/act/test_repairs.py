@@ -91,6 +91,19 @@ def test_a_pin_that_is_allowed_stays(tmp_path: Path) -> None:
     assert not changes
 
 
+def test_nothing_gives_way_while_nodes_are_not_known(tmp_path: Path) -> None:
+    """The topology is not read yet: whether a pin is beside the guest's memory nobody can tell."""
+    host, kept, scheduler, name, changes = balanced(tmp_path)
+    host.definitions[name] = dataclasses.replace(
+        host.definitions[name], memory_nodes={0: frozenset({0})}, memory_strict=frozenset({0})
+    )
+    for _ in range(3):
+        scheduler.cycle(kept, Rules(), on_event=kept.note)
+        host.pass_time()
+    assert str(host.cpus[name]) == "1"
+    assert not changes
+
+
 def test_what_was_undone_and_is_not_allowed_any_more_is_not_pinned_again(tmp_path: Path) -> None:
     """The kernel lets a guest off its pin just as it is excluded: it gets its original back."""
     host, kept, scheduler, name, changes = balanced(tmp_path)

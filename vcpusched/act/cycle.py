@@ -324,7 +324,8 @@ def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
             if pin is None or original is None or reading.held or not definition.allowed:
                 continue
             why = ""
-            if house is not None:
+            # While the machine's nodes are not known no pin is wrong for them.
+            if house is not None and (house.nodes or reading.vcpu not in definition.memory_strict):
                 why = house.objection(domain.name, definition, reading.vcpu, pin & online)
             if why or reading.undone:
                 yield Move(
