@@ -11,7 +11,7 @@ from typing import Final
 
 from vcpusched.act.actuator import Actuator, Event, ignore, never
 from vcpusched.act.comparison import annotated, is_held, reconcile, suspects
-from vcpusched.act.ledger import Changed, Ledger, Record
+from vcpusched.act.ledger import TO_ORIGINAL, Changed, Ledger, Record
 from vcpusched.act.ledger_file import Book
 from vcpusched.act.marks import Marks
 from vcpusched.host.hypervisor import (
@@ -96,27 +96,26 @@ class Reconciler:
             if before.record(move.vcpu) is None:
                 raise VanishedError("the vCPU was not in the last sample")
             ledger = ledger.intending(move)
-        if ledger is before:
-            return
-        away = [move for move in moves if move.cause is Cause.BALANCE]
-        try:
-            self._save(ledger)
-        except NotRecordedError:
-            if away:
-                raise
-            self._book.ledger = ledger
+        if ledger is not before:
+            try:
+                self._save(ledger)
+            except NotRecordedError:
+                if any(move.cause is Cause.BALANCE for move in moves):
+                    raise
+                self._book.ledger = ledger
         self._untried |= {
             move.vcpu: record
             for move in moves
             if move.cause is not Cause.RESET and (record := before.record(move.vcpu)) is not None
         }
-        for move in away:
-            try:
-                self._marks.before_pin(move.vcpu, ledger.entries[move.vcpu.uuid])
-            except HypervisorError:
-                # It may have been written, if the connection broke; the next sample shows it.
-                self._drop_untried()
-                raise
+        try:
+            for move in moves:
+                if move.cause not in TO_ORIGINAL:
+                    self._marks.before_pin(move.vcpu, ledger.entries[move.vcpu.uuid])
+        except HypervisorError:
+            # It may have been written, if the connection broke; the next sample shows it.
+            self._drop_untried()
+            raise
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> CpuSet:
         """Make a move that was intended; returns the offline pCPUs that the kernel did not take.
