@@ -4,6 +4,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
 
+from vcpusched.act.actuator import Event
 from vcpusched.host.hypervisor import CpuRefusedError, HypervisorError, VanishedError
 from vcpusched.model import (
     ALL_CPUS,
@@ -26,7 +27,7 @@ from vcpusched.model import (
     VcpuReading,
     Waited,
 )
-from vcpusched.plan.planner import Plan
+from vcpusched.plan.planner import Move, Plan
 
 SECOND_NS = 1_000_000_000
 
@@ -160,7 +161,8 @@ class MemoryHost:
     `host_wants` what each pCPU runs besides, with guests that are bound, and `isolated` the pCPUs
     that the kernel keeps free. `on_pin` is called before a pin and may raise what libvirt would,
     as may `on_mark` and `on_read` before a mark and before an affinity is read. The kernel takes
-    only affinities that have a pCPU of `cpuset`, which definitions need not tell. `waits` gives for
+    only affinities that have a pCPU of `cpuset`, which definitions need not tell; unless it
+    `takes_offline` pCPUs a pin may name none, as with version 1 of cgroups. `waits` gives for
     which share of the time guests wait; how long the others waited is not known.
     """
 
@@ -171,7 +173,8 @@ class MemoryHost:
         cpus: Mapping[str, str],
         on_pin: Callable[[str], None] = lambda _name: None,
     ) -> None:
-        self.online = CpuSet.of(range(cpu_count))
+        self.online = self.present = CpuSet.of(range(cpu_count))
+        self.takes_offline = True
         self.wants = dict(wants)
         self.cpus = {name: CpuSet.parse(text) for name, text in cpus.items()}
         self.definitions = dict.fromkeys(wants, Definition({0: ALL_CPUS}))
@@ -227,6 +230,7 @@ class MemoryHost:
             unread={DomainUuid(name): Unread(name, "does not answer") for name in self.unread},
             busy=Busy(self.now_ns, dict(self.busy_ns)) if self.host_wants else None,
             isolated=self.isolated,
+            offline=self.present - self.online,
         )
 
     def definition(self, uuid: DomainUuid) -> Definition:
@@ -248,10 +252,18 @@ class MemoryHost:
         self._on_pin(vcpu.uuid)
         if not cpus & self.cpuset:
             raise CpuRefusedError("Invalid argument")
+        if not (cpus & self.online if self.takes_offline else cpus.is_within(self.online)):
+            raise HypervisorError(f"no pCPU of {cpus} can be used")
         self.pins.append((vcpu.uuid, str(cpus)))
-        self.cpus[vcpu.uuid] = cpus
+        self.cpus[vcpu.uuid] = cpus & self.online
         known = self.definitions[vcpu.uuid]
         self.definitions[vcpu.uuid] = dataclasses.replace(known, booked={vcpu.vcpu: cpus})
+
+    def settle(self, _on_event: Callable[[Event], None], *, rests: bool) -> None:
+        """Write nothing down: whoever wants that puts a reconciler before it."""
+
+    def intend(self, moves: Sequence[Move]) -> None:
+        """Write nothing down."""
 
     def mark(self, uuid: DomainUuid, _domain_id: int, origin: Mapping[int, Origin]) -> None:
         """Mark a guest."""

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import PROGRAM, environment, vcpusched
 
-from vcpusched.act.keeper import GivenBack
-from vcpusched.act.ledger import Change, Changed
+from vcpusched.act.actuator import Failure
+from vcpusched.act.ledger import Changed
 from vcpusched.host import libvirt_xml
 from vcpusched.model import CpuSet, Definition, DomainUuid, Host, Topology, VcpuId
 from vcpusched.plan import explain
-from vcpusched.plan.planner import Move, Policy, plan
+from vcpusched.plan.planner import Cause, Move, Policy, plan
 from vcpusched.report import messages, snapshot
 from vcpusched.report.messages import Service
 from vcpusched.service.systemd import StreamLog
@@ -224,16 +224,12 @@ def renamed(host: Host, name: str) -> Host:
 def test_no_name_forges_a_line(name: str) -> None:
     """Each entry is one printable line, and each field what it was, for journald to frame."""
     vcpu, one, two = VcpuId(DomainUuid("a"), 1, 0), CpuSet.of([1]), CpuSet.of([2])
-    move = Move(vcpu, name, one, two, 1000, "why")
+    move = Move(vcpu, name, one, two, 1000, name)
+    moves = [dataclasses.replace(move, cause=cause) for cause in Cause]
     entries = [
-        messages.pin_entry(1, move),
         messages.unread_entry(name, name),
-        messages.given_back_entry(GivenBack(vcpu, name, one, two)),
-        messages.given_back_entry(GivenBack(vcpu, name, one, two, why_not=name)),
-        *(
-            messages.changed_entry(Changed(change, vcpu, name, one, two, was_ours=True))
-            for change in Change
-        ),
+        *(messages.changed_entry(Changed(each, 1)) for each in moves),
+        *(messages.failure_entry(Failure(each, name)) for each in moves),
     ]
     stream = io.StringIO()
     for entry in entries:

@@ -265,7 +265,8 @@ class VcpuReading:
     really use; `on` the pCPU it last ran on, if known; `waited` is None where it was not asked for
     or cannot be known. `ours` tells whether its affinity is a pin of ours, None where nobody keeps
     account of that; `original` is the affinity before our first pin, while one of ours is in force;
-    `held` why it must be left alone, whatever else holds.
+    `pin` is that pin, and `undone` whether the kernel let the vCPU off it; `held` why it must be
+    left alone, whatever else holds.
     """
 
     vcpu: int
@@ -275,6 +276,8 @@ class VcpuReading:
     waited: Waited | None = None
     ours: bool | None = None
     original: CpuSet | None = None
+    pin: CpuSet | None = None
+    undone: bool = False
     held: str = ""
 
 
@@ -364,9 +367,9 @@ class Sample:
     """The whole host as read in one cycle.
 
     `unread` holds the domains that run but could not be read; `busy` is None where nobody tells.
-    `isolated` are the pCPUs that the kernel keeps free of what is not pinned there. `by_libvirt`
-    names the domains whose vCPU threads the kernel did not tell of, so that libvirt was asked, by
-    the reason.
+    `isolated` are the pCPUs that the kernel keeps free of what is not pinned there, `offline` those
+    that there are and that are not online. `by_libvirt` names the domains whose vCPU threads the
+    kernel did not tell of, so that libvirt was asked, by the reason.
     """
 
     topology: Topology
@@ -375,6 +378,7 @@ class Sample:
     busy: Busy | None = None
     isolated: CpuSet = NO_CPUS
     by_libvirt: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    offline: CpuSet = NO_CPUS
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def measure(shape: Shape, directory: Path) -> dict[str, float]:
     """Measure the package on the path: medians of CPU time in ms, and memory in MiB."""
     announcer_of, stream_log = of("announcer", "Announcer"), of("systemd", "StreamLog")
     book_of, file_of = of("ledger_file", "Book"), of("run_directory", "LedgerFile")
-    keeper_of, service_of = of("keeper", "Keeper"), of("messages", "Service")
+    keeper_of, service_of = of("keeper", "Reconciler"), of("messages", "Service")
     settings = of("settings", "Settings")(**({} if shape.floating else {"pin_to": "cpu"}))
     scheduler, simulated = of("cycle", "Scheduler")(), of("simulator", "SimulatedHost")
     with contextlib.suppress(AttributeError):  # earlier commits leave that as Python ships it

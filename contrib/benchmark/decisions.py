@@ -5,6 +5,7 @@ Rule: nothing here knows what is right; `unchanged` compares what two commits pr
 
 import contextlib
 import dataclasses
+import inspect
 import itertools
 import json
 import random
@@ -57,7 +58,7 @@ def draw_rules(seed: int) -> Any:  # noqa: ANN401  the side's Rules
         policy=policy,
         house=known(
             of("rules", "HouseRules"),
-            granularity=policy.granularity,
+            granularity=getattr(policy, "pin_to", None) or policy.granularity,
             exclude_domains=chance.choice([(), ("guest3",)]),
         ),
         smoothing=known(of("observe", "Smoothing"), half_life_s=chance.choice([0.0, 6.0, 30.0])),
@@ -79,28 +80,52 @@ def life(seed: int) -> list[object]:
         told.append(["changed", *(str(getattr(changed, name, "")) for name in changes)])
 
     def begin() -> tuple[Any, Any]:
-        keeper = of("keeper", "Keeper")(world, of("ledger_file", "Book")(store), on_change)
-        return keeper, of("cycle", "Scheduler")()
+        book = of("ledger_file", "Book")(store)
+        with contextlib.suppress(SystemExit):
+            return of("keeper", "Reconciler")(world, book), of("cycle", "Scheduler")()
+        return of("keeper", "Keeper")(world, book, on_change), of("cycle", "Scheduler")()
 
     keeper, scheduler = begin()
+    heard = inspect.signature(scheduler.cycle).parameters
+    hears: dict[str, Any] = {"on_event": lambda event: told.extend(_of_event(event))}
+    if "on_pin" in heard:
+        hears = {"on_pin": on_pin}
     for _ in range(CYCLES):
         world.meddle()
         world.pass_time()
         try:
-            cycle = scheduler.cycle(keeper, rules, on_pin=on_pin)
+            cycle = scheduler.cycle(keeper, rules, **hears)
         except (Killed, of("hypervisor", "HypervisorError")) as error:
             told.append(["ended", type(error).__name__, str(error)])
             keeper, scheduler = begin()
             continue
         told += [["failed", *_as_json(one.move), one.kind, one.why] for one in cycle.failures]
         told += [["proof", proof.verdict] for proof in cycle.proofs]
-        told += [["freed", *_as_json(move)] for move in cycle.freed]
+        freed = cycle.freed if hasattr(cycle, "freed") else cycle.repaired
+        told += [["freed", *_as_json(move)] for move in freed if _is_freed(move)]
         if cycle.lost is not None:
             told.append(["lost", cycle.lost])
             keeper, scheduler = begin()
     with contextlib.suppress(Killed, of("hypervisor", "HypervisorError")):
         told += [["restored", str(one)] for one in keeper.restore()]
     return told
+
+
+def _is_freed(move: Any) -> bool:  # noqa: ANN401  the side's Move
+    return getattr(move, "cause", "worse_off") == "worse_off"
+
+
+def _of_event(event: Any) -> Iterator[list[object]]:  # noqa: ANN401  a later side's
+    """Word what happened as sides before them do, which had an event for each cause."""
+    if not hasattr(event, "number"):
+        return  # failures are told by the cycle
+    move = event.move
+    if move.cause in {"balance", "worse_off"}:
+        yield ["pinned", event.number, *_as_json(move)]
+    elif move.cause == "reset":
+        yield ["changed", "reset", *map(str, (move.vcpu, move.to_cpus, move.from_cpus))]
+    else:
+        yield ["changed", *map(str, (move.cause, move.vcpu, move.from_cpus, move.to_cpus))]
 
 
 def generated(seed: int) -> list[object]:

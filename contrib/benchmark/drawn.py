@@ -36,14 +36,18 @@ ROOMS: Final = {
 }
 """Where each module is, by what it is for: the newest name first."""
 
+FORMER: Final = {"Reconciler": ("Keeper",)}
+"""What classes were called by earlier commits."""
+
 PPM: Final = 1_000_000
 
 
 def of(room: str, name: str, package: str = "vcpusched") -> Any:  # noqa: ANN401  the side's
-    """Return what a module of the side's package defines."""
+    """Return what a module of the side's package defines, by its newest name."""
     for path in ROOMS[room]:
-        with contextlib.suppress(ModuleNotFoundError, AttributeError):
-            return getattr(importlib.import_module(f"{package}.{path}"), name)
+        for known_as in (name, *FORMER.get(name, ())):
+            with contextlib.suppress(ModuleNotFoundError, AttributeError):
+                return getattr(importlib.import_module(f"{package}.{path}"), known_as)
     raise SystemExit(f"no module of this commit is known to be {room}")
 
 

@@ -28,8 +28,8 @@ from methods import METHODS, OURS
 from progress import follow
 from sides import HERE, Side
 
+from vcpusched.act.actuator import Account
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
-from vcpusched.host.hypervisor import Hypervisor
 from vcpusched.model import PPM, Cpu, Host, Topology
 from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.report.simulation import Result
@@ -251,10 +251,10 @@ class _Watched(Scheduler):
         self._judging = replace(HERE.settings(pin_to="cpu").rules(), paused=True)
         self.balanced = 0
 
-    def cycle(self, hypervisor: Hypervisor, rules: Rules, **more: Any) -> Cycle:  # noqa: ANN401  as it is
-        plan = self._watcher.cycle(hypervisor, self._judging).plan
+    def cycle(self, account: Account, rules: Rules, **more: Any) -> Cycle:  # noqa: ANN401  as it is
+        plan = self._watcher.cycle(account, self._judging).plan
         self.balanced += plan is not None and plan.balanced
-        return super().cycle(hypervisor, rules, **more)
+        return super().cycle(account, rules, **more)
 
 
 def _run_one(chosen: LoadSet, seed: int, name: str, competitor: Competitor) -> Run:

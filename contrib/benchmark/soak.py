@@ -1,7 +1,7 @@
 """Runs the production scheduler and ledger for very long, with everything going wrong now and then.
 
 Rule: seeded and exactly repeatable but for what it measures of the process. The host is in memory;
-scheduler, keeper and ledger file are the real ones, and nothing in them is replaced.
+scheduler, reconciler and ledger file are the real ones, and nothing in them is replaced.
 
 Problem: what a fault leaves behind shows only after many others: a record too many, a pin that
     nobody remembers, a file descriptor.
@@ -28,10 +28,11 @@ from typing import Final
 
 from progress import follow, say
 
+from vcpusched.act.comparison import YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
-from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger import Entry
 from vcpusched.act.ledger_file import Book, parse
+from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import (
     Cpu,
@@ -77,8 +78,8 @@ class Vcpu:
     """One vCPU as it really is; `own` is what its affinity would be without us.
 
     `held` since another hand pinned it and we had a look at it. The service knows it (`known`) once
-    it has seen it, or has it in its file. For `doubts` cycles it has been unknown whether a pin was
-    made.
+    it has seen it for some seconds, the first time at `seen_ns`, or has it in its file. For
+    `doubts` cycles it has been unknown whether a pin was made.
     """
 
     allowed: CpuSet
@@ -90,6 +91,7 @@ class Vcpu:
     touched: bool = False
     held: bool = False
     known: bool = False
+    seen_ns: int | None = None
     doubts: int = 0
 
 
@@ -136,7 +138,9 @@ class World:
                 unread[uuid] = Unread(guest.name, "does not answer")
                 continue
             for vcpu in guest.vcpus:
-                vcpu.held, vcpu.known = vcpu.held or vcpu.touched, True
+                vcpu.held = vcpu.held or vcpu.touched
+                vcpu.seen_ns = self.now_ns if vcpu.seen_ns is None else vcpu.seen_ns
+                vcpu.known = vcpu.known or self.now_ns - vcpu.seen_ns >= YOUNG_NS
             domains.append(self._reading(uuid, guest))
         return Sample(Topology(tuple(Cpu(cpu) for cpu in ONLINE)), tuple(domains), unread=unread)
 
@@ -245,7 +249,7 @@ class World:
         for uuid, guest in self.guests.items():
             records = kept[uuid].records if uuid in kept else {}
             for number, vcpu in enumerate(guest.vcpus):
-                vcpu.known = number in records
+                vcpu.known, vcpu.seen_ns = number in records, None
                 if not vcpu.known:
                     vcpu.touched = vcpu.held = False
 
@@ -253,9 +257,9 @@ class World:
         """Give what is in the file."""
         return parse(self._path.read_text()).entries if self._path.exists() else {}
 
-    def end(self, keeper: Keeper) -> None:
+    def end(self, reconciler: Reconciler) -> None:
         """Have all pins given back, and note which were not."""
-        keeper.restore()
+        reconciler.restore()
         for guest in self.guests.values():
             if guest.origin:
                 self.broken.append(f"{guest.name} still carries a mark")
@@ -343,12 +347,12 @@ class Process:
         if self.book.problem:
             world.broken.append(self.book.problem)
         self._scheduler = Scheduler()
-        self.keeper = Keeper(world, self.book)
+        self.reconciler = Reconciler(world, self.book)
 
     def cycle(self, rules: Rules) -> int:
         """Run one cycle; gives the number of pins."""
         try:
-            cycle = self._scheduler.cycle(self.keeper, rules)
+            cycle = self._scheduler.cycle(self.reconciler, rules)
         except ConnectionLostError:
             self.reconnect()
             return 0
@@ -356,11 +360,11 @@ class Process:
             return 0
         if cycle.lost is not None:
             self.reconnect()
-        return len(cycle.pinned) + len(cycle.freed)
+        return len(cycle.pinned) + len(cycle.repaired)
 
     def reconnect(self) -> None:
         """Begin with another connection."""
-        self.keeper = Keeper(self._world, self.book)
+        self.reconciler = Reconciler(self._world, self.book)
         self._scheduler = Scheduler()
 
 
@@ -408,7 +412,7 @@ def soak(cycles: int, seed: int, directory: Path) -> bool:
             pins += process.cycle(rules)
             is_over = world.happens("the service was started anew", 1)
             if is_over:
-                process.keeper.settle()
+                process.reconciler.save()
         except Killed:
             is_over = True
         if is_over:
@@ -423,7 +427,7 @@ def soak(cycles: int, seed: int, directory: Path) -> bool:
         if world.broken:
             break
     world.quiet = True
-    world.end(process.keeper)
+    world.end(process.reconciler)
     say(
         f"{cycles:,} cycles in {time.monotonic() - began_s:.0f} s, seed {seed}: {pins:,} pins, "
         f"{lives:,} lives of the service, {len(world.guests)} guests in the end"

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from builders import SECOND_NS, MemoryHost
 
+from vcpusched.act.actuator import Event
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.feedback import Verdict
-from vcpusched.act.keeper import Keeper
+from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book
+from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
 from vcpusched.model import (
     ALL_CPUS,
@@ -139,7 +141,7 @@ def test_who_was_moved_in_vain_is_left_alone() -> None:
     assert set(held.values()) == {"moved in vain, so left alone for 5 min more"}
 
 
-def bound_in_vain(directory: Path, elsewhere: float) -> tuple[MemoryHost, Keeper]:
+def bound_in_vain(directory: Path, elsewhere: float) -> tuple[MemoryHost, Reconciler]:
     """Give two guests of 50 % that may use both pCPUs, bound to pCPU 0 by us, and wait half.
 
     `elsewhere` is how busy the other pCPU is.
@@ -148,10 +150,12 @@ def bound_in_vain(directory: Path, elsewhere: float) -> tuple[MemoryHost, Keeper
     host = MemoryHost(2, dict.fromkeys(names, 0.5), dict.fromkeys(names, "0-1"))
     host.waits = dict.fromkeys(names, 0.5)
     host.host_wants = {0: 0.0, 1: elsewhere}
-    kept = Keeper(host, Book(LedgerFile(directory)))
+    kept = Reconciler(host, Book(LedgerFile(directory)))
     kept.sample()
     for name in names:
-        kept.pin(VcpuId(DomainUuid(name), host.domain_ids[name], 0), CpuSet.of([0]))
+        vcpu = VcpuId(DomainUuid(name), host.domain_ids[name], 0)
+        kept.intend([Move(vcpu, name, CpuSet.parse("0-1"), CpuSet.of([0]), 0, "")])
+        kept.pin(vcpu, CpuSet.of([0]))
     host.pins.clear()
     return host, kept
 
@@ -167,8 +171,8 @@ def test_those_that_wait_share_the_room_that_they_would_find(
     host.pass_time()
     cycle = scheduler.cycle(kept, Rules())
     assert len(cycle.waits) == 2
-    assert [str(move.to_cpus) for move in cycle.freed] == ["0-1"] * freed
-    assert host.pins == [(move.domain, "0-1") for move in cycle.freed]
+    assert [str(move.to_cpus) for move in cycle.repaired] == ["0-1"] * freed
+    assert host.pins == [(move.domain, "0-1") for move in cycle.repaired]
 
 
 def test_no_original_is_given_back_that_the_definition_does_not_allow_any_more(
@@ -182,7 +186,9 @@ def test_no_original_is_given_back_that_the_definition_does_not_allow_any_more(
     scheduler = Scheduler()
     scheduler.cycle(kept, Rules())
     host.pass_time()
-    host.definitions["a"] = Definition({0: CpuSet.of([0])}, booked={0: CpuSet.of([0])})
+    # Of two vCPUs, one of which is not there: a pCPU for one alone would be its own.
+    only = dict.fromkeys((0, 1), CpuSet.of([0]))
+    host.definitions["a"] = Definition(only, booked={0: CpuSet.of([0])})
     cycle = scheduler.cycle(kept, Rules())
     assert host.pins == [("b", "0-1")]
     (failure,) = cycle.failures
@@ -271,7 +277,7 @@ def test_no_pin_when_cancelled_while_the_definition_is_read() -> None:
 
 def test_each_pin_is_told_when_it_is_made() -> None:
     """A cycle that loses the connection in its second pin has told the first."""
-    told: list[Move] = []
+    told: list[Event] = []
 
     def lose_the_second(_name: str) -> None:
         if told:
@@ -279,7 +285,7 @@ def test_each_pin_is_told_when_it_is_made() -> None:
 
     host, scheduler = crowded(lose_the_second), Scheduler()
     run(scheduler, host, 2)
-    cycle = scheduler.cycle(host, Rules(), on_pin=lambda _number, move: told.append(move))
+    cycle = scheduler.cycle(host, Rules(), on_event=told.append)
     assert len(told) == len(host.pins) == 1
     assert cycle.lost == "gone"
 
@@ -297,10 +303,10 @@ def test_a_pin_whose_answer_was_lost_is_told_if_it_was_made(*, made: bool) -> No
             raise ConnectionLostError("gone")
 
     host, scheduler = crowded(lose_the_first), Scheduler()
-    told: list[Move] = []
+    told: list[Event] = []
     run(scheduler, host, 3)
-    scheduler.cycle(host, Rules(), on_pin=lambda _number, move: told.append(move))
-    assert [move.domain for move in told] == (asked[:1] if made else [])
+    scheduler.cycle(host, Rules(), on_event=told.append)
+    assert [event.move.domain for event in told] == (asked[:1] if made else [])
 
 
 @pytest.mark.parametrize(
@@ -339,12 +345,13 @@ def test_half_an_exchange_is_given_back() -> None:
 
     wants = {"a": 0.9, "b": 0.4, "c": 0.6, "d": 0.15}
     host = MemoryHost(2, wants, {"a": "0", "b": "0", "c": "1", "d": "1"}, refuse_the_second)
-    told: list[tuple[str, str]] = []
+    events: list[Event] = []
     scheduler = Scheduler()
     run(scheduler, host, 2)
-    cycle = scheduler.cycle(
-        host, Rules(), on_pin=lambda _, move: told.append((move.domain, str(move.to_cpus)))
-    )
+    cycle = scheduler.cycle(host, Rules(), on_event=events.append)
+    made = [event.move for event in events if isinstance(event, Changed)]
+    told = [(move.domain, str(move.to_cpus)) for move in made]
+    assert len(events) == len(made) + len(cycle.failures)
     assert cycle.plan is not None
     assert cycle.plan.moves[0].exchanged_with == cycle.plan.moves[1].vcpu
     assert {name: str(cpus) for name, cpus in host.cpus.items()} == {
@@ -536,7 +543,7 @@ def test_an_edited_definition_is_obeyed_before_the_move(edited: Definition, why:
     class Edited:
         """The host with a sample from before the edit."""
 
-        definition, pin = host.definition, host.pin
+        definition, pin, settle, intend = host.definition, host.pin, host.settle, host.intend
 
         @staticmethod
         def sample() -> object:

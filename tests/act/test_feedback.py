@@ -9,10 +9,8 @@ from builders import host
 
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.feedback import (
-    DOUBT_NS,
     PATIENCE_NS,
     Look,
-    Patience,
     Promise,
     Rest,
     Verdict,
@@ -20,8 +18,9 @@ from vcpusched.act.feedback import (
     proven,
     worse_bound,
 )
-from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger_file import Book
+from vcpusched.act.reconciler import Reconciler
+from vcpusched.act.table import BACK_OFF_NS, VcpuTable
 from vcpusched.model import (
     PPM,
     PPM_PER_POINT,
@@ -40,7 +39,7 @@ from vcpusched.model import (
     VcpuReading,
 )
 from vcpusched.observe.placement_rules import HouseRules
-from vcpusched.plan.planner import Floating, Policy, plan
+from vcpusched.plan.planner import Floating, Move, Policy, plan
 from vcpusched.service.run_directory import LedgerFile
 from vcpusched.simulate.simulator import Place, SimulatedHost
 from vcpusched.simulate.workload import Guest, Workload
@@ -132,24 +131,25 @@ def test_nobody_waited() -> None:
 def test_who_was_moved_in_vain_is_left_alone_twice_as_long_each_time() -> None:
     """Five minutes, ten, and five again once it helped."""
     vcpu = HOGS.vcpus[0].id
-    patience = Patience()
+    table = VcpuTable()
     now_ns = 0
     for minutes in (5, 10, 20):
-        patience.doubt(vcpu, now_ns)
+        table.back_off(vcpu, now_ns)
         for passed, fixed in ((0, True), (minutes - 1, True), (minutes, False)):
             at_ns = now_ns + passed * 60 * SECOND_NS
-            assert stays(patience, vcpu, at_ns) is fixed, (minutes, passed)
+            assert stays(table, vcpu, at_ns) is fixed, (minutes, passed)
         now_ns += minutes * 60 * SECOND_NS
-    patience.trust(vcpu)
-    patience.doubt(vcpu, now_ns)
-    assert not stays(patience, vcpu, now_ns + DOUBT_NS)
+    table.helped(vcpu)
+    table.back_off(vcpu, now_ns)
+    assert not stays(table, vcpu, now_ns + BACK_OFF_NS)
 
 
-def stays(patience: Patience, vcpu: VcpuId, now_ns: int) -> bool:
+def stays(table: VcpuTable, vcpu: VcpuId, now_ns: int) -> bool:
     """Tell whether a vCPU of HOGS is left alone at a time."""
-    domain = DomainReading(vcpu.uuid, vcpu.domain_id, "", now_ns, 0, (), Definition())
+    there = (VcpuReading(vcpu.vcpu, 0, CpuSet.of([0])),)
+    domain = DomainReading(vcpu.uuid, vcpu.domain_id, "", now_ns, 0, there, Definition())
     sample = Sample(Topology(()), (domain,))
-    applied = patience.applied(HOGS, sample, number=1, cooldown_s=0)
+    applied = table.applied(HOGS, sample, number=1, cooldown_s=0)
     (found,) = [other for other in applied.vcpus if other.id == vcpu]
     assert found.fixed == bool(found.why)
     return found.fixed
@@ -158,16 +158,16 @@ def stays(patience: Patience, vcpu: VcpuId, now_ns: int) -> bool:
 def test_who_refuses_is_left_alone_twice_as_long_each_time() -> None:
     """Ten cycles, twenty, and ten again once a pin was made; a guest like a pCPU."""
     vcpu = HOGS.vcpus[0].id
-    patience = Patience()
+    table = VcpuTable()
     for who in (vcpu.uuid, 1):
         for number, cycles in ((0, 10), (10, 20), (30, 40)):
-            patience.refused(who, number)
-            assert patience.quarantined(number + cycles - 1) == {who}
-            assert patience.quarantined(number + cycles) == frozenset()
-        patience.pinned(vcpu, CpuSet.of([1]))
-        patience.refused(who, 100)
-        assert patience.quarantined(110) == frozenset()
-        patience.pinned(vcpu, CpuSet.of([1]))
+            table.refused(who, number)
+            assert table.quarantined(number + cycles - 1) == {who}
+            assert table.quarantined(number + cycles) == frozenset()
+        table.pinned(vcpu, CpuSet.of([1]))
+        table.refused(who, 100)
+        assert table.quarantined(110) == frozenset()
+        table.pinned(vcpu, CpuSet.of([1]))
 
 
 def bound(original: str, cpus: str = "0", held: str = "") -> tuple[Sample, Host, VcpuId]:
@@ -254,7 +254,7 @@ def test_a_neighbour_appears(tmp_path: Path) -> None:
     freed, waited = neighbour(tmp_path, cooled)
     assert len(freed) == 1
     assert freed[0][0] == 20
-    assert freed[0][1].freed[0].to_cpus == CpuSet.parse("0-1")
+    assert freed[0][1].repaired[0].to_cpus == CpuSet.parse("0-1")
     assert not freed[0][1].executed
     assert waited[20] > PPM // 10
     assert all(wait < PPM // 100 for wait in waited[freed[0][0] + 2 :])
@@ -262,7 +262,10 @@ def test_a_neighbour_appears(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("house", [HouseRules("all,^1"), HouseRules(exclude_domains=("ours",))])
 def test_what_is_undone_need_not_be_managed(house: HouseRules, tmp_path: Path) -> None:
-    """Its original affinity has a pCPU that plans may not use by now, or plans leave it alone."""
+    """Its original affinity has a pCPU that plans may not use by now, or plans leave it alone.
+
+    In the second case it is given back at once, whether it waits or not.
+    """
     rules = Rules(house=house)
     freed, _ = neighbour(tmp_path, rules)
     # A pCPU that is not managed is no pCPU of the host's, so nobody knows whether it idles.
@@ -299,7 +302,7 @@ def neighbour(directory: Path, rules: Rules) -> tuple[list[tuple[int, Cycle]], l
     ours = Guest("ours", ((60 * PPM_PER_POINT,) * periods,))
     hog = Guest("hog", ((PPM,) * (periods - 20),), start=20, pin=CpuSet.of([0]))
     simulated = MarkedHost(Workload("", 2, periods, (ours, hog)), Place.FLOATING)
-    keeper = Keeper(simulated, Book(LedgerFile(directory)))
+    keeper = Reconciler(simulated, Book(LedgerFile(directory)))
     scheduler = Scheduler()
     freed: list[tuple[int, Cycle]] = []
     waited: list[int] = []
@@ -307,10 +310,12 @@ def neighbour(directory: Path, rules: Rules) -> tuple[list[tuple[int, Cycle]], l
         simulated.pass_period()
         if period == 0:
             (domain,) = keeper.sample().domains
-            keeper.pin(VcpuId(domain.uuid, domain.domain_id, 0), CpuSet.of([0]))
+            vcpu = VcpuId(domain.uuid, domain.domain_id, 0)
+            keeper.intend([Move(vcpu, domain.name, CpuSet.parse("0-1"), CpuSet.of([0]), 0, "")])
+            keeper.pin(vcpu, CpuSet.of([0]))
         policy = dataclasses.replace(rules.policy, floating=Floating.KERNEL)
         cycle = scheduler.cycle(keeper, dataclasses.replace(rules, policy=policy))
-        if cycle.freed:
+        if cycle.repaired:
             freed.append((period, cycle))
         results = {result.domain: result for result in simulated.vcpu_results()}
         waited.append(results["ours"].wait_ns)

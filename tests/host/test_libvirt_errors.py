@@ -8,7 +8,7 @@ import pytest
 from builders import MemoryHost
 
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
-from vcpusched.act.feedback import ASIDE_CYCLES
+from vcpusched.act.table import QUARANTINE_CYCLES
 from vcpusched.host.connection import on_connecting, translate
 from vcpusched.host.hypervisor import (
     CPU_REFUSED,
@@ -105,7 +105,7 @@ def test_what_is_done_when_a_pin_fails(code: str) -> None:
     (failure,) = cycle.failures
     assert failure.why == "what libvirt said"
     assert failure.expected == vanished
-    run(scheduler, host, ASIDE_CYCLES - 1)
+    run(scheduler, host, QUARANTINE_CYCLES - 1)
     assert len(host.pins) == (1 if vanished else 2)
     assert refusing.count(refusing[0]) == 1
 

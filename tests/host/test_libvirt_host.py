@@ -85,7 +85,7 @@ def test_a_transient_domain_may_go_where_it_might_when_it_was_first_seen() -> No
     """A pin is in its live definition, and it has no other: no pin makes its mask narrower.
 
     Neither when its definition is read anew, nor over the next connection. Once it has ended, it
-    begins anew.
+    begins anew, also where nobody saw the end: within one period, or while we were not connected.
     """
     outside = libvirt.open("test:///default")  # all of a process see the same domains
     domain = outside.createXML(TRANSIENT.format("0,2"))
@@ -103,6 +103,15 @@ def test_a_transient_domain_may_go_where_it_might_when_it_was_first_seen() -> No
         host.sample()
         domain = outside.createXML(TRANSIENT.format("4"))
         assert str(sampled(host).allowed[0]) == "4"
+        domain.destroy()
+        domain = outside.createXML(TRANSIENT.format("2"))
+        assert str(sampled(host).allowed[0]) == "2"
+        host.close()
+        domain.destroy()
+        domain = outside.createXML(TRANSIENT.format("0,4"))
+        host = LibvirtHost.open("test:///default", first_seen=first_seen)
+        assert str(sampled(host).allowed[0]) == "0,4"
+        assert len(first_seen) == 1
     finally:
         domain.destroy()
         host.close()

@@ -9,11 +9,12 @@ import libvirt
 import pytest
 from lab import Guest, Lab
 
-from vcpusched.act.keeper import Keeper
 from vcpusched.act.ledger_file import Book
+from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.libvirt_host import LibvirtHost
 from vcpusched.host.libvirt_xml import ORIGIN
 from vcpusched.model import CpuSet, VcpuId
+from vcpusched.plan.planner import Move
 from vcpusched.service.run_directory import LedgerFile
 
 HOOK: Final = Path(__file__).parents[2] / "packaging/libvirt_hook.py"
@@ -40,17 +41,24 @@ def add_hook(etc: Path, name: str, script: str) -> None:
     hook.chmod(0o755)
 
 
-def pinned(lab: Lab, directory: Path) -> tuple[Guest, Keeper]:
+def pinned(lab: Lab, directory: Path) -> tuple[Guest, Reconciler]:
     """Give a guest whose vCPUs we pinned to pCPU 1: one from pCPU 0, one from anywhere."""
     guest = lab.add_guest("ours", [0.05, 0.05])
     guest.domain().pinVcpu(0, (True, False))
-    keeper = Keeper(LibvirtHost.open(lab.uri), Book(LedgerFile(directory)))
-    (found,) = keeper.sample().domains
-    for vcpu in (0, 1):
-        keeper.pin(VcpuId(found.uuid, found.domain_id, vcpu), CpuSet.of([1]))
+    keeper = Reconciler(LibvirtHost.open(lab.uri), Book(LedgerFile(directory)))
+    put(keeper, 0, 1)
     assert [guest.affinity(vcpu) for vcpu in (0, 1)] == [{1}, {1}]
     assert ORIGIN in guest.domain().XMLDesc(0)
     return guest, keeper
+
+
+def put(keeper: Reconciler, *vcpus: int) -> None:
+    """Pin vCPUs of the only guest to pCPU 1, as the moves of a plan."""
+    (found,) = keeper.sample().domains
+    ids = [VcpuId(found.uuid, found.domain_id, vcpu) for vcpu in vcpus]
+    keeper.intend([Move(vcpu, found.name, CpuSet(), CpuSet.of([1]), 0, "") for vcpu in ids])
+    for vcpu in ids:
+        keeper.pin(vcpu, CpuSet.of([1]))
 
 
 def migrate(guest: Guest, to: Lab) -> None:
@@ -76,10 +84,11 @@ def test_a_guest_that_migrates(etc: Path, qemu_cache: Path, tmp_path: Path) -> N
         migrate(guest, there)
         assert is_as_before(guest, there)
         keeper.sample()
+        keeper.settle()
         assert "ours" not in (tmp_path / "affinity.json").read_text()
         (tmp_path / "there").mkdir()
         host = LibvirtHost.open(there.uri)
-        assert Keeper(host, Book(LedgerFile(tmp_path / "there"))).restore() == []
+        assert Reconciler(host, Book(LedgerFile(tmp_path / "there"))).restore() == []
 
 
 def test_a_guest_that_wakes(etc: Path, qemu_cache: Path, tmp_path: Path) -> None:
@@ -92,8 +101,9 @@ def test_a_guest_that_wakes(etc: Path, qemu_cache: Path, tmp_path: Path) -> None
             assert is_as_before(guest, lab)
             (found,) = keeper.sample().domains
             assert [vcpu.ours for vcpu in found.vcpus] == [False, False]
+            keeper.settle()
             assert "ours" not in (tmp_path / "affinity.json").read_text()
-            keeper.pin(VcpuId(found.uuid, found.domain_id, 1), CpuSet.of([1]))
+            put(keeper, 1)
 
 
 def test_beside_other_hooks(etc: Path, qemu_cache: Path, tmp_path: Path) -> None:
@@ -133,7 +143,7 @@ def test_doubt_fails_no_wake(why: str, etc: Path, qemu_cache: Path, tmp_path: Pa
         guest.start()
         assert guest.affinity(0) == {1}
         (tmp_path / "affinity.json").unlink()
-        Keeper(LibvirtHost.open(lab.uri), Book(LedgerFile(tmp_path))).restore()
+        Reconciler(LibvirtHost.open(lab.uri), Book(LedgerFile(tmp_path))).restore()
         assert guest.affinity(0) == {0}
         assert ORIGIN not in guest.domain().XMLDesc(0)
 
@@ -151,6 +161,6 @@ def test_without_the_hook(qemu_cache: Path, tmp_path: Path) -> None:
             assert [guest.affinity(vcpu) for vcpu in (0, 1)] == [{1}, {1}]
             (tmp_path / "there").mkdir()
             host = LibvirtHost.open(there.uri)
-            given = Keeper(host, Book(LedgerFile(tmp_path / "there"))).restore()
-            assert [str(one.to_cpus) for one in given] == ["0", "0-1"]
+            given = Reconciler(host, Book(LedgerFile(tmp_path / "there"))).restore()
+            assert [str(one.move.to_cpus) for one in given] == ["0", "0-1"]
             assert [guest.affinity(vcpu) for vcpu in (0, 1)] == [{0}, {0, 1}]

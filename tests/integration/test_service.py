@@ -89,11 +89,11 @@ def test_a_dry_run_changes_nothing(lab: Lab) -> None:
     for index in range(2):
         lab.add_guest(f"g{index}", [0.08], pin=0)
     with running(lab, "0.5", "--dry-run") as service:
-        service.wait("a plan", lambda: bool(service.lines("Dry run: would pin")))
+        service.wait("a plan", lambda: bool(service.lines("Dry run: would make 1 pin")))
         service.wait_cycles(6)
         assert service.pins == 0
         assert not service.lines("Pinned")
-        assert len(service.lines("Dry run: would pin")) == 1
+        assert len(service.lines("Dry run: would make 1 pin")) == 1
         assert service.status.startswith("Dry run. Unbalanced")
     assert set(places(lab).values()) == {frozenset({0})}
 

@@ -410,6 +410,27 @@ def test_a_guest_that_was_saved_with_our_pin(lab: Lab) -> None:
         assert not mark(guest)
 
 
+def test_a_guest_wakes_beside_the_service(lab: Lab) -> None:
+    """Ten times from a managed save, sampled twice a second: our pin is known as ours each time.
+
+    Its threads are wide for a moment before libvirt applies the pin that was saved.
+    """
+    crowd(lab)
+    with running(lab, "0.5") as service:
+        pinned(service, 2)
+        guest = moved(lab)
+        for _ in range(10):
+            guest.domain().managedSave(0)
+            guest.start()
+            service.wait_cycles(3)
+            assert not service.lines("Another hand")
+            assert ledger(service)[guest.name]["original"] == "0"
+            assert mark(guest)
+        service.terminate()
+        assert are_all_on_0(lab)
+        assert not mark(guest)
+
+
 def test_restore_after_a_reboot(lab: Lab) -> None:
     """The run directory is new, a guest that was saved wakes with pin and mark: it is found."""
     crowd(lab)

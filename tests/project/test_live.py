@@ -14,10 +14,10 @@ from live_tables import cycles_table, live_tables
 from live_verdict import Answer, Measure, judge
 from soak_live import BY_HAND, PINNED
 
-from vcpusched.act.ledger import Change, Changed
+from vcpusched.act.ledger import Changed
 from vcpusched.model import CpuSet, DomainUuid, VcpuId
-from vcpusched.plan.planner import Move
-from vcpusched.report.messages import changed_entry, pin_entry
+from vcpusched.plan.planner import Cause, Move
+from vcpusched.report.messages import changed_entry
 
 TWO = CpuSet.parse("0-1")
 EIGHT = CpuSet.parse("0-7")
@@ -259,13 +259,11 @@ def test_the_soak_understands_the_log() -> None:
     vcpu = VcpuId(DomainUuid("u"), 3, 2)
     for to in (CpuSet.parse("1"), CpuSet.parse("0-1,4")):
         move = Move(vcpu, "guest12", CpuSet.parse("0"), to, 530_000, "is on the way to pCPU 9: so")
-        found = PINNED.search(f"12:00:00 {pin_entry(7, move).message}")
+        found = PINNED.search(f"12:00:00 {changed_entry(Changed(move, 7)).message}")
         assert found is not None
         assert found.groups() == ("2", "guest12", str(to))
-    for change in (Change.PINNED, Change.POOLED):
-        changed = Changed(
-            change, vcpu, "guest12", CpuSet.parse("0"), CpuSet.parse("1"), was_ours=True
-        )
-        found = BY_HAND.search(changed_entry(changed).message)
+    for cause in (Cause.PINNED, Cause.POOLED):
+        changed = dataclasses.replace(move, cause=cause)
+        found = BY_HAND.search(changed_entry(Changed(changed)).message)
         assert found is not None
         assert found.groups() == ("2", "guest12")

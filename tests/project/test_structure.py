@@ -47,9 +47,6 @@ DOORS = {
 LINES_MAX = 350
 
 LONGER = {
-    "act.cycle",
-    "act.keeper",
-    "act.ledger",
     "cli.main",
     "cli.top",
     "model",

@@ -10,12 +10,12 @@ import pytest
 from builders import host
 from program import vcpusched
 
+from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.feedback import Proof, Verdict
-from vcpusched.act.keeper import GivenBack
-from vcpusched.act.ledger import Change, Changed
+from vcpusched.act.ledger import Changed
 from vcpusched.model import CpuSet, Granularity
-from vcpusched.plan.planner import Policy, plan
+from vcpusched.plan.planner import Cause, Move, Policy, plan
 from vcpusched.report import display, history, messages
 from vcpusched.report.history import History, Kind, Told
 from vcpusched.report.messages import Entry
@@ -39,9 +39,16 @@ def told(entry: Entry | None, at_s: float, **trusted: str) -> Told:
     return Told(at_s, {**entry.fields, "MESSAGE": entry.message, **from_journald})
 
 
+def pin_entry(move: Move) -> Entry:
+    """Give what the service writes about a pin of its cycle 7."""
+    return messages.changed_entry(Changed(move, 7))
+
+
 def a_plan(at_s: float = NOON_S, *, proven: bool = True, **trusted: str) -> list[Told]:
     """Give what the service writes about a plan of two pins, and what came of it."""
-    entries = [told(messages.pin_entry(7, move), at_s, **trusted) for move in FOUND.moves]
+    entries = [
+        told(messages.changed_entry(Changed(move, 7)), at_s, **trusted) for move in FOUND.moves
+    ]
     entries.append(told(messages.plan_entry(CYCLE, Granularity.CPU), at_s + 0.1, **trusted))
     if proven:
         entries.append(told(messages.outcome_entry(PROOF), at_s + 3, **trusted))
@@ -81,7 +88,7 @@ def test_vcpus_that_were_only_let_in_their_set() -> None:
     ]
     found = dataclasses.replace(FOUND, gap_after_ppm=FOUND.gap_before_ppm, moves=tuple(wide))
     cycle = dataclasses.replace(CYCLE, plan=found, pinned=found.moves)
-    pins = [told(messages.pin_entry(7, move), NOON_S) for move in wide]
+    pins = [told(pin_entry(move), NOON_S) for move in wide]
     entries = [*pins, told(messages.plan_entry(cycle, Granularity.CACHE), NOON_S + 0.1)]
     (event,) = past(entries).events
     assert (
@@ -90,7 +97,7 @@ def test_vcpus_that_were_only_let_in_their_set() -> None:
     assert history.figures(event) == []
     (event,) = past(pins).events
     assert history.headline(event) == "2 pins without a plan"
-    (event,) = past([told(messages.pin_entry(7, FOUND.moves[0]), NOON_S), *entries]).events
+    (event,) = past([told(pin_entry(FOUND.moves[0]), NOON_S), *entries]).events
     assert history.headline(event) == "3 pins by the plan of cycle 7"
     assert history.figures(event) == [("gap", "100 points", "100 points", "-")]
 
@@ -113,13 +120,14 @@ def test_cycles_of_different_processes_are_different() -> None:
 def test_pins_without_a_plan_and_what_was_given_back() -> None:
     """The way back of a vCPU that was worse off; affinities given back are one event."""
     move = FOUND.moves[0]
-    given = GivenBack(move.vcpu, move.domain, CpuSet.of([1]), CpuSet.of([0]))
-    refused = dataclasses.replace(given, why_not="it is busy")
+    given = dataclasses.replace(
+        move, from_cpus=move.to_cpus, to_cpus=move.from_cpus, cause=Cause.RESTORED
+    )
     entries = [
-        told(messages.pin_entry(8, move), NOON_S),
-        *(told(messages.given_back_entry(given), NOON_S + after_s) for after_s in (5, 6, 50)),
+        told(messages.changed_entry(Changed(move, 8)), NOON_S),
+        *(told(messages.changed_entry(Changed(given)), NOON_S + after_s) for after_s in (5, 6, 50)),
     ]
-    assert "MESSAGE_ID" not in messages.given_back_entry(refused).fields
+    assert "MESSAGE_ID" not in messages.failure_entry(Failure(given, "it is busy")).fields
     events = past(entries).events
     assert [(event.kind, len(event.moves)) for event in events] == [
         (Kind.PINS, 1),
@@ -132,8 +140,8 @@ def test_pins_without_a_plan_and_what_was_given_back() -> None:
 def test_what_the_kernel_undid() -> None:
     """Pins made again are told as such, from where the kernel had put the vCPU; others are not."""
     vcpu, one, all_cpus = FOUND.moves[0].vcpu, CpuSet.of([1]), CpuSet.parse("0-3")
-    undone = Changed(Change.RESET, vcpu, "g0", one, all_cpus, was_ours=True)
-    left = dataclasses.replace(undone, change=Change.LEFT)
+    undone = Changed(Move(vcpu, "g0", all_cpus, one, 0, "", cause=Cause.RESET), 9)
+    left = Changed(dataclasses.replace(undone.move, cause=Cause.LEFT))
     assert "MESSAGE_ID" not in messages.changed_entry(left).fields
     found = past([told(messages.changed_entry(undone), NOON_S + after_s) for after_s in (0, 3)])
     assert [(event.kind, len(event.moves)) for event in found.events] == [(Kind.RESET, 2)]

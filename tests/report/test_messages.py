@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from builders import host
 
-from vcpusched.act.cycle import Cycle, Failure, Unclear
+from vcpusched.act.actuator import Failure
+from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Proof, Verdict
+from vcpusched.act.ledger import Changed
 from vcpusched.model import DomainUuid, Granularity
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import messages, snapshot
@@ -30,7 +32,7 @@ ACTED = Cycle(
 
 def test_a_pin_has_the_fields_that_the_design_fixes() -> None:
     """Loads with two decimals in pCPUs, FROM and TO as cpulists, a constant message ID."""
-    entry = messages.pin_entry(7, FOUND.moves[0])
+    entry = messages.changed_entry(Changed(FOUND.moves[0], 7))
     assert entry.priority is Priority.INFO
     assert entry.message == (
         "Pinned vCPU 0 of g0 (25 %) from pCPU 0 to pCPU 1: pCPU 0 was at 100 % and pCPU 1 at 0 %;"
@@ -138,14 +140,6 @@ def test_a_wish_that_is_not_understood_is_a_warning() -> None:
     assert entry.fields == {"VCPUSCHED_DOMAIN": "a\nb", "VCPUSCHED_DOMAIN_UUID": "u"}
 
 
-def test_a_dry_run_is_no_pin() -> None:
-    """Its entries carry no pin's message ID, so that no history counts them."""
-    entries = messages.dry_run_entries(FOUND)
-    assert len(entries) == 2
-    assert all(entry.message.startswith("Dry run: would pin vCPU 0 of g") for entry in entries)
-    assert not any(entry.fields for entry in entries)
-
-
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -179,6 +173,10 @@ def test_a_dry_run_is_no_pin() -> None:
             {"pins_failing": ("x",), "cycle": Cycle(1, 1)},
             "Measuring the first period; 0 pins so far, 1 failing; 1 domain",
         ),
+        (
+            {"cycle": Cycle(1, 1, withheld=2)},
+            "Measuring the first period; 0 pins so far, 2 not allowed any more, which stay as long",
+        ),
         ({"trouble": "no\nway", "cycle": ACTED}, "Cannot read the host: no?way"),
         (
             {"cycle": dataclasses.replace(ACTED, pinned=())},
@@ -198,7 +196,7 @@ def test_hostile_names_cannot_forge_a_line() -> None:
     evil = "web\nPRIORITY=0\x1b[2J" + "x" * 10_000
     move = dataclasses.replace(FOUND.moves[0], domain=evil)
     for entry in (
-        messages.pin_entry(1, move),
+        messages.changed_entry(Changed(move, 1)),
         messages.failure_entry(Failure(move, "no\nway")),
         messages.unread_entry(evil, "no\nway"),
     ):

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from builders import host
 
-from vcpusched.act.cycle import Cycle, Failure
+from vcpusched.act.actuator import Failure
+from vcpusched.act.cycle import Cycle
 from vcpusched.act.feedback import Proof, Verdict
-from vcpusched.act.keeper import GivenBack
-from vcpusched.act.ledger import Change, Changed
-from vcpusched.model import PPM, CpuSet, Host
+from vcpusched.act.ledger import Changed
+from vcpusched.model import PPM, Host
 from vcpusched.plan.fairness import unmet_ppm
-from vcpusched.plan.planner import Policy, plan
+from vcpusched.plan.planner import Cause, Policy, plan
 from vcpusched.report import metrics
 from vcpusched.report.messages import Service
 from vcpusched.report.tally import Tally
@@ -59,6 +59,8 @@ def tallied(*cycles: Cycle) -> Tally:
     """Give the counts after some cycles."""
     tally = Tally()
     for cycle in cycles:
+        for move in (*cycle.pinned, *cycle.repaired):
+            tally.changed(move.cause)
         tally.cycled(cycle, 0.02, 0.004)
     return tally
 
@@ -107,6 +109,7 @@ def test_all_of_it(tmp_path: Path) -> None:
         'vcpusched_pin_changes_total{reason="worse_off"}': 0,
         'vcpusched_pin_changes_total{reason="reset"}': 0,
         'vcpusched_pin_changes_total{reason="given_back"}': 0,
+        'vcpusched_pin_changes_total{reason="not_allowed"}': 0,
         'vcpusched_pin_failures_total{reason="busy"}': 1,
         'vcpusched_pin_failures_total{reason="denied"}': 0,
         'vcpusched_pin_failures_total{reason="vanished"}': 0,
@@ -252,13 +255,11 @@ def test_the_service_writes_it(tmp_path: Path) -> None:
     assert told.getvalue().count("Could not write metrics to") == 1
     file.parent.mkdir()
     move = FOUND.moves[0]
-    announcer.given_back(GivenBack(move.vcpu, move.domain, CpuSet.of([1]), CpuSet.of([0])))
-    announcer.changed(
-        Changed(Change.RESET, move.vcpu, move.domain, CpuSet.of([1]), CpuSet.of([0]), was_ours=True)
-    )
+    for cause in (Cause.BALANCE, Cause.RESTORED, Cause.RESET, Cause.PINNED):
+        announcer.happened(Changed(dataclasses.replace(move, cause=cause)))
     announcer.cycled(ACTED, 0.1, 0.1)
     found = series(file.read_text())
-    assert found['vcpusched_pin_changes_total{reason="balance"}'] == 3 * len(FOUND.moves)
+    assert found['vcpusched_pin_changes_total{reason="balance"}'] == 1
     assert found['vcpusched_pin_changes_total{reason="reset"}'] == 1
     assert found['vcpusched_pin_changes_total{reason="given_back"}'] == 1
     assert list(file.parent.iterdir()) == [file]

@@ -1,7 +1,6 @@
-"""Judges whether what was done helped, and remembers whom to leave alone for a while.
+"""Judges whether what was done helped, and finds vCPUs that were better off unbound.
 
-Rule: judges what was measured, and knows no clock but that of the samples; only `Patience`
-remembers: whoever was moved lately or in vain, or refused a pin, guest or pCPU.
+Rule: judges what was measured, remembers nothing, and knows no clock but that of the samples.
 
 Problem: loads are estimates and plans are promises. A pin that helps nobody is worse than none, and
     a vCPU that floated may have been better off.
@@ -17,13 +16,13 @@ Properties: what was not measured is not judged. A plan that touched nobody who 
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final
 
-from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, DomainUuid, Host, Sample, Vcpu, VcpuId
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Sample, Vcpu, VcpuId
 from vcpusched.observe.demand import CROWDED_PPM, WAITS_PPM
-from vcpusched.plan.planner import MIN_WAIT_PPM, Move, Plan, Policy
+from vcpusched.plan.planner import MIN_WAIT_PPM, Cause, Move, Plan, Policy
 from vcpusched.text import percent
 
 PATIENCE_NS: Final = 20_000_000_000
@@ -198,6 +197,7 @@ def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
                     f"it waited for {percent(wait_ppm)} of the time on pCPU {reading.affinity}, "
                     f"while others of its original affinity {original} idled"
                 ),
+                cause=Cause.WORSE_OFF,
             )
 
 
@@ -246,104 +246,3 @@ def _bounds(host: Host, policy: Policy) -> tuple[object, ...]:
     fields = attrgetter("id", "cpus", "allowed", "fixed", "shares", "quota_ppm", "spread")
     waiting = [vcpu.wait_ppm >= MIN_WAIT_PPM[policy.floating] for vcpu in host.vcpus]
     return host.unsettled, [cpu.cpu for cpu in host.cpus], [*map(fields, host.vcpus)], waiting
-
-
-ASIDE_CYCLES, ASIDE_CYCLES_MAX = 10, 640
-"""For how many cycles a guest or pCPU that refused a pin is in quarantine; doubled each time."""
-
-DOUBT_NS: Final = 300_000_000_000
-DOUBT_MAX_NS: Final = 24 * 3_600_000_000_000
-"""For how long a vCPU that was moved in vain is left alone; doubled when it is so again."""
-
-_MINUTE_NS: Final = 60_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Left:
-    """Until when somebody is left alone, and how long that is in all: in cycles, or in ns."""
-
-    until: int
-    length: int
-
-
-class Patience:
-    """What happened lately to vCPUs and domains that still run, and to pCPUs."""
-
-    def __init__(self) -> None:
-        self._pinned: set[VcpuId] = set()
-        self._cools_from_ns: dict[VcpuId, int] = {}
-        self._aside: dict[DomainUuid | int, _Left] = {}
-        """By guest, and by the number of a pCPU."""
-        self._doubts: dict[VcpuId, _Left] = {}
-
-    def pinned(self, vcpu: VcpuId, cpus: CpuSet) -> None:
-        """Note that a vCPU was pinned to these pCPUs, or may have been."""
-        self._pinned.add(vcpu)
-        for proven in (vcpu.uuid, *cpus):
-            self._aside.pop(proven, None)
-
-    def refused(self, who: DomainUuid | int, number: int) -> None:
-        """Note that a guest or pCPU refused a pin in the cycle of this number."""
-        known = self._aside.get(who)
-        cycles = ASIDE_CYCLES if known is None else min(known.length * 2, ASIDE_CYCLES_MAX)
-        self._aside[who] = _Left(number + cycles, cycles)
-
-    def quarantined(self, number: int) -> frozenset[DomainUuid | int]:
-        """Return the guests and pCPUs that refused a pin lately, in the cycle of this number."""
-        return frozenset(who for who, aside in self._aside.items() if number < aside.until)
-
-    def doubt(self, vcpu: VcpuId, now_ns: int) -> None:
-        """Note that a vCPU was moved in vain."""
-        known = self._doubts.get(vcpu)
-        length_ns = DOUBT_NS if known is None else min(known.length * 2, DOUBT_MAX_NS)
-        self._doubts[vcpu] = _Left(now_ns + length_ns, length_ns)
-
-    def trust(self, vcpu: VcpuId) -> None:
-        """Note that to move a vCPU helped."""
-        self._doubts.pop(vcpu, None)
-
-    def applied(self, host: Host, sample: Sample, *, number: int, cooldown_s: float) -> Host:
-        """Fix whoever is to be left alone, in the cycle of this number, so that plans do without.
-
-        Whoever does not run any more is forgotten.
-        """
-        running = {domain.uuid for domain in sample.domains} | set(sample.unread)
-        there = {vcpu.id for vcpu in host.vcpus}
-        known = {*running, *host.online}
-        self._aside = {who: aside for who, aside in self._aside.items() if who in known}
-        aside = self.quarantined(number)
-        refused = CpuSet.of(who for who in aside if isinstance(who, int))
-        self._doubts = {vcpu: doubt for vcpu, doubt in self._doubts.items() if vcpu in there}
-        now_ns = {domain.uuid: domain.at_ns for domain in sample.domains}
-        for vcpu in self._pinned & there:
-            # Counted from the first look after the pin, so never less than was asked for.
-            if vcpu.uuid in now_ns:
-                self._cools_from_ns[vcpu] = now_ns[vcpu.uuid]
-                self._pinned.discard(vcpu)
-        self._pinned = {vcpu for vcpu in self._pinned if vcpu.uuid in running}
-        self._cools_from_ns = {
-            vcpu: from_ns
-            for vcpu, from_ns in self._cools_from_ns.items()
-            if vcpu.uuid in running and now_ns.get(vcpu.uuid, from_ns) - from_ns < cooldown_s * 1e9
-        }
-
-        def judged(vcpu: Vcpu) -> Vcpu:
-            why = self._why(vcpu.id, now_ns.get(vcpu.id.uuid, 0), cooldown_s)
-            if vcpu.id.uuid in aside:
-                why = "its guest refused a pin lately"
-            elif refused and not why:
-                vcpu = replace(vcpu, allowed=vcpu.allowed - refused)
-                why = "" if vcpu.allowed else "all pCPUs that it may use refused a pin lately"
-            return replace(vcpu, fixed=True, why=why) if why else vcpu
-
-        vcpus = (vcpu if vcpu.fixed else judged(vcpu) for vcpu in host.vcpus)
-        return replace(host, vcpus=tuple(vcpus))
-
-    def _why(self, vcpu: VcpuId, now_ns: int, cooldown_s: float) -> str:
-        if vcpu in self._cools_from_ns or vcpu in self._pinned:
-            return f"moved less than {cooldown_s:g} s ago"
-        doubt = self._doubts.get(vcpu)
-        if doubt is not None and now_ns < doubt.until:
-            minutes = -(-(doubt.until - now_ns) // _MINUTE_NS)
-            return f"moved in vain, so left alone for {minutes} min more"
-        return ""

@@ -1,13 +1,15 @@
 """What must be known to undo what was done: the affinity of each vCPU before our first pin.
 
-Rule: pure values; who keeps them, and in which file, is the business of `ledger_file` and `keeper`.
+Rule: pure values; what a sample shows beside them is found in `comparison`, and they are kept by
+`ledger_file` and `reconciler`.
 
 Problem: a pin that nobody remembers is taken for the administrator's by whoever comes next, also by
     ourselves after a `kill -9`; and an administrator's pin must not be taken for one of ours.
 Approach: each vCPU that was seen has a record of its affinity as we left it. An affinity that is
     neither that one nor one that was asked for is another hand's.
 Terms: a pin is pending from before it is asked for until it was seen in force; the original is the
-    affinity before the first pin, and there only while a pin of ours is in force or pending.
+    affinity before the first pin, and there only while a pin of ours is in force or pending. A pin
+    is undone while the kernel has the vCPU elsewhere and libvirt's books still have the pin.
 Algorithm: 1. Write down original and pending affinity. 2. Pin. 3. What a later sample shows tells
     whether 2 happened.
 Properties: between any two steps the original is in the ledger, or in force, or both. A vCPU whose
@@ -17,27 +19,18 @@ Properties: between any two steps the original is in the ledger, or in force, or
 """
 
 import enum
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vcpusched.model import (
-    ALL_CPUS,
-    CpuSet,
-    Definition,
-    DomainReading,
-    DomainUuid,
-    Sample,
-    VcpuId,
-    VcpuReading,
-)
+from vcpusched.model import NO_CPUS, CpuSet, DomainUuid, VcpuId
+from vcpusched.plan.planner import Cause, Move
 
 RESETS_MAX: Final = 3
 """How often a pin of ours that was undone is made again."""
 
-
-UNSEEN_NS_MAX: Final = 60 * 1_000_000_000
-"""So long a pin may take whose answer was lost: libvirt gives up on it after 30 s."""
+TO_ORIGINAL: Final = frozenset({Cause.WORSE_OFF, Cause.NOT_ALLOWED, Cause.RESTORED})
+"""The causes of moves that end a pin of ours."""
 
 
 class Hold(enum.StrEnum):
@@ -47,36 +40,29 @@ class Hold(enum.StrEnum):
     RESET = "reset"
 
 
-class Change(enum.StrEnum):
-    """What another hand, or the kernel, did to an affinity.
-
-    `PINNED`: another hand pinned the vCPU to one pCPU. `POOLED`: it gave it several. `RESET`: the
-    kernel undid our pin, which libvirt still has in its books. `LEFT`: once too often.
-    """
-
-    PINNED = "pinned"
-    POOLED = "pooled"
-    RESET = "reset"
-    LEFT = "left"
-
-
 @dataclass(frozen=True, slots=True)
 class Record:
     """What is known of one vCPU.
 
     `run_ns` is its CPU time when last seen; `affinity` what it had then, or was pinned to since;
     `original` is None without a pin of ours; `pending` was asked for and not seen in force yet;
-    `resets` counts how often the last pin was undone and made again; `unseen_ns` is the clock of
-    the first sample that did not show what is pending, 0 before there was one.
+    `resets` counts how often the last pin was undone and made again since `reset_ns`, and it is
+    `undone` when the last sample found it so; `unseen_ns` is the clock of the first sample that did
+    not show what is pending, and `young_ns` of the first sample of a vCPU that libvirt may still be
+    starting or waking; each 0 where there is none. Records are equal where what is kept of them is,
+    but for the CPU time.
     """
 
-    run_ns: int
+    run_ns: int = field(compare=False)
     affinity: CpuSet
     original: CpuSet | None = None
     pending: CpuSet | None = None
     held: Hold | None = None
     resets: int = 0
-    unseen_ns: int = 0
+    unseen_ns: int = field(default=0, compare=False)
+    undone: bool = field(default=False, compare=False)
+    reset_ns: int = field(default=0, compare=False)
+    young_ns: int = field(default=0, compare=False)
 
     @property
     def is_ours(self) -> bool:
@@ -109,6 +95,11 @@ class Entry:
         """Whether a pin of ours is, or may be, in force."""
         return any(record.is_ours for record in self.records.values())
 
+    @property
+    def is_young(self) -> bool:
+        """Whether libvirt may still be putting vCPUs where they belong."""
+        return any(record.young_ns for record in self.records.values())
+
     def is_kept(self) -> bool:
         """Tell whether there is anything that outlives the process."""
         return self.held or self.marked or any(map(is_kept, self.records.values()))
@@ -121,14 +112,17 @@ def is_kept(record: Record) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """One affinity that was changed by another hand or the kernel."""
+    """One affinity that was changed; the cause of its move says by whom and why.
 
-    change: Change
-    vcpu: VcpuId
-    domain: str
-    from_cpus: CpuSet
-    to_cpus: CpuSet
-    was_ours: bool
+    `number` is that of the cycle in which we did it, 0 outside of one. `was_ours` tells whether a
+    pin of ours was in force before. Of an original that is `missing` which is offline, and so stays
+    recorded.
+    """
+
+    move: Move
+    number: int = 0
+    was_ours: bool = True
+    missing: CpuSet = NO_CPUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,24 +143,28 @@ class Ledger:
                 if record.is_ours:
                     yield VcpuId(uuid, entry.domain_id, vcpu), entry, record
 
-    def intending(self, vcpu: VcpuId, cpus: CpuSet) -> "Ledger":
-        """Give the ledger before a pin. Raises KeyError for a vCPU that was never seen."""
-        record = self.entries[vcpu.uuid].records[vcpu.vcpu]
+    def intending(self, move: Move) -> "Ledger":
+        """Return the ledger before a move. Raises KeyError for a vCPU that was never seen."""
+        record = self.entries[move.vcpu.uuid].records[move.vcpu.vcpu]
+        if move.cause is Cause.RESET:
+            return self  # the pin is known, and what undoes it
         original = record.affinity if record.original is None else record.original
-        intended = replace(record, original=original, pending=cpus, resets=0, unseen_ns=0)
-        return self._with(vcpu, intended).marking(vcpu.uuid, marked=True)
+        pending = original if move.cause in TO_ORIGINAL else move.to_cpus
+        intended = Record(record.run_ns, record.affinity, original, pending, record.held)
+        return self.noting(move.vcpu, intended).marking(move.vcpu.uuid, marked=True)
 
-    def made(self, vcpu: VcpuId) -> "Ledger":
-        """Give the ledger after the pin that was pending."""
-        record = self.entries[vcpu.uuid].records[vcpu.vcpu]
-        if record.pending is None:
-            return self
-        return self._with(vcpu, _settled(replace(record, affinity=record.pending, pending=None)))
+    def made(self, vcpu: VcpuId, but_for: CpuSet = NO_CPUS) -> "Ledger":
+        """Return the ledger after the pin that was pending, or undone.
 
-    def not_reset(self, vcpu: VcpuId) -> "Ledger":
-        """Give the ledger without the last reset: the pin could not be made again."""
+        While pCPUs are offline the kernel may take what was pending only `but_for` these; then it
+        is no original that is in force again.
+        """
         record = self.entries[vcpu.uuid].records[vcpu.vcpu]
-        return self._with(vcpu, replace(record, resets=max(record.resets - 1, 0)))
+        if record.pending is not None:
+            record = settled(replace(record, affinity=record.pending - but_for, pending=None))
+        elif record.undone:
+            record = replace(record, undone=False, resets=record.resets + 1)
+        return self.noting(vcpu, record)
 
     def marking(self, uuid: DomainUuid, *, marked: bool) -> "Ledger":
         """Give the ledger with a domain marked or not. Raises KeyError for one never seen."""
@@ -187,83 +185,8 @@ class Ledger:
         }
         return self._with_entry(uuid, replace(entry, held=False, records=records))
 
-    def suspects(self, sample: Sample) -> frozenset[DomainUuid]:
-        """Give the domains in which the kernel may have undone a pin of ours, or one that is held.
-
-        Whether it did, only libvirt's books can tell: they still have the pin then.
-        """
-        online = sample.topology.online
-        found = set()
-        for domain in sample.domains:
-            for reading in domain.vcpus:
-                record = self.record(VcpuId(domain.uuid, domain.domain_id, reading.vcpu))
-                if record is not None and (
-                    _may_be_reset(record, reading, online)
-                    or _may_still_be_held(record, reading, online)
-                ):
-                    found.add(domain.uuid)
-        return frozenset(found)
-
-    def compared(
-        self,
-        sample: Sample,
-        told: Mapping[DomainUuid, Mapping[int, CpuSet]],
-        unseen: Collection[DomainUuid] = (),
-        uri: str = "",
-    ) -> tuple["Ledger", tuple[Changed, ...]]:
-        """Give the ledger as a sample shows it, and what others changed since.
-
-        `told` is what libvirt's books say of the `suspects`. Of domains that are `unseen` since
-        libvirtd may have been restarted neither another domain id nor that they are missing means
-        anything: ids may have been given anew, and a daemon that starts finds its guests one after
-        the other. The sample is that of the libvirt at `uri`, which knows nothing of the domains of
-        another one.
-        """
-        online = sample.topology.online
-        entries = {
-            uuid: entry
-            for uuid, entry in self.entries.items()
-            if uuid in sample.unread
-            or (entry.is_kept() and (uuid in unseen or not entry.is_at(uri)))
-        }
-        changes: list[Changed] = []
-        for domain in sample.domains:
-            before = self.entries.get(domain.uuid)
-            # One that was written down by another address may well be of the same libvirt.
-            is_unseen = domain.uuid in unseen or (before is not None and not before.is_at(uri))
-            if before is not None and _is_another_run(before, domain, is_unseen=is_unseen):
-                before = None
-                entries.pop(domain.uuid, None)
-            if before is None:
-                # Before its definition is known nobody knows whether it bears our mark.
-                if domain.definition.allowed:
-                    records = {
-                        reading.vcpu: _first(domain.definition, reading, sample)
-                        for reading in domain.vcpus
-                    }
-                    entries[domain.uuid] = Entry(domain.name, domain.domain_id, records, uri=uri)
-                continue
-            # A vCPU that is missing is kept: one that is plugged in anew begins with no CPU time.
-            records = dict(before.records)
-            for reading in domain.vcpus:
-                known = records.get(reading.vcpu)
-                if known is None or reading.run_ns < known.run_ns:
-                    records[reading.vcpu] = Record(reading.run_ns, reading.affinity)
-                    continue
-                books = told.get(domain.uuid, {}).get(reading.vcpu)
-                stated = domain.definition.allowed.get(reading.vcpu, ALL_CPUS)
-                record, change = _compared(known, reading, online, books, stated, domain.at_ns)
-                records[reading.vcpu] = record
-                if change is not None:
-                    vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
-                    was, now = known.affinity, reading.affinity
-                    changes.append(Changed(change, vcpu, domain.name, was, now, known.is_ours))
-            entries[domain.uuid] = replace(
-                before, name=domain.name, domain_id=domain.domain_id, records=records, uri=uri
-            )
-        return Ledger(entries), tuple(changes)
-
-    def _with(self, vcpu: VcpuId, record: Record) -> "Ledger":
+    def noting(self, vcpu: VcpuId, record: Record) -> "Ledger":
+        """Return the ledger with another record of a vCPU."""
         entry = self.entries[vcpu.uuid]
         records = {**entry.records, vcpu.vcpu: record}
         return self._with_entry(vcpu.uuid, replace(entry, records=records))
@@ -272,101 +195,8 @@ class Ledger:
         return Ledger({**self.entries, uuid: entry})
 
 
-def _is_another_run(before: Entry, domain: DomainReading, *, is_unseen: bool) -> bool:
-    if before.domain_id == domain.domain_id:
-        return False
-    return not is_unseen or any(
-        reading.run_ns < before.records[reading.vcpu].run_ns
-        for reading in domain.vcpus
-        if reading.vcpu in before.records
-    )
-
-
-def _first(definition: Definition, reading: VcpuReading, sample: Sample) -> Record:
-    """Give the record of a vCPU in a run that was not seen before: what bears our mark is ours."""
-    record = Record(reading.run_ns, reading.affinity)
-    online = sample.topology.online
-    origin = definition.origin.get(reading.vcpu)
-    # While a guest wakes, libvirt's books have its pin and the thread has not.
-    pin = definition.booked.get(reading.vcpu, reading.affinity)
-    if origin is None or not origin.explains(pin, online):
-        return record
-    # "Anywhere" is where the kernel puts whom nobody binds.
-    everywhere = online - sample.isolated
-    original = (everywhere if origin.original == ALL_CPUS else origin.original) & online
-    stated = definition.allowed.get(reading.vcpu, ALL_CPUS)
-    # A mark of another host's may name pCPUs that there are not here.
-    original = (original & stated) or (everywhere & stated) or record.affinity
-    return _settled(replace(record, original=original))
-
-
-def _settled(record: Record) -> Record:
+def settled(record: Record) -> Record:
     """Forget the original once it is in force again: there is no pin of ours any more."""
     if record.pending is None and record.original == record.affinity:
         return replace(record, original=None, resets=0)
     return record
-
-
-def _may_be_reset(record: Record, reading: VcpuReading, online: CpuSet) -> bool:
-    left, now = record.affinity & online, reading.affinity
-    if not (record.is_ours and left) or record.held is not None or now == left:
-        return False
-    if record.pending is not None and now == record.pending & online:
-        return False
-    return len(now) > len(left)
-
-
-def _may_still_be_held(record: Record, reading: VcpuReading, online: CpuSet) -> bool:
-    """Tell whether it may have been the kernel that widened what another hand had pinned."""
-    left = record.affinity & online
-    return record.held is Hold.PINNED and bool(left) and len(reading.affinity) > len(left)
-
-
-def _compared(  # noqa: PLR0913, PLR0917  all that is known of one vCPU
-    record: Record,
-    reading: VcpuReading,
-    online: CpuSet,
-    books: CpuSet | None,
-    stated: CpuSet,
-    at_ns: int,
-) -> tuple[Record, Change | None]:
-    now = reading.affinity
-    record = replace(record, run_ns=reading.run_ns)
-    if record.pending is not None and now == record.pending & online:
-        return _settled(replace(record, affinity=record.pending, pending=None)), None
-    left = record.affinity & online
-    is_pin = len(now) == 1 and not (stated & online).is_within(now)
-    # The kernel shows only pCPUs that are online; while none is, it lets the vCPU go anywhere that
-    # its definition names, and whoever pinned it there was a person.
-    is_held = _may_still_be_held(record, reading, online) and books in {None, record.affinity}
-    is_held |= record.held is Hold.RESET and len(now) > 1
-    if is_held or now == left or (not left and not is_pin):
-        return _doubted(record, at_ns), None
-    if _may_be_reset(record, reading, online):
-        if books is None:
-            return record, None  # not known yet
-        if books in {record.affinity, record.pending}:
-            known = _settled(replace(record, affinity=books, pending=None))
-            if known.is_ours:
-                return _reset(known)
-            # The pin that was pending was not made: what the kernel undid was none of ours.
-    if is_pin:
-        return Record(record.run_ns, now, held=Hold.PINNED), Change.PINNED
-    return Record(record.run_ns, now), Change.POOLED
-
-
-def _doubted(record: Record, at_ns: int) -> Record:
-    """Give up a pending pin that no sample shows: another hand's must not be taken for it."""
-    if record.pending is None:
-        return record
-    if not record.unseen_ns:
-        return replace(record, unseen_ns=at_ns)
-    if at_ns - record.unseen_ns < UNSEEN_NS_MAX:
-        return record
-    return _settled(replace(record, pending=None, unseen_ns=0))
-
-
-def _reset(record: Record) -> tuple[Record, Change]:
-    if record.resets < RESETS_MAX:
-        return replace(record, resets=record.resets + 1), Change.RESET
-    return replace(record, held=Hold.RESET), Change.LEFT

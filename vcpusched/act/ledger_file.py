@@ -144,9 +144,9 @@ class Book:
     stays there untouched, and `elsewhere` tells of it.
 
     `ledger` may be set to one that need not be kept before anything else happens; others are
-    `save`d. `written` are the domains in the store, and it `is_closed` once somebody else keeps
-    that. `problem` says on one line what was wrong with the store, empty when nothing was. One that
-    can neither be read nor set aside is never written, nor one that this book only reads.
+    `save`d. It `is_closed` once somebody else keeps the store. `problem` says on one line what was
+    wrong with the store, empty when nothing was. One that can neither be read nor set aside is
+    never written, nor one that this book only reads.
     """
 
     def __init__(self, store: Store, uri: str = "", *, writes: bool = True) -> None:
@@ -168,7 +168,7 @@ class Book:
             self._is_usable = False
             self.problem = f"The ledger cannot be read ({_text(error)}); no pin is made"
         self._kept = self._rendered(self.ledger)
-        self.written = frozenset(self._texts)
+        self._saved = self._entries()
 
     def _set_aside(self, error: LedgerError) -> str:
         said = f"The ledger cannot be used ({printable(str(error), 200)})"
@@ -201,13 +201,22 @@ class Book:
             if text != self._kept:
                 self._store.replace(text)
                 self._kept = text
-            self.written = frozenset(self._texts)
+            self._saved = self._entries()
         self.ledger = ledger
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the store has anything that is not so any more, but for CPU times."""
+        kept = {uuid: entry for uuid, entry in self.ledger.entries.items() if entry.is_kept()}
+        return kept != self._saved
 
     def close(self) -> None:
         """Let nothing more be written: somebody else keeps the store from now on."""
         with self._lock:
             self.is_closed = True
+
+    def _entries(self) -> dict[DomainUuid, Entry]:
+        return {uuid: entry for uuid, (entry, _text) in self._texts.items()}
 
     def _rendered(self, ledger: Ledger) -> str:
         """Give the text; only entries that are others than the last time are rendered anew."""

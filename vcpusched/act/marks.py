@@ -74,7 +74,8 @@ class Marks:
             entry, (domain_id, mark) = ledger.entries.get(uuid), self._marks.get(uuid, (0, {}))
             if entry is None or entry.domain_id != domain_id or self._is_right(entry, mark):
                 continue
-            if uuids is None and self._now_ns < self._not_before_ns.get(uuid, 0):
+            is_early = self._now_ns < self._not_before_ns.get(uuid, 0) or entry.is_young
+            if uuids is None and is_early:
                 continue
             wanted = self._wanted(entry) if entry.has_pins else {}
             try:

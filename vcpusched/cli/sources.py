@@ -62,8 +62,8 @@ def present(settings: Settings) -> tuple[Host, str]:
 
 def _sampled(settings: Settings) -> Host:
     # A state or a saved snapshot needs no libvirt.
-    from vcpusched.act.keeper import Keeper
     from vcpusched.act.ledger_file import Book
+    from vcpusched.act.reconciler import Reconciler
     from vcpusched.host.libvirt_host import LibvirtHost
     from vcpusched.observe.observe import observe
     from vcpusched.service.run_directory import LedgerFile
@@ -73,10 +73,10 @@ def _sampled(settings: Settings) -> Host:
         session = LibvirtHost.open(settings.uri, read_only=True)
         # Who is held, and whose pin is whose, the last run of the service wrote down.
         book = Book(LedgerFile(run_directory.locate()), settings.uri, writes=False)
-        keeper = Keeper(session, book, acts=False)
-        before = keeper.sample()
+        reconciler = Reconciler(session, book)
+        before = reconciler.sample()
         time.sleep(settings.period)
-        after = keeper.sample()
+        after = reconciler.sample()
         return observe(before, after, rules=settings.house()).host
 
     if sys.stderr.isatty():

@@ -86,8 +86,8 @@ def _unwritable(directory: Path, error: OSError) -> exits.Refusal:
 
 
 def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
-    from vcpusched.act.keeper import Keeper
     from vcpusched.act.ledger_file import Book
+    from vcpusched.act.reconciler import Reconciler
     from vcpusched.cli.sources import reached
     from vcpusched.host.libvirt_host import LibvirtHost
     from vcpusched.service.restore import carry_out
@@ -103,9 +103,8 @@ def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
             return Answer(exits.FAILURE, problems=(book.problem,))
         with reached(settings.uri):
             session = call_within(CONNECT_PATIENCE_S, lambda: LibvirtHost.open(settings.uri))
-            keeper = Keeper(session, book)
-            keeper.rests = True  # what is not asked for is left as it is
+            reconciler = Reconciler(session, book)
             answer: Answer = call_within(
-                WORK_PATIENCE_S, lambda: carry_out(keeper, asked, beside_service=False)
+                WORK_PATIENCE_S, lambda: carry_out(reconciler, asked, beside_service=False)
             )
         return answer

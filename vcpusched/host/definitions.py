@@ -18,8 +18,8 @@ from vcpusched.model import Definition, DomainUuid
 Key = tuple[DomainUuid, int]
 """One run of a guest: its UUID, and the number that libvirt gives each run."""
 
-FirstSeen = dict[DomainUuid, Definition]
-"""Each transient guest's live definition as it was when it was first seen."""
+FirstSeen = dict[Key, Definition]
+"""The live definition of each run of a transient guest as it was when it was first seen."""
 
 MAX_AGE_NS: Final = 60 * 1_000_000_000
 """How long a definition is trusted: a change of it is obeyed after this at the latest."""
@@ -47,8 +47,8 @@ class Definitions:
     def forget_all_but(self, running: Collection[Key]) -> None:
         """Forget guests that do not run any more."""
         self._known = {key: known for key, known in self._known.items() if key in running}
-        for uuid in self._first_seen.keys() - {uuid for uuid, _domain_id in running}:
-            self._first_seen.pop(uuid, None)
+        for key in self._first_seen.keys() - set(running):
+            self._first_seen.pop(key, None)
 
     def is_due(self, key: Key, now_ns: int) -> bool:
         """Return whether a guest's definition was never read, or its moment has come since.
@@ -80,7 +80,7 @@ class Definitions:
         else:
             # A transient guest has no persistent definition. The live one stands in for it, as it
             # was when the guest was first seen, because later our own pins are in it.
-            stated = replace(self._first_seen.setdefault(key[0], live), wish=None)
+            stated = replace(self._first_seen.setdefault(key, live), wish=None)
         found = libvirt_xml.combined(live, stated)
         self._known[key] = _Known(now_ns, found, _user(live_xml))
 

@@ -27,6 +27,10 @@ class VanishedError(HypervisorError):
     """The domain or vCPU is not there any more, or not running: nothing is wrong."""
 
 
+class OvertakenError(HypervisorError):
+    """Another changed the affinity since it was read, so ours was not made: nothing is wrong."""
+
+
 class BusyError(HypervisorError):
     """The domain is in the middle of something (a migration, a save) that excludes pinning."""
 

@@ -66,6 +66,7 @@ class LibvirtHost:
         self._connection = connection
         self._domains: dict[DomainUuid, Any] = {}
         self._map_length = 0
+        self._offline = CpuSet()
         self._topologies = Topologies(lambda: capabilities(uri))
         self._definitions = Definitions(first_seen, cgroups.usual_shares())
         self._threads = Threads()
@@ -135,6 +136,7 @@ class LibvirtHost:
             busy=host_cpus.busy(),
             isolated=host_cpus.isolated() | host_cpus.tickless(),
             by_libvirt={why: tuple(names) for why, names in by_libvirt.items()},
+            offline=self._offline,
         )
 
     def _learn_definitions(self, running: Mapping[Key, Any]) -> list[Key]:
@@ -252,6 +254,7 @@ class LibvirtHost:
     def _online(self) -> CpuSet:
         with self._translated():
             self._map_length, flags, _count = self._connection.getCPUMap()
+        self._offline = libvirt_xml.from_map([not flag for flag in flags])
         return libvirt_xml.from_map(flags)
 
     def _read(self, domain: Any) -> Sweep:  # noqa: ANN401

@@ -64,6 +64,26 @@ class Policy:
     fair_shares: bool = False
 
 
+class Cause(enum.StrEnum):
+    """Why an affinity is changed, or was.
+
+    By us: `BALANCE`: by a plan. `WORSE_OFF`: back to the original, as it waited while others idled.
+    `NOT_ALLOWED`: back to the original, as settings or definitions do not allow our pin any more.
+    `RESET`: pinned again, as the kernel had undone our pin. `RESTORED`: back, as was asked for.
+    By others: `PINNED` to one pCPU, or `POOLED` on several; `LEFT`: undone by the kernel once too
+    often.
+    """
+
+    BALANCE = "balance"
+    WORSE_OFF = "worse_off"
+    NOT_ALLOWED = "not_allowed"
+    RESET = "reset"
+    RESTORED = "given_back"
+    PINNED = "pinned"
+    POOLED = "pooled"
+    LEFT = "left"
+
+
 @dataclass(frozen=True, slots=True)
 class Move:
     """One pin to change; `reason` is a sentence for the administrator.
@@ -78,6 +98,7 @@ class Move:
     load_ppm: int
     reason: str
     exchanged_with: VcpuId | None = None
+    cause: Cause = Cause.BALANCE
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from vcpusched.plan.cpu_groups import Bins, bins_of
 from vcpusched.plan.crowded import with_crowded
 from vcpusched.plan.descent import lift, part
 from vcpusched.plan.fairness import trim
-from vcpusched.plan.moves import Floating, Move, Plan, Policy, Step, Stop, in_order, plan_of
+from vcpusched.plan.moves import Cause, Floating, Move, Plan, Policy, Step, Stop, in_order, plan_of
 from vcpusched.plan.objective import Assignment, best_band
 from vcpusched.plan.problem import SCALE, Problem
 from vcpusched.plan.search import (
@@ -50,7 +50,7 @@ from vcpusched.plan.search import (
 )
 from vcpusched.plan.views import problem_of
 
-__all__ = ["Floating", "Granularity", "Move", "Plan", "Policy", "Stop", "plan"]
+__all__ = ["Cause", "Floating", "Granularity", "Move", "Plan", "Policy", "Stop", "plan"]
 
 SATURATION_PPM: Final = 900_000
 """Load from which on a pCPU counts as saturated for binding floaters: above it bursts of the vCPUs

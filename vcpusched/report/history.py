@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from vcpusched.act.feedback import PATIENCE_NS, Verdict
 from vcpusched.model import PPM, CpuSet
+from vcpusched.plan.planner import Cause
 from vcpusched.report.messages import (
     MESSAGE_ID_GIVEN_BACK,
     MESSAGE_ID_OUTCOME,
@@ -56,8 +57,8 @@ class Kind(enum.StrEnum):
 
     PLAN = "plan"
     PINS = "pins"
-    RESET = "reset"
-    GIVEN_BACK = "given_back"
+    RESET = Cause.RESET.value
+    GIVEN_BACK = Cause.RESTORED.value
 
 
 _JOINED: Final = {MESSAGE_ID_RESET: Kind.RESET, MESSAGE_ID_GIVEN_BACK: Kind.GIVEN_BACK}

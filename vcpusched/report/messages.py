@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from vcpusched.act.cycle import Cycle, Failure, Unclear
+from vcpusched.act.actuator import Failure
+from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Proof, Verdict
-from vcpusched.act.keeper import GivenBack
-from vcpusched.act.ledger import RESETS_MAX, Change, Changed
-from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity, VcpuId
+from vcpusched.act.ledger import RESETS_MAX, Changed
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.plan.cpu_groups import untold
 from vcpusched.plan.explain import settled
-from vcpusched.plan.planner import Move, Plan
+from vcpusched.plan.planner import Cause, Move, Plan
 from vcpusched.report.plan_text import counted, done_text, only_lets_in
 from vcpusched.report.snapshot import host_as_json, plan_as_json
 from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
@@ -34,6 +34,15 @@ MESSAGE_ID_GIVEN_BACK: Final = "7b2e74bab6544c01bc89a700e4f484f7"
 MESSAGE_ID_RESET: Final = "c99117327c204bd7a6f45406f39f9796"
 MESSAGE_ID_PLAN: Final = "1b7b454b11c7488faf18e12c14b291a1"
 MESSAGE_ID_OUTCOME: Final = "5637ea496c8c4d53ae29535ec6e97677"
+
+CATALOGUE: Final = {
+    Cause.BALANCE: MESSAGE_ID_PIN,
+    Cause.WORSE_OFF: MESSAGE_ID_PIN,
+    Cause.NOT_ALLOWED: MESSAGE_ID_GIVEN_BACK,
+    Cause.RESET: MESSAGE_ID_RESET,
+    Cause.RESTORED: MESSAGE_ID_GIVEN_BACK,
+}
+"""By the cause of what we changed: what others changed is no pin, and has no ID."""
 
 
 class Priority(enum.IntEnum):
@@ -112,16 +121,46 @@ class Service:
         return untold((cpu.cpu for cpu in host.cpus), self.granularity) if host is not None else ""
 
 
-def pin_entry(number: int, move: Move) -> Entry:
-    """Tell of one changed pin."""
-    return _entry(
-        f"Pinned {_as_moved(move)}",
-        MESSAGE_ID_PIN,
-        **_moved(move.vcpu, move.domain, move.from_cpus, move.to_cpus),
-        LOAD=_decimal(move.load_ppm),
-        REASON=move.reason,
-        CYCLE=number,
-    )
+def changed_entry(changed: Changed) -> Entry:
+    """Tell of one changed affinity."""
+    move = changed.move
+    if move.cause not in CATALOGUE:
+        return _of_others(changed)
+    fields, reason = _moved(move), printable(move.reason, 400)
+    before, now = cpus_text(move.from_cpus), cpus_text(move.to_cpus)
+    whose = vcpu_text(move.vcpu.vcpu, move.domain)
+    if move.cause is Cause.RESET:
+        text = f"The kernel let {whose} off {now}, where it was pinned, and onto {before}:"
+        text += " pinned again"
+    elif CATALOGUE[move.cause] == MESSAGE_ID_GIVEN_BACK:
+        text = f"Gave {whose} its affinity back: from {before} to {now}"
+        text += f", since {reason}" if reason else ""
+        text += missing_text(changed.missing)
+    else:
+        text = f"Pinned {_subject(move)} from {before} to {now}: {reason}"
+        fields |= {"LOAD": _decimal(move.load_ppm), "REASON": move.reason}
+        fields["CYCLE"] = changed.number
+    return _entry(text, CATALOGUE[move.cause], **fields)
+
+
+def missing_text(cpus: CpuSet) -> str:
+    """Say which pCPUs of an original affinity could not be given back."""
+    return f"; {cpus_text(cpus)} of it offline, so it stays recorded" if cpus else ""
+
+
+def _of_others(changed: Changed) -> Entry:
+    move, priority = changed.move, Priority.INFO
+    whose, now = vcpu_text(move.vcpu.vcpu, move.domain), cpus_text(move.to_cpus)
+    if move.cause is Cause.PINNED:
+        text = f"Another hand pinned {whose} to {now}: it stays there, until released or restarted"
+    elif move.cause is Cause.POOLED:
+        priority = Priority.INFO if changed.was_ours else Priority.DEBUG
+        text = f"Another hand lets {whose} use {now}: that is obeyed"
+    else:
+        priority, books = Priority.WARNING, f"{cpus_text(move.from_cpus)}, where it was pinned"
+        often = f"for the {RESETS_MAX + 1}th time within an hour"
+        text = f"{whose} was let off {books}, {often}: it is left alone now"
+    return _entry(text, priority=priority, DOMAIN=move.domain, DOMAIN_UUID=move.vcpu.uuid)
 
 
 def plan_entry(cycle: Cycle, pin_to: Granularity) -> Entry | None:
@@ -170,61 +209,19 @@ def outcome_entry(proof: Proof) -> Entry:
     )
 
 
-def dry_run_entries(plan: Plan) -> list[Entry]:
-    """Tell what would have been done; these entries are no pins and have no pin's message ID."""
-    return [_entry(f"Dry run: would pin {_as_moved(move)}") for move in plan.moves]
-
-
 def failure_entry(failure: Failure) -> Entry:
     """Tell of a pin that could not be made."""
     move, why = failure.move, printable(failure.why, 300)
+    if move.cause is Cause.RESTORED:
+        whose = vcpu_text(move.vcpu.vcpu, move.domain)
+        text = f"Could not give {whose} its affinity back: {why}"
+        return _entry(text, priority=Priority.WARNING, **_moved(move))
     return _entry(
         f"Could not pin {_subject(move)} to {cpus_text(move.to_cpus)}: {why}",
         priority=Priority.DEBUG if failure.expected else Priority.WARNING,
         DOMAIN=move.domain,
         DOMAIN_UUID=move.vcpu.uuid,
     )
-
-
-def changed_entry(changed: Changed) -> Entry:
-    """Tell of an affinity that was changed, and not by us."""
-    now = cpus_text(changed.to_cpus)
-    whose = vcpu_text(changed.vcpu.vcpu, changed.domain)
-    books = f"{cpus_text(changed.from_cpus)}, where it was pinned"
-    priority, text = {
-        Change.PINNED: (
-            Priority.INFO,
-            f"Another hand pinned {whose} to {now}: it stays there, until released or restarted",
-        ),
-        Change.POOLED: (
-            Priority.INFO if changed.was_ours else Priority.DEBUG,
-            f"Another hand lets {whose} use {now}: that is obeyed",
-        ),
-        Change.RESET: (
-            Priority.INFO,
-            f"The kernel let {whose} off {books}, and onto {now}: pinned again",
-        ),
-        Change.LEFT: (
-            Priority.WARNING,
-            f"{whose} was let off {books}, for the {RESETS_MAX + 1}th time: it is left alone now",
-        ),
-    }[changed.change]
-    if changed.change is Change.RESET:
-        # A pin of ours, told as one: from where the kernel had put the vCPU, back to where it was.
-        fields = _moved(changed.vcpu, changed.domain, changed.to_cpus, changed.from_cpus)
-        return _entry(text, MESSAGE_ID_RESET, priority, **fields)
-    return _entry(text, priority=priority, DOMAIN=changed.domain, DOMAIN_UUID=changed.vcpu.uuid)
-
-
-def given_back_entry(given: GivenBack) -> Entry:
-    """Tell of an original affinity that was given back, or was not."""
-    whose = vcpu_text(given.vcpu.vcpu, given.domain)
-    fields = _moved(given.vcpu, given.domain, given.from_cpus, given.to_cpus)
-    if given.why_not:
-        text = f"Could not give {whose} its affinity back: {printable(given.why_not, 300)}"
-        return _entry(text, priority=Priority.WARNING, **fields)
-    places = f"from {cpus_text(given.from_cpus)} to {cpus_text(given.to_cpus)}"
-    return _entry(f"Gave {whose} its affinity back: {places}", MESSAGE_ID_GIVEN_BACK, **fields)
 
 
 def unread_entry(domain: str, why: str) -> Entry:
@@ -276,6 +273,8 @@ def status_line(service: Service) -> str:
     pins = f"{counted(service.pins, 'pin')} so far"
     if service.pins_failing:
         pins += f", {len(service.pins_failing)} failing"
+    if cycle is not None and cycle.withheld:
+        pins += f", {cycle.withheld} not allowed any more, which stay as long as nothing is changed"
     return f"{prefix}{what}; {pins}; {counted(cycle.domains if cycle else 0, 'domain')}"
 
 
@@ -357,10 +356,10 @@ def _entry(
     return Entry(priority, message, {"MESSAGE_ID": message_id, **told} if message_id else told)
 
 
-def _moved(vcpu: VcpuId, domain: str, from_cpus: CpuSet, to_cpus: CpuSet) -> dict[str, Any]:
-    """Give the fields of a changed affinity."""
-    whose = {"DOMAIN": domain, "DOMAIN_UUID": vcpu.uuid, "VCPU": vcpu.vcpu}
-    return {**whose, "FROM": from_cpus, "TO": to_cpus}
+def _moved(move: Move) -> dict[str, Any]:
+    """Return the fields of a changed affinity."""
+    whose = {"DOMAIN": move.domain, "DOMAIN_UUID": move.vcpu.uuid, "VCPU": move.vcpu.vcpu}
+    return {**whose, "FROM": move.from_cpus, "TO": move.to_cpus}
 
 
 def _as_moved(move: Move) -> str:

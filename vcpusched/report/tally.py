@@ -12,20 +12,15 @@ from typing import Final
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.feedback import Verdict
 from vcpusched.model import PPM, DomainUuid, VcpuId
-
-BALANCE: Final = "balance"
-WORSE_OFF: Final = "worse_off"
-RESET: Final = "reset"
-GIVEN_BACK: Final = "given_back"
-PIN_REASONS: Final = (BALANCE, WORSE_OFF, RESET, GIVEN_BACK)
-"""Why an affinity was changed: by a plan; since a vCPU was worse off pinned; since the kernel had
-undone a pin; since originals were asked for."""
+from vcpusched.plan.planner import Cause
+from vcpusched.report.messages import CATALOGUE
 
 FAILURES: Final = {
     "vanished": "vanished",
     "BusyError": "busy",
     "PermissionDeniedError": "denied",
     "NotRecordedError": "not_recorded",
+    "OvertakenError": "vanished",
 }
 """The words for the kinds of failures; any other is `OTHER`."""
 
@@ -71,7 +66,7 @@ class Tally:
 
     def __init__(self) -> None:
         # All words from the start: of a series that begins at 1 nobody sees the increase.
-        self.pin_changes = _zeros(PIN_REASONS)
+        self.pin_changes = _zeros(CATALOGUE)
         self.pin_failures = _zeros([*FAILURES.values(), OTHER])
         self.plans = _zeros(["executed", "dry_run"])
         self.verdicts = _zeros(Verdict)
@@ -84,17 +79,15 @@ class Tally:
         one that began anew, and all of it once more."""
         self._last_ns: int | None = None
 
-    def pinned(self, reason: str) -> None:
-        """Count a changed affinity."""
-        self.pin_changes[reason] += 1
+    def changed(self, cause: Cause) -> None:
+        """Count an affinity that we changed."""
+        self.pin_changes[cause] += 1
 
     def cycled(self, cycle: Cycle, took_s: float | None, planned_s: float | None) -> None:
         """Count what a cycle did; how long it took in all, and of that to plan, if that is known.
 
-        Pins are counted here, and not as they are made, since only the cycle tells why.
+        Affinities are counted as they are changed.
         """
-        self.pin_changes[BALANCE] += len(cycle.pinned)
-        self.pin_changes[WORSE_OFF] += len(cycle.freed)
         self.pin_failures.update(FAILURES.get(one.kind, OTHER) for one in cycle.failures)
         self.verdicts.update(proof.verdict.value for proof in cycle.proofs)
         if cycle.executed and cycle.plan is not None:

@@ -6,21 +6,20 @@ nothing.
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle
-from vcpusched.act.keeper import GivenBack
-from vcpusched.act.ledger import Change, Changed
-from vcpusched.model import PPM_PER_POINT, CpuSet, Granularity
+from vcpusched.model import PPM_PER_POINT, Granularity
+from vcpusched.plan.planner import Cause, Move
 from vcpusched.report import messages
-from vcpusched.report.messages import Entry, PastPin, Pause, Priority, Service
-from vcpusched.report.tally import GIVEN_BACK, RESET, Recent, Tally
+from vcpusched.report.lasting import Lasting
+from vcpusched.report.messages import CATALOGUE, Entry, PastPin, Pause, Priority, Service
+from vcpusched.report.tally import Recent, Tally
 from vcpusched.service import run_directory, systemd
-from vcpusched.service.worker import Pinned
 from vcpusched.settings import Settings
 
 LAST_PINS_MAX: Final = 10
@@ -51,7 +50,7 @@ class Announcer:
         self._metrics_per_vcpu = settings.metrics_per_vcpu
         self._told: set[Hashable] = set()
         self._unread_since_s: dict[str, float] = {}
-        self._last_dry_run: Counter[tuple[CpuSet, CpuSet]] = Counter()
+        self._lasting = Lasting()
         self._status = ""
         self._untold_cycles = 0
 
@@ -72,7 +71,7 @@ class Announcer:
         """Take over changed settings."""
         self._level = Priority[settings.log_level.upper()]
         self._told.clear()
-        self._last_dry_run = Counter()
+        self._lasting = Lasting()
         self._status = ""
         self.service = with_settings(self.service, settings)
         if settings.metrics_file != self._metrics_file:
@@ -80,12 +79,30 @@ class Announcer:
         self._metrics_file = settings.metrics_file
         self._metrics_per_vcpu = settings.metrics_per_vcpu
 
-    def pinned(self, outcome: Pinned) -> None:
-        """Tell of a pin at once when it is made."""
-        self.write(messages.pin_entry(outcome.number, outcome.move))
-        mended = {outcome.move.vcpu.uuid, _OURSELVES}
+    def happened(self, event: Event) -> None:
+        """Tell at once of an affinity that was changed, or could not be."""
+        if isinstance(event, Failure):
+            self._failed(event)
+            return
+        self.write(messages.changed_entry(event))
+        cause = event.move.cause
+        if cause in CATALOGUE:
+            self._tally.changed(cause)
+        if cause in {Cause.BALANCE, Cause.WORSE_OFF}:
+            self._pinned(event.move)
+
+    def _failed(self, failure: Failure) -> None:
+        entry = messages.failure_entry(failure)
+        if failure.move.cause is Cause.RESTORED:
+            self.write(entry)
+        else:
+            whose = _OURSELVES if failure.of_ours else failure.move.vcpu.uuid
+            self.once(("pin", whose, failure.kind), entry)
+
+    def _pinned(self, move: Move) -> None:
+        mended = {move.vcpu.uuid, _OURSELVES}
         self._told = {cause for cause in self._told if _subject_of(cause) not in mended}
-        past = PastPin(time.time(), outcome.move)
+        past = PastPin(time.time(), move)
         self._recent.add(past.at_s)
         self.service = replace(
             self.service,
@@ -106,32 +123,13 @@ class Announcer:
                 self.write(Entry(Priority.WARNING, pause.problem))
         self.publish()
 
-    def changed(self, changed: Changed) -> None:
-        """Tell of an affinity that another hand or the kernel changed."""
-        self.write(messages.changed_entry(changed))
-        if changed.change is Change.RESET:
-            self._tally.pinned(RESET)
-
-    def given_back(self, given: GivenBack) -> None:
-        """Tell of an original affinity that was given back, or was not."""
-        self.write(messages.given_back_entry(given))
-        if not given.why_not:
-            self._tally.pinned(GIVEN_BACK)
-
     def plan_done(self, cycle: Cycle) -> None:
         """Tell of an executed plan."""
         entry = messages.plan_entry(cycle, self.service.granularity)
         if entry is not None:
             self.write(entry)
-        if cycle.plan is None or not (cycle.executed and cycle.dry_run):
-            return
-        # A dry run finds the same again and again, with now one and now another of equal guests;
-        # it is told when what it would do to the pCPUs changes.
-        would = Counter((move.from_cpus, move.to_cpus) for move in cycle.plan.moves)
-        if would != self._last_dry_run:
-            for dry in messages.dry_run_entries(cycle.plan):
-                self.write(dry)
-        self._last_dry_run = would
+        for lasting in self._lasting.entries(cycle, self.service.granularity):
+            self.write(lasting)
 
     def cycled(
         self, cycle: Cycle, took_s: float | None = None, planned_s: float | None = None
@@ -153,9 +151,6 @@ class Announcer:
         for unclear in cycle.unclear:
             cause = ("wish", unclear.uuid, unclear.why)
             self.once(cause, messages.unclear_entry(unclear))
-        for failure in cycle.failures:
-            whose = _OURSELVES if failure.of_ours else failure.move.vcpu.uuid
-            self.once(("pin", whose, failure.kind), messages.failure_entry(failure))
         failing = tuple(
             f"vCPU {failure.move.vcpu.vcpu} of {failure.move.domain}: {failure.why}"
             for failure in cycle.failures

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Final
 
 from vcpusched import __version__
+from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle
-from vcpusched.act.keeper import GivenBack
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book
+from vcpusched.plan.planner import Cause
 from vcpusched.report import messages
 from vcpusched.report.messages import Entry, Priority, Service
 from vcpusched.service import control, exits, rivals, run_directory, systemd
@@ -40,7 +41,6 @@ from vcpusched.service.worker import (
     Cycled,
     Lost,
     Outcome,
-    Pinned,
     Session,
     Unreadable,
     Worker,
@@ -354,17 +354,15 @@ class _Daemon:
                     self._say.plan_done(outcome.cycle)
 
     def _on_change(self, outcome: Outcome) -> None:
-        if isinstance(outcome, Pinned):
-            self._say.pinned(outcome)
-        elif isinstance(outcome, Changed):
-            self._say.changed(outcome)
-        elif isinstance(outcome, GivenBack):
+        if not isinstance(outcome, Changed | Failure):
+            return
+        if outcome.move.cause is Cause.RESTORED:
             self._progress_s, self._may_reconnect = time.monotonic(), True
-            self._say.given_back(outcome)
+        self._say.happened(outcome)
 
     def _on_outcome(self, outcome: Outcome, now_s: float) -> None:
         match outcome:
-            case Pinned() | Changed() | GivenBack():
+            case Changed() | Failure():
                 self._on_change(outcome)
             case Answered(answer):
                 self._state = _State.IDLE

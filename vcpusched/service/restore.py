@@ -1,12 +1,13 @@
 """Gives pins back and ends holds, and says of each domain what came of it.
 
-Rule: done through a `Keeper`, by the service or by a verb under the service's lock; prints nothing.
+Rule: done through a `Reconciler`, by the service or by a verb under its lock; prints nothing.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from vcpusched.act.keeper import GivenBack, Keeper
+from vcpusched.act.actuator import Event, Failure, ignore, never
+from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
     HypervisorError,
@@ -14,25 +15,27 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
 )
 from vcpusched.model import DomainUuid
+from vcpusched.report.messages import missing_text
 from vcpusched.service import exits
 from vcpusched.service.control import Answer, Request, Verb
 from vcpusched.text import cpus_text, printable
 
 
 def carry_out(
-    keeper: Keeper,
+    reconciler: Reconciler,
     request: Request,
     *,
     beside_service: bool,
-    cancelled: Callable[[], bool] = lambda: False,
-    on_given_back: Callable[[GivenBack], None] = lambda _given: None,
+    cancelled: Callable[[], bool] = never,
+    on_event: Callable[[Event], None] = ignore,
 ) -> Answer:
     """Do what is asked for. Raises ConnectionLostError.
 
     `beside_service`: what is given back would be pinned again, and is held.
     """
     try:
-        sample = keeper.sample()
+        sample = reconciler.sample()
+        reconciler.settle(on_event, rests=True)  # what is not asked for is left as it is
         names = {domain.uuid: domain.name for domain in sample.domains}
         names |= {uuid: unread.name for uuid, unread in sample.unread.items()}
         wanted, unknown = _named(names, request.domains)
@@ -40,9 +43,9 @@ def carry_out(
             problems = [f"{printable(name)}: no such domain runs here" for name in unknown]
             return Answer(exits.USAGE, problems=tuple(problems))
         if request.verb is Verb.RELEASE:
-            return _released(keeper, wanted, names)
+            return _released(reconciler, wanted, names)
         hold = beside_service or wanted is not None
-        given = keeper.restore(wanted, hold=hold, cancelled=cancelled, on_given_back=on_given_back)
+        given = reconciler.restore(wanted, hold=hold, cancelled=cancelled, on_event=on_event)
     except ConnectionLostError:
         raise
     except NotRecordedError as error:
@@ -53,9 +56,9 @@ def carry_out(
         return Answer(exits.FAILURE, problems=(f"the host cannot be read: {error}",))
     left = [
         f"{printable(name)}: our mark in its metadata is not taken away; try again"
-        for name in keeper.still_marked(wanted)
+        for name in reconciler.still_marked(wanted)
     ]
-    if wanted is None and (elsewhere := keeper.elsewhere()):
+    if wanted is None and (elsewhere := reconciler.elsewhere()):
         left.append(elsewhere)
     return _told(given, wanted, names, left, hold=hold)
 
@@ -79,9 +82,9 @@ def _named(
 
 
 def _released(
-    keeper: Keeper, wanted: list[DomainUuid] | None, names: dict[DomainUuid, str]
+    reconciler: Reconciler, wanted: list[DomainUuid] | None, names: dict[DomainUuid, str]
 ) -> Answer:
-    released = keeper.release(wanted)
+    released = reconciler.release(wanted)
     lines = [f"{printable(name)}: released" for name in released]
     others = [names[uuid] for uuid in wanted or () if names[uuid] not in released]
     lines += [f"{printable(name)}: was not held" for name in others]
@@ -89,7 +92,7 @@ def _released(
 
 
 def _told(
-    given: Sequence[GivenBack],
+    given: Sequence[Event],
     wanted: Sequence[DomainUuid] | None,
     names: dict[DomainUuid, str],
     left: Sequence[str],
@@ -98,22 +101,25 @@ def _told(
 ) -> Answer:
     lines, problems = [], []
     told = set()
-    for uuid, group in groupby(given, key=lambda one: one.vcpu.uuid):
+    for uuid, group in groupby(given, key=lambda one: one.move.vcpu.uuid):
         vcpus = list(group)
-        name = printable(vcpus[0].domain)
+        name = printable(vcpus[0].move.domain)
         held = _held(name, hold=hold and wanted is not None)
         told.add(uuid)
+        failures = [one for one in vcpus if isinstance(one, Failure)]
         back = [
-            f"vCPU {one.vcpu.vcpu} to {cpus_text(one.to_cpus)}" for one in vcpus if not one.why_not
+            f"vCPU {one.move.vcpu.vcpu} to {cpus_text(one.move.to_cpus)}{missing_text(one.missing)}"
+            for one in vcpus
+            if not isinstance(one, Failure)
         ]
         if back:
             lines.append(f"{name}: given back: {', '.join(back)}{held}")
-        lines += [f"{name}: vCPU {one.vcpu.vcpu} has ended meanwhile" for one in vcpus if one.gone]
-        problems += [
-            f"{name}: vCPU {one.vcpu.vcpu} is not given back: {printable(one.why_not, 300)}"
-            for one in vcpus
-            if one.why_not and not one.gone
-        ]
+        for failure in failures:
+            vcpu = f"{name}: vCPU {failure.move.vcpu.vcpu}"
+            if failure.is_gone:
+                lines.append(f"{vcpu} has ended meanwhile")
+            else:
+                problems.append(f"{vcpu} is not given back: {printable(failure.why, 300)}")
     problems += left
     for uuid in wanted or ():
         if uuid not in told:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
-from vcpusched.act.keeper import GivenBack, Keeper
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book
+from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
     HypervisorError,
@@ -23,7 +24,7 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
 )
 from vcpusched.model import Host
-from vcpusched.plan.planner import Move, Plan, Policy, plan
+from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.service.control import Answer, Request
 from vcpusched.service.restore import carry_out
 
@@ -45,14 +46,6 @@ class Session(MarkingHypervisor, Protocol):
 @dataclass(frozen=True, slots=True)
 class Connected:
     """A connection was opened."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pinned:
-    """A pin was made just now, in the cycle of this number."""
-
-    number: int
-    move: Move
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +92,8 @@ class Crashed:
     text: str
 
 
-Told = Pinned | Changed | GivenBack
-Outcome = Connected | Told | Answered | Cycled | Alive | Lost | Unreadable | Crashed
-"""`Told` comes in between; any other ends what the worker was asked to do."""
+Outcome = Connected | Event | Answered | Cycled | Alive | Lost | Unreadable | Crashed
+"""An `Event` comes in between; any other ends what the worker was asked to do."""
 
 
 class Worker:
@@ -125,7 +117,7 @@ class Worker:
         self._book = book
         self._wake = wake
         self._session: Session | None = None
-        self._keeper: Keeper | None = None
+        self._reconciler: Reconciler | None = None
         self._scheduler = Scheduler(number, self._plan)
         self._planned_s = 0.0
         self._jobs: queue.SimpleQueue[Callable[[], Outcome] | None] = queue.SimpleQueue()
@@ -141,7 +133,7 @@ class Worker:
         self._begin(self._do_connect)
 
     def cycle(self, rules: Rules) -> None:
-        """Begin a cycle; ends in Cycled, Lost or Unreadable, with a Pinned for each pin before."""
+        """Begin a cycle; ends in Cycled, Lost or Unreadable, after an `Event` for each move."""
         self._begin(lambda: self._do_cycle(rules))
 
     def check(self) -> None:
@@ -149,7 +141,7 @@ class Worker:
         self._begin(self._do_check)
 
     def carry_out(self, request: Request, *, beside_service: bool) -> None:
-        """Begin to do what is asked for; ends in Answered or Lost, with a GivenBack for each."""
+        """Begin to do what is asked for; ends in Answered or Lost, after an `Event` a move."""
         self._begin(lambda: self._do_request(request, beside_service=beside_service))
 
     def end_plans(self) -> None:
@@ -179,10 +171,9 @@ class Worker:
                 outcome = self._outcomes.get_nowait()
             except queue.Empty:
                 return taken
-            if isinstance(outcome, Pinned | GivenBack):
-                self.busy_since_s = time.monotonic()  # it gets on
-            elif not isinstance(outcome, Told):
-                self.busy_since_s = None
+            # With each event it gets on.
+            is_between = isinstance(outcome, Changed | Failure)
+            self.busy_since_s = time.monotonic() if is_between else None
             taken.append(outcome)
 
     @property
@@ -208,8 +199,8 @@ class Worker:
             except BaseException:  # noqa: BLE001  the main loop ends the process for it
                 outcome = Crashed(traceback.format_exc())
             self._put(outcome)
-        if self._keeper is not None:
-            self._keeper.settle()
+        if self._reconciler is not None:
+            self._reconciler.save()
         self._let_go()
 
     def _put(self, outcome: Outcome) -> None:
@@ -219,7 +210,7 @@ class Worker:
     def _let_go(self) -> None:
         if self._session is not None:
             self._session.close()
-            self._session = self._keeper = None
+            self._session = self._reconciler = None
 
     def _do_connect(self) -> Outcome:
         self._let_go()
@@ -227,7 +218,7 @@ class Worker:
             self._session = self._open_session()
         except HypervisorError as error:
             return Lost(str(error), isinstance(error, PermissionDeniedError))
-        self._keeper = Keeper(self._session, self._book, self._put)
+        self._reconciler = Reconciler(self._session, self._book)
         return Connected()
 
     def _do_check(self) -> Outcome:
@@ -237,15 +228,15 @@ class Worker:
         return Lost("it stopped answering or went away")
 
     def _do_request(self, request: Request, *, beside_service: bool) -> Outcome:
-        if self._keeper is None:
+        if self._reconciler is None:
             return Lost("not connected")
         try:
             answer = carry_out(
-                self._keeper,
+                self._reconciler,
                 request,
                 beside_service=beside_service,
                 cancelled=self._cancelled.is_set,
-                on_given_back=self._put,
+                on_event=self._put,
             )
         except ConnectionLostError as error:
             self._let_go()
@@ -253,16 +244,15 @@ class Worker:
         return Answered(answer)
 
     def _do_cycle(self, rules: Rules) -> Outcome:
-        if self._keeper is None:
+        if self._reconciler is None:
             return Lost("not connected")
-        self._keeper.rests = rules.dry_run or rules.paused
         began_s, self._planned_s = time.monotonic(), 0.0
         try:
             cycle = self._scheduler.cycle(
-                self._keeper,
+                self._reconciler,
                 rules,
                 cancelled=self._plans_end.is_set,
-                on_pin=lambda number, move: self._put(Pinned(number, move)),
+                on_event=self._put,
             )
         except ConnectionLostError as error:
             self._let_go()

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from vcpusched.act.actuator import Event
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.host.hypervisor import (
     BusyError,
@@ -181,6 +182,12 @@ class SimulatedHost:
             )
         )
         thread.affinity = cpus.bits
+
+    def settle(self, _on_event: Callable[[Event], None], *, rests: bool) -> None:
+        """Write nothing down: nobody asks a simulated host for what was before."""
+
+    def intend(self, _moves: Sequence[object]) -> None:
+        """Write nothing down."""
 
     def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
         """Mark a guest until it ends. Raises VanishedError when it has, or was started anew."""

@@ -12,16 +12,20 @@ from pathlib import Path
 
 import pytest
 from builders import MemoryHost
+from watched import NAMES, Watched, balanced, keeper, reading, run, vcpu, why
 
-from vcpusched.act.cycle import Cycle, Rules, Scheduler
-from vcpusched.act.keeper import AGAIN_NS, Keeper
-from vcpusched.act.ledger import UNSEEN_NS_MAX, Change, Changed
+from vcpusched.act.comparison import UNSEEN_NS_MAX, YOUNG_NS
+from vcpusched.act.cycle import Rules, Scheduler
+from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book, parse
+from vcpusched.act.reconciler import Reconciler
+from vcpusched.act.table import QUARANTINE_CYCLES
 from vcpusched.host.hypervisor import (
     BusyError,
     ConnectionLostError,
     HypervisorError,
     NotRecordedError,
+    OvertakenError,
     VanishedError,
 )
 from vcpusched.model import (
@@ -32,8 +36,8 @@ from vcpusched.model import (
     DomainUuid,
     Origin,
     VcpuId,
-    VcpuReading,
 )
+from vcpusched.plan.planner import Cause, Move
 from vcpusched.service.control import Request, Verb
 from vcpusched.service.restore import carry_out
 from vcpusched.service.run_directory import LedgerFile
@@ -90,49 +94,10 @@ class SteppingHost(MemoryHost):
         self.steps.step()
 
 
-NAMES = ("g0", "g1", "g2", "g3")
-
-
 def crowded(pool: str = "0-1") -> MemoryHost:
     """Give a host of two pCPUs: three guests bound to pCPU 0, one that may use both."""
     cpus = dict.fromkeys(NAMES, "0") | {"g3": pool}
     return MemoryHost(2, dict.fromkeys(NAMES, 0.25), cpus)
-
-
-def keeper(host: MemoryHost, directory: Path, changes: list[Changed] | None = None) -> Keeper:
-    """Give a keeper as a process that starts has it."""
-    told = changes if changes is not None else []
-    return Keeper(host, Book(LedgerFile(directory)), told.append)
-
-
-def run(kept: Keeper, host: MemoryHost, scheduler: Scheduler, cycles: int = 1) -> Cycle:
-    """Run cycles a second apart; gives the last."""
-    for _ in range(cycles):
-        cycle = scheduler.cycle(kept, Rules())
-        host.pass_time()
-    return cycle
-
-
-def reading(kept: Keeper, host: MemoryHost, name: str) -> VcpuReading:
-    """Give what the keeper says of a guest after another period."""
-    host.pass_time()
-    (domain,) = (found for found in kept.sample().domains if found.name == name)
-    return domain.vcpus[0]
-
-
-def vcpu(host: MemoryHost, name: str) -> VcpuId:
-    """Give the id of a guest's vCPU."""
-    return VcpuId(DomainUuid(name), host.domain_ids[name], 0)
-
-
-def balanced(directory: Path) -> tuple[MemoryHost, Keeper, Scheduler, str, list[Changed]]:
-    """Give a host after two pins, one guest that was pinned, and the changes told later."""
-    host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
-    changes: list[Changed] = []
-    kept, scheduler = keeper(host, directory, changes), Scheduler()
-    run(kept, host, scheduler, 4)
-    assert len(host.pins) == 2
-    return host, kept, scheduler, host.pins[0][0], changes
 
 
 def test_original_affinities_are_given_back(tmp_path: Path) -> None:
@@ -141,7 +106,7 @@ def test_original_affinities_are_given_back(tmp_path: Path) -> None:
         host, kept, _scheduler, _name, _changes = balanced(tmp_path)
         kept = keeper(host, tmp_path) if starts_anew else kept
         given = kept.restore()
-        assert [(str(one.from_cpus), str(one.to_cpus), one.why_not) for one in given] == [
+        assert [(str(one.move.from_cpus), str(one.move.to_cpus), why(one)) for one in given] == [
             ("1", "0", "")
         ] * 2
         assert {str(cpus) for cpus in host.cpus.values()} == {"0"}
@@ -154,7 +119,7 @@ def test_original_affinities_are_given_back(tmp_path: Path) -> None:
 def plan_and_restore(host: SteppingHost, directory: Path, steps: Steps) -> None:
     """Balance a host, then give everything back; may be killed at any step."""
     host.steps = steps
-    kept = Keeper(host, Book(SteppingFile(directory, steps)))
+    kept = Watched(host, Book(SteppingFile(directory, steps)), [])
     run(kept, host, Scheduler(), 6)
     kept.restore()
 
@@ -184,7 +149,7 @@ def test_killed_at_any_step(tmp_path: Path, second: int | None, ledger: str) -> 
             steps = Steps(second)
             host.steps = steps
             with contextlib.suppress(Killed):
-                Keeper(host, Book(SteppingFile(directory, steps))).restore()
+                Watched(host, Book(SteppingFile(directory, steps)), []).restore()
         host.steps = Steps()
         (directory / f".affinity.json.{last}").write_text("half a fi")  # what a kill leaves
         if ledger == "lost":
@@ -233,7 +198,7 @@ def test_another_hands_pin_is_held(tmp_path: Path) -> None:
     host, kept, scheduler, name, changes = balanced(tmp_path)
     host.pin(vcpu(host, name), CpuSet.of([0]))
     assert "another hand pinned it to pCPU 0" in reading(kept, host, name).held
-    assert [(one.change, one.domain) for one in changes] == [(Change.PINNED, name)]
+    assert [(one.move.cause, one.move.domain) for one in changes] == [(Cause.PINNED, name)]
     host.wants[name] = 0.9
     run(kept, host, scheduler, 20)
     assert str(host.cpus[name]) == "0"
@@ -268,6 +233,7 @@ def test_a_pin_of_another_hand_on_a_guest_that_we_never_pinned(tmp_path: Path) -
     changes: list[Changed] = []
     kept = keeper(host, tmp_path, changes)
     assert not reading(kept, host, "g3").held
+    grow_up(kept, host)
     host.pin(vcpu(host, "g3"), CpuSet.of([1]))
     assert reading(kept, host, "g3").held
     assert not changes[0].was_ours
@@ -283,9 +249,10 @@ def test_what_the_definition_says_is_no_hold(tmp_path: Path) -> None:
     changes: list[Changed] = []
     kept = keeper(host, tmp_path, changes)
     reading(kept, host, "g3")
+    grow_up(kept, host)
     host.pin(vcpu(host, "g3"), CpuSet.of([1]))
     assert not reading(kept, host, "g3").held
-    assert [one.change for one in changes] == [Change.POOLED]
+    assert [one.move.cause for one in changes] == [Cause.POOLED]
 
 
 def test_another_hands_pool_is_obeyed(tmp_path: Path) -> None:
@@ -298,7 +265,7 @@ def test_another_hands_pool_is_obeyed(tmp_path: Path) -> None:
     host.pin(vcpu(host, name), CpuSet.of([2, 3]))
     found = reading(kept, host, name)
     assert (found.ours, found.held) == (False, "")
-    assert [(one.change, one.was_ours) for one in changes] == [(Change.POOLED, True)]
+    assert [(one.move.cause, one.was_ours) for one in changes] == [(Cause.POOLED, True)]
     run(kept, host, scheduler, 20)
     assert str(host.cpus[name]) == "2-3"
     kept.restore()
@@ -317,7 +284,7 @@ def test_what_the_kernel_undid_is_done_again_three_times(tmp_path: Path) -> None
         assert not reading(kept, host, name).held
     host.cpus[name] = CpuSet.of([0, 1])
     assert "undone again and again" in reading(kept, host, name).held
-    assert [one.change for one in changes] == [Change.RESET] * 3 + [Change.LEFT]
+    assert [one.move.cause for one in changes] == [Cause.RESET] * 3 + [Cause.LEFT]
     reading(kept, host, name)
     assert len(host.pins) == pins + 3
     assert len(changes) == 4
@@ -337,8 +304,8 @@ def test_a_release_ends_that_too(tmp_path: Path) -> None:
         host.cpus[name] = CpuSet.of([0, 1])
         assert not reading(kept, host, name).held
         assert str(host.cpus[name]) == "1"
-    assert [one.change for one in changes] == [Change.RESET] * 3 + [Change.LEFT] + [
-        Change.RESET
+    assert [one.move.cause for one in changes] == [Cause.RESET] * 3 + [Cause.LEFT] + [
+        Cause.RESET
     ] * 3
 
 
@@ -365,21 +332,21 @@ def test_a_pin_that_is_refused_again_is_no_reset(tmp_path: Path) -> None:
     assert changes == []
     assert tried == [name]  # and then it is left alone for a while
     busy.clear()
-    host.pass_time(AGAIN_NS / 1e9)
-    reading(kept, host, name)
+    for _ in range(QUARANTINE_CYCLES):
+        reading(kept, host, name)
     assert str(host.cpus[name]) == "1"
-    assert [one.change for one in changes] == [Change.RESET]
+    assert [one.move.cause for one in changes] == [Cause.RESET]
 
 
 def test_a_pin_between_the_sample_and_ours(tmp_path: Path) -> None:
     """Another hand is faster: neither a plan nor a restore pins over it, and it is held."""
     host, kept, changes = lone(tmp_path)
     host.pin(vcpu(host, "g"), CpuSet.of([2]))
-    with pytest.raises(VanishedError, match="another hand"):
-        kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    with pytest.raises(OvertakenError, match="another hand"):
+        kept.put(vcpu(host, "g"), CpuSet.of([1]))
     assert str(host.cpus["g"]) == "2"
     assert "another hand pinned it to pCPU 2" in reading(kept, host, "g").held
-    assert [one.change for one in changes] == [Change.PINNED]
+    assert [one.move.cause for one in changes] == [Cause.PINNED]
 
 
 def test_a_pin_while_its_pcpu_is_offline(tmp_path: Path) -> None:
@@ -390,18 +357,18 @@ def test_a_pin_while_its_pcpu_is_offline(tmp_path: Path) -> None:
     host, kept, changes = lone(tmp_path, "3")
     host.online, host.cpus["g"] = CpuSet.of([0, 1, 2]), CpuSet.of([0, 1, 2])
     reading(kept, host, "g")
-    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
     assert str(host.cpus["g"]) == "1"
 
     other = MemoryHost(2, {"g": 0.5}, {"g": "0-1"})
     kept = keeper(other, tmp_path / "other")
     (tmp_path / "other").mkdir()
     reading(kept, other, "g")
-    kept.pin(vcpu(other, "g"), CpuSet.of([1]))
+    kept.put(vcpu(other, "g"), CpuSet.of([1]))
     reading(kept, other, "g")
     other.online, other.cpus["g"] = CpuSet.of([0]), CpuSet.of([0])
     reading(kept, other, "g")
-    assert [one.why_not for one in kept.restore()] == [""]
+    assert [why(one) for one in kept.restore()] == [""]
     assert changes == []
 
 
@@ -414,8 +381,8 @@ def test_a_pin_between_the_sample_and_another_reset(tmp_path: Path) -> None:
     host.on_read = lambda name: (
         host.cpus.update({second: CpuSet.of([0])}) if name == first else None
     )
-    kept.sample()
-    assert [one.change for one in changes] == [Change.RESET]
+    kept.look()
+    assert [one.move.cause for one in changes] == [Cause.RESET]
     host.definitions[second] = dataclasses.replace(
         host.definitions[second], booked={0: CpuSet.of([0])}
     )
@@ -436,10 +403,10 @@ def test_resets_that_were_not_tried_do_not_count(tmp_path: Path) -> None:
         host.on_read = lose
         host.pass_time()
         with pytest.raises(ConnectionLostError):
-            kept.sample()
+            kept.look()
     host.on_read = lambda _name: None
     assert not reading(kept, host, second).held
-    assert [one.change for one in changes] == [Change.RESET] * 2
+    assert [one.move.cause for one in changes] == [Cause.RESET] * 2
     assert {str(host.cpus[name]) for name in (first, second)} == {"1"}
 
 
@@ -451,7 +418,7 @@ def test_a_restore_after_another_hands_pin(tmp_path: Path) -> None:
     hand, kernel, *_others = [name for name, _cpus in host.pins]
     free = next(cpu for cpu in (1, 2, 3) if host.cpus[hand] != CpuSet.of([cpu]))
     host.cpus[hand], host.cpus[kernel] = CpuSet.of([free]), CpuSet.parse("0-3")
-    given = {one.domain: one.why_not for one in kept.restore()}
+    given = {one.move.domain: why(one) for one in kept.restore()}
     assert given.pop(hand) == f"another hand has just pinned it to pCPU {free}"
     assert set(given.values()) == {""}
     assert host.cpus.pop(hand) == CpuSet.of([free])
@@ -469,7 +436,7 @@ def test_who_rests_makes_no_pin_again(tmp_path: Path) -> None:
     kept.rests = False
     reading(kept, host, name)
     assert str(host.cpus[name]) == "1"
-    assert [one.change for one in changes] == [Change.RESET]
+    assert [one.move.cause for one in changes] == [Cause.RESET]
 
 
 def test_pcpus_that_go_and_come_are_no_hand(tmp_path: Path) -> None:
@@ -489,20 +456,27 @@ def test_pcpus_that_go_and_come_are_no_hand(tmp_path: Path) -> None:
     assert changes == []
 
 
-def lone(directory: Path, cpus: str = "0") -> tuple[MemoryHost, Keeper, list[Changed]]:
+def lone(directory: Path, cpus: str = "0") -> tuple[MemoryHost, Watched, list[Changed]]:
     """Give a host of four pCPUs with one guest, which has been looked at once."""
     host = MemoryHost(4, {"g": 0.5}, {"g": cpus})
     changes: list[Changed] = []
     kept = keeper(host, directory, changes)
     reading(kept, host, "g")
+    grow_up(kept, host)
     return host, kept, changes
+
+
+def grow_up(kept: Watched, host: MemoryHost) -> None:
+    """Let the first seconds of all guests pass, in which libvirt may put them where they belong."""
+    host.pass_time(YOUNG_NS / 1e9)
+    kept.look()
 
 
 def test_a_hands_pin_to_where_it_was_before_our_last_one(tmp_path: Path) -> None:
     """The service is killed after it saw its last pin in force: the file has that, and no doubt."""
     host, kept, _changes = lone(tmp_path)
     for cpu in (1, 2):
-        kept.pin(vcpu(host, "g"), CpuSet.of([cpu]))
+        kept.put(vcpu(host, "g"), CpuSet.of([cpu]))
         reading(kept, host, "g")
     host.pin(vcpu(host, "g"), CpuSet.of([1]))
     found = reading(keeper(host, tmp_path), host, "g")
@@ -513,7 +487,7 @@ def test_a_hands_pin_to_where_it_was_before_our_last_one(tmp_path: Path) -> None
 def test_what_is_noticed_is_written_before_anything_is_done(tmp_path: Path) -> None:
     """Killed as the mark is about to be taken away: another hand's pool is nobody's pin of ours."""
     host, kept, _changes = lone(tmp_path)
-    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
     reading(kept, host, "g")
     host.pin(vcpu(host, "g"), CpuSet.of([2, 3]))
 
@@ -535,7 +509,7 @@ def test_a_guest_that_cannot_be_read_after_libvirtd_gave_ids_anew(tmp_path: Path
     for by_hand in (False, True):
         host, kept, _changes = lone(tmp_path)
         host.add("other", 0.1, "3")
-        kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+        kept.put(vcpu(host, "g"), CpuSet.of([1]))
         reading(kept, host, "g")
         if by_hand:
             host.pin(vcpu(host, "g"), CpuSet.of([2]))
@@ -552,13 +526,13 @@ def test_a_guest_that_cannot_be_read_after_libvirtd_gave_ids_anew(tmp_path: Path
 def test_guests_that_a_new_connection_never_finds_are_forgotten(tmp_path: Path) -> None:
     """They ended meanwhile; but libvirtd gets its time to find them."""
     host, kept, _changes = lone(tmp_path)
-    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
     host.add("other", 0.1, "3")
     del host.wants["g"]
     later = keeper(host, tmp_path)
     for seconds, is_there in ((1, True), (50, True), (20, True), (1, False)):
         host.pass_time(seconds)
-        later.sample()
+        later.look()
         assert ('"uuid":"g"' in (tmp_path / "affinity.json").read_text()) == is_there
 
 
@@ -571,11 +545,11 @@ def test_a_pin_that_was_not_made_is_not_made_again(tmp_path: Path) -> None:
     kept = keeper(failing, tmp_path, changes)
     reading(kept, failing, "g")
     with pytest.raises(HypervisorError):
-        kept.pin(vcpu(failing, "g"), CpuSet.of([1]))
+        kept.put(vcpu(failing, "g"), CpuSet.of([1]))
     assert reading(kept, failing, "g").ours  # it may be
     failing.cpus["g"] = CpuSet.parse("0-3")
     assert not reading(kept, failing, "g").ours
-    assert [one.change for one in changes] == [Change.POOLED]
+    assert [one.move.cause for one in changes] == [Cause.POOLED]
     assert failing.pins == []
 
 
@@ -587,20 +561,20 @@ def refuse(_name: str) -> None:
 def test_another_hands_pin_while_the_pcpu_of_ours_is_offline(tmp_path: Path) -> None:
     """The kernel lets it run anywhere, that is no hand; a pin to one pCPU is, and is held."""
     host, kept, changes = lone(tmp_path)
-    kept.pin(vcpu(host, "g"), CpuSet.of([3]))
+    kept.put(vcpu(host, "g"), CpuSet.of([3]))
     reading(kept, host, "g")
     host.online = host.cpus["g"] = CpuSet.parse("0-2")
     assert (reading(kept, host, "g").ours, changes) == (True, [])
     host.pin(vcpu(host, "g"), CpuSet.of([1]))
     assert "another hand pinned it to pCPU 1" in reading(kept, host, "g").held
-    assert [one.change for one in changes] == [Change.PINNED]
+    assert [one.move.cause for one in changes] == [Cause.PINNED]
     assert kept.restore() == []
 
 
 def test_the_last_pcpu_online_is_no_hand(tmp_path: Path) -> None:
     """All others go offline, that of our pin, too: it can be nowhere else."""
     host, kept, changes = lone(tmp_path)
-    kept.pin(vcpu(host, "g"), CpuSet.of([3]))
+    kept.put(vcpu(host, "g"), CpuSet.of([3]))
     reading(kept, host, "g")
     host.online = host.cpus["g"] = CpuSet.of([2])
     assert (reading(kept, host, "g").held, changes) == ("", [])
@@ -619,17 +593,17 @@ def test_a_held_pin_whose_pcpu_goes_and_comes_back(tmp_path: Path) -> None:
     host.online = host.cpus["g"] = CpuSet.parse("0-3")
     for asked in (kept, keeper(host, tmp_path, changes)):
         assert "another hand pinned it to pCPU 3" in reading(asked, host, "g").held
-    assert [one.change for one in changes] == [Change.PINNED]
+    assert [one.move.cause for one in changes] == [Cause.PINNED]
     assert str(host.cpus["g"]) == "0-3"
     host.pin(vcpu(host, "g"), CpuSet.of([1, 2]))
     assert not reading(kept, host, "g").held
-    assert [one.change for one in changes] == [Change.PINNED, Change.POOLED]
+    assert [one.move.cause for one in changes] == [Cause.PINNED, Cause.POOLED]
 
 
 def test_a_mark_that_cannot_be_taken_away_is_remembered(tmp_path: Path) -> None:
     """Told as a problem, tried again, and no person's pin is taken for ours meanwhile."""
     host, kept, _changes = lone(tmp_path)
-    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
     reading(kept, host, "g")
 
     def busy(_name: str) -> None:
@@ -665,20 +639,22 @@ def test_a_mark_whose_answer_was_lost(tmp_path: Path) -> None:
     for same_process in (True, False):
         host = LosesAnswers(4, {"g": 0.5}, {"g": "0"})
         book = Book(LedgerFile(tmp_path))
-        kept = Keeper(host, book)
+        kept = Watched(host, book, [])
         reading(kept, host, "g")
+        grow_up(kept, host)
         with pytest.raises(ConnectionLostError):
-            kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+            kept.put(vcpu(host, "g"), CpuSet.of([1]))
         assert host.definitions["g"].origin
         mended = MemoryHost(4, {"g": 0.5}, {"g": "0"})
         mended.definitions, mended.now_ns = host.definitions, host.now_ns
-        later = Keeper(mended, book if same_process else Book(LedgerFile(tmp_path)))
+        mended.run_ns = host.run_ns
+        later = Watched(mended, book if same_process else Book(LedgerFile(tmp_path)), [])
         reading(later, mended, "g")
         # The next process does not know that there was no pin: libvirt may be making it still.
         assert bool(mended.definitions["g"].origin) == (not same_process)
         mended.now_ns += UNSEEN_NS_MAX
         for _ in range(2):
-            reading(later, mended, "g")
+            grow_up(later, mended)
         assert not mended.definitions["g"].origin
         assert "uuid" not in (tmp_path / "affinity.json").read_text()
 
@@ -695,9 +671,9 @@ def test_what_cannot_be_given_back_is_told_and_kept(tmp_path: Path) -> None:
     kept = keeper(host, tmp_path)
     run(kept, host, Scheduler(), 4)
     busy.append(host.pins[0][0])
-    assert sorted(one.why_not for one in kept.restore()) == ["", "the domain is busy"]
+    assert sorted(why(one) for one in kept.restore()) == ["", "the domain is busy"]
     busy.clear()
-    assert [one.why_not for one in keeper(host, tmp_path).restore()] == [""]
+    assert [why(one) for one in keeper(host, tmp_path).restore()] == [""]
     assert {str(cpus) for cpus in host.cpus.values()} == {"0"}
 
 
@@ -732,7 +708,7 @@ def test_libvirtd_gives_ids_anew(tmp_path: Path) -> None:
 def test_the_file_forgets_what_is_undone(tmp_path: Path) -> None:
     """A pin back to where a guest was leaves no entry behind the next sample."""
     host, kept, _scheduler, name, _changes = balanced(tmp_path)
-    kept.pin(vcpu(host, name), CpuSet.of([0]))
+    kept.put(vcpu(host, name), CpuSet.of([0]))
     assert name in (tmp_path / "affinity.json").read_text()
     reading(kept, host, name)
     assert name not in (tmp_path / "affinity.json").read_text()
@@ -744,7 +720,7 @@ def test_entries_of_guests_that_ended_are_dropped(tmp_path: Path) -> None:
     other = host.pins[1][0]
     host.unread.add(other)
     del host.wants[name]
-    kept.sample()
+    kept.look()
     text = (tmp_path / "affinity.json").read_text()
     assert name not in text
     assert other in text
@@ -795,7 +771,7 @@ def test_no_mark_is_touched_in_a_dry_run_or_a_pause(rests: Rules, tmp_path: Path
     assert ended.acquire(timeout=60)
     worker.take()
     for rules, marks in ((rests, []), (rests, []), (Rules(), ["g"]), (Rules(), ["g"])):
-        host.pass_time()
+        host.pass_time(YOUNG_NS / 1e9)
         worker.cycle(rules)
         assert ended.acquire(timeout=60)
         assert [type(outcome) for outcome in worker.take()] == [Cycled]
@@ -808,9 +784,10 @@ def test_no_mark_is_touched_in_a_dry_run_or_a_pause(rests: Rules, tmp_path: Path
 def test_who_only_looks_touches_no_mark(tmp_path: Path) -> None:
     """As `vcpusched plan` does."""
     host, written = marked_in_vain()
-    kept = Keeper(host, Book(LedgerFile(tmp_path), writes=False), acts=False)
+    kept = Reconciler(host, Book(LedgerFile(tmp_path), writes=False))
     for _ in range(3):
-        assert not reading(kept, host, "g").held
+        host.pass_time()
+        assert not kept.sample().domains[0].vcpus[0].held
     assert written == []
     assert not any(tmp_path.iterdir())
 
@@ -849,7 +826,7 @@ def test_a_marked_pin_is_ours_wherever_it_wakes(tmp_path: Path) -> None:
         (tmp_path / origin).mkdir()
         assert reading(kept, host, "g").ours
         assert changes == []
-        assert [str(given.to_cpus) for given in kept.restore()] == [original]
+        assert [str(given.move.to_cpus) for given in kept.restore()] == [original]
         assert str(host.cpus["g"]) == original
         assert not host.definitions["g"].origin
 
@@ -861,7 +838,7 @@ def test_a_person_s_pin_beside_a_mark_is_the_person_s(tmp_path: Path) -> None:
     mark = {0: Origin(CpuSet.of([0]), pins)}
     host.definitions["g"] = dataclasses.replace(host.definitions["g"], origin=mark)
     kept = keeper(host, tmp_path)
-    assert not reading(kept, host, "g").ours
+    assert not any(reading(kept, host, "g").ours for _second in range(12))
     assert not host.definitions["g"].origin
     assert kept.restore() == []
 
@@ -873,8 +850,9 @@ def test_the_books_say_whose_pin_it_is_while_a_guest_wakes(tmp_path: Path) -> No
     host.definitions["g"] = dataclasses.replace(
         host.definitions["g"], origin=mark, booked={0: CpuSet.of([3])}
     )
-    found = reading(keeper(host, tmp_path), host, "g")
-    assert (found.ours, found.original) == (True, CpuSet.of([0]))
+    kept = keeper(host, tmp_path)
+    assert reading(kept, host, "g").ours
+    assert [str(given.move.to_cpus) for given in kept.restore()] == ["0"]
 
 
 def test_an_older_mark_is_brought_up_to_date(tmp_path: Path) -> None:
@@ -883,7 +861,7 @@ def test_an_older_mark_is_brought_up_to_date(tmp_path: Path) -> None:
     mark = {0: Origin(CpuSet.of([0]))}
     host.definitions["g"] = dataclasses.replace(host.definitions["g"], origin=mark)
     kept = keeper(host, tmp_path)
-    assert reading(kept, host, "g").ours
+    assert all(reading(kept, host, "g").ours for _second in range(12))
     assert host.definitions["g"].origin == {0: Origin(CpuSet.of([0]), frozenset({CpuSet.of([3])}))}
 
 
@@ -897,7 +875,7 @@ def test_a_pin_made_again_without_offline_pcpus_is_marked(tmp_path: Path) -> Non
     host = MemoryHost(4, {"g": 0.5}, {"g": "0"}, on_pin)
     kept = keeper(host, tmp_path)
     reading(kept, host, "g")
-    kept.pin(vcpu(host, "g"), CpuSet.of([1, 2]))
+    kept.put(vcpu(host, "g"), CpuSet.of([1, 2]))
     reading(kept, host, "g")
     host.online = CpuSet.of([0, 1, 3])
     host.cpus["g"] = host.online
@@ -917,7 +895,7 @@ def test_a_mark_never_leads_out_of_the_definition(tmp_path: Path) -> None:
     )
     kept = keeper(host, tmp_path)
     assert reading(kept, host, "g").ours
-    assert [str(given.to_cpus) for given in kept.restore()] == ["0-1"]
+    assert [str(given.move.to_cpus) for given in kept.restore()] == ["0-1"]
 
 
 def test_a_floating_guest_is_marked_as_such(tmp_path: Path) -> None:
@@ -925,7 +903,7 @@ def test_a_floating_guest_is_marked_as_such(tmp_path: Path) -> None:
     host = MemoryHost(2, {"a": 0.5, "b": 0.5}, {"a": "0", "b": "0-1"})
     kept = keeper(host, tmp_path)
     kept.sample()
-    kept.pin(vcpu(host, "b"), CpuSet.of([1]))
+    kept.put(vcpu(host, "b"), CpuSet.of([1]))
     assert host.definitions["b"].origin[0].original == ALL_CPUS
 
 
@@ -933,13 +911,13 @@ def test_a_book_that_was_closed_is_not_written(tmp_path: Path) -> None:
     """A worker that was abandoned wakes up from a pin, and would make another."""
     host, kept, _scheduler, name, _changes = balanced(tmp_path)
     book = Book(LedgerFile(tmp_path))
-    abandoned = Keeper(host, book)
+    abandoned = Watched(host, book, [])
     abandoned.sample()
     book.close()
     before = (tmp_path / "affinity.json").read_text()
     with pytest.raises(NotRecordedError):
-        abandoned.pin(vcpu(host, name), CpuSet.of([0]))
-    abandoned.settle()
+        abandoned.put(vcpu(host, name), CpuSet.of([0]))
+    abandoned.save()
     assert (tmp_path / "affinity.json").read_text() == before
     assert kept.restore()
 
@@ -948,7 +926,7 @@ def test_who_was_abandoned_does_nothing_any_more(tmp_path: Path) -> None:
     """It wakes up in the middle of a restore, or of a look that finds a pin undone."""
     host, _kept, _scheduler, name, _changes = balanced(tmp_path)
     book = Book(LedgerFile(tmp_path))
-    abandoned = Keeper(host, book)
+    abandoned = Watched(host, book, [])
     reading(abandoned, host, name)
     pins, marks = len(host.pins), dict(host.definitions)
     book.close()
@@ -979,29 +957,29 @@ def test_another_libvirts_guests_are_left_in_the_ledger(tmp_path: Path) -> None:
     """
     book = Book(LedgerFile(tmp_path), "qemu:///system")
     host = MemoryHost(4, {"g": 0.5, "held": 0.5}, {"g": "0", "held": "0"})
-    kept = Keeper(host, book)
+    kept = Watched(host, book, [])
     reading(kept, host, "g")
-    kept.pin(vcpu(host, "g"), CpuSet.of([1]))
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
     kept.restore([DomainUuid("held")], hold=True)
     reading(kept, host, "g")
     host.domain_ids = {guest: number + 40 for guest, number in host.domain_ids.items()}
     other = MemoryHost(4, {"x": 0.5}, {"x": "0"})
     book = Book(LedgerFile(tmp_path), "qemu:///session")
-    stranger = Keeper(other, book)
+    stranger = Watched(other, book, [])
     for _ in range(3):
         other.pass_time(50)
-        stranger.sample()
-    stranger.pin(vcpu(other, "x"), CpuSet.of([1]))
+        stranger.look()
+    stranger.put(vcpu(other, "x"), CpuSet.of([1]))
     assert "Domains at qemu:///system in the ledger (2) are left as they are" in book.elsewhere()
     answer = carry_out(stranger, Request(Verb.RESTORE), beside_service=False)
     assert (answer.status, len(answer.lines), len(answer.problems)) == (1, 1, 1)
     assert "vcpusched restore --uri qemu:///system" in answer.problems[0]
     assert stranger.release() == []
     book = Book(LedgerFile(tmp_path), "qemu+unix:///system")
-    found = Keeper(host, book)
+    found = Watched(host, book, [])
     assert (reading(found, host, "g").ours, bool(reading(found, host, "held").held)) == (True, True)
     assert book.elsewhere() == ""
-    assert [str(given.to_cpus) for given in found.restore()] == ["0"]
+    assert [str(given.move.to_cpus) for given in found.restore()] == ["0"]
 
 
 class FullDisk(LedgerFile):
@@ -1020,9 +998,9 @@ def test_a_full_disk_keeps_nobody_from_getting_back(tmp_path: Path) -> None:
     """What it takes to undo pins is written already; the file is put right once there is room."""
     host, _kept, _scheduler, _name, _changes = balanced(tmp_path)
     file = FullDisk(tmp_path)
-    kept = Keeper(host, Book(file))
+    kept = Watched(host, Book(file), [])
     file.is_full = True
-    assert [one.why_not for one in kept.restore()] == ["", ""]
+    assert [why(one) for one in kept.restore()] == ["", ""]
     assert {str(cpus) for cpus in host.cpus.values()} == {"0"}
     file.is_full = False
     reading(kept, host, "g0")
@@ -1041,7 +1019,7 @@ def test_a_pool_set_in_a_pause_stays(tmp_path: Path) -> None:
     known = host.definitions[name]
     host.definitions[name] = dataclasses.replace(known, booked={0: CpuSet.parse("0-1")})
     reading(kept, host, name)
-    assert [one.domain for one in kept.restore()] == [other]
+    assert [one.move.domain for one in kept.restore()] == [other]
     assert (str(host.cpus[name]), str(host.cpus[other])) == ("0-1", "0")
 
 
@@ -1053,6 +1031,80 @@ def test_files_can_be_read_whatever_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "affinity.json").stat().st_mode) == 0o644
+
+
+class Pairs(MemoryHost):
+    """Guests have two vCPUs each, whose affinities are their own."""
+
+    def __init__(self, cpus: str) -> None:
+        super().__init__(4, {"g": 0.5}, {"g": cpus})
+        self.definitions = {"g": Definition(dict.fromkeys((0, 1), ALL_CPUS))}
+        self.second = self.cpus["g"]
+        self.marked = 0
+
+    def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+        """Pin a vCPU."""
+        if vcpu.vcpu == 0:
+            super().pin(vcpu, cpus)
+        else:
+            self.second = cpus
+
+    def affinity(self, vcpu: VcpuId) -> CpuSet:
+        """Give what a vCPU may use."""
+        return super().affinity(vcpu) if vcpu.vcpu == 0 else self.second
+
+    def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
+        """Mark the guest, and count that."""
+        self.marked += 1
+        super().mark(uuid, domain_id, origin)
+
+    def _read(self, name: str) -> DomainReading:
+        read = super()._read(name)
+        second = dataclasses.replace(read.vcpus[0], vcpu=1, affinity=self.second)
+        return dataclasses.replace(read, vcpus=(*read.vcpus, second))
+
+
+class CountingFile(LedgerFile):
+    """A ledger file that counts how often it is written."""
+
+    count = 0
+
+    def replace(self, text: str) -> None:
+        """Replace the file."""
+        self.count += 1
+        super().replace(text)
+
+
+@pytest.mark.parametrize("tried", [0, 1, 2])
+def test_one_batch_for_all_moves_of_a_guest(tmp_path: Path, tried: int) -> None:
+    """Ledger and mark are written once, before the first of two; then one may never be tried.
+
+    Of that nothing is left: another's pin to the same pCPU is that one's, and what was made is
+    given back.
+    """
+    host, file = Pairs("0"), CountingFile(tmp_path)
+    kept = Watched(host, Book(file), [])
+    for _ in range(2):
+        kept.look()
+        grow_up(kept, host)
+    ids = [VcpuId(DomainUuid("g"), host.domain_ids["g"], number) for number in (0, 1)]
+    moves = [Move(one, "g", CpuSet.of([0]), CpuSet.of([2]), 0, "") for one in ids]
+    before = file.count, host.marked
+    kept.intend(moves)
+    assert (file.count, host.marked) == (before[0] + 1, before[1] + 1)
+    for one in ids[:tried]:
+        kept.pin(one, CpuSet.of([2]))
+    assert file.count == before[0] + 1
+    if tried < 2:
+        host.second = CpuSet.of([2])
+    host.pass_time()
+    first, second = kept.sample().domains[0].vcpus
+    assert (first.ours, second.ours) == (tried > 0, tried == 2)
+    assert bool(second.held) == (tried < 2)
+    kept.look()
+    kept.restore()
+    assert (str(host.cpus["g"]), str(host.second)) == ("0", "0" if tried == 2 else "2")
+    assert not host.definitions["g"].origin
 
 
 class TwoVcpus(MemoryHost):
@@ -1070,17 +1122,19 @@ def test_another_run_is_nothing_like_the_last(tmp_path: Path) -> None:
     The ledger has only its vCPU 0, which was held, and that hold is over: nobody knows this run.
     """
     host = TwoVcpus(2, {"g0": 0.5}, {"g0": "0-1"})
-    keeper = Keeper(host, Book(LedgerFile(tmp_path)))
-    keeper.sample()
+    keeper = Watched(host, Book(LedgerFile(tmp_path)), [])
+    keeper.look()
+    grow_up(keeper, host)
     host.cpus["g0"] = CpuSet.parse("1")
     host.pass_time()
+    keeper.look()
     assert keeper.sample().domains[0].vcpus[0].held
     written = json.loads((tmp_path / "affinity.json").read_text())
     del written["domains"][0]["vcpus"][1:]
     (tmp_path / "affinity.json").write_text(json.dumps(written))
     host.restart("g0")
     host.definitions["g0"] = Definition()
-    keeper = Keeper(host, Book(LedgerFile(tmp_path)))
+    keeper = Watched(host, Book(LedgerFile(tmp_path)), [])
     host.pass_time()
     host.run_ns["g0"] = 5
     assert [vcpu.held for vcpu in keeper.sample().domains[0].vcpus] == ["", ""]

@@ -1,0 +1,225 @@
+"""What is found of vCPUs beside the ledger, on values: young ones, new ones, offline pCPUs."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from vcpusched.act.comparison import RESETS_NS, YOUNG_NS, annotated, reconcile, suspects
+from vcpusched.act.ledger import RESETS_MAX, Ledger
+from vcpusched.model import (
+    ALL_CPUS,
+    Cpu,
+    CpuSet,
+    Definition,
+    DomainReading,
+    DomainUuid,
+    Origin,
+    Sample,
+    Topology,
+    VcpuId,
+    VcpuReading,
+)
+from vcpusched.plan.planner import Cause, Move
+
+SECOND_NS = 1_000_000_000
+UUID = DomainUuid("a")
+
+
+def definition(
+    stated: str = "", books: str = "", origin: Mapping[int, Origin] | None = None
+) -> Definition:
+    """Return the definition of a guest of two vCPUs."""
+    cpus = CpuSet.parse(stated) if stated else ALL_CPUS
+    booked = dict.fromkeys((0, 1), CpuSet.parse(books)) if books else {}
+    return Definition(dict.fromkeys((0, 1), cpus), booked=booked, origin=origin or {})
+
+
+def sample(
+    at_s: float,
+    *affinities: str,
+    runs_s: tuple[float, ...] = (),
+    defined: Definition | None = None,
+    domain_id: int = 1,
+    offline: str = "",
+) -> Sample:
+    """Return a sample of a host of eight pCPUs with one guest, whose vCPUs run all the time.
+
+    One without an affinity is not there.
+    """
+    readings = tuple(
+        VcpuReading(
+            number,
+            round((runs_s[number] if runs_s else at_s) * SECOND_NS),
+            CpuSet.parse(cpus),
+        )
+        for number, cpus in enumerate(affinities)
+        if cpus
+    )
+    at_ns = round((at_s + 1) * SECOND_NS)
+    domain = DomainReading(UUID, domain_id, "a", at_ns, 1000, readings, defined or definition())
+    gone = CpuSet.parse(offline)
+    online = Topology(tuple(Cpu(cpu) for cpu in range(8) if cpu not in gone))
+    return Sample(online, (domain,), offline=gone)
+
+
+def seen(*samples: Sample, ledger: Ledger | None = None) -> tuple[Ledger, list[Cause]]:
+    """Compare samples one after the other; returns the ledger and what was changed by others."""
+    ledger, causes = ledger or Ledger(), list[Cause]()
+    for one in samples:
+        asked = {
+            domain.uuid: domain.definition.booked
+            for domain in one.domains
+            if domain.uuid in suspects(ledger, one)
+        }
+        found = reconcile(ledger, one, asked)
+        ledger = found.ledger
+        causes += [changed.move.cause for changed in found.changes]
+    return ledger, causes
+
+
+def pinned(ledger: Ledger, cpu: int, vcpu: int = 0) -> Ledger:
+    """Return the ledger after a pin of ours."""
+    to = VcpuId(UUID, 1, vcpu)
+    intended = ledger.intending(Move(to, "a", CpuSet(), CpuSet.of([cpu]), 0, ""))
+    return intended.made(to)
+
+
+def of(ledger: Ledger, vcpu: int = 0) -> tuple[str, str, str]:
+    """Return what is known of a vCPU: its affinity, its original, and why it is held."""
+    record = ledger.record(VcpuId(UUID, 1, vcpu))
+    assert record is not None
+    return str(record.affinity), str(record.original or ""), str(record.held or "")
+
+
+@pytest.mark.parametrize("wide_s", [0.0, 0.15, 0.56])
+@pytest.mark.parametrize("original", ["0", "0-3"])
+def test_a_guest_wakes_with_our_pin(wide_s: float, original: str) -> None:
+    """Its thread is wide for a moment, its books and mark are as it was saved: the pin is ours.
+
+    Nothing is told of another, and the original is that of the mark.
+    """
+    wakes = definition(books="5", origin={0: Origin(CpuSet.parse(original))})
+    wide = [sample(each / 100, "0-7", "0-7", defined=wakes) for each in range(round(wide_s * 100))]
+    ledger, causes = seen(*wide, sample(1, "5", "0-7", defined=wakes))
+    assert of(ledger) == ("5", original, "")
+    ledger, later = seen(
+        *(sample(at_s, "5", "0-7", defined=wakes) for at_s in (2, 11, 12)), ledger=ledger
+    )
+    assert of(ledger) == ("5", original, "")
+    assert causes == later == []
+
+
+def test_a_guest_starts_with_a_pin_of_its_definition() -> None:
+    """Seen before libvirt has applied it: it is nobody's doing, and no hold."""
+    starts = definition(stated="3", books="3")
+    ledger, causes = seen(
+        sample(0, "0-7", "0-7", defined=starts),
+        *(sample(at_s, "3", "3", defined=starts) for at_s in (0.5, 5, 20)),
+    )
+    assert (of(ledger), causes) == (("3", "", ""), [])
+
+
+def test_another_pins_a_guest_that_is_young_or_not() -> None:
+    """In its first seconds it cannot be told from libvirt's doing; later it is held."""
+    for at_s, held in ((YOUNG_NS / 1e9 - 1, ""), (YOUNG_NS / 1e9 + 1, "pinned")):
+        ledger, causes = seen(
+            sample(0, "0-7", "0-7"), sample(at_s - 0.5, "0-7", "0-7"), sample(at_s, "4", "0-7")
+        )
+        assert of(ledger) == ("4", "", held)
+        assert causes == ([Cause.PINNED] if held else [])
+
+
+def test_nothing_is_mended_while_a_guest_is_young() -> None:
+    """A sample says no original and no pin of it: nothing would be right to do about them."""
+    wakes = definition(books="5", origin={0: Origin(CpuSet.of([0]))})
+    for at_s, is_known in ((0.0, False), (9.0, False), (11.0, True)):
+        first = sample(0, "5", "0-7", defined=wakes)
+        now = sample(at_s, "5", "0-7", defined=wakes)
+        (domain,) = annotated(now, seen(first, now)[0]).domains
+        assert domain.vcpus[0].ours
+        assert (domain.vcpus[0].pin is not None) == is_known
+
+
+def old() -> Ledger:
+    """Return the ledger of a guest that has run for a while, with a pin of ours on pCPU 2."""
+    ledger, _causes = seen(sample(0, "0-7", "0-3"), sample(20, "0-7", "0-3"))
+    return pinned(pinned(ledger, 2), 2, vcpu=1)
+
+
+def test_a_vcpu_is_unplugged_and_plugged_in_again() -> None:
+    """To the new thread libvirt applies our pin: it is ours as before, with its original."""
+    ledger, causes = seen(
+        sample(21, "2", "2"),
+        sample(22, "2", ""),
+        sample(23, "2", "2", runs_s=(23, 0.1)),
+        sample(24, "2", "2", runs_s=(24, 1.1)),
+        ledger=old(),
+    )
+    assert (of(ledger, 1), causes) == (("2", "0-3", ""), [])
+    # Its thread may be seen before that.
+    booked = definition(books="2")
+    ledger, causes = seen(
+        sample(23, "2", "0-7", runs_s=(23, 0.1), defined=booked),
+        sample(24, "2", "2", runs_s=(24, 1.1)),
+        ledger=old(),
+    )
+    assert (of(ledger, 1), causes) == (("2", "0-3", ""), [])
+
+
+def test_a_vcpu_is_plugged_in_for_the_first_time() -> None:
+    """It is young, beside one that is not."""
+    ledger, causes = seen(
+        sample(0, "0-7"),
+        sample(20, "0-7"),
+        sample(30, "0-7", "0-7", runs_s=(30, 0)),
+        sample(31, "0-7", "6", runs_s=(31, 1)),
+    )
+    assert (of(ledger, 1), causes) == (("6", "", ""), [])
+    assert not ledger.entries[UUID].records[0].young_ns
+
+
+def test_a_guest_that_began_anew_under_its_old_id_is_another_run() -> None:
+    """All of its counters fell: nothing of ours is in it."""
+    ledger, causes = seen(sample(21, "0-7", "0-7", runs_s=(1, 1)), ledger=old())
+    assert of(ledger) == ("0-7", "", "")
+    assert causes == []
+
+
+@pytest.mark.parametrize(
+    ("stated", "books", "seen_as", "original"),
+    [
+        ("", "", "0-6", "0-7"),
+        ("1-7", "", "1-6", "1-7"),
+        ("", "6-7", "6", "6-7"),
+        ("", "", "0-3", "0-3"),
+        ("0-3", "", "0-3", "0-3"),
+    ],
+)
+def test_an_offline_pcpu_belongs_to_the_original(
+    stated: str, books: str, seen_as: str, original: str
+) -> None:
+    """At the first pin pCPU 7 is offline, and the kernel shows no mask with it."""
+    defined = definition(stated, books)
+    ledger, _causes = seen(
+        *(sample(at_s, seen_as, seen_as, defined=defined, offline="7") for at_s in (0, 20))
+    )
+    assert of(pinned(ledger, 2))[1] == original
+
+
+def test_resets_count_within_an_hour() -> None:
+    """Once a month a pin is made again, for ever; four times within an hour are too often."""
+    booked, to = definition(books="2"), VcpuId(UUID, 1, 0)
+    for every_s, is_left in ((30 * 24 * 3600, False), (RESETS_NS / 1e9 / 5, True)):
+        ledger, at_s = old(), 100_000.0
+        causes: list[Cause] = []
+        for _ in range(RESETS_MAX + 9):
+            at_s += every_s
+            ledger, changed = seen(sample(at_s, "0-7", "2", defined=booked), ledger=ledger)
+            causes += changed
+            record = ledger.record(to)
+            assert record is not None
+            if record.undone:
+                ledger = ledger.made(to)
+            ledger, changed = seen(sample(at_s + 1, "2", "2", defined=booked), ledger=ledger)
+            causes += changed
+        assert (causes == [Cause.LEFT]) is is_left

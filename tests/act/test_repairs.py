@@ -1,0 +1,167 @@
+"""Pins of ours that are not allowed any more give way; what the kernel undid is mended."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from builders import MemoryHost
+from watched import balanced, keeper, vcpu
+
+from vcpusched.act.comparison import YOUNG_NS
+from vcpusched.act.cycle import Rules, Scheduler
+from vcpusched.act.ledger import Changed
+from vcpusched.model import CpuSet, Definition
+from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.plan.planner import Cause
+from vcpusched.report.messages import changed_entry
+from vcpusched.service.control import Request, Verb
+from vcpusched.service.restore import carry_out
+
+
+def nothing(_host: MemoryHost, _name: str) -> None:
+    """Leave the guests as they are."""
+
+
+def wishes_hold(host: MemoryHost, name: str) -> None:
+    """Have a guest ask for being left alone."""
+    host.definitions[name] = dataclasses.replace(host.definitions[name], wish="hold")
+
+
+def is_confined(host: MemoryHost, name: str) -> None:
+    """Have a guest's definition name pCPU 0 only."""
+    allowed = {0: CpuSet.of([0])}
+    host.definitions[name] = dataclasses.replace(host.definitions[name], allowed=allowed)
+
+
+def pcpu_is_owned(host: MemoryHost, _name: str) -> None:
+    """Start a guest that owns pCPU 1."""
+    host.add("owner", 0.1, "1")
+    host.definitions["owner"] = Definition({0: CpuSet.of([1])})
+
+
+FORBIDDEN = [
+    (nothing, HouseRules(exclude_domains=("g*",)), "excluded by"),
+    (nothing, HouseRules(cpus="0"), "does not allow"),
+    (wishes_hold, HouseRules(), "held by its metadata"),
+    (is_confined, HouseRules(), "does not allow"),
+    (pcpu_is_owned, HouseRules(), "does not allow"),
+]
+
+
+@pytest.mark.parametrize(("change", "house", "why"), FORBIDDEN)
+def test_what_is_not_allowed_any_more_gives_way(
+    tmp_path: Path, change: Callable[[MemoryHost, str], None], house: HouseRules, why: str
+) -> None:
+    """Within two cycles, told with the reason, and for good; not in a pause and a dry run."""
+    host, kept, scheduler, name, changes = balanced(tmp_path)
+    change(host, name)
+    for rests in (Rules(house=house, paused=True), Rules(house=house, dry_run=True)):
+        for _ in range(3):
+            cycle = scheduler.cycle(kept, rules=rests, on_event=kept.note)
+            host.pass_time()
+        assert str(host.cpus[name]) == "1"
+        assert cycle.withheld > 0
+    assert not changes
+    for _ in range(2):
+        scheduler.cycle(kept, Rules(house=house), on_event=kept.note)
+        host.pass_time()
+    assert str(host.cpus[name]) == "0"
+    assert not host.definitions[name].origin
+    told = next(changed.move for changed in changes if changed.move.domain == name)
+    assert told.cause is Cause.NOT_ALLOWED
+    assert why in told.reason
+    pins = len(host.pins)
+    for _ in range(20):
+        scheduler.cycle(kept, Rules(house=house), on_event=kept.note)
+        host.pass_time()
+    assert name not in {pinned for pinned, _cpus in host.pins[pins:]}
+    assert name not in (tmp_path / "affinity.json").read_text()
+
+
+def test_a_pin_that_is_allowed_stays(tmp_path: Path) -> None:
+    """Another guest owns the other pCPU, or another guest is excluded: nothing gives way."""
+    host, kept, scheduler, name, changes = balanced(tmp_path)
+    host.add("owner", 0.1, "0")
+    host.definitions["owner"] = Definition({0: CpuSet.of([0])})
+    for _ in range(5):
+        scheduler.cycle(kept, Rules(house=HouseRules(exclude_domains=("owner",))))
+        host.pass_time()
+    assert str(host.cpus[name]) == "1"
+    assert not changes
+
+
+def test_nothing_gives_way_while_nodes_are_not_known(tmp_path: Path) -> None:
+    """The topology is not read yet: whether a pin is beside the guest's memory nobody can tell."""
+    host, kept, scheduler, name, changes = balanced(tmp_path)
+    host.definitions[name] = dataclasses.replace(
+        host.definitions[name], memory_nodes={0: frozenset({0})}, memory_strict={0: frozenset({0})}
+    )
+    for _ in range(3):
+        scheduler.cycle(kept, Rules(), on_event=kept.note)
+        host.pass_time()
+    assert str(host.cpus[name]) == "1"
+    assert not changes
+
+
+def test_what_was_undone_and_is_not_allowed_any_more_is_not_pinned_again(tmp_path: Path) -> None:
+    """The kernel lets a guest off its pin just as it is excluded: it gets its original back."""
+    host, kept, scheduler, name, changes = balanced(tmp_path)
+    host.cpus[name] = CpuSet.of([0, 1])
+    rules = Rules(house=HouseRules(exclude_domains=(name,)))
+    scheduler.cycle(kept, rules, on_event=kept.note)
+    assert str(host.cpus[name]) == "0"
+    assert [changed.move.cause for changed in changes] == [Cause.NOT_ALLOWED]
+
+
+def test_a_cycle_that_mends_plans_nothing(tmp_path: Path) -> None:
+    """What it sampled is not so any more; the imbalance is to be found in two more periods."""
+    host, kept, _scheduler, name, changes = balanced(tmp_path)
+    scheduler = Scheduler()
+    host.wants[name] = 0.9
+    for _ in range(2):
+        scheduler.cycle(kept, Rules(), on_event=kept.note)
+        host.pass_time()
+    host.cpus[name] = CpuSet.of([0, 1])
+    cycle = scheduler.cycle(kept, Rules(), on_event=kept.note)
+    assert [move.domain for move in cycle.repaired] == [name]
+    assert cycle.plan is not None
+    assert not cycle.executed
+    assert [changed.move.cause for changed in changes] == [Cause.RESET]
+
+
+@pytest.mark.parametrize("takes_offline", [True, False])
+@pytest.mark.parametrize("when", ["at the pin", "at the restore"])
+def test_all_of_an_original_comes_back_or_stays_recorded(
+    tmp_path: Path, when: str, *, takes_offline: bool
+) -> None:
+    """PCPU 3 is offline at the first pin, or when the original is given back.
+
+    Where the kernel takes no offline pCPU what is missing is told, and comes later.
+    """
+    host = MemoryHost(4, {"g": 0.5}, {"g": "0-3"})
+    host.takes_offline = takes_offline
+    kept = keeper(host, tmp_path)
+    pcpu_3 = CpuSet.of([3])
+    if when == "at the pin":
+        host.online, host.cpus["g"] = host.present - pcpu_3, CpuSet.parse("0-2")
+    for _ in range(2):
+        kept.look()
+        host.pass_time(YOUNG_NS / 1e9)
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
+    host.online = host.present if when == "at the pin" else host.present - pcpu_3
+    kept.look()
+    answer = carry_out(kept, Request(Verb.RESTORE), beside_service=False)
+    assert answer.status == 0
+    is_whole = takes_offline or when == "at the pin"
+    assert str(host.definitions["g"].booked[0]) == ("0-3" if is_whole else "0-2")
+    assert ("pCPU 3 of it offline, so it stays recorded" in answer.lines[0]) is not is_whole
+    assert bool(kept.restore()) is not is_whole  # as long as that is so it is tried again
+    if not is_whole:
+        host.online = host.present
+        kept.look()
+        (event,) = kept.restore()
+        assert isinstance(event, Changed)
+        assert "stays recorded" not in changed_entry(event).message
+    assert str(host.definitions["g"].booked[0]) == "0-3"
+    assert "original" not in (tmp_path / "affinity.json").read_text()
