@@ -9,7 +9,7 @@ import time
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle
@@ -40,19 +40,20 @@ class Announcer:
     def __init__(
         self, log: systemd.Log, directory: Path, service: Service, settings: Settings
     ) -> None:
-        self.service = with_settings(service, settings)
+        self.service = service
         self._log = log
         self._directory = directory
-        self._level = Priority[settings.log_level.upper()]
+        self._metrics_file = ""
         self._tally = Tally()
         self._recent = Recent()
-        self._metrics_file = settings.metrics_file
-        self._metrics_per_vcpu = settings.metrics_per_vcpu
         self._told: set[Hashable] = set()
         self._unread_since_s: dict[str, float] = {}
-        self._lasting = Lasting()
-        self._status = ""
         self._untold_cycles = 0
+        self.use(settings)
+
+    def know(self, **changes: Any) -> None:  # noqa: ANN401  fields of Service
+        """Take over what has changed of what is known of the service; it is told elsewhere."""
+        self.service = replace(self.service, **changes)
 
     def write(self, entry: Entry) -> None:
         """Put out one entry, if the log level asks for it."""
@@ -68,12 +69,18 @@ class Announcer:
             self.write(entry)
 
     def use(self, settings: Settings) -> None:
-        """Take over changed settings."""
+        """Take over the settings, at first and when they have changed."""
         self._level = Priority[settings.log_level.upper()]
         self._told.clear()
         self._lasting = Lasting()
         self._status = ""
-        self.service = with_settings(self.service, settings)
+        self.know(
+            uri=settings.uri,
+            period_s=settings.period,
+            threshold_ppm=round(settings.balance_threshold * PPM_PER_POINT),
+            dry_run=settings.dry_run,
+            granularity=Granularity(settings.pin_to),
+        )
         if settings.metrics_file != self._metrics_file:
             self.end_metrics()
         self._metrics_file = settings.metrics_file
@@ -104,17 +111,14 @@ class Announcer:
         self._told = {cause for cause in self._told if _subject_of(cause) not in mended}
         past = PastPin(time.time(), move)
         self._recent.add(past.at_s)
-        self.service = replace(
-            self.service,
-            pins=self.service.pins + 1,
-            last_pins=(*self.service.last_pins, past)[-LAST_PINS_MAX:],
-        )
+        last_pins = (*self.service.last_pins, past)[-LAST_PINS_MAX:]
+        self.know(pins=self.service.pins + 1, last_pins=last_pins)
 
     def paused(self, pause: Pause | None) -> None:
         """Tell when a pause begins, changes or ends."""
         if pause == self.service.paused:
             return
-        self.service = replace(self.service, paused=pause)
+        self.know(paused=pause)
         if pause is None:
             self.write(Entry(Priority.INFO, "Resumed: the host is balanced again"))
         else:
@@ -159,9 +163,7 @@ class Announcer:
         is_open = not cycle.executed and cycle.plan is not None and bool(cycle.plan.moves)
         if not failing and (is_open or cycle.refused):
             failing = self.service.pins_failing  # until the next attempt nothing new is known
-        self.service = replace(
-            self.service, connected=True, trouble=None, cycle=cycle, pins_failing=failing
-        )
+        self.know(connected=True, trouble=None, cycle=cycle, pins_failing=failing)
         untold = self.service.untold
         self._untold_cycles = self._untold_cycles + 1 if untold else 0
         if self._untold_cycles > UNTOLD_PATIENCE:
@@ -171,7 +173,7 @@ class Announcer:
     def publish(self) -> None:
         """Bring the status line, the state file and the metrics file up to date."""
         hour, day = self._recent.counts(time.time())
-        self.service = replace(self.service, pins_last_hour=hour, pins_last_day=day)
+        self.know(pins_last_hour=hour, pins_last_day=day)
         state = messages.state_as_json(self.service, time.time())
         if state["status"] != self._status:
             self._status = state["status"]
@@ -210,15 +212,3 @@ class Announcer:
 
 def _subject_of(cause: Hashable) -> object:
     return cause[1] if isinstance(cause, tuple) else None
-
-
-def with_settings(service: Service, settings: Settings) -> Service:
-    """Give what is known of the service, with what its settings say."""
-    return replace(
-        service,
-        uri=settings.uri,
-        period_s=settings.period,
-        threshold_ppm=round(settings.balance_threshold * PPM_PER_POINT),
-        dry_run=settings.dry_run,
-        granularity=Granularity(settings.pin_to),
-    )

@@ -11,11 +11,12 @@ for systemd to start it anew.
 
 import enum
 import gc
+import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -35,14 +36,11 @@ from vcpusched.service.run_directory import LedgerFile
 from vcpusched.service.worker import (
     CYCLE_MAX_S,
     Alive,
-    Answered,
-    Connected,
     Crashed,
     Cycled,
     Lost,
     Outcome,
     Session,
-    Unreadable,
     Worker,
 )
 from vcpusched.settings import ConfigError, Settings
@@ -150,9 +148,10 @@ class _Daemon:
         self._next_cycle_s = now_s
         self._next_check_s = now_s
         self._next_rivals_s = now_s
-        self._next_ping_s = now_s
+        self._ping_every_s = systemd.watchdog_interval_s()
+        self._next_ping_s = math.inf if self._ping_every_s is None else now_s
         self._disconnected_since_s: float | None = None
-        self._restoring_since_s: float | None = None
+        self._is_restoring = False
         self._gives_all_back = False
         self._progress_s = now_s
         self._may_reconnect = False
@@ -169,26 +168,28 @@ class _Daemon:
     def run(self) -> int:
         """Serve until there is an exit status."""
         systemd.notify("READY=1")
-        self._say.write(
-            Entry(
-                Priority.INFO,
-                f"vcpusched {__version__} looks at {self._uri()} every {self._settings.period:g} s"
-                f"{', and changes nothing (dry run)' if self._settings.dry_run else ''}",
-            )
-        )
+        dry = ", and changes nothing (dry run)" if self._settings.dry_run else ""
+        every = f"every {self._settings.period:g} s{dry}"
+        self._tell(Priority.INFO, f"vcpusched {__version__} looks at {self._uri()} {every}")
         self._say.publish()
         while True:
             now_s = time.monotonic()
             self._take_outcomes(now_s)
-            self._check_limits(now_s)
-            if self._exit_status is not None and not self._is_restoring(now_s):
+            if self._exit_status is not None and not self._goes_on(now_s):
                 return self._exit_status
             self._say.paused(control.read_pause(self._orders.directory))
-            self._begin_due(now_s)
-            self._ping(now_s)
-            received = signal.sigtimedwait(_SERVED, max(0.0, self._next_due_s() - time.monotonic()))
-            if received is not None:
-                self._handle(received.si_signo)
+            if not self._is_restoring:
+                self._serve_requests()
+            for due_s, act in self._deadlines():
+                if due_s <= now_s:
+                    act(now_s)
+                    break
+            else:
+                due_s = min(due_s for due_s, _act in self._deadlines())
+                patience_s = min(due_s - time.monotonic(), REQUESTS_S)
+                received = signal.sigtimedwait(_SERVED, max(0.0, patience_s))
+                if received is not None:
+                    self._handle(received.si_signo)
 
     def stop(self) -> bool:
         """Have no further pin made, and tell those under way; False when a thread is stuck."""
@@ -196,7 +197,11 @@ class _Daemon:
             worker.cancel()
         systemd.notify("STOPPING=1", "STATUS=Stopping")
         ended = self._worker.join(STOP_PATIENCE_S)
-        self._take_pins()
+        for worker in (*self._abandoned, self._worker):
+            for outcome in worker.take():
+                self._on_change(outcome)
+                if isinstance(outcome, Cycled):
+                    self._say.plan_done(outcome.cycle)
         self._say.end_metrics()
         return ended and all(worker.has_ended for worker in self._abandoned)
 
@@ -206,22 +211,23 @@ class _Daemon:
         """End the work; a second signal ends the giving back, too."""
         self._worker.end_plans()
         self._exit_status = exits.OK
-        if self._restoring_since_s is not None:
+        if self._is_restoring:
             self._give_up("told to stop at once")
             return
         if self._settings.on_stop == "leave" or not self._worker.has_pins():
             return
         if self._settings.dry_run:
-            self._say.write(Entry(Priority.INFO, "Dry run: pins of an earlier run are left"))
+            self._tell(Priority.INFO, "Dry run: pins of an earlier run are left")
         elif systemd.is_restarting():
-            self._say.write(Entry(Priority.INFO, "The service is being restarted: pins are left"))
+            self._tell(Priority.INFO, "The service is being restarted: pins are left")
         else:
             systemd.notify("STOPPING=1", "STATUS=Giving original affinities back")
-            self._restoring_since_s = self._progress_s = time.monotonic()
-            self._may_reconnect = True
+            self._is_restoring = self._may_reconnect = True
+            self._progress_s = time.monotonic()
 
-    def _is_restoring(self, now_s: float) -> bool:
-        if self._restoring_since_s is None:
+    def _goes_on(self, now_s: float) -> bool:
+        """Tell whether there are pins to give back yet, and that gets on."""
+        if not self._is_restoring:
             return False
         is_at_work = self._state in {_State.CYCLING, _State.SERVING}
         patience_s = self._orders.restore_patience_s if is_at_work else STOP_CONNECT_PATIENCE_S
@@ -233,91 +239,82 @@ class _Daemon:
         return True
 
     def _give_up(self, why: str) -> None:
-        self._restoring_since_s = None
+        self._is_restoring = False
         text = f'Pins are left, since {why}; "vcpusched restore" gives them back'
-        self._say.write(Entry(Priority.WARNING, text))
+        self._tell(Priority.WARNING, text)
 
     # What is due.
 
-    def _begin_due(self, now_s: float) -> None:
-        if now_s >= self._next_rivals_s:
-            self._next_rivals_s = now_s + RIVALS_S
-            for warning in rivals.find():
-                self._say.once(warning, Entry(Priority.WARNING, warning))
-        if self._state is _State.IDLE and self._restoring_since_s is not None:
-            self._state = _State.SERVING
-            if not self._gives_all_back:
-                self._gives_all_back, self._progress_s = True, now_s
-            self._worker.carry_out(Request(Verb.RESTORE), beside_service=False)
-        elif self._state is not _State.SERVING and self._restoring_since_s is None:
-            self._serve_requests()
-        if self._state is _State.WAITING and now_s >= self._next_connect_s:
-            self._state = _State.CONNECTING
-            self._worker.connect()
-        elif self._state is _State.IDLE and now_s >= self._next_cycle_s:
-            self._state = _State.CYCLING
-            # No drift, and no burst of late cycles after a stall.
-            self._next_cycle_s += self._settings.period
-            if self._next_cycle_s <= now_s:
-                self._next_cycle_s = now_s + self._settings.period
-            rules = self._settings.rules()
-            self._worker.cycle(replace(rules, paused=self._say.service.paused is not None))
-        elif self._state is _State.IDLE and now_s >= self._next_check_s:
-            self._next_check_s = now_s + CHECK_S
-            self._state = _State.CHECKING
-            self._worker.check()
-
-    def _next_due_s(self) -> float:
-        due = [self._next_rivals_s, time.monotonic() + REQUESTS_S]
-        if systemd.watchdog_interval_s() is not None:
-            due.append(self._next_ping_s)
+    def _deadlines(self) -> Iterator[tuple[float, Callable[[float], None]]]:
+        """Give when what is to be done in this state; of what is due the first goes first."""
+        yield self._next_ping_s, self._ping
+        yield self._next_rivals_s, self._look_for_rivals
         busy_since_s = self._worker.busy_since_s
-        if self._state is _State.WAITING:
-            due.append(self._next_connect_s)
+        if self._state is _State.IDLE and self._is_restoring:
+            yield -math.inf, self._give_back
         elif self._state is _State.IDLE:
-            due += [self._next_cycle_s, self._next_check_s]
-        elif self._state is _State.CONNECTING and busy_since_s is not None:
-            if self._say.service.trouble is None:
-                due.append(busy_since_s + CONNECT_PATIENCE_S)
-        elif busy_since_s is not None:
-            due.append(busy_since_s + CYCLE_MAX_S)
-        return min(due)
+            yield self._next_cycle_s, self._begin_cycle
+            yield self._next_check_s, self._begin_check
+        elif self._state is _State.WAITING:
+            yield self._next_connect_s, self._begin_connect
+        elif busy_since_s is not None and self._state is not _State.CONNECTING:
+            yield busy_since_s + CYCLE_MAX_S, self._abandon
+        elif busy_since_s is not None and self._say.service.trouble is None:
+            yield busy_since_s + CONNECT_PATIENCE_S, self._miss
 
-    def _check_limits(self, now_s: float) -> None:
-        busy_since_s = self._worker.busy_since_s
-        if busy_since_s is None:
-            return
-        busy_s = now_s - busy_since_s
-        if self._state is _State.CONNECTING:
-            # An attempt under way is never given up: it succeeds at the moment libvirtd answers.
-            if busy_s >= CONNECT_PATIENCE_S and self._say.service.trouble is None:
-                self._lose("it does not answer")
-        elif busy_s >= CYCLE_MAX_S:
-            self._abandon()
+    def _ping(self, now_s: float) -> None:
+        self._next_ping_s = now_s + (self._ping_every_s or math.inf)
+        systemd.notify("WATCHDOG=1")
 
-    def _abandon(self) -> None:
-        self._replace_worker("libvirt does not answer")
+    def _look_for_rivals(self, now_s: float) -> None:
+        self._next_rivals_s = now_s + RIVALS_S
+        for warning in rivals.find():
+            self._say.once(warning, Entry(Priority.WARNING, warning))
+
+    def _give_back(self, now_s: float) -> None:
+        self._state = _State.SERVING
+        if not self._gives_all_back:
+            self._gives_all_back, self._progress_s = True, now_s
+        self._worker.carry_out(Request(Verb.RESTORE), beside_service=False)
+
+    def _begin_cycle(self, now_s: float) -> None:
+        self._state = _State.CYCLING
+        # No drift, and no burst of late cycles after a stall.
+        self._next_cycle_s += self._settings.period
+        if self._next_cycle_s <= now_s:
+            self._next_cycle_s = now_s + self._settings.period
+        rules = self._settings.rules()
+        self._worker.cycle(replace(rules, paused=self._say.service.paused is not None))
+
+    def _begin_check(self, now_s: float) -> None:
+        self._state = _State.CHECKING
+        self._next_check_s = now_s + CHECK_S
+        self._worker.check()
+
+    def _begin_connect(self, _now_s: float) -> None:
+        self._state = _State.CONNECTING
+        self._worker.connect()
+
+    def _miss(self, _now_s: float) -> None:
+        # An attempt under way is never given up: it succeeds at the moment libvirtd answers.
+        self._lose("it does not answer")
+
+    def _abandon(self, now_s: float) -> None:
+        self._replace_worker("libvirt does not answer", now_s)
         self._lose(f"a cycle took longer than {CYCLE_MAX_S:.0f} s")
 
-    def _replace_worker(self, why: str) -> None:
+    def _replace_worker(self, why: str, now_s: float) -> None:
         """Let another worker open another connection; of the old one only pins count."""
         self._inbox.fail(exits.UNAVAILABLE, why)
         self._worker.abandon()
         self._abandoned = [worker for worker in self._abandoned if not worker.has_ended]
         self._abandoned.append(self._worker)
         if len(self._abandoned) >= ABANDONED_MAX:
-            text = f"{ABANDONED_MAX} calls to libvirt are stuck; giving up"
-            self._say.write(Entry(Priority.ERROR, text))
+            self._tell(Priority.ERROR, f"{ABANDONED_MAX} calls to libvirt are stuck; giving up")
             self._exit_status = exits.FAILURE
         self._worker = self._new_worker(self._number + 1)
         self._state = _State.WAITING
-        self._next_connect_s = time.monotonic()
-
-    def _ping(self, now_s: float) -> None:
-        interval_s = systemd.watchdog_interval_s()
-        if interval_s is not None and now_s >= self._next_ping_s:
-            self._next_ping_s = now_s + interval_s
-            systemd.notify("WATCHDOG=1")
+        self._next_connect_s = now_s
 
     # What happened.
 
@@ -326,7 +323,8 @@ class _Daemon:
             for outcome in worker.take():
                 self._on_change(outcome)
         for outcome in self._worker.take():
-            self._on_outcome(outcome, now_s)
+            self._on_change(outcome)
+            self._on_end(outcome, now_s)
 
     def _serve_requests(self) -> None:
         """Begin with a request, if there is one; it waits for work at hand, not for libvirt."""
@@ -346,13 +344,6 @@ class _Daemon:
             self._state = _State.SERVING
             self._worker.carry_out(asked, beside_service=True)
 
-    def _take_pins(self) -> None:
-        for worker in (*self._abandoned, self._worker):
-            for outcome in worker.take():
-                self._on_change(outcome)
-                if isinstance(outcome, Cycled):
-                    self._say.plan_done(outcome.cycle)
-
     def _on_change(self, outcome: Outcome) -> None:
         if not isinstance(outcome, Changed | Failure):
             return
@@ -360,46 +351,39 @@ class _Daemon:
             self._progress_s, self._may_reconnect = time.monotonic(), True
         self._say.happened(outcome)
 
-    def _on_outcome(self, outcome: Outcome, now_s: float) -> None:
+    def _on_end(self, outcome: Outcome, now_s: float) -> None:
         match outcome:
-            case Changed() | Failure():
-                self._on_change(outcome)
-            case Answered(answer):
+            case Answer():
                 self._state = _State.IDLE
-                self._on_answered(answer)
-            case Connected():
-                self._on_connected(now_s)
+                self._on_answered(outcome)
             case Alive():
+                if self._state is _State.CONNECTING:
+                    self._next_cycle_s, self._next_check_s = now_s, now_s + CHECK_S
                 self._state = _State.IDLE
             case Cycled():
                 self._on_cycle(outcome, now_s)
-            case Lost(why, denied):
-                self._on_lost(why, now_s, denied=denied)
-            case Unreadable(why, denied):
+            case Lost(why, denied, stands=True):
                 self._state = _State.IDLE
                 text = f"Could not read the host: {printable(why, 300)}"
                 self._say.once("unreadable", Entry(Priority.WARNING, text))
-                self._say.service = replace(self._say.service, connected=True, trouble=why)
+                self._say.know(connected=True, trouble=why)
                 self._say.publish()
                 if self._orders.once:
                     self._exit_status = exits.NOT_PERMITTED if denied else exits.FAILURE
+            case Lost(why, denied):
+                self._on_lost(why, now_s, denied=denied)
             case Crashed(text):
-                self._say.write(Entry(Priority.ERROR, f"A mistake in vcpusched; ending.\n{text}"))
-                self._restoring_since_s = None
+                self._tell(Priority.ERROR, f"A mistake in vcpusched; ending.\n{text}")
+                self._is_restoring = False
                 self._exit_status = exits.FAILURE
 
     def _on_answered(self, answer: Answer) -> None:
         if not self._gives_all_back:
             self._inbox.answer(answer)
             return
-        self._restoring_since_s = None  # that is all there was to do before the end
+        self._is_restoring = False  # that is all there was to do before the end
         for problem in answer.problems:
-            self._say.write(Entry(Priority.WARNING, f"Not given back: {problem}"))
-
-    def _on_connected(self, now_s: float) -> None:
-        self._state = _State.IDLE
-        self._next_cycle_s = now_s
-        self._next_check_s = now_s + CHECK_S
+            self._tell(Priority.WARNING, f"Not given back: {problem}")
 
     def _on_lost(self, why: str, now_s: float, *, denied: bool = False) -> None:
         if self._may_reconnect and self._state is not _State.CONNECTING:
@@ -413,49 +397,41 @@ class _Daemon:
         # question is not, or it would be opened a thousand times a second.
         self._next_connect_s = now_s if self._say.service.connected else now_s + delay_s
         if self._orders.once:
-            self._say.write(Entry(Priority.ERROR, f"No libvirt at {self._uri()}: {why}"))
+            self._tell(Priority.ERROR, f"No libvirt at {self._uri()}: {why}")
             self._exit_status = exits.NOT_PERMITTED if denied else exits.UNAVAILABLE
             return
         self._lose(why)
-
-    def _found(self, now_s: float) -> None:
-        if self._disconnected_since_s is not None:
-            after_s = now_s - self._disconnected_since_s
-            text = f"Connected to libvirt at {self._uri()} after {after_s:.0f} s"
-            self._say.write(Entry(Priority.INFO, text))
-        self._disconnected_since_s = None
 
     def _lose(self, why: str) -> None:
         """Say once that libvirt is away; that is a state, and all the rest goes on."""
         if self._disconnected_since_s is None:
             self._disconnected_since_s = time.monotonic()
             lost = "Lost libvirt" if self._say.service.connected else "Waiting for libvirt"
-            self._say.write(
-                Entry(
-                    Priority.WARNING,
-                    f"{lost} at {self._uri()}: {printable(why, 300)}; trying again until it"
-                    " answers",
-                )
-            )
+            text = f"{printable(why, 300)}; trying again until it answers"
+            self._tell(Priority.WARNING, f"{lost} at {self._uri()}: {text}")
         if self._orders.once:
             self._exit_status = exits.UNAVAILABLE
-        self._say.service = replace(self._say.service, connected=False, trouble=why, cycle=None)
+        self._say.know(connected=False, trouble=why, cycle=None)
         self._say.publish()
 
     def _on_cycle(self, cycled: Cycled, now_s: float) -> None:
         cycle = cycled.cycle
         self._state = _State.IDLE
         self._number = cycle.number
-        self._found(now_s)
+        if self._disconnected_since_s is not None:
+            after_s = now_s - self._disconnected_since_s
+            text = f"Connected to libvirt at {self._uri()} after {after_s:.0f} s"
+            self._tell(Priority.INFO, text)
+        self._disconnected_since_s = None
         self._say.cycled(cycle, cycled.took_s, cycled.planned_s)
         if cycle.lost is not None:
             self._on_lost(cycle.lost, now_s)
             return
         if self._orders.exit_when_idle and cycle.domains == 0:
-            self._say.write(Entry(Priority.INFO, "No active domains; ending as told"))
+            self._tell(Priority.INFO, "No active domains; ending as told")
             self._exit_status = exits.OK
         elif self._orders.once and (self._is_decided(cycle) or cycle.domains == 0):
-            self._say.write(Entry(Priority.INFO, messages.status_line(self._say.service)))
+            self._tell(Priority.INFO, messages.status_line(self._say.service))
             failed = bool(self._say.service.pins_failing)
             self._exit_status = exits.FAILURE if failed else exits.OK
 
@@ -476,30 +452,26 @@ class _Daemon:
             settings = self._orders.reload()
         except ConfigError as error:
             for line in error.lines:
-                self._say.write(
-                    Entry(Priority.ERROR, f"Not reloaded, the old settings stay: {line}")
-                )
+                self._tell(Priority.ERROR, f"Not reloaded, the old settings stay: {line}")
         else:
             changed = [
                 f"{key} = {value}"
                 for key, value in settings.model_dump().items()
                 if value != getattr(self._settings, key)
             ]
-            moved = settings.uri != self._settings.uri or (
-                settings.dry_run != self._settings.dry_run
-            )
-            self._settings = settings
-            self._next_cycle_s = min(self._next_cycle_s, time.monotonic() + settings.period)
+            before, self._settings, now_s = self._settings, settings, time.monotonic()
+            self._next_cycle_s = min(self._next_cycle_s, now_s + settings.period)
             self._say.use(settings)
-            self._say.write(Entry(Priority.INFO, f"Reloaded: {', '.join(changed) or 'no change'}"))
-            if moved:
+            self._tell(Priority.INFO, f"Reloaded: {', '.join(changed) or 'no change'}")
+            if (settings.uri, settings.dry_run) != (before.uri, before.dry_run):
                 # The connection is to another libvirt, or read only.
-                self._replace_worker("the service was reloaded meanwhile: try again")
-                self._say.service = replace(
-                    self._say.service, connected=False, trouble=None, cycle=None
-                )
+                self._replace_worker("the service was reloaded meanwhile: try again", now_s)
+                self._say.know(connected=False, trouble=None, cycle=None)
         systemd.notify("READY=1")
         self._say.publish()
+
+    def _tell(self, priority: Priority, text: str) -> None:
+        self._say.write(Entry(priority, text))
 
     def _uri(self) -> str:
         return printable(self._settings.uri, 200)
@@ -508,7 +480,7 @@ class _Daemon:
         main_thread, settings = self._main_thread, self._settings
         book = Book(LedgerFile(self._orders.directory), settings.uri)
         if book.problem:
-            self._say.write(Entry(Priority.WARNING, book.problem))
+            self._tell(Priority.WARNING, book.problem)
         if elsewhere := book.elsewhere():
             self._say.once(elsewhere, Entry(Priority.WARNING, elsewhere))
         return Worker(

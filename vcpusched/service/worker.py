@@ -9,8 +9,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
@@ -28,6 +29,8 @@ from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.service.control import Answer, Request
 from vcpusched.service.restore import carry_out
 
+Result = TypeVar("Result")
+
 CYCLE_MAX_S: Final = 45.0
 """A cycle longer than this is stuck: libvirt itself gives up waiting for a busy domain after 30 s,
 and keepalive ends a dead call after 8 s."""
@@ -44,18 +47,6 @@ class Session(MarkingHypervisor, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Connected:
-    """A connection was opened."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What was asked for was done, or not."""
-
-    answer: Answer
-
-
-@dataclass(frozen=True, slots=True)
 class Cycled:
     """A cycle ended that took so long, of that so long to plan, in seconds; 0 where nothing was."""
 
@@ -66,23 +57,19 @@ class Cycled:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The connection was looked at and stands."""
+    """The connection stands: it was opened, or looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """There is no connection; `why` says why, `denied` whether we may not have one."""
+    """There is no connection, or it `stands` and the host could not be read.
+
+    `why` says why, `denied` whether we may not.
+    """
 
     why: str
     denied: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """The connection stands, but the host could not be read."""
-
-    why: str
-    denied: bool = False
+    stands: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +79,7 @@ class Crashed:
     text: str
 
 
-Outcome = Connected | Event | Answered | Cycled | Alive | Lost | Unreadable | Crashed
+Outcome = Event | Alive | Answer | Cycled | Lost | Crashed
 """An `Event` comes in between; any other ends what the worker was asked to do."""
 
 
@@ -129,11 +116,11 @@ class Worker:
         self._thread.start()
 
     def connect(self) -> None:
-        """Begin to open a connection; ends in Connected or Lost, however long that takes."""
+        """Begin to open a connection; ends in Alive or Lost, however long that takes."""
         self._begin(self._do_connect)
 
     def cycle(self, rules: Rules) -> None:
-        """Begin a cycle; ends in Cycled, Lost or Unreadable, after an `Event` for each move."""
+        """Begin a cycle; ends in Cycled or Lost, after an `Event` for each move."""
         self._begin(lambda: self._do_cycle(rules))
 
     def check(self) -> None:
@@ -141,7 +128,7 @@ class Worker:
         self._begin(self._do_check)
 
     def carry_out(self, request: Request, *, beside_service: bool) -> None:
-        """Begin to do what is asked for; ends in Answered or Lost, after an `Event` a move."""
+        """Begin to do what is asked for; ends in an Answer or Lost, after an `Event` a move."""
         self._begin(lambda: self._do_request(request, beside_service=beside_service))
 
     def end_plans(self) -> None:
@@ -196,6 +183,12 @@ class Worker:
         while (job := self._jobs.get()) is not None:
             try:
                 outcome = job()
+            except ConnectionLostError as error:
+                self._let_go()
+                outcome = Lost(str(error))
+            except HypervisorError as error:
+                denied = isinstance(error, PermissionDeniedError)
+                outcome = Lost(str(error), denied, stands=self._session is not None)
             except BaseException:  # noqa: BLE001  the main loop ends the process for it
                 outcome = Crashed(traceback.format_exc())
             self._put(outcome)
@@ -214,51 +207,35 @@ class Worker:
 
     def _do_connect(self) -> Outcome:
         self._let_go()
-        try:
-            self._session = self._open_session()
-        except HypervisorError as error:
-            return Lost(str(error), isinstance(error, PermissionDeniedError))
+        self._session = self._open_session()
         self._reconciler = Reconciler(self._session, self._book)
-        return Connected()
+        return Alive()
 
     def _do_check(self) -> Outcome:
         if self._session is not None and self._session.is_alive():
             return Alive()
-        self._let_go()
-        return Lost("it stopped answering or went away")
+        raise ConnectionLostError("it stopped answering or went away")
+
+    def _connected(self) -> Reconciler:
+        if self._reconciler is None:
+            raise ConnectionLostError("not connected")
+        return self._reconciler
 
     def _do_request(self, request: Request, *, beside_service: bool) -> Outcome:
-        if self._reconciler is None:
-            return Lost("not connected")
-        try:
-            answer = carry_out(
-                self._reconciler,
-                request,
-                beside_service=beside_service,
-                cancelled=self._cancelled.is_set,
-                on_event=self._put,
-            )
-        except ConnectionLostError as error:
-            self._let_go()
-            return Lost(str(error))
-        return Answered(answer)
+        return carry_out(
+            self._connected(),
+            request,
+            beside_service=beside_service,
+            cancelled=self._cancelled.is_set,
+            on_event=self._put,
+        )
 
     def _do_cycle(self, rules: Rules) -> Outcome:
-        if self._reconciler is None:
-            return Lost("not connected")
+        reconciler = self._connected()
         began_s, self._planned_s = time.monotonic(), 0.0
-        try:
-            cycle = self._scheduler.cycle(
-                self._reconciler,
-                rules,
-                cancelled=self._plans_end.is_set,
-                on_event=self._put,
-            )
-        except ConnectionLostError as error:
-            self._let_go()
-            return Lost(str(error))
-        except HypervisorError as error:
-            return Unreadable(str(error), isinstance(error, PermissionDeniedError))
+        cycle = self._scheduler.cycle(
+            reconciler, rules, cancelled=self._plans_end.is_set, on_event=self._put
+        )
         return Cycled(cycle, time.monotonic() - began_s, self._planned_s)
 
     def _plan(self, host: Host, policy: Policy) -> Plan:
@@ -270,24 +247,18 @@ class Worker:
             self._planned_s += time.monotonic() - began_s
 
 
-def call_within(limit_s: float, function: Callable[[], Any]) -> Any:  # noqa: ANN401  the result is the function's
+def call_within(limit_s: float, function: Callable[[], Result]) -> Result:
     """Run a function that may block for ever; raises TimeoutError after `limit_s` seconds.
 
     For the one-shot verbs: the thread is left behind, and ends with the process.
     """
-    results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    result: Future[Result] = Future()
 
     def run() -> None:
         try:
-            results.put((function(), None))
+            result.set_result(function())
         except BaseException as error:  # noqa: BLE001  it is raised again by the caller
-            results.put((None, error))
+            result.set_exception(error)
 
     threading.Thread(target=run, name="libvirt-call", daemon=True).start()
-    try:
-        value, error = results.get(timeout=limit_s)
-    except queue.Empty:
-        raise TimeoutError from None
-    if error is not None:
-        raise error
-    return value
+    return result.result(limit_s)
