@@ -4,9 +4,9 @@ Rule: no libvirt call is made here, since those block and Python delivers no sig
 worker makes them. Sleeping and waiting for signals are the same line.
 
 The states: connecting (the worker tries to open libvirt; that may take for ever and is nobody's
-fault), waiting to connect again, idle between cycles, and in a cycle. A cycle has a limit; the
-worker past it is abandoned with its connection, and after `ABANDONED_MAX` of them the process ends
-for systemd to start it anew.
+fault), waiting to connect again, idle between cycles, and at work (in a cycle, a request or a look
+at the connection). Work has a limit; the worker past it is abandoned with its connection, and after
+`ABANDONED_MAX` of them the process ends for systemd to start it anew.
 """
 
 import enum
@@ -89,9 +89,7 @@ class _State(enum.Enum):
     WAITING = enum.auto()
     CONNECTING = enum.auto()
     IDLE = enum.auto()
-    CHECKING = enum.auto()
-    CYCLING = enum.auto()
-    SERVING = enum.auto()
+    AT_WORK = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +186,12 @@ class _Daemon:
                 due_s = min(due_s for due_s, _act in self._deadlines())
                 patience_s = min(due_s - time.monotonic(), REQUESTS_S)
                 received = signal.sigtimedwait(_SERVED, max(0.0, patience_s))
-                if received is not None:
-                    self._handle(received.si_signo)
+                # After a stop and SIGCONT it may give what was no signal (Modules/signalmodule.c).
+                number = received.si_signo if received is not None else None
+                if number == signal.SIGHUP:
+                    self._reload()
+                elif number in {signal.SIGTERM, signal.SIGINT}:
+                    self._begin_stop()
 
     def stop(self) -> bool:
         """Have no further pin made, and tell those under way; False when a thread is stuck."""
@@ -229,7 +231,7 @@ class _Daemon:
         """Tell whether there are pins to give back yet, and that gets on."""
         if not self._is_restoring:
             return False
-        is_at_work = self._state in {_State.CYCLING, _State.SERVING}
+        is_at_work = self._state is _State.AT_WORK
         patience_s = self._orders.restore_patience_s if is_at_work else STOP_CONNECT_PATIENCE_S
         if now_s - self._progress_s > patience_s:
             self._give_up("libvirt does not answer")
@@ -257,7 +259,7 @@ class _Daemon:
             yield self._next_check_s, self._begin_check
         elif self._state is _State.WAITING:
             yield self._next_connect_s, self._begin_connect
-        elif busy_since_s is not None and self._state is not _State.CONNECTING:
+        elif busy_since_s is not None and self._state is _State.AT_WORK:
             yield busy_since_s + CYCLE_MAX_S, self._abandon
         elif busy_since_s is not None and self._say.service.trouble is None:
             yield busy_since_s + CONNECT_PATIENCE_S, self._miss
@@ -272,13 +274,13 @@ class _Daemon:
             self._say.once(warning, Entry(Priority.WARNING, warning))
 
     def _give_back(self, now_s: float) -> None:
-        self._state = _State.SERVING
+        self._state = _State.AT_WORK
         if not self._gives_all_back:
             self._gives_all_back, self._progress_s = True, now_s
         self._worker.carry_out(Request(Verb.RESTORE), beside_service=False)
 
     def _begin_cycle(self, now_s: float) -> None:
-        self._state = _State.CYCLING
+        self._state = _State.AT_WORK
         # No drift, and no burst of late cycles after a stall.
         self._next_cycle_s += self._settings.period
         if self._next_cycle_s <= now_s:
@@ -287,7 +289,7 @@ class _Daemon:
         self._worker.cycle(replace(rules, paused=self._say.service.paused is not None))
 
     def _begin_check(self, now_s: float) -> None:
-        self._state = _State.CHECKING
+        self._state = _State.AT_WORK
         self._next_check_s = now_s + CHECK_S
         self._worker.check()
 
@@ -341,7 +343,7 @@ class _Daemon:
             why = "the service runs with dry_run and changes no pin: stop it, then restore"
             self._inbox.fail(exits.FAILURE, why)
         else:
-            self._state = _State.SERVING
+            self._state = _State.AT_WORK
             self._worker.carry_out(asked, beside_service=True)
 
     def _on_change(self, outcome: Outcome) -> None:
@@ -439,12 +441,6 @@ class _Daemon:
         """Tell whether that was the one decision asked for; a pause leaves it at the plan."""
         is_paused = self._say.service.paused is not None
         return cycle.decided or (is_paused and cycle.confirmed >= cycle.confirm)
-
-    def _handle(self, number: int) -> None:
-        if number in {signal.SIGTERM, signal.SIGINT}:
-            self._begin_stop()
-        elif number == signal.SIGHUP:
-            self._reload()
 
     def _reload(self) -> None:
         systemd.reloading()
