@@ -41,6 +41,7 @@ class ServedHost(MemoryHost):
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Pin a guest, sooner or later."""
         while (self.directory / "hang").exists():
+            (self.directory / "hangs").touch()
             time.sleep(0.02)
         super().pin(vcpu, cpus)
         with (self.directory / "pins").open("a") as file:

@@ -93,8 +93,7 @@ def begin_request(service: Served) -> subprocess.Popen[str]:
     """Have the service hang in the middle of a restore that was asked for."""
     (service.directory / "hang").touch()
     asker = service.ask("restore")
-    service.wait(lambda: any(service.run_directory.glob("request-*.json")))
-    service.wait(lambda: not any(service.run_directory.glob("request-*.json")))
+    service.wait((service.directory / "hangs").exists)
     return asker
 
 
