@@ -1,5 +1,6 @@
 """What is found of vCPUs beside the ledger, on values: young ones, new ones, offline pCPUs."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import pytest
@@ -223,3 +224,17 @@ def test_resets_count_within_an_hour() -> None:
             ledger, changed = seen(sample(at_s + 1, "2", "2", defined=booked), ledger=ledger)
             causes += changed
         assert (causes == [Cause.LEFT]) is is_left
+
+
+def test_a_cpuset_that_narrows_is_nobodys_pin() -> None:
+    """The kernel takes the guest off what it may not use any more, and a way back is cut to it."""
+    first, _causes = seen(*(sample(second, "0-7", "0-7") for second in (0.0, 11.0)))
+    narrowed = dataclasses.replace(definition(books="6"), cpuset=CpuSet.parse("2-5"))
+    after = (sample(second, "2-5", "2-5", defined=narrowed) for second in (20.0, 23.0))
+    ledger, causes = seen(*after, ledger=pinned(first, 6))
+    assert (causes, of(ledger)) == ([], ("6", "0-7", ""))
+    restored = ledger.intending(
+        Move(VcpuId(UUID, 1, 0), "a", CpuSet(), CpuSet.parse("0-7"), 0, "", cause=Cause.RESTORED)
+    ).made(VcpuId(UUID, 1, 0))
+    ledger, causes = seen(sample(26.0, "2-5", "2-5", defined=narrowed), ledger=restored)
+    assert (causes, of(ledger)) == ([], ("0-7", "", ""))

@@ -95,7 +95,6 @@ def reconcile(
         if uuid in sample.unread or (entry.is_kept() and (uuid in unseen or not entry.is_at(uri)))
     }
     changes: list[Changed] = []
-    online = sample.topology.online
     for domain in sample.domains:
         before = ledger.entries.get(domain.uuid)
         # One that was written down by another address may well be of the same libvirt.
@@ -109,7 +108,7 @@ def reconcile(
                 continue
             before = Entry(domain.name, domain.domain_id)
         its_books = books.get(domain.uuid, {})
-        records, others = _compared_all(before, domain, sample, online, its_books)
+        records, others = _compared_all(before, domain, sample, its_books)
         changes += others
         entries[domain.uuid] = replace(
             before, name=domain.name, domain_id=domain.domain_id, records=records, uri=uri
@@ -156,13 +155,14 @@ def why_held(entry: Entry, record: Record) -> str:
 
 
 def _compared_all(
-    before: Entry,
-    domain: DomainReading,
-    sample: Sample,
-    online: CpuSet,
-    books: Mapping[int, CpuSet],
+    before: Entry, domain: DomainReading, sample: Sample, books: Mapping[int, CpuSet]
 ) -> tuple[dict[int, Record], list[Changed]]:
-    """Compare the vCPUs of one run of a domain."""
+    """Compare the vCPUs of one run of a domain.
+
+    A pCPU outside the guest's cpuset is to it as one that is offline: the kernel shows none, and
+    has taken the guest off it.
+    """
+    online = sample.topology.online & domain.definition.cpuset
     # A vCPU that is missing is kept: to one that is plugged in anew libvirt applies its last pin.
     records, changes = dict(before.records), []
     for reading in domain.vcpus:
