@@ -314,7 +314,7 @@ def test_the_cpuset_and_the_weights_of_guests(machine: Machine) -> None:
             weights = {vcpu["domain"]: vcpu["shares"] for vcpu in snapshot(machine)["vcpus"]}
             assert weights == {**dict.fromkeys(USUAL, 100), "heavy": 300}
         finally:
-            machine.say(*allow, "AllowedCPUs=")
+            machine.say(*allow, "AllowedCPUs=0-7")  # an empty one would leave the group as it is
 
 
 def test_pcpu_goes_offline_and_comes_back(machine: Machine) -> None:
