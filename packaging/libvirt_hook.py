@@ -109,6 +109,8 @@ def cpus_of(text: str) -> frozenset[int]:
     cpus: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().removeprefix("^").partition("-")
+        if not all(one.isascii() and one.isdigit() for one in (first, last if dash else first)):
+            raise ValueError(f"{text[:80]!r} is no list of pCPUs")
         span = range(int(first), int(last if dash else first) + 1)
         if not span or span[-1] > CPU_ID_MAX:
             raise ValueError(f"{text[:80]!r} is no list of pCPUs")

@@ -68,7 +68,7 @@ def seen(*samples: Sample, ledger: Ledger | None = None) -> tuple[Ledger, list[C
     ledger, causes = ledger or Ledger(), list[Cause]()
     for one in samples:
         asked = {
-            domain.uuid: domain.definition.booked
+            domain.uuid: domain.definition
             for domain in one.domains
             if domain.uuid in suspects(ledger, one)
         }
@@ -238,3 +238,31 @@ def test_a_cpuset_that_narrows_is_nobodys_pin() -> None:
     ).made(VcpuId(UUID, 1, 0))
     ledger, causes = seen(sample(26.0, "2-5", "2-5", defined=narrowed), ledger=restored)
     assert (causes, of(ledger)) == ([], ("0-7", "", ""))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_cpuset_that_cuts_a_set_is_nobodys_pin(*, ours: bool) -> None:
+    """What a minute-old definition does not say is asked for when an affinity has shrunk."""
+    first, _causes = seen(*(sample(second, "4-7") for second in (0.0, 11.0)))
+    if ours:
+        intended = first.intending(
+            Move(VcpuId(UUID, 1, 0), "a", CpuSet(), CpuSet.parse("5-7"), 0, "")
+        )
+        first = intended.made(VcpuId(UUID, 1, 0))
+    cut = sample(20.0, "5" if ours else "4-5")
+    assert suspects(first, cut) == {UUID}
+    read = dataclasses.replace(definition(books="5-7"), cpuset=CpuSet.parse("0-5"))
+    found = reconcile(first, cut, {UUID: read})
+    assert found.changes == ()
+    assert of(found.ledger) == (("5-7", "4-7", "") if ours else ("4-7", "", ""))
+
+
+def test_libvirts_counters_are_no_new_run() -> None:
+    """They count in steps: a guest that the kernel hides from now on keeps what is known of it."""
+    first, _causes = seen(*(sample(second, "0-7", "0-7") for second in (0.0, 11.0)))
+    ledger = pinned(first, 6).holding(UUID)
+    ledger, causes = seen(sample(12.0, "6", "0-7", runs_s=(10.985, 10.985)), ledger=ledger)
+    assert (causes, of(ledger)) == ([], ("6", "0-7", ""))
+    assert ledger.entries[UUID].held
+    ledger, _causes = seen(sample(13.0, "6", "0-7", runs_s=(1.0, 1.0)), ledger=ledger)
+    assert not ledger.entries[UUID].held

@@ -273,7 +273,7 @@ def test_the_role_only_looks_at_first(host: Container, deb: Path) -> None:
     assert "vcpusched is healthy" in first
     assert shown(host, "ActiveState") == "active"
     assert host.say("systemctl", "is-enabled", "vcpusched") == "enabled\n"
-    wait_for("a plan", lambda: "would pin" in said(host))
+    wait_for("a plan", lambda: "Dry run: would make" in said(host))
     assert places(host) == ["0", "0", "0", "0"]
     again = play(host, vcpusched_deb=f"/root/{deb.name}", vcpusched_settings=settings)
     assert "changed=0" in again, again

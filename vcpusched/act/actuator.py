@@ -130,9 +130,9 @@ class Actuator:
             try:
                 self._check(move, objection)
                 if move.vcpu.uuid not in intended:
-                    intended.add(move.vcpu.uuid)
                     its = [one for one in moves[position:] if one.vcpu.uuid == move.vcpu.uuid]
                     self._account.intend(its)
+                    intended.add(move.vcpu.uuid)
                 missing = self._account.pin(move.vcpu, move.to_cpus)
             except ConnectionLostError as error:
                 # Whether libvirtd still made this pin shows in the next sample.
@@ -178,9 +178,12 @@ class Actuator:
         try:
             self._account.intend([back])
             self._account.pin(back.vcpu, back.to_cpus)
+        except ConnectionLostError as error:
+            done.lost, done.in_doubt = str(error), back
         except HypervisorError:
-            return  # the next plan goes on from there
-        self._note(back, done)
+            pass  # the next plan goes on from there
+        else:
+            self._note(back, done)
 
     def _note(self, move: Move, done: Done, missing: CpuSet = NO_CPUS) -> None:
         done.made.append(move)
@@ -191,7 +194,8 @@ class Actuator:
         expected = isinstance(error, VanishedError | OvertakenError)
         of_ours = isinstance(error, NotRecordedError)
         blamed: tuple[DomainUuid | int, ...] = () if expected or of_ours else (move.vcpu.uuid,)
-        if isinstance(error, CpuRefusedError):
+        # Repairs go where they must, so there the guest is left alone.
+        if isinstance(error, CpuRefusedError) and move.cause is Cause.BALANCE:
             cpuset = ALL_CPUS
             with contextlib.suppress(HypervisorError):
                 cpuset = self._account.definition(move.vcpu.uuid).cpuset

@@ -25,6 +25,7 @@ from vcpusched.act.ledger import (
 from vcpusched.model import (
     ALL_CPUS,
     CpuSet,
+    Definition,
     DomainReading,
     DomainUuid,
     Sample,
@@ -43,8 +44,12 @@ YOUNG_NS: Final = 10 * 1_000_000_000
 RESETS_NS: Final = 3600 * 1_000_000_000
 """Within so long pins that the kernel undoes again and again are given up."""
 
-Books = Mapping[DomainUuid, Mapping[int, CpuSet]]
-"""Where libvirt last put the vCPUs of some domains."""
+FALL_NS: Final = 30_000_000
+"""Counters of CPU time fall by no more in one run: libvirt's go in steps of 10 ms, and count less
+than those of the kernel that may have been read before."""
+
+Books = Mapping[DomainUuid, Definition]
+"""The definitions of some domains, read just now: where libvirt put their vCPUs, and the cpuset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +63,20 @@ class Reconciled:
 def suspects(ledger: Ledger, sample: Sample) -> frozenset[DomainUuid]:
     """Return the domains in which the kernel may have undone a pin of ours, or one that is held.
 
-    Whether it did, only libvirt's books can tell: they still have the pin then.
+    Whether it did, only libvirt's books can tell: they still have the pin then. And those in which
+    it may have taken pCPUs away, since the cpuset is not what it was.
     """
-    online = sample.topology.online
     return frozenset(
         domain.uuid
         for domain in sample.domains
-        if (entry := ledger.entries.get(domain.uuid)) is not None and entry.is_kept()
+        if (entry := ledger.entries.get(domain.uuid)) is not None
+        for present in [sample.topology.online & domain.definition.cpuset]
         for reading in domain.vcpus
         if (record := entry.records.get(reading.vcpu)) is not None
         and (
-            _may_be_reset(record, reading.affinity, online)
-            or _may_still_be_held(record, reading.affinity, online)
+            _may_be_reset(record, reading.affinity, present)
+            or _may_still_be_held(record, reading.affinity, present)
+            or _may_be_cut(record, reading.affinity, present)
         )
     )
 
@@ -107,8 +114,7 @@ def reconcile(
             if not domain.definition.allowed:
                 continue
             before = Entry(domain.name, domain.domain_id)
-        its_books = books.get(domain.uuid, {})
-        records, others = _compared_all(before, domain, sample, its_books)
+        records, others = _compared_all(before, domain, sample, books.get(domain.uuid))
         changes += others
         entries[domain.uuid] = replace(
             before, name=domain.name, domain_id=domain.domain_id, records=records, uri=uri
@@ -155,19 +161,20 @@ def why_held(entry: Entry, record: Record) -> str:
 
 
 def _compared_all(
-    before: Entry, domain: DomainReading, sample: Sample, books: Mapping[int, CpuSet]
+    before: Entry, domain: DomainReading, sample: Sample, read: Definition | None
 ) -> tuple[dict[int, Record], list[Changed]]:
     """Compare the vCPUs of one run of a domain.
 
     A pCPU outside the guest's cpuset is to it as one that is offline: the kernel shows none, and
-    has taken the guest off it.
+    has taken the guest off it. `read` is the definition of a suspect.
     """
-    online = sample.topology.online & domain.definition.cpuset
+    books = read.booked if read is not None else {}
+    online = sample.topology.online & (read or domain.definition).cpuset
     # A vCPU that is missing is kept: to one that is plugged in anew libvirt applies its last pin.
     records, changes = dict(before.records), []
     for reading in domain.vcpus:
         known = records.get(reading.vcpu)
-        is_new = known is None or (reading.run_ns < known.run_ns and not known.is_ours)
+        is_new = known is None or (_fell(known, reading) and not known.is_ours)
         if known is None or is_new or known.young_ns:
             since_ns = domain.at_ns if known is None or is_new else known.young_ns
             records[reading.vcpu] = _first(domain, reading, sample, since_ns)
@@ -195,13 +202,17 @@ def _is_another_run(before: Entry, domain: DomainReading, *, is_unseen: bool) ->
     But for single vCPUs, which are plugged in anew.
     """
     fell = [
-        reading.run_ns < before.records[reading.vcpu].run_ns
+        _fell(before.records[reading.vcpu], reading)
         for reading in domain.vcpus
         if reading.vcpu in before.records
     ]
     if before.domain_id == domain.domain_id:
         return bool(fell) and all(fell)
     return not is_unseen or any(fell)
+
+
+def _fell(record: Record, reading: VcpuReading) -> bool:
+    return reading.run_ns < record.run_ns - FALL_NS
 
 
 def _first(domain: DomainReading, reading: VcpuReading, sample: Sample, since_ns: int) -> Record:
@@ -211,7 +222,7 @@ def _first(domain: DomainReading, reading: VcpuReading, sample: Sample, since_ns
     books = definition.booked.get(reading.vcpu, stated)
     record = Record(
         reading.run_ns,
-        _whole(reading.affinity, (stated, books), sample),
+        _whole(reading.affinity, (stated, books), sample, definition.cpuset),
         young_ns=since_ns if domain.at_ns - since_ns < YOUNG_NS else 0,
     )
     origin = definition.origin.get(reading.vcpu)
@@ -229,15 +240,16 @@ def _first(domain: DomainReading, reading: VcpuReading, sample: Sample, since_ns
     return settled(replace(record, original=original))
 
 
-def _whole(affinity: CpuSet, named: Iterable[CpuSet], sample: Sample) -> CpuSet:
-    """Return an affinity with those offline pCPUs that it names: the kernel shows it without.
+def _whole(affinity: CpuSet, named: Iterable[CpuSet], sample: Sample, cpuset: CpuSet) -> CpuSet:
+    """Return an affinity with pCPUs that are offline or outside the cpuset, which it names, too.
 
-    It is known by what the guest's definition or libvirt's books name.
+    The kernel shows it without. It is known by what the guest's definition or libvirt's books name.
     """
-    online = sample.topology.online
+    shown = sample.topology.online & cpuset
+    hidden = (sample.topology.online | sample.offline) - shown
     for cpus in named:
-        if affinity in {cpus & online, cpus & online - sample.isolated}:
-            return affinity | (cpus & sample.offline)
+        if affinity in {cpus & shown, cpus & shown - sample.isolated}:
+            return affinity | (cpus & hidden)
     return affinity
 
 
@@ -248,6 +260,11 @@ def _may_be_reset(record: Record, now: CpuSet, online: CpuSet) -> bool:
     if record.pending is not None and now == record.pending & online:
         return False
     return len(now) > len(left)
+
+
+def _may_be_cut(record: Record, now: CpuSet, online: CpuSet) -> bool:
+    left = record.affinity & online
+    return now != left and now.is_within(left)
 
 
 def _may_still_be_held(record: Record, now: CpuSet, online: CpuSet) -> bool:

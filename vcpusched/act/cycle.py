@@ -147,12 +147,12 @@ class Scheduler:
         self._observed = observe(before, sample, self._observed, rules.smoothing, rules.house)
         seen = _seen(self._number, sample, rules, self._observed)
         actuator = Actuator(account, self._number, cancelled, on_event)
-        wanted = self._willing(repairs(sample, self._observed.house))
+        wanted = list(repairs(sample, self._observed.house))
         if rests:
             withheld = sum(move.cause is Cause.NOT_ALLOWED for move in wanted)
             seen = replace(seen, withheld=withheld)
         else:
-            seen = self._noted(seen, actuator.act(wanted))
+            seen = self._noted(seen, actuator.act(self._willing(wanted)))
         if before is None or seen.lost is not None:
             return seen
         return self._planned(seen, sample, rules, actuator)
@@ -198,8 +198,8 @@ class Scheduler:
     def _noted(self, seen: Cycle, done: Done) -> Cycle:
         """Return the cycle with what moves came to, and remember who is then left alone."""
         for move in done.made:
-            if move.cause is not Cause.RESET:
-                self._table.pinned(move.vcpu, move.to_cpus)
+            cools = move.cause is not Cause.RESET
+            self._table.pinned(move.vcpu, move.to_cpus, cools=cools)
             if move.cause is Cause.WORSE_OFF:
                 self._table.back_off(move.vcpu, seen.at_ns)
         for failure in done.failures:
@@ -289,9 +289,10 @@ class Scheduler:
 
 def _seen(number: int, sample: Sample, rules: Rules, observed: Observed) -> Cycle:
     """Return the cycle with what is said of it before anything is planned."""
+    idle_ns = sample.busy.at_ns if sample.busy is not None else 0
     return Cycle(
         number=number,
-        at_ns=max((domain.at_ns for domain in sample.domains), default=0),
+        at_ns=max((domain.at_ns for domain in sample.domains), default=idle_ns),
         domains=len(sample.domains) + len(sample.unread),
         confirm=rules.confirm,
         dry_run=rules.dry_run,
@@ -323,12 +324,14 @@ def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
             # While the machine's nodes are not known no pin is wrong for them.
             if house is not None and (house.nodes or reading.vcpu not in definition.memory_strict):
                 why = house.objection(domain.name, definition, reading.vcpu, pin & online)
-            if why or reading.undone:
+            to_cpus = (original if why else pin) & online & definition.cpuset
+            # Of an original with pCPUs that are offline the rest may be in force already.
+            if (why or reading.undone) and to_cpus != reading.affinity:
                 yield Move(
                     vcpu=VcpuId(domain.uuid, domain.domain_id, reading.vcpu),
                     domain=domain.name,
                     from_cpus=reading.affinity,
-                    to_cpus=(original if why else pin) & online,
+                    to_cpus=to_cpus,
                     load_ppm=0,
                     reason=why,
                     cause=Cause.NOT_ALLOWED if why else Cause.RESET,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from vcpusched.act.actuator import Actuator, Event, ignore, never
-from vcpusched.act.comparison import annotated, is_held, reconcile, suspects
+from vcpusched.act.comparison import Books, annotated, is_held, reconcile, suspects
 from vcpusched.act.ledger import TO_ORIGINAL, Changed, Ledger, Record
 from vcpusched.act.ledger_file import Book
 from vcpusched.act.marks import Marks
@@ -24,7 +24,16 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
     VanishedError,
 )
-from vcpusched.model import CpuSet, Definition, DomainUuid, Origin, Sample, Topology, VcpuId
+from vcpusched.model import (
+    ALL_CPUS,
+    CpuSet,
+    Definition,
+    DomainUuid,
+    Origin,
+    Sample,
+    Topology,
+    VcpuId,
+)
 from vcpusched.plan.planner import Cause, Move
 
 SAVE_NS: Final = 60 * 1_000_000_000
@@ -162,10 +171,12 @@ class Reconciler:
             self.sample()
         running, online = self._running, self._sample.topology.online
         wanted = running if uuids is None else set(uuids) & running
+        cpusets = {domain.uuid: domain.definition.cpuset for domain in self._sample.domains}
         moves = [
-            Move(vcpu, entry.name, record.affinity, original & online, 0, "", cause=Cause.RESTORED)
+            Move(vcpu, entry.name, record.affinity, shown, 0, "", cause=Cause.RESTORED)
             for vcpu, entry, record in self._book.ledger.pins()
             if vcpu.uuid in wanted and (original := record.original) is not None
+            for shown in [original & online & cpusets.get(vcpu.uuid, ALL_CPUS)]
         ]
         if hold:
             ledger = self._book.ledger
@@ -240,15 +251,15 @@ class Reconciler:
                 self._book.ledger = ledger.marking(vcpu.uuid, marked=True)
 
     def _pin_whole(self, vcpu: VcpuId, cpus: CpuSet, whole: CpuSet) -> CpuSet:
-        """Pin to all of a set, of which `cpus` are online, or to these; returns what is missing."""
+        """Pin to all of a set, of which the kernel shows `cpus`; returns what is missing."""
         self._check_ours()
-        present = whole & (cpus | self._sample.offline)
+        present = whole & (cpus | self._sample.topology.online | self._sample.offline)
         try:
             self._hypervisor.pin(vcpu, present)
         except (BusyError, ConnectionLostError, PermissionDeniedError, VanishedError):
             raise
         except HypervisorError:
-            # With version 1 of cgroups no group takes a pCPU that is offline.
+            # With version 1 of cgroups no group takes a pCPU that is offline or not its parent's.
             if present == cpus:
                 raise
             self._hypervisor.pin(vcpu, cpus)
@@ -300,11 +311,11 @@ class Reconciler:
             if uuids is not None or self._book.ledger is not before:
                 self.save()
 
-    def _books(self, uuids: Iterable[DomainUuid]) -> Mapping[DomainUuid, Mapping[int, CpuSet]]:
+    def _books(self, uuids: Iterable[DomainUuid]) -> Books:
         books = {}
         for uuid in uuids:
             try:
-                books[uuid] = self._hypervisor.definition(uuid).booked
+                books[uuid] = self._hypervisor.definition(uuid)
             except ConnectionLostError:
                 raise
             except HypervisorError:

@@ -47,9 +47,10 @@ class VcpuTable:
         self._quarantine: dict[DomainUuid | int, _Left] = {}
         """By guest, and by the number of a pCPU."""
 
-    def pinned(self, vcpu: VcpuId, cpus: CpuSet) -> None:
+    def pinned(self, vcpu: VcpuId, cpus: CpuSet, *, cools: bool = True) -> None:
         """Note that a vCPU was pinned to these pCPUs, or may have been."""
-        self._vcpus[vcpu] = replace(self._of(vcpu), cools=True, cools_from_ns=None)
+        if cools:
+            self._vcpus[vcpu] = replace(self._of(vcpu), cools=True, cools_from_ns=None)
         for proven in (vcpu.uuid, *cpus):
             self._quarantine.pop(proven, None)
 

@@ -121,7 +121,10 @@ def _placed(groups: str, controller: str, root: Path) -> tuple[str, str]:
     mounted = root / "sys/fs/cgroup"
     by_controller = {
         name: path
-        for _number, names, path in (line.split(":", 2) for line in groups.splitlines())
+        # A group's name may hold anything but a line end.
+        for _number, names, path in (
+            line.split(":", 2) for line in groups.split("\n") if line.count(":") > 1
+        )
         for name in names.split(",")
     }
     if controller in by_controller:

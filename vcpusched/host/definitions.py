@@ -30,6 +30,7 @@ class _Known:
     at_ns: int
     definition: Definition = field(default_factory=Definition)
     user: int | None = None
+    is_bound: bool = False
 
 
 class Definitions:
@@ -64,6 +65,11 @@ class Definitions:
         known = self._known.get(key)
         return known.definition if known is not None else Definition()
 
+    def is_bound(self, key: Key) -> bool:
+        """Return whether the kernel's limits are in what is known of a guest."""
+        known = self._known.get(key)
+        return known is not None and known.is_bound
+
     def user_of(self, key: Key) -> int | None:
         """Return which user libvirt runs a guest's QEMU as, where its XML names one."""
         known = self._known.get(key)
@@ -93,11 +99,12 @@ class Definitions:
             shares=limits.shares or known.definition.shares,
             quota_ppm=min(known.definition.quota_ppm, limits.quota_ppm),
         )
-        self._known[key] = replace(known, definition=definition)
+        self._known[key] = replace(known, definition=definition, is_bound=True)
 
     def postpone(self, key: Key, now_ns: int) -> None:
         """Keep what is known until the guest's next moment, because it was not told now."""
-        self._known[key] = replace(self._known.get(key, _Known(now_ns)), at_ns=now_ns)
+        known = self._known.get(key, _Known(now_ns))
+        self._known[key] = replace(known, at_ns=now_ns, is_bound=False)
 
     def _parsed(self, xml: str) -> Definition:
         try:

@@ -104,10 +104,11 @@ class LibvirtHost:
             listed = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         self._domains = {DomainUuid(domain.UUIDString()): domain for domain in listed}
         running = {(uuid, domain.ID()): domain for uuid, domain in self._domains.items()}
-        learned = self._learn_definitions(running)
+        self._learn_definitions(running)
         self._threads.find({key: self._users(key) for key in running}, time.monotonic_ns())
-        for key in learned:
-            self._bound(key)
+        for key in running:
+            if not self._definitions.is_bound(key):
+                self._bound(key)
         quotas = cgroups.Quotas()
         # All in one sweep, which libvirtd does not interrupt.
         sweeps = {key: self._threads.read(key, quotas) for key in running}
@@ -139,14 +140,15 @@ class LibvirtHost:
             offline=self._offline,
         )
 
-    def _learn_definitions(self, running: Mapping[Key, Any]) -> list[Key]:
-        """Read the definitions that are due, and return whose; others stay as they are known.
+    def _learn_definitions(self, running: Mapping[Key, Any]) -> None:
+        """Read the definitions that are due; one that cannot be read stays as it is known.
 
         It is not worth losing the loads for: from 11.0 on libvirt may wait for a busy guest here.
         """
         self._definitions.forget_all_but(running.keys())
-        due = [key for key in running if self._definitions.is_due(key, time.monotonic_ns())]
-        for key in due:
+        for key in running:
+            if not self._definitions.is_due(key, time.monotonic_ns()):
+                continue
             try:
                 with self._translated():
                     self._define(key, running[key])
@@ -155,7 +157,6 @@ class LibvirtHost:
             except HypervisorError:
                 # Its vCPUs count, and stay where they are while nothing is known.
                 self._definitions.postpone(key, time.monotonic_ns())
-        return due
 
     def _bound(self, key: Key) -> None:
         """Add to a guest's definition what the kernel says of its groups, once they are known."""

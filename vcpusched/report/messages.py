@@ -145,7 +145,7 @@ def changed_entry(changed: Changed) -> Entry:
 
 def missing_text(cpus: CpuSet) -> str:
     """Say which pCPUs of an original affinity could not be given back."""
-    return f"; {cpus_text(cpus)} of it offline, so it stays recorded" if cpus else ""
+    return f"; {cpus_text(cpus)} of it cannot be used now, so it stays recorded" if cpus else ""
 
 
 def _of_others(changed: Changed) -> Entry:
@@ -360,11 +360,6 @@ def _moved(move: Move) -> dict[str, Any]:
     """Return the fields of a changed affinity."""
     whose = {"DOMAIN": move.domain, "DOMAIN_UUID": move.vcpu.uuid, "VCPU": move.vcpu.vcpu}
     return {**whose, "FROM": move.from_cpus, "TO": move.to_cpus}
-
-
-def _as_moved(move: Move) -> str:
-    places = f"from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}"
-    return f"{_subject(move)} {places}: {move.reason}"
 
 
 def _subject(move: Move) -> str:

@@ -106,7 +106,8 @@ def _of_host(host: Host, plan: Plan, gap_ppm: int) -> Iterator[Metric]:
 def _of_tally(tally: Tally) -> Iterator[Metric]:
     changes = (
         "Affinities changed: by a plan (balance), since a vCPU was worse off pinned, since the"
-        " kernel had undone a pin (reset), or given back as asked."
+        " kernel had undone a pin (reset), given back since a pin was not allowed any more"
+        " (not_allowed), or as asked."
     )
     failures = "Pins that could not be made; vanished: the guest ended, which is nobody's fault."
     plans = "Plans that were carried out, or would have been but for dry_run."

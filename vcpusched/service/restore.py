@@ -114,6 +114,8 @@ def _told(
         ]
         if back:
             lines.append(f"{name}: given back: {', '.join(back)}{held}")
+        if any(one.missing for one in vcpus if not isinstance(one, Failure)):
+            problems.append(f"{name}: what is missing stays recorded for the next restore")
         for failure in failures:
             vcpu = f"{name}: vCPU {failure.move.vcpu.vcpu}"
             if failure.is_gone:

@@ -192,8 +192,6 @@ class Worker:
             except BaseException:  # noqa: BLE001  the main loop ends the process for it
                 outcome = Crashed(traceback.format_exc())
             self._put(outcome)
-        if self._reconciler is not None:
-            self._reconciler.save()
         self._let_go()
 
     def _put(self, outcome: Outcome) -> None:
@@ -201,6 +199,8 @@ class Worker:
         self._wake()
 
     def _let_go(self) -> None:
+        if self._reconciler is not None:
+            self._reconciler.save()  # what was intended and not tried is no pin of ours
         if self._session is not None:
             self._session.close()
             self._session = self._reconciler = None
