@@ -11,9 +11,9 @@ from watched import balanced, keeper, vcpu
 from vcpusched.act.comparison import YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.ledger import Changed
-from vcpusched.model import CpuSet, Definition
+from vcpusched.model import ALL_CPUS, CpuSet, Definition
 from vcpusched.observe.placement_rules import HouseRules
-from vcpusched.plan.planner import Cause
+from vcpusched.plan.planner import Cause, Move
 from vcpusched.report.messages import changed_entry
 from vcpusched.service.control import Request, Verb
 from vcpusched.service.restore import carry_out
@@ -186,3 +186,33 @@ def test_what_cannot_come_back_yet_stops_no_plan(tmp_path: Path) -> None:
     host.online = host.present
     scheduler.cycle(kept, rules)
     assert str(host.cpus["g"]) == "0-3"
+
+
+def test_a_repair_that_is_refused_is_not_tried_in_each_cycle(tmp_path: Path) -> None:
+    """The guest is left alone for ten cycles, and may be moved at once when that ends well."""
+    host, kept, scheduler, name, _changes = balanced(tmp_path)
+    host.cpuset = CpuSet.of([1])  # which no definition tells
+    rules = Rules(house=HouseRules(exclude_domains=(name,)))
+    failures = []
+    for _ in range(12):
+        failures.append(len(scheduler.cycle(kept, rules).failures))
+        host.pass_time()
+    assert failures == [1, *[0] * 9, 1, 0]
+    host.cpuset = ALL_CPUS
+    for _ in range(20):
+        scheduler.cycle(kept, rules)
+        host.pass_time()
+    assert str(host.cpus[name]) == "0"
+    assert not scheduler.cycle(kept, rules).refused
+
+
+def test_what_was_intended_ends_with_the_connection(tmp_path: Path) -> None:
+    """What was written down for a move that was never tried makes nobody's pin ours."""
+    host = MemoryHost(4, {"g": 0.5}, {"g": "0-3"})
+    kept = keeper(host, tmp_path)
+    kept.look()
+    kept.intend([Move(vcpu(host, "g"), "g", CpuSet(), CpuSet.of([1]), 0, "")])
+    assert "pending" in (tmp_path / "affinity.json").read_text()
+    kept.save()  # as the worker does before it lets go
+    assert "pending" not in (tmp_path / "affinity.json").read_text()
+    assert kept.restore() == []
