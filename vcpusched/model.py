@@ -380,6 +380,11 @@ class Sample:
     by_libvirt: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     offline: CpuSet = NO_CPUS
 
+    @property
+    def present(self) -> CpuSet:
+        """The pCPUs that there are, online or not."""
+        return self.topology.online | self.offline
+
 
 @dataclass(frozen=True, slots=True)
 class Vcpu:

@@ -232,9 +232,8 @@ def _first(domain: DomainReading, reading: VcpuReading, sample: Sample, since_ns
     ):
         return record
     # "Anywhere" is where the kernel puts what is not bound.
-    present = online | sample.offline
-    everywhere = present - sample.isolated
-    original = (everywhere if origin.original == ALL_CPUS else origin.original) & present
+    everywhere = sample.present - sample.isolated
+    original = (everywhere if origin.original == ALL_CPUS else origin.original) & sample.present
     # A mark of another host's may name pCPUs that there are not here.
     original = (original & stated) or (everywhere & stated) or record.affinity
     return settled(replace(record, original=original))
@@ -246,7 +245,7 @@ def _whole(affinity: CpuSet, named: Iterable[CpuSet], sample: Sample, cpuset: Cp
     The kernel shows it without. It is known by what the guest's definition or libvirt's books name.
     """
     shown = sample.topology.online & cpuset
-    hidden = (sample.topology.online | sample.offline) - shown
+    hidden = sample.present - shown
     for cpus in named:
         if affinity in {cpus & shown, cpus & shown - sample.isolated}:
             return affinity | (cpus & hidden)

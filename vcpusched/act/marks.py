@@ -33,7 +33,7 @@ class Marks:
     def learn(self, sample: Sample) -> None:
         """Learn which domains are marked; a mark that is known is only changed by us."""
         self._online = sample.topology.online
-        self._everywhere = (self._online | sample.offline) - sample.isolated
+        self._everywhere = sample.present - sample.isolated
         self._now_ns = max((domain.at_ns for domain in sample.domains), default=self._now_ns)
         known, self._marks = self._marks, {}
         for uuid in sample.unread:

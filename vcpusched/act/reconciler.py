@@ -253,7 +253,7 @@ class Reconciler:
     def _pin_whole(self, vcpu: VcpuId, cpus: CpuSet, whole: CpuSet) -> CpuSet:
         """Pin to all of a set, of which the kernel shows `cpus`; returns what is missing."""
         self._check_ours()
-        present = whole & (cpus | self._sample.topology.online | self._sample.offline)
+        present = whole & self._sample.present
         try:
             self._hypervisor.pin(vcpu, present)
         except (BusyError, ConnectionLostError, PermissionDeniedError, VanishedError):
