@@ -10,24 +10,26 @@ from vcpusched.model import (
     ALL_CPUS,
     NO_CPUS,
     PPM_PER_POINT,
-    Busy,
     Cpu,
     CpuSet,
-    Definition,
-    DomainReading,
     DomainUuid,
     Host,
     HostCpu,
-    Origin,
-    Sample,
     Topology,
-    Unread,
     Vcpu,
     VcpuId,
+)
+from vcpusched.plan.planner import Move, Plan
+from vcpusched.sample import (
+    Busy,
+    Definition,
+    DomainReading,
+    Origin,
+    Sample,
+    Unread,
     VcpuReading,
     Waited,
 )
-from vcpusched.plan.planner import Move, Plan
 
 SECOND_NS = 1_000_000_000
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from builders import MemoryHost
 
 from vcpusched.host.hypervisor import ConnectionLostError, PermissionDeniedError
-from vcpusched.model import CpuSet, Sample, VcpuId
+from vcpusched.model import CpuSet, VcpuId
+from vcpusched.sample import Sample
 from vcpusched.service import daemon, run_directory, systemd
 from vcpusched.settings import load
 

@@ -19,11 +19,12 @@ from program import PROGRAM, environment, vcpusched
 from vcpusched.act.actuator import Failure
 from vcpusched.act.ledger import Changed
 from vcpusched.host import libvirt_xml
-from vcpusched.model import CpuSet, Definition, DomainUuid, Host, Topology, VcpuId
+from vcpusched.model import CpuSet, DomainUuid, Host, Topology, VcpuId
 from vcpusched.plan import explain
 from vcpusched.plan.planner import Cause, Move, Policy, plan
 from vcpusched.report import messages, snapshot
 from vcpusched.report.messages import Service
+from vcpusched.sample import Definition
 from vcpusched.service.systemd import StreamLog
 from vcpusched.settings import ConfigError, Settings, load
 from vcpusched.text import as_json

@@ -1,4 +1,4 @@
-"""What a host is made of and what was seen on it.
+"""What a host is made of, and the host with loads that the planner decides on.
 
 Rule: values only. Everything here is frozen and holds no handle to the outside world; loads are
 integers in parts per million of one pCPU (`_ppm`), since with floats a plan would depend on the
@@ -21,7 +21,7 @@ PPM_PER_POINT: Final = 10_000
 """Parts per million of a pCPU in one percentage point of it."""
 
 SHARES: Final = 1024
-"""The weight of a guest of which nobody says any, as in cgroups of version 1."""
+"""The weight of a guest for which none is given, as in cgroups of version 1."""
 
 CPU_ID_MAX: Final = 65_535
 """The largest pCPU number accepted in text: bounds what a hostile cpulist can make us allocate."""
@@ -85,7 +85,7 @@ class CpuSet:
         return CpuSet(self.bits & ~other.bits)
 
     def is_within(self, other: "CpuSet") -> bool:
-        """Tell whether every pCPU of this set is in `other` too."""
+        """Return whether every pCPU of this set is in `other` too."""
         return not self.bits & ~other.bits
 
     def __str__(self) -> str:
@@ -130,7 +130,7 @@ def _span(text: str) -> int:
 NO_CPUS: Final = CpuSet()
 
 ALL_CPUS: Final = CpuSet((1 << (CPU_ID_MAX + 1)) - 1)
-"""Where a guest may run whose definition says nothing: every pCPU there is or will be."""
+"""Where a guest may run if its definition says nothing: every pCPU, present or to come."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -148,12 +148,12 @@ class VcpuId:
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """One online pCPU; where in the machine it sits is optional, since machines tell it badly.
+    """One online pCPU; its position is optional, because not every machine reports it.
 
     Two pCPUs with the same `core` are siblings: threads of one core; `cache` is a last-level cache.
     Each is unique on the host. `capacity_ppm` is what it can do when its siblings idle, relative to
     the strongest pCPU. An `isolated` one the kernel keeps free of what is not pinned there, and
-    moves nothing between it and others. `socket` is numbered as the machine does.
+    moves nothing between it and others. `socket` has the number that the machine gives.
     """
 
     id: int
@@ -169,8 +169,8 @@ class Cpu:
 class Topology:
     """The pCPUs that are online, in rising order of their numbers.
 
-    `node_distances` tells how far it is from one NUMA node to another: 10 to itself, twice as much
-    for twice the latency. It is empty where the machine does not tell.
+    `node_distances` are those between NUMA nodes: 10 from a node to itself, twice as much for twice
+    the latency; empty where the machine does not report them.
     """
 
     cpus: tuple[Cpu, ...]
@@ -178,7 +178,7 @@ class Topology:
 
     @property
     def online(self) -> CpuSet:
-        """The numbers of the pCPUs."""
+        """Return the numbers of the pCPUs."""
         return CpuSet.of(cpu.id for cpu in self.cpus)
 
 
@@ -193,11 +193,11 @@ class Granularity(enum.StrEnum):
 
 
 MIN_AUTO_CPUS: Final = 4
-"""In smaller sets the kernel finds a vCPU too little room for what they cost in balance."""
+"""Smaller sets cost more in balance than the kernel gains by choosing within them."""
 
 
 def resolved(cpus: Iterable[Cpu], granularity: Granularity) -> Granularity:
-    """Return what a granularity comes to on a host: caches or nodes where it has large ones."""
+    """Return what "auto" stands for on a host: caches or nodes where it has large ones."""
     if granularity is not Granularity.AUTO:
         return granularity
     shared = [cpu for cpu in cpus if not cpu.isolated]
@@ -213,7 +213,7 @@ def resolved(cpus: Iterable[Cpu], granularity: Granularity) -> Granularity:
 def sets(cpus: Iterable[Cpu], granularity: Granularity) -> tuple[CpuSet, ...]:
     """Return the sets of pCPUs that vCPUs are pinned to, in rising order of their lowest pCPU.
 
-    Where the machine does not tell caches, nodes stand in for them; pCPUs of which neither is known
+    Where the machine reports no caches, nodes stand in for them; pCPUs of which neither is known
     are one set. An isolated pCPU is one by itself, as is one without a core.
     """
     cpus = tuple(cpus)
@@ -235,163 +235,11 @@ def sets(cpus: Iterable[Cpu], granularity: Granularity) -> tuple[CpuSet, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Waited:
-    """What the kernel said about the run queue that one vCPU's thread is in, at one moment.
-
-    `wait_ns` is how long since it began the thread was runnable without running, of that
-    `throttled_ns` because its quota was used up; `quota_ppm` is the most that it may run, None
-    without a quota; `at_ns` the monotonic clock when that was read.
-    """
-
-    at_ns: int
-    wait_ns: int
-    throttled_ns: int = 0
-    quota_ppm: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Busy:
-    """How long each pCPU has run anything at all since it came up, read at `at_ns`."""
-
-    at_ns: int
-    by_cpu_ns: Mapping[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class VcpuReading:
-    """What the hypervisor said about one vCPU at one moment.
-
-    `run_ns` is the CPU time of its thread since it began; `affinity` the pCPUs its thread may
-    really use; `on` the pCPU it last ran on, if known; `waited` is None where it was not asked for
-    or cannot be known. `ours` tells whether its affinity is a pin of ours, None where nobody keeps
-    account of that; `original` is the affinity before our first pin, while one of ours is in force;
-    `pin` is that pin, and `undone` whether the kernel let the vCPU off it; `held` why it must be
-    left alone, whatever else holds.
-    """
-
-    vcpu: int
-    run_ns: int
-    affinity: CpuSet
-    on: int | None = None
-    waited: Waited | None = None
-    ours: bool | None = None
-    original: CpuSet | None = None
-    pin: CpuSet | None = None
-    undone: bool = False
-    held: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What the mark in a running domain says of one vCPU: its original affinity, and our pins.
-
-    `pins` are those that may be in force: the last, and the one that was about to be made. None is
-    named by marks of an older form, which count beside any pin.
-    """
-
-    original: CpuSet
-    pins: frozenset[CpuSet] = frozenset()
-
-    def explains(self, pin: CpuSet, within: CpuSet = ALL_CPUS) -> bool:
-        """Tell whether a pin is ours by this mark, as far as it lies within these pCPUs."""
-        return not self.pins or any(ours & within == pin & within for ours in self.pins)
-
-
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """What a domain's definition says about where its vCPUs belong, and what bounds that.
-
-    `allowed` gives, per vCPU number, where it may run: `ALL_CPUS` where nothing is said; a vCPU
-    missing there must not be moved. `cpuset` is where the kernel lets the guest run, by its group.
-    `realtime` are the vCPUs with a realtime scheduler, `helper_pins` where its emulator and I/O
-    threads are pinned to. `memory_nodes` gives, per vCPU number, the NUMA nodes that the memory
-    beside it is asked to be on; a vCPU is missing where nothing is said. `memory_strict` gives
-    those that it cannot be outside of; none where that holds for nodes that nobody tells. `shares`
-    is the guest's weight, which all its vCPUs share, `quota_ppm` the most that each vCPU may run, a
-    whole pCPU without a quota. `wish` is the text in which it asks us for something, None where it
-    asks for nothing. `booked` is where libvirt last put each vCPU of the running domain, by its own
-    books; `origin` what the mark says that a vcpusched wrote into the running domain before it
-    pinned vCPUs.
-    """
-
-    allowed: Mapping[int, CpuSet] = field(default_factory=dict)
-    realtime: frozenset[int] = frozenset()
-    memory_nodes: Mapping[int, frozenset[int]] = field(default_factory=dict)
-    memory_strict: Mapping[int, frozenset[int]] = field(default_factory=dict)
-    shares: int = SHARES
-    quota_ppm: int = PPM
-    wish: str | None = None
-    booked: Mapping[int, CpuSet] = field(default_factory=dict)
-    origin: Mapping[int, Origin] = field(default_factory=dict)
-    cpuset: CpuSet = ALL_CPUS
-    helper_pins: tuple[CpuSet, ...] = ()
-
-    def before_us(self, vcpu: int, pin: CpuSet) -> CpuSet:
-        """Return where a vCPU was before a pin, if that is ours by the mark; else the pin."""
-        origin = self.origin.get(vcpu)
-        return origin.original if origin is not None and origin.explains(pin) else pin
-
-    def memory_node(self, vcpu: int) -> int | None:
-        """Give the NUMA node of the memory beside a vCPU, where that is one."""
-        nodes = self.memory_nodes.get(vcpu, ())
-        return next(iter(nodes)) if len(nodes) == 1 else None
-
-
-@dataclass(frozen=True, slots=True)
-class DomainReading:
-    """What the hypervisor said about one running domain.
-
-    `at_ns` is the monotonic clock just before the domain was asked, and `took_ns` how long the
-    answer took. `definition` is empty where it could not be read.
-    """
-
-    uuid: DomainUuid
-    domain_id: int
-    name: str
-    at_ns: int
-    took_ns: int
-    vcpus: tuple[VcpuReading, ...]
-    definition: Definition = field(default_factory=Definition)
-
-
-@dataclass(frozen=True, slots=True)
-class Unread:
-    """A domain that runs but could not be read, and why."""
-
-    name: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The whole host as read in one cycle.
-
-    `unread` holds the domains that run but could not be read; `busy` is None where nobody tells.
-    `isolated` are the pCPUs that the kernel keeps free of what is not pinned there, `offline` those
-    that there are and that are not online. `by_libvirt` names the domains whose vCPU threads the
-    kernel did not tell of, so that libvirt was asked, by the reason.
-    """
-
-    topology: Topology
-    domains: tuple[DomainReading, ...]
-    unread: Mapping[DomainUuid, "Unread"] = field(default_factory=dict)
-    busy: Busy | None = None
-    isolated: CpuSet = NO_CPUS
-    by_libvirt: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    offline: CpuSet = NO_CPUS
-
-    @property
-    def present(self) -> CpuSet:
-        """The pCPUs that there are, online or not."""
-        return self.topology.online | self.offline
-
-
-@dataclass(frozen=True, slots=True)
 class Vcpu:
     """One vCPU with its load, as the planner sees it.
 
-    `cpus` is its present affinity, `allowed` where policy lets it go, `on` the pCPU it was last
-    seen on. A `fixed` vCPU counts but must not be moved; `why` says why, for people, or what asks
+    `cpus` is its present affinity, `allowed` where policy lets it go, `on` the pCPU on which it was
+    last seen. A `fixed` vCPU counts but must not be moved; `why` says why, for people, or what asks
     for it to be moved or narrows where to. `memory_node` is the NUMA node of the memory beside it,
     where that is known. `shares` are its guest's, which all of the guest's vCPUs share, `quota_ppm`
     the most that it may run. A `spread` one must not join another vCPU of its guest on a core.
@@ -416,7 +264,7 @@ class Vcpu:
 
     @property
     def is_bound(self) -> bool:
-        """Whether it may use one pCPU only; otherwise it floats."""
+        """Return whether it may use one pCPU only; otherwise it floats."""
         return len(self.cpus) == 1
 
 
@@ -425,8 +273,8 @@ class HostCpu:
     """One managed pCPU and the load that anything but our vCPUs puts on it.
 
     It may stand for several pCPUs that are treated as one, its `members`. One that can do less than
-    the best `lacks_ppm` of load, as if that much ran on it already; its load is told as a share of
-    what it `gives_ppm`.
+    the best `lacks_ppm` of load, as if that much ran on it already; its load is given as a share
+    of what it `gives_ppm`.
     """
 
     cpu: Cpu
@@ -437,7 +285,7 @@ class HostCpu:
 
     @property
     def id(self) -> int:
-        """The number of the pCPU."""
+        """Return the number of the pCPU."""
         return self.cpu.id
 
 
@@ -446,7 +294,7 @@ class Host:
     """The host with loads: all that the planner decides on.
 
     Both tuples are sorted by number and by `VcpuId`. vCPUs whose load is not known yet are absent;
-    the pCPUs that any of them are bound to are `unsettled`: what looks like room there may be none.
+    the pCPUs that any of them are bound to are `unsettled`: what seems to be free there may not be.
     `node_distances` are those of the `Topology`.
     """
 
@@ -457,5 +305,5 @@ class Host:
 
     @property
     def online(self) -> CpuSet:
-        """The numbers of the managed pCPUs."""
+        """Return the numbers of the managed pCPUs."""
         return CpuSet.of(cpu.id for cpu in self.cpus)

@@ -34,20 +34,9 @@ from vcpusched.act.ledger import Entry
 from vcpusched.act.ledger_file import Book, parse
 from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
-from vcpusched.model import (
-    Cpu,
-    CpuSet,
-    Definition,
-    DomainReading,
-    DomainUuid,
-    Origin,
-    Sample,
-    Topology,
-    Unread,
-    VcpuId,
-    VcpuReading,
-)
+from vcpusched.model import Cpu, CpuSet, DomainUuid, Topology, VcpuId
 from vcpusched.plan.planner import Policy
+from vcpusched.sample import Definition, DomainReading, Origin, Sample, Unread, VcpuReading
 from vcpusched.service.run_directory import LEDGER, LedgerFile
 
 CPUS: Final = 8

@@ -7,20 +7,9 @@ import pytest
 
 from vcpusched.act.comparison import RESETS_NS, YOUNG_NS, annotated, reconcile, suspects
 from vcpusched.act.ledger import RESETS_MAX, Ledger
-from vcpusched.model import (
-    ALL_CPUS,
-    Cpu,
-    CpuSet,
-    Definition,
-    DomainReading,
-    DomainUuid,
-    Origin,
-    Sample,
-    Topology,
-    VcpuId,
-    VcpuReading,
-)
+from vcpusched.model import ALL_CPUS, Cpu, CpuSet, DomainUuid, Topology, VcpuId
 from vcpusched.plan.planner import Cause, Move
+from vcpusched.sample import Definition, DomainReading, Origin, Sample, VcpuReading
 
 SECOND_NS = 1_000_000_000
 UUID = DomainUuid("a")

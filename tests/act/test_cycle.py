@@ -21,17 +21,16 @@ from vcpusched.model import (
     NO_CPUS,
     Cpu,
     CpuSet,
-    Definition,
     DomainUuid,
     Granularity,
     Host,
-    Sample,
     Topology,
     VcpuId,
 )
 from vcpusched.observe.observe import Smoothing
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Floating, Move, Plan, Policy, plan
+from vcpusched.sample import Definition, Sample
 from vcpusched.service.run_directory import LedgerFile
 
 

@@ -26,20 +26,16 @@ from vcpusched.model import (
     PPM_PER_POINT,
     Cpu,
     CpuSet,
-    Definition,
-    DomainReading,
     DomainUuid,
     Host,
     HostCpu,
-    Origin,
-    Sample,
     Topology,
     Vcpu,
     VcpuId,
-    VcpuReading,
 )
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Floating, Move, Policy, plan
+from vcpusched.sample import Definition, DomainReading, Origin, Sample, VcpuReading
 from vcpusched.service.run_directory import LedgerFile
 from vcpusched.simulate.simulator import Place, SimulatedHost
 from vcpusched.simulate.workload import Guest, Workload

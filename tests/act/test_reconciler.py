@@ -28,16 +28,9 @@ from vcpusched.host.hypervisor import (
     OvertakenError,
     VanishedError,
 )
-from vcpusched.model import (
-    ALL_CPUS,
-    CpuSet,
-    Definition,
-    DomainReading,
-    DomainUuid,
-    Origin,
-    VcpuId,
-)
+from vcpusched.model import ALL_CPUS, CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Cause, Move
+from vcpusched.sample import Definition, DomainReading, Origin
 from vcpusched.service.control import Request, Verb
 from vcpusched.service.restore import carry_out
 from vcpusched.service.run_directory import LedgerFile

@@ -11,10 +11,11 @@ from watched import balanced, keeper, vcpu
 from vcpusched.act.comparison import YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.ledger import Changed
-from vcpusched.model import ALL_CPUS, CpuSet, Definition
+from vcpusched.model import ALL_CPUS, CpuSet
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Cause, Move
 from vcpusched.report.messages import changed_entry
+from vcpusched.sample import Definition
 from vcpusched.service.control import Request, Verb
 from vcpusched.service.restore import carry_out
 

@@ -10,8 +10,9 @@ from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book
 from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.hypervisor import ConnectionLostError
-from vcpusched.model import CpuSet, DomainUuid, VcpuId, VcpuReading
+from vcpusched.model import CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Cause, Move
+from vcpusched.sample import VcpuReading
 from vcpusched.service.run_directory import LedgerFile
 
 NAMES = ("g0", "g1", "g2", "g3")

@@ -3,7 +3,8 @@
 import pytest
 
 from vcpusched.host.libvirt_xml import ORIGIN, combined, origin_xml, read_definition
-from vcpusched.model import ALL_CPUS, PPM, CpuSet, Definition, Origin
+from vcpusched.model import ALL_CPUS, PPM, CpuSet
+from vcpusched.sample import Definition, Origin
 
 ONLINE = CpuSet.parse("0-7")
 

@@ -8,7 +8,8 @@ import pytest
 from vcpusched.host.cgroups import Limits
 from vcpusched.host.definitions import MAX_AGE_NS, Definitions
 from vcpusched.host.hypervisor import HypervisorError
-from vcpusched.model import CpuSet, Definition, DomainUuid
+from vcpusched.model import CpuSet, DomainUuid
+from vcpusched.sample import Definition
 
 S = 1_000_000_000
 GUESTS = [(DomainUuid(f"6f2b0c1e-0000-4000-8000-{index:012}"), index) for index in range(100)]

@@ -8,7 +8,8 @@ import libvirt
 from vcpusched.host.definitions import FirstSeen
 from vcpusched.host.libvirt_host import LibvirtHost, parse_vcpus
 from vcpusched.host.libvirt_xml import to_map
-from vcpusched.model import CpuSet, Definition, DomainUuid
+from vcpusched.model import CpuSet, DomainUuid
+from vcpusched.sample import Definition
 
 
 def test_vcpus_with_gaps_in_their_numbers() -> None:

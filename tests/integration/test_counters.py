@@ -12,8 +12,9 @@ import pytest
 from lab import Lab, Schedstat
 
 from vcpusched.host.libvirt_host import LibvirtHost
-from vcpusched.model import PPM, DomainReading, Sample
+from vcpusched.model import PPM
 from vcpusched.observe.observe import UNCERTAIN_MAX, observe
+from vcpusched.sample import DomainReading, Sample
 
 
 @pytest.fixture

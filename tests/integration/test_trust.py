@@ -19,7 +19,8 @@ from service import Service, running, wait_for
 from vcpusched.host.hypervisor import BusyError
 from vcpusched.host.libvirt_host import LibvirtHost
 from vcpusched.host.libvirt_xml import ORIGIN
-from vcpusched.model import CpuSet, Origin, VcpuId
+from vcpusched.model import CpuSet, VcpuId
+from vcpusched.sample import Origin
 
 
 def pinned(service: Service, count: int) -> None:

@@ -14,7 +14,8 @@ from lab import Guest, Lab
 
 from vcpusched.host import processes
 from vcpusched.host.libvirt_host import LibvirtHost, parse_vcpus
-from vcpusched.model import CpuSet, DomainReading, Sample, VcpuId, VcpuReading
+from vcpusched.model import CpuSet, VcpuId
+from vcpusched.sample import DomainReading, Sample, VcpuReading
 
 ANOTHER_USER = 65533
 """The number of a user who owns nothing."""

@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcpusched.model import PPM, Busy, CpuSet, Waited
+from vcpusched.model import PPM, CpuSet
 from vcpusched.observe.demand import busy_ppm, demand_ppm, host_loads_ppm, wait_ppm
+from vcpusched.sample import Busy, Waited
 
 SECOND_NS = 1_000_000_000
 

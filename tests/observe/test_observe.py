@@ -8,25 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcpusched.model import (
-    PPM,
-    PPM_PER_POINT,
-    Busy,
-    Cpu,
-    CpuSet,
-    Definition,
-    DomainReading,
-    DomainUuid,
-    Granularity,
-    Sample,
-    Topology,
-    Unread,
-    VcpuReading,
-    Waited,
-)
+from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, DomainUuid, Granularity, Topology
 from vcpusched.observe.demand import INTERVAL_MIN_NS, Track, smoothed
 from vcpusched.observe.observe import Observed, Smoothing, baseline, observe, usage_ppm
 from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.sample import Busy, Definition, DomainReading, Sample, Unread, VcpuReading, Waited
 
 SECOND_NS = 1_000_000_000
 ALL = CpuSet.parse("0-3")

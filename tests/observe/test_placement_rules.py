@@ -4,22 +4,9 @@ import dataclasses
 
 import pytest
 
-from vcpusched.model import (
-    ALL_CPUS,
-    NO_CPUS,
-    Cpu,
-    CpuSet,
-    Definition,
-    DomainReading,
-    DomainUuid,
-    Granularity,
-    Origin,
-    Sample,
-    Topology,
-    Unread,
-    VcpuReading,
-)
+from vcpusched.model import ALL_CPUS, NO_CPUS, Cpu, CpuSet, DomainUuid, Granularity, Topology
 from vcpusched.observe.placement_rules import House, HouseRules, Standing, why_unclear
+from vcpusched.sample import Definition, DomainReading, Origin, Sample, Unread, VcpuReading
 
 
 def cpus(text: str) -> CpuSet:

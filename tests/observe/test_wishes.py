@@ -11,8 +11,9 @@ import pytest
 from builders import MemoryHost
 
 from vcpusched.act.cycle import Rules, Scheduler
-from vcpusched.model import ALL_CPUS, CpuSet, Definition
+from vcpusched.model import ALL_CPUS, CpuSet
 from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.sample import Definition
 
 WANTS = {"a": 0.3, "b": 0.3, "c": 0.3, "d": 0.1}
 PLACES = {"a": "0", "b": "0", "c": "0", "d": "1"}

@@ -13,7 +13,8 @@ from libvirt_hook import CPU_ID_MAX, rewritten
 
 from vcpusched.host import libvirt_xml
 from vcpusched.host.libvirt_xml import ORIGIN, origin_xml, read_definition
-from vcpusched.model import ALL_CPUS, CpuSet, Origin
+from vcpusched.model import ALL_CPUS, CpuSet
+from vcpusched.sample import Origin
 
 HOOK: Final = Path(__file__).parents[2] / "packaging/libvirt_hook.py"
 HERE: Final = frozenset(range(4))

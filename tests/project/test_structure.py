@@ -15,15 +15,16 @@ ARCHITECTURE = TOP / "contrib/ARCHITECTURE.md"
 
 MAY_IMPORT = {
     "model": set(),
+    "sample": {"model"},
     "text": {"model"},
-    "host": {"model", "text"},
-    "observe": {"model", "text"},
+    "host": {"model", "sample", "text"},
+    "observe": {"model", "sample", "text"},
     "plan": {"model", "text"},
-    "act": {"model", "text", "observe", "plan", "host.hypervisor"},
+    "act": {"model", "sample", "text", "observe", "plan", "host.hypervisor"},
     "settings": {"model", "text", "observe", "plan", "act"},
     "report": {"model", "text", "observe", "plan", "act", "settings"},
     "service": {"model", "text", "observe", "plan", "act", "settings", "report", "host.hypervisor"},
-    "simulate": {"model", "text", "act", "host.hypervisor", "report.simulation"},
+    "simulate": {"model", "sample", "text", "act", "host.hypervisor", "report.simulation"},
     "cli": {"model", "text", "host", "observe", "plan", "act", "settings", "report", "service"}
     | {"simulate"},
 }
@@ -49,7 +50,6 @@ LINES_MAX = 350
 LONGER = {
     "cli.main",
     "cli.top",
-    "model",
     "observe.observe",
     "report.messages",
     "service.daemon",

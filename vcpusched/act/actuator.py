@@ -19,8 +19,9 @@ from vcpusched.host.hypervisor import (
     OvertakenError,
     VanishedError,
 )
-from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, Definition, DomainUuid, Sample, VcpuId
+from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Cause, Move
+from vcpusched.sample import Definition, Sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,17 +22,9 @@ from vcpusched.act.ledger import (
     Record,
     settled,
 )
-from vcpusched.model import (
-    ALL_CPUS,
-    CpuSet,
-    Definition,
-    DomainReading,
-    DomainUuid,
-    Sample,
-    VcpuId,
-    VcpuReading,
-)
+from vcpusched.model import ALL_CPUS, CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Cause, Move
+from vcpusched.sample import Definition, DomainReading, Sample, VcpuReading
 from vcpusched.text import printable
 
 UNSEEN_NS_MAX: Final = 60 * 1_000_000_000

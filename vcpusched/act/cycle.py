@@ -23,11 +23,12 @@ from vcpusched.act.feedback import (
 )
 from vcpusched.act.ledger import Changed
 from vcpusched.act.table import VcpuTable
-from vcpusched.model import NO_CPUS, CpuSet, Definition, DomainUuid, Host, Sample, Unread, VcpuId
+from vcpusched.model import NO_CPUS, CpuSet, DomainUuid, Host, VcpuId
 from vcpusched.observe.demand import WAITS_PPM
 from vcpusched.observe.observe import Observed, Smoothing, baseline, observe
 from vcpusched.observe.placement_rules import House, HouseRules, why_unclear
 from vcpusched.plan.planner import Cause, Move, Plan, Policy, plan
+from vcpusched.sample import Definition, Sample, Unread
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final
 
-from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Sample, Vcpu, VcpuId
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu, VcpuId
 from vcpusched.observe.demand import CROWDED_PPM, WAITS_PPM
 from vcpusched.plan.planner import MIN_WAIT_PPM, Cause, Move, Plan, Policy
+from vcpusched.sample import Sample
 from vcpusched.text import percent
 
 PATIENCE_NS: Final = 20_000_000_000

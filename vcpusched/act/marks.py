@@ -13,7 +13,8 @@ from typing import Final
 
 from vcpusched.act.ledger import Entry, Ledger, Record
 from vcpusched.host.hypervisor import ConnectionLostError, HypervisorError, VanishedError
-from vcpusched.model import ALL_CPUS, NO_CPUS, DomainUuid, Origin, Sample, VcpuId
+from vcpusched.model import ALL_CPUS, NO_CPUS, DomainUuid, VcpuId
+from vcpusched.sample import Origin, Sample
 
 RETRY_NS: Final = 60 * 1_000_000_000
 """How long a domain is left alone that would not let its mark be changed."""

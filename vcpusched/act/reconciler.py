@@ -24,17 +24,9 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
     VanishedError,
 )
-from vcpusched.model import (
-    ALL_CPUS,
-    CpuSet,
-    Definition,
-    DomainUuid,
-    Origin,
-    Sample,
-    Topology,
-    VcpuId,
-)
+from vcpusched.model import ALL_CPUS, CpuSet, DomainUuid, Topology, VcpuId
 from vcpusched.plan.planner import Cause, Move
+from vcpusched.sample import Definition, Origin, Sample
 
 SAVE_NS: Final = 60 * 1_000_000_000
 """How old the CPU times in the file may be, which tell a domain that was started anew."""

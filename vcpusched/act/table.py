@@ -8,7 +8,8 @@ of the samples. What must outlive the process is in the ledger, loads in what wa
 from dataclasses import dataclass, replace
 from typing import Final
 
-from vcpusched.model import CpuSet, DomainUuid, Host, Sample, Vcpu, VcpuId
+from vcpusched.model import CpuSet, DomainUuid, Host, Vcpu, VcpuId
+from vcpusched.sample import Sample
 
 QUARANTINE_CYCLES, QUARANTINE_MAX = 10, 640
 """For how many cycles a guest or pCPU that refused a pin is in quarantine; doubled each time."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from vcpusched.host.files import read_cpus, read_number, read_text
-from vcpusched.model import PPM, Busy, CpuSet
+from vcpusched.model import PPM, CpuSet
+from vcpusched.sample import Busy
 
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 

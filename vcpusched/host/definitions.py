@@ -13,7 +13,8 @@ from xml.etree import ElementTree as ET
 from vcpusched.host import libvirt_xml
 from vcpusched.host.cgroups import Limits
 from vcpusched.host.hypervisor import HypervisorError
-from vcpusched.model import Definition, DomainUuid
+from vcpusched.model import DomainUuid
+from vcpusched.sample import Definition
 
 Key = tuple[DomainUuid, int]
 """One run of a guest: its UUID, and the number that libvirt gives each run."""

@@ -8,7 +8,8 @@ import errno
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from vcpusched.model import CpuSet, Definition, DomainUuid, Origin, Sample, VcpuId
+from vcpusched.model import CpuSet, DomainUuid, VcpuId
+from vcpusched.sample import Definition, Origin, Sample
 
 
 class HypervisorError(Exception):

@@ -40,17 +40,8 @@ from vcpusched.host.hypervisor import (
 from vcpusched.host.processes import user_of_daemon
 from vcpusched.host.threads import Sweep, Threads
 from vcpusched.host.topology import Topologies
-from vcpusched.model import (
-    CpuSet,
-    Definition,
-    DomainReading,
-    DomainUuid,
-    Origin,
-    Sample,
-    Unread,
-    VcpuId,
-    VcpuReading,
-)
+from vcpusched.model import CpuSet, DomainUuid, VcpuId
+from vcpusched.sample import Definition, DomainReading, Origin, Sample, Unread, VcpuReading
 
 ORIGIN_PREFIX: Final = "vcpusched-origin"
 """How the namespace of our mark is called in domain XML; it says nothing."""

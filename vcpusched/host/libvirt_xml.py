@@ -32,10 +32,9 @@ from vcpusched.model import (
     SHARES,
     Cpu,
     CpuSet,
-    Definition,
-    Origin,
     Topology,
 )
+from vcpusched.sample import Definition, Origin
 
 NAMESPACE: Final = "urn:vcpusched:domain:1"
 """The namespace of the metadata element in which a domain asks us for something."""

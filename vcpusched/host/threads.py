@@ -21,7 +21,8 @@ from vcpusched.host import processes
 from vcpusched.host.cgroups import Quotas
 from vcpusched.host.definitions import Key
 from vcpusched.host.files import read_bytes
-from vcpusched.model import CpuSet, VcpuReading, Waited
+from vcpusched.model import CpuSet
+from vcpusched.sample import VcpuReading, Waited
 
 SETTLING_NS: Final = 10 * 1_000_000_000
 """While a guest starts its threads appear one by one and are put into cgroups; so are vCPUs that

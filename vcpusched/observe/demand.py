@@ -28,7 +28,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from vcpusched.model import PPM, PPM_PER_POINT, Busy, CpuSet, Topology, Waited
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Topology
+from vcpusched.sample import Busy, Waited
 
 CROWDED_PPM: Final = 800_000
 """A pCPU that was busy for less had room for whoever waited: below this wait is worth nothing."""

@@ -31,18 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vcpusched.model import (
-    PPM,
-    CpuSet,
-    DomainReading,
-    DomainUuid,
-    Host,
-    HostCpu,
-    Sample,
-    Vcpu,
-    VcpuId,
-    VcpuReading,
-)
+from vcpusched.model import PPM, CpuSet, DomainUuid, Host, HostCpu, Vcpu, VcpuId
 from vcpusched.observe.demand import (
     CROWDED_PPM,
     INTERVAL_MIN_NS,
@@ -59,6 +48,7 @@ from vcpusched.observe.demand import (
     wait_ppm,
 )
 from vcpusched.observe.placement_rules import DEFAULT_RULES, House, HouseRules
+from vcpusched.sample import DomainReading, Sample, VcpuReading
 
 UNCERTAIN_MAX: Final = 10
 """A reading that took more than one part in this many of the interval is not used: when within

@@ -32,19 +32,8 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Final, Self
 
-from vcpusched.model import (
-    ALL_CPUS,
-    NO_CPUS,
-    Cpu,
-    CpuSet,
-    Definition,
-    DomainReading,
-    DomainUuid,
-    Granularity,
-    Sample,
-    VcpuReading,
-    sets,
-)
+from vcpusched.model import ALL_CPUS, NO_CPUS, Cpu, CpuSet, DomainUuid, Granularity, sets
+from vcpusched.sample import Definition, DomainReading, Sample, VcpuReading
 from vcpusched.text import printable
 
 

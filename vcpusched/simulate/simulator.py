@@ -31,23 +31,9 @@ from vcpusched.host.hypervisor import (
     HypervisorError,
     VanishedError,
 )
-from vcpusched.model import (
-    PPM,
-    Busy,
-    CpuSet,
-    Definition,
-    DomainReading,
-    DomainUuid,
-    Granularity,
-    Origin,
-    Sample,
-    Topology,
-    VcpuId,
-    VcpuReading,
-    Waited,
-    sets,
-)
+from vcpusched.model import PPM, CpuSet, DomainUuid, Granularity, Topology, VcpuId, sets
 from vcpusched.report.simulation import PeriodResult, PinChange, Result, VcpuResult
+from vcpusched.sample import Busy, Definition, DomainReading, Origin, Sample, VcpuReading, Waited
 from vcpusched.simulate.machine import Machine, Thread
 from vcpusched.simulate.workload import Guest, Refusal, Workload
 
