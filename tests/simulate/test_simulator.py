@@ -246,14 +246,14 @@ def test_all_floating_is_the_kernel_alone() -> None:
     assert (floating.unmet_ppm, floating.wait_ppm) == (0, 0)
 
 
-def test_libvirt_tells_cpu_time_in_ticks() -> None:
-    """33.3333 % of 3 s is 999.999 ms: told as 990, after two periods as 1,990."""
+def test_cpu_time_is_read_in_ticks() -> None:
+    """33.3333% of 3 s is 999.999 ms: read as 990, after two periods as 1,990."""
     host = SimulatedHost(Workload("", 1, 5, (guest("a", [33.3333] * 5),)))
-    for told_ms in (990, 1990):
+    for read_ms in (990, 1990):
         host.pass_period()
         host.period += 1
         (domain,) = host.sample().domains
-        assert domain.vcpus[0].run_ns == told_ms * 1_000_000
+        assert domain.vcpus[0].run_ns == read_ms * 1_000_000
     assert (domain.at_ns, domain.name) == (2 * PERIOD_NS, "a")
     assert domain.vcpus[0].on == 0
 

@@ -1,7 +1,7 @@
 """A host in memory on which the production `Scheduler` runs unchanged, and what came of it.
 
-Rule: nothing here decides about pins. The scheduler sees no more than libvirt would tell it, and
-the measuring goes by what guests really wanted, which no scheduler knows.
+Rule: nothing here decides about pins. The scheduler sees no more than on a real host, and what is
+measured goes by what guests really wanted, which no scheduler knows.
 
 Problem: whether a change of the planner is worth it shows only over thousands of periods, on loads
     that can be repeated exactly.
@@ -35,21 +35,22 @@ from vcpusched.model import PPM, CpuSet, DomainUuid, Granularity, Topology, Vcpu
 from vcpusched.report.simulation import PeriodResult, PinChange, Result, VcpuResult
 from vcpusched.sample import Busy, Definition, DomainReading, Origin, Sample, VcpuReading, Waited
 from vcpusched.simulate.machine import Machine, Thread
-from vcpusched.simulate.workload import Guest, Refusal, Workload
+from vcpusched.simulate.workload import Guest, Refusal, Workload, bursts
 
 PERIOD_NS: Final = 3_000_000_000
 TICK_NS: Final = 10_000_000
-"""In steps of this libvirt tells CPU time."""
+"""CPU time is read in steps of this: the kernel brings that of a running thread up to date at its
+ticks."""
 
 TOOK_NS: Final = 1_000_000
-"""What reading a guest is said to take."""
+"""How long reading a guest takes."""
 
 BACK_PERIODS: Final = 5
-"""A vCPU pinned to where it was so few periods ago was moved for nothing."""
+"""A vCPU that returns within so many periods was moved for nothing."""
 
 
 class Place(enum.StrEnum):
-    """Where vCPUs start whose guest does not say it."""
+    """Where vCPUs start if their guest has no pin."""
 
     RANDOM = "random"
     ROUND_ROBIN = "round-robin"
@@ -59,7 +60,7 @@ class Place(enum.StrEnum):
 
 @dataclass(slots=True)
 class _Totals:
-    """What is told of a period and of a vCPU alike, by the names that it has there."""
+    """What a `PeriodResult` and a `VcpuResult` both hold, under their names for it."""
 
     demanded_ns: int = 0
     run_ns: int = 0
@@ -70,9 +71,9 @@ class _Totals:
 class SimulatedHost:
     """A `Hypervisor` in memory: guests as a workload has them. Time passes only in `pass_period`.
 
-    `place` says where vCPUs start whose guest does not. What pCPUs can do is that of the workload's
-    topology: by their capacities, and siblings that are both busy do 1.25 times the work of one.
-    `topology` is what is told of the machine where that is something else, as in a virtual one.
+    `place` says where vCPUs start if their guest has no pin. pCPUs do what the workload's topology
+    says: by their capacities, and busy siblings together 1.25 times the work of one. `topology` is
+    what the machine reports where that differs, as in a virtual one.
     """
 
     def __init__(
@@ -96,11 +97,11 @@ class SimulatedHost:
             capacities_ppm=[cpu.capacity_ppm for cpu in real.cpus],
         )
         self._starts = list(_starts(workload, place, self._online))
-        self._definitions = [_definition(guest) for guest in workload.guests]
+        self._definitions = [guest.definition() for guest in workload.guests]
         self._domain_ids: dict[int, int] = {}
         self._last_domain_id = 0
         self._threads: dict[tuple[int, int], Thread] = {}
-        """By the numbers of guest and vCPU, as the next two."""
+        """By the numbers of guest and vCPU, as `_chance` and `_totals`."""
         self._chance = {
             (number, vcpu): random.Random(f"{workload.seed}/bursts/{guest.name}/{vcpu}")  # noqa: S311  chance that can be repeated
             for number, guest in enumerate(workload.guests)
@@ -129,19 +130,19 @@ class SimulatedHost:
         )
 
     def definition(self, uuid: DomainUuid) -> Definition:
-        """Give the definition of a guest. Raises VanishedError when it is not running."""
+        """Return the definition of a guest. Raises VanishedError when it is not running."""
         return self._definitions[self._number(uuid)]
 
     def affinity(self, vcpu: VcpuId) -> CpuSet:
-        """Give a vCPU's affinity. Raises VanishedError when it is not running."""
+        """Return a vCPU's affinity. Raises VanishedError when it is not running."""
         return CpuSet(self._threads[self._number(vcpu.uuid, vcpu.vcpu), vcpu.vcpu].affinity)
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set a vCPU's affinity, from the next period on.
 
-        Raises VanishedError when its domain has ended or was started anew, what the guest is
-        described to answer, CpuRefusedError for pCPUs outside its cpuset, and HypervisorError for
-        those that there are not.
+        Raises VanishedError when its domain has ended or was started anew, what the guest answers
+        by its description, CpuRefusedError for pCPUs outside its cpuset, and HypervisorError for
+        pCPUs that the host does not have.
         """
         number = self._number(vcpu.uuid, vcpu.vcpu, vcpu.domain_id)
         guest = self.workload.guests[number]
@@ -170,7 +171,7 @@ class SimulatedHost:
         thread.affinity = cpus.bits
 
     def settle(self, _on_event: Callable[[Event], None], *, rests: bool) -> None:
-        """Write nothing down: nobody asks a simulated host for what was before."""
+        """Write nothing down, because a simulated host is never restored."""
 
     def intend(self, _moves: Sequence[object]) -> None:
         """Write nothing down."""
@@ -190,8 +191,8 @@ class SimulatedHost:
         used_before_ns = self._machine.used_ns()
         before = [(thread.run_ns, thread.wait_ns) for thread in self._threads.values()]
         wanted = [self._wanted_ns(guest, vcpu) for guest, vcpu in self._threads]
-        bursts = sorted(self._bursts(wanted), key=lambda burst: (burst[0], burst[2].index))
-        self._machine.run(self._machine.now_ns + self._period_ns, bursts)
+        arrivals = sorted(self._bursts(wanted), key=lambda burst: (burst[0], burst[2].index))
+        self._machine.run(self._machine.now_ns + self._period_ns, arrivals)
         loads_ns = [
             after - earlier
             for earlier, after in zip(used_before_ns, self._machine.used_ns(), strict=True)
@@ -218,7 +219,7 @@ class SimulatedHost:
         )
 
     def vcpu_results(self) -> tuple[VcpuResult, ...]:
-        """Give what each vCPU wanted and got so far."""
+        """Return what each vCPU wanted and got so far."""
         return tuple(
             VcpuResult(self.workload.guests[guest].name, vcpu, **dataclasses.asdict(totals))
             for (guest, vcpu), totals in self._totals.items()
@@ -249,7 +250,7 @@ class SimulatedHost:
     def _bursts(self, wanted: Sequence[int]) -> Iterator[tuple[int, int, Thread]]:
         mean_ns = self.workload.burst_ms * 1_000_000
         for (key, thread), wanted_ns in zip(self._threads.items(), wanted, strict=True):
-            for at_ns, work_ns in _drawn(self._chance[key], wanted_ns, self._period_ns, mean_ns):
+            for at_ns, work_ns in bursts(self._chance[key], wanted_ns, self._period_ns, mean_ns):
                 yield self._machine.now_ns + at_ns, work_ns, thread
 
     def _read(self, number: int, readings: list[VcpuReading]) -> DomainReading:
@@ -265,7 +266,7 @@ class SimulatedHost:
         )
 
     def _number(self, uuid: DomainUuid, vcpu: int = 0, domain_id: int | None = None) -> int:
-        """Give the number of a guest that runs with this vCPU, and with this ID if one is given."""
+        """Return the number of the running guest with this vCPU, and with this ID if given."""
         number = int(uuid.rpartition("-")[2], 16)
         running = self._domain_ids.get(number)
         if (number, vcpu) not in self._threads or domain_id not in {None, running}:
@@ -294,7 +295,7 @@ def simulate(  # noqa: PLR0913  each is a choice of its own
     """Run a workload to its end, with one cycle of the scheduler after each period.
 
     Without a scheduler everything stays as `place` and the guests' own pins have it. `on_period`
-    is told each period when it is over.
+    is called with each period when it is over.
     """
     host = SimulatedHost(workload, place, period_ns, topology)
     periods = []
@@ -338,42 +339,6 @@ def _starts(workload: Workload, place: Place, online: CpuSet) -> Iterator[tuple[
                 chosen.append(CpuSet.of([chance.choice(cpus)]))
             turn += 1
         yield tuple(chosen)
-
-
-def _definition(guest: Guest) -> Definition:
-    vcpus, nodes = range(len(guest.loads_ppm)), guest.memory_nodes
-    return Definition(
-        dict.fromkeys(vcpus, guest.allowed),
-        memory_nodes=dict.fromkeys(vcpus, nodes) if nodes else {},
-        memory_strict=dict.fromkeys(vcpus, nodes) if nodes else {},
-        shares=guest.shares,
-        wish=guest.policy,
-        cpuset=guest.cpuset,
-    )
-
-
-def _drawn(
-    chance: random.Random, wanted_ns: int, period_ns: int, mean_ns: int
-) -> Iterator[tuple[int, int]]:
-    """Draw bursts of `wanted_ns` in all, as (moment, length); undisturbed they end in the period.
-
-    Lengths are exponential but for the last, which is what is left; the moments uniform.
-    """
-    if wanted_ns == period_ns:
-        yield 0, wanted_ns
-        return
-    lengths, left_ns = [], wanted_ns
-    while left_ns > 0:
-        length_ns = min(left_ns, 1 + int(chance.expovariate(1 / mean_ns)))
-        lengths.append(length_ns)
-        left_ns -= length_ns
-    idle_ns = period_ns - wanted_ns
-    at_ns = 0
-    for length_ns, offset_ns in zip(
-        lengths, sorted(int(chance.random() * (idle_ns + 1)) for _ in lengths), strict=True
-    ):
-        yield at_ns + offset_ns, length_ns
-        at_ns += length_ns
 
 
 def _uuid(number: int) -> DomainUuid:

@@ -3,20 +3,22 @@
 Rule: frozen values and pure arithmetic on them; no file is read here (`workload_files`) and nothing
 is run (`simulator`). Chance comes only from named seeds, so that the same words give the same load.
 
-Terms: a period is the time between two looks of the scheduler. A load is what a vCPU wants of the
+Terms: a period is the time between two cycles of the scheduler. A load is what a vCPU wants of the
     strongest pCPU in one period, in parts per million. A guest's life begins and ends between two
-    periods.
+    periods. Within a period a vCPU runs in bursts of random length at random moments.
 """
 
 import dataclasses
 import enum
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from vcpusched.model import ALL_CPUS, PPM, PPM_PER_POINT, SHARES, Cpu, CpuSet, Topology
 from vcpusched.report.simulation import About
+from vcpusched.sample import Definition
 
 CPUS_MAX: Final = 1024
 VCPUS_MAX: Final = 16_384
@@ -31,7 +33,7 @@ BURST_MS: Final = 50
 """How long a vCPU runs at a time, on average."""
 
 SCALINGS: Final = 60
-"""How often a factor is mended until the mean is right: what is above 100 % gets lost each time."""
+"""How often a factor is corrected until the mean is right: each time what exceeds 100% is lost."""
 
 
 class WorkloadError(ValueError):
@@ -52,8 +54,8 @@ class Guest:
     `loads_ppm` holds, per vCPU, the load of each period from `start` on; the guest ends where they
     end. `allowed` is its definition, `cpuset` what the kernel lets it use, `memory_nodes` the NUMA
     nodes that its memory is strictly on, none for anywhere; `policy` what its metadata asks for,
-    None for nothing; `pin` the affinity that it starts with, None for one that is chosen when the
-    simulation begins. At each period of `restarts` it starts anew.
+    None for nothing; `pin` the affinity that it starts with, None where the simulation chooses one.
+    At each period of `restarts` it starts anew.
     """
 
     name: str
@@ -70,16 +72,28 @@ class Guest:
 
     @property
     def end(self) -> int:
-        """The first period in which it does not run any more."""
+        """Return the first period in which it does not run any more."""
         return self.start + len(self.loads_ppm[0])
+
+    def definition(self) -> Definition:
+        """Return what libvirt would say of it."""
+        vcpus, nodes = range(len(self.loads_ppm)), self.memory_nodes
+        return Definition(
+            dict.fromkeys(vcpus, self.allowed),
+            memory_nodes=dict.fromkeys(vcpus, nodes) if nodes else {},
+            memory_strict=dict.fromkeys(vcpus, nodes) if nodes else {},
+            shares=self.shares,
+            wish=self.policy,
+            cpuset=self.cpuset,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Guests on a host with `cpu_count` pCPUs, for a number of periods; `source` says from where.
+    """Guests on a host with `cpu_count` pCPUs, for a number of periods, read from `source`.
 
-    `burst_ms` is the mean length of the bursts in which a vCPU runs within a period. `topology`
-    says what pCPUs share, and what they can do; None for equal ones that share nothing.
+    `burst_ms` is the mean length of a burst. `topology` says what pCPUs share and what they can do;
+    None stands for equal pCPUs that share nothing.
     """
 
     source: str
@@ -92,15 +106,15 @@ class Workload:
 
     @property
     def vcpu_count(self) -> int:
-        """How many vCPUs there are in all, also those that never run at the same time."""
+        """Return the number of all vCPUs, also those that never run at the same time."""
         return sum(len(guest.loads_ppm) for guest in self.guests)
 
     def machine(self) -> Topology:
-        """Give what the machine is like: equal pCPUs that share nothing, where nothing is said."""
+        """Return the topology, by default equal pCPUs that share nothing."""
         return self.topology or Topology(tuple(Cpu(cpu) for cpu in range(self.cpu_count)))
 
     def about(self, place: str, period_ns: int) -> About:
-        """Return what is said of a run of it."""
+        """Return what the results of a run say about it."""
         return About(
             workload=self.source,
             seed=self.seed,
@@ -113,7 +127,7 @@ class Workload:
         )
 
     def mean_ppm(self) -> int:
-        """Give the mean load of a pCPU, were everybody served."""
+        """Return the mean load of a pCPU if all demand were met."""
         total = sum(sum(loads) for guest in self.guests for loads in guest.loads_ppm)
         return total // (self.cpu_count * self.periods)
 
@@ -128,7 +142,7 @@ def check_size(vcpu_count: int, periods: int) -> None:
 
 
 def scaled(workload: Workload, mean_ppm: int) -> Workload:
-    """Scale all loads by one factor, so that pCPUs have this mean load; no vCPU exceeds 100 %.
+    """Scale all loads by one factor, so that pCPUs have this mean load; no vCPU exceeds 100%.
 
     Raises WorkloadError when that is out of reach.
     """
@@ -187,3 +201,26 @@ def split(load_ppm: int, weights: Sequence[int]) -> list[int]:
     for index in open_ends[: left_ppm - given_ppm if open_ends else 0]:
         parts[index] += 1  # what whole numbers could not share
     return parts
+
+
+def bursts(
+    chance: random.Random, wanted_ns: int, period_ns: int, mean_ns: int
+) -> Iterator[tuple[int, int]]:
+    """Draw bursts of `wanted_ns` in all, as (moment, length); undisturbed they end in the period.
+
+    Lengths are exponential but for the last, which is what is left; the moments are uniform.
+    """
+    if wanted_ns == period_ns:
+        yield 0, wanted_ns
+        return
+    lengths, left_ns = [], wanted_ns
+    while left_ns > 0:
+        length_ns = min(left_ns, 1 + int(chance.expovariate(1 / mean_ns)))
+        lengths.append(length_ns)
+        left_ns -= length_ns
+    idle_ns = period_ns - wanted_ns
+    offsets = sorted(int(chance.random() * (idle_ns + 1)) for _ in lengths)
+    for done_ns, length_ns, offset_ns in zip(
+        itertools.accumulate(lengths, initial=0), lengths, offsets, strict=False
+    ):
+        yield done_ns + offset_ns, length_ns
