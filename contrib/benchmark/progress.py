@@ -1,38 +1,18 @@
-"""Tells how far a long run has come: a bar on a terminal, plain lines when piped.
+"""Shows on standard error how far a long run has come; results never depend on it."""
 
-Rule: results never depend on it; it writes to standard error only.
-"""
-
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 T = TypeVar("T")
 
 LINE_EVERY_S: Final = 15
-"""When piped: the least time between two lines of the same task."""
-
-_console = Console(stderr=True)
+"""The least time between two lines of the same task."""
 
 
 def follow(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Give the items on, telling how many of `total` have passed."""
-    if _console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=_console) as bar:
-            task = bar.add_task(what, total=total)
-            for item in items:
-                yield item
-                bar.advance(task)
-        return
+    """Pass the items on, and say how many of `total` have passed."""
     began_s = said_s = time.monotonic()
     say(f"{what}: 0 of {total}")
     for done, item in enumerate(items, 1):
@@ -45,4 +25,4 @@ def follow(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 def say(text: str) -> None:
     """Write one line."""
-    _console.print(text, highlight=False, markup=False, soft_wrap=True)
+    print(text, file=sys.stderr, flush=True)

@@ -16,21 +16,31 @@ import gc
 import importlib
 import inspect
 import re
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from drawn import known, of
-from unchanged import checked_out
-
 from vcpusched.model import Host
 from vcpusched.plan.planner import Plan, Policy
 from vcpusched.simulate.workload import Workload
 
+TOP: Final = Path(__file__).resolve().parents[2]
 PACKAGE: Final = "vcpusched"
+
+MODULES: Final = {
+    "model": ("model",),
+    "planner": ("plan.planner", "planner"),
+    "cycle": ("act.cycle", "scheduler"),
+    "simulator": ("simulate.simulator", "simulator"),
+    "workload": ("simulate.workload", "workload"),
+    "settings": ("settings", "config"),
+}
+"""Where each module is, by what it is for: the newest name first."""
 
 FORMER: Final = {
     "pin_to": "granularity",
@@ -80,17 +90,16 @@ class Side:
 
         A setting that the commit does not have under either name is left out.
         """
-        kind = of("settings", "Settings", self.package)
-        known_here = kind.model_fields
-        told = {
-            name if name in known_here else FORMER.get(name, name): wish
-            for name, wish in wishes.items()
+        kind = _of("settings", "Settings", self.package)
+        known = kind.model_fields
+        named = {
+            name if name in known else FORMER.get(name, name): wish for name, wish in wishes.items()
         }
-        return kind(**{name: wish for name, wish in told.items() if name in known_here})
+        return kind(**{name: wish for name, wish in named.items() if name in known})
 
     def planner(self, **wishes: object) -> Planner:
         """Return its planner with these settings, as a competitor."""
-        policy, plan = self.settings(**wishes).policy(), of("planner", "plan", self.package)
+        policy, plan = self.settings(**wishes).policy(), _of("planner", "plan", self.package)
         return timed(lambda host: plan(host, policy), self)
 
     def converted(self, value: Host | Workload) -> Any:  # noqa: ANN401  the side's class
@@ -102,8 +111,8 @@ class Side:
 
     def service(self, workload: Workload, **wishes: object) -> Service:
         """Run the side's service on its simulated host."""
-        clock = _Clock(of("cycle", "Scheduler", self.package)())
-        result = of("simulator", "simulate", self.package)(
+        clock = _Clock(_of("cycle", "Scheduler", self.package)())
+        result = _of("simulator", "simulate", self.package)(
             self.converted(workload), clock, self.settings(**wishes).rules()
         )
         plans = sum(period.planned for period in result.periods)
@@ -112,7 +121,7 @@ class Side:
     def lines(self) -> tuple[int, int]:
         """Return how many modules the planner has, and how many lines, without model and text."""
         found: dict[str, int] = {}
-        waiting = [of("planner", "plan", self.package).__module__]
+        waiting = [_of("planner", "plan", self.package).__module__]
         while waiting:
             module = waiting.pop()
             if module not in found and module.rpartition(".")[2] not in {"model", "text"}:
@@ -149,6 +158,16 @@ def timed(rule: Callable[[Any], Any], side: Side = HERE) -> Planner:
 
 
 @contextlib.contextmanager
+def checked_out(commit: str) -> Iterator[Path]:
+    """Unpack the package of a commit into a folder, for as long as the block runs."""
+    with tempfile.TemporaryDirectory(prefix="vcpusched-against-") as directory:
+        git = ["git", "-c", "safe.directory=*", "-C", str(TOP), "archive", commit, PACKAGE]
+        archive = subprocess.run(git, check=True, stdout=subprocess.PIPE).stdout
+        subprocess.run(["tar", "-x", "-C", directory], check=True, input=archive)
+        yield Path(directory)
+
+
+@contextlib.contextmanager
 def beside(commit: str) -> Iterator[Side]:
     """Make the package of a commit importable for as long as the block runs."""
     with checked_out(commit) as tree, renamed(tree, commit) as side:
@@ -182,13 +201,21 @@ def convert(value: Any, package: str) -> Any:  # noqa: ANN401  any value of eith
     kind = _class(type(value).__name__, package)
     if isinstance(value, enum.Enum):
         return kind(value.value)
-    fields = [field.name for field in dataclasses.fields(value) if field.init]
-    return known(kind, **{name: convert(getattr(value, name), package) for name in fields})
+    names = [field.name for field in dataclasses.fields(value) if field.init]
+    known = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: convert(getattr(value, name), package) for name in names if name in known})
 
 
 @functools.cache
 def _class(name: str, package: str) -> Any:  # noqa: ANN401  the package's class of that name
-    for room in ("model", "planner", "workload"):
-        with contextlib.suppress(SystemExit):
-            return of(room, name, package)
+    for module in ("model", "planner", "workload"):
+        with contextlib.suppress(LookupError):
+            return _of(module, name, package)
     raise ValueError(f"{package} has no class {name}")
+
+
+def _of(module: str, name: str, package: str) -> Any:  # noqa: ANN401  the side's
+    for path in MODULES[module]:
+        with contextlib.suppress(ModuleNotFoundError, AttributeError):
+            return getattr(importlib.import_module(f"{package}.{path}"), name)
+    raise LookupError(f"{package} has no {module}.{name} under any name that is known here")

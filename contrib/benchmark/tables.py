@@ -1,14 +1,16 @@
-"""Tables of results, as values, and how they are shown: on a terminal, or as Markdown.
+"""Results as tables, and how they are shown and kept: Markdown, and all figures as JSON.
 
 Rule: a table says what its columns mean in its notes; nothing is computed here.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+import os
+import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table as RichTable
+from vcpusched import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """Give the table for a README or a pipe."""
+        """Return the table as a README or a terminal shows it."""
         widths = [
             max(len(cell) for cell in cells) for cells in zip(self.columns, *self.rows, strict=True)
         ]
@@ -33,27 +35,18 @@ class Table:
         return "\n".join(lines) + "\n"
 
 
-def show(tables: Iterable[Table]) -> None:
-    """Print tables on standard output, for a person or for a pipe."""
-    console = Console()
-    for table in tables:
-        if not console.is_terminal:
-            print(table.markdown())
-            continue
-        shown = RichTable(
-            title=table.title,
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            collapse_padding=True,
-            pad_edge=False,
-        )
-        for number, column in enumerate(table.columns):
-            shown.add_column(column, justify="left" if number < 1 else "right", overflow="fold")
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
-        for note in table.notes:
-            console.print(note, highlight=False, markup=False)
+def write(out: Path, part: str, figures: object, tables: Sequence[Table], *, quick: bool) -> None:
+    """Write PART.json and PART.md into a folder; `quick` says that less was measured."""
+    made_with = {
+        "vcpusched": __version__,
+        "python": platform.python_version(),
+        "machine": _cpu_model(),
+        "pcpus": len(os.sched_getaffinity(0)),
+        "quick": quick,
+    }
+    kept = {"version": 1, "made_with": made_with, part: figures}
+    (out / f"{part}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (out / f"{part}.md").write_text("\n".join(table.markdown() for table in tables))
 
 
 def ratio(value: float | None) -> str:
@@ -61,22 +54,25 @@ def ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def milliseconds(value_ns: int | None) -> str:
-    """Show a time in milliseconds with three digits that count."""
-    if value_ns is None:
-        return "not run"
+def milliseconds(value_ns: float) -> str:
+    """Show a time in milliseconds with three significant digits."""
     value = value_ns / 1e6
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004  three digits
 
 
 def share(part: float, whole: float) -> str:
     """Show a share in percent, or that there is none."""
-    return f"{100 * part / whole:.1f} %" if whole else "-"
+    return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cell.ljust(width) if number == 0 else cell.rjust(width)
-        for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
+    first, *others = zip(cells, widths, strict=True)
+    padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
     return "| " + " | ".join(padded) + " |"

@@ -15,9 +15,10 @@ def test_the_command(tmp_path: Path) -> None:
 
     The figures, and whether the claim holds (the exit status), are the machine's matter.
     """
-    program = [sys.executable, str(TOP / "contrib/benchmark/live.py"), "bad", "cost"]
+    program = [sys.executable, "-m", "live.command", "bad", "cost"]
     tiny = ["--quick", "--pairs", "2", "--rest", "1", "--measure", "1", "--cpus", "2"]
-    path = [str(TOP / part) for part in (".", "contrib/lab", "contrib/benchmark", "tests/system")]
+    parts = (".", "contrib/lab", "contrib/benchmark", "tests", "tests/host", "tests/system")
+    path = [str(TOP / part) for part in parts]
     done = subprocess.run(
         [*program, *tiny, "--out", str(tmp_path)],
         env=environment({"PYTHONPATH": ":".join(path)}),
@@ -45,5 +46,5 @@ def test_the_command(tmp_path: Path) -> None:
     assert [block["daemon"] for block in measured["blocks"]] == [False, True, True, False]
     # Guests are started floating; where nobody else moved them they are where they were put.
     for block in measured["blocks"][::3]:
-        for name, guest in measured["verdict"]["guests"].items():
-            assert set(block["guests"][name]["cpus"]) == {guest["start"]}
+        for guest in measured["scenario"]["guests"]:
+            assert set(block["guests"][guest["name"]]["cpus"]) == {guest["start"]}

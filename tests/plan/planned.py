@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from builders import after as carried_out
 from builders import random_host
-from grid import carried_out
 
 from vcpusched.model import PPM, Cpu, CpuSet, Granularity, Host, Vcpu, VcpuId
 from vcpusched.plan.cpu_groups import bins_of

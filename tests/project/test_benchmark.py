@@ -8,24 +8,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import bars
-import defaults
-import pictures
 import pytest
-import replay
-import rest
-import scaling
-import soak
-import static
-from baselines import Rule, descent, one_move, repack, sticky_repack
-from builders import host, random_host
-from grid import (
+from builders import after, host, random_host
+from plans import bars, pictures, rest, static
+from plans.hosts import (
     Bonds,
     Case,
     Layout,
     Spread,
     built,
-    carried_out,
     cases,
     gap_ppm,
     loads_of,
@@ -33,18 +24,26 @@ from grid import (
     outside_ppm,
     seeded,
 )
-from judged import beyond_ppm, cost_ppm, crowded_cores, distances, planned
-from levels import is_worse_by_level, is_worse_by_share, shared
-from methods import METHODS, OURS, PLAIN, POLICY, with_side
-from optimum import SolverError, Verdict, check, solve
-from replay_tables import replay_tables
+from plans.judged import (
+    beyond_ppm,
+    cost_ppm,
+    crowded_cores,
+    distances,
+    is_worse,
+    planned,
+    shared,
+)
+from plans.methods import METHODS, OURS, PLAIN, POLICY, with_side
+from plans.optimum import SolverError, Verdict, check, solve
+from plans.rules import Rule, one_move, repack, sticky_repack
+from replay import competitors, runs
 from sides import HERE, Side, beside, renamed
-from static_tables import scaling_tables, static_tables
+from soak import memory
 
 from vcpusched.model import PPM_PER_POINT, CpuSet, Host, HostCpu, Vcpu
 from vcpusched.plan.planner import Move, Plan, Policy, plan
 
-RULES = [one_move, descent, repack, sticky_repack]
+RULES = [one_move, repack, sticky_repack]
 SMALL = [
     case for case in cases([(8, 2), (16, 4), (32, 8)], 3) if case.bonds in {Bonds.FREE, Bonds.ALL}
 ]
@@ -79,16 +78,12 @@ def test_one_move_takes_the_vcpu_that_evens_most() -> None:
 
 def test_one_move_only_swaps_where_nothing_helps() -> None:
     """[60 40] [50 10], 100 and 60: any move leaves one at 100 or more, but the rule moves."""
-    drawn = host([60, 40], [50, 10])
-    assert moves(one_move(drawn, POLICY)) == [("g1", "1")]
-    assert moves(descent(drawn, POLICY)) == []
+    assert moves(one_move(host([60, 40], [50, 10]), POLICY)) == [("g1", "1")]
 
 
 def test_a_lone_vcpu_stays_and_stops_the_one_move_rule() -> None:
-    """[100] [60 20] []: the rule looks at the 100 for ever; the paying move parts the others."""
-    drawn = host([100], [60, 20], [])
-    assert moves(one_move(drawn, POLICY)) == []
-    assert moves(descent(drawn, POLICY)) == [("g2", "2")]
+    """[100] [60 20] []: the rule considers the 100 for ever, and never the other two."""
+    assert moves(one_move(host([100], [60, 20], []), POLICY)) == []
 
 
 def test_one_move_obeys_masks_and_fixed_vcpus() -> None:
@@ -129,42 +124,11 @@ def test_rules_obey_and_do_not_depend_on_order(rule: Rule) -> None:
             assert not vcpu.fixed
             assert move.to_cpus.is_within(vcpu.allowed)
             assert move.to_cpus != vcpu.cpus
-        assert dict(found.loads_after_ppm) == loads_of(carried_out(drawn, found))
+        assert dict(found.loads_after_ppm) == loads_of(after(drawn, found))
         cpus, others = list(drawn.cpus), list(drawn.vcpus)
         chance.shuffle(cpus)
         chance.shuffle(others)
         assert rule(Host(tuple(cpus), tuple(others)), POLICY) == found
-
-
-def test_the_repack_is_what_a_plain_one_finds() -> None:
-    """The heap changes nothing: the freest allowed pCPU, or where the vCPU is if equally free."""
-    for case in SMALL:
-        drawn = make_host(case)
-        loads = {cpu.id: cpu.host_load_ppm for cpu in drawn.cpus}
-        for vcpu in drawn.vcpus:
-            if vcpu.fixed:
-                loads[next(iter(vcpu.cpus))] += vcpu.load_ppm
-        targets = {}
-        movable = [vcpu for vcpu in drawn.vcpus if not vcpu.fixed]
-        for vcpu in sorted(movable, key=lambda vcpu: (-vcpu.load_ppm, vcpu.id)):
-            (home,) = vcpu.cpus
-            target = min(vcpu.allowed, key=lambda cpu: (loads[cpu], cpu != home, cpu))
-            loads[target] += vcpu.load_ppm
-            targets[vcpu.id] = target
-        found = repack(drawn, POLICY)
-        if not found.balanced:
-            after = carried_out(drawn, found)
-            assert {
-                vcpu.id: next(iter(vcpu.cpus)) for vcpu in after.vcpus if not vcpu.fixed
-            } == targets
-
-
-def test_one_paying_move_comes_to_rest() -> None:
-    """However long it may go on, it never comes back to where it was."""
-    for case in SMALL:
-        outcome = static.attempt(make_host(case), METHODS["one paying move"])
-        assert not outcome.cycled
-        assert outcome.periods < METHODS["one paying move"].periods_max
 
 
 def tiny_host(seed: int) -> Host:
@@ -240,7 +204,7 @@ def test_small_hosts_are_planned_with_the_proven_fewest_moves() -> None:
         if best.verdict is Verdict.PROVEN:
             proven += 1
             found = plan(drawn, Policy(min_gain_ppm=0))
-            assert (gap_ppm(carried_out(drawn, found)) < 100_000, len(found.moves)) == (
+            assert (gap_ppm(after(drawn, found)) < 100_000, len(found.moves)) == (
                 True,
                 best.pins,
             ), case
@@ -301,24 +265,8 @@ def test_the_static_part(tmp_path: Path) -> None:
     assert 0 < scored.reached <= scored.reachable
     assert scored.ratio is not None
     assert scored.ratio >= 1
-    for table in static_tables(rows):
-        assert table.markdown().startswith("### ")
-    assert [path.suffix for path in pictures.draw_static(rows, tmp_path, methods)] == [
-        ".png",
-        ".svg",
-    ]
-
-
-def test_the_scaling_part(tmp_path: Path) -> None:
-    """A small run: every competitor is timed on every kind and size."""
-    points = scaling.run(scaling.Scale(sizes=((20, 4), (40, 8)), each=1))
-    names = {*METHODS, scaling.AT_REST}
-    assert {point.method for point in points} == names
-    assert len(points) == 2 * len(scaling.KINDS) * len(names)
-    assert all(point.plan_ns for point in points)
-    (table,) = scaling_tables(points)
-    assert "20 x 4" in table.markdown()
-    assert pictures.draw_scaling(points, tmp_path)
+    assert len(static.table(rows).rows) == 3 * len(methods)
+    assert [path.suffix for path in pictures.draw(rows, tmp_path, methods)] == [".png", ".svg"]
 
 
 @pytest.mark.full
@@ -329,57 +277,35 @@ def test_the_replay_part(tmp_path: Path) -> None:
     (tmp_path / "single.csv").write_text("".join(f"20110303,{','.join(row)}\n" for row in rows))
     rows = [[str(chance.randint(100, 1000)) for _ in range(20)] for _ in range(40)]
     (tmp_path / "several.csv").write_text("".join(f"1,4,{','.join(row)}\n" for row in rows))
-    sets = replay.load_sets(tmp_path, replay.Scale((3, 1), (3, 1), (3, 1)))
+    sets = runs.load_sets(tmp_path, runs.Scale((3, 1), (3, 1), (3, 1)))
     assert [(one.name, one.cpus) for one in sets] == [
         ("several", 48),
         ("single", 32),
         ("made up", 32),
     ]
     with beside("HEAD") as there:
-        competitors = replay.with_side(there)
-        runs = replay.run(sets, jobs=1, competitors=competitors)
-    assert len(runs) == len(sets) * len(competitors)
+        rivals = competitors.with_side(there)
+        found = runs.run(sets, jobs=1, competitors=rivals)
+    assert len(found) == len(sets) * len(rivals)
     for one in sets:
-        here = {run.competitor: run for run in runs if run.load_set == one.name}
+        here = {run.competitor: run for run in found if run.load_set == one.name}
         assert len({run.demanded_ns for run in here.values()}) == 1
         assert here["floating, the kernel alone"].pins == here["fixed random pins"].pins == 0
         assert here["re-pack"].pins > here["one-move rule"].pins > 0
         assert here[f"{OURS} at HEAD"].pins > 0
-    assert len(replay_tables(runs)) == len(sets) + 1
-    assert pictures.draw_replay(runs, tmp_path, competitors)
-
-
-def test_each_variant_of_the_defaults_changes_one_setting() -> None:
-    """Of those tried for a setting all but the default are a row, beside one of all as shipped."""
-    shipped = HERE.settings().model_dump()
-    changed = [HERE.settings(**wishes).model_dump() for wishes in defaults.VARIANTS.values()]
-    differing = [{key for key in shipped if one[key] != shipped[key]} for one in changed]
-    assert [len(one) for one in differing] == [0] + [1] * (len(differing) - 1)
-    assert set().union(*differing) == set(defaults.TRIED)
-    assert len(defaults.COMPETITORS) == 2 * len(defaults.VARIANTS)
-
-
-@pytest.mark.full
-def test_the_defaults_part() -> None:
-    """A small run: each variant is replayed on both machines, and is a row of the hosts at rest."""
-    sets = replay.load_sets(None, replay.Scale((3, 1), (3, 1), (3, 1)))
-    small = dataclasses.replace(bars.QUICK, seeds=12, limit_s=1, rest=1, periods=10)
-    replays, at_rest = defaults.tables(defaults.replayed(sets, jobs=1), small, jobs=1)
-    assert [row[0] for row in replays.rows] == list(defaults.COMPETITORS)
-    assert [row[0] for row in at_rest.rows] == list(defaults.VARIANTS)
-    assert at_rest.columns == ("setting", *rest.KINDS)
+    assert len(runs.tables(found)) == len(sets) + 1
 
 
 def test_a_folder_without_traces_is_refused(tmp_path: Path) -> None:
     """Rather than quietly replaying made-up loads only."""
     with pytest.raises(ValueError, match="holds no file"):
-        replay.load_sets(tmp_path, replay.QUICK)
+        runs.load_sets(tmp_path, runs.QUICK)
 
 
 @pytest.mark.full
 def test_a_short_soak(tmp_path: Path) -> None:
     """A hundredth of the long one: nothing of what must be true is broken."""
-    assert soak.soak(1000, 2, tmp_path)
+    assert memory.soak(1000, 2, tmp_path)
 
 
 FORMER_MODEL = """
@@ -538,16 +464,15 @@ def test_what_bound_vcpus_get() -> None:
 
 
 def test_who_is_served_worse() -> None:
-    """{60 60} {100}: 50 each and 100; with all of them on one, 33: worse by level and share.
+    """{60 60} {100}: 50 each and 100; with all of them on one, 33: a lower level.
 
     {100 100} {}: parting them is no loss; {100} {}: two on one are, since nobody fell short before.
     """
     apart, beside_all = shared(host([60, 60], [100])), shared(host([60, 60, 100], []))
-    for is_worse in (is_worse_by_level, is_worse_by_share):
-        assert is_worse(apart, beside_all)
-        assert not is_worse(beside_all, apart)
-        assert not is_worse(apart, apart)
-        assert is_worse(shared(host([100], [100])), shared(host([100, 100], [])))
+    assert is_worse(apart, beside_all)
+    assert not is_worse(beside_all, apart)
+    assert not is_worse(apart, apart)
+    assert is_worse(shared(host([100], [100])), shared(host([100, 100], [])))
 
 
 def test_crowded_cores() -> None:

@@ -2,17 +2,14 @@
 
 import dataclasses
 import itertools
-from pathlib import Path
 
-import cycle_cost
-import live_accuracy
-import live_cost
 import pytest
-from live_blocks import Block, Got, Obedience, Timing
-from live_scenarios import Claim, Scenario, Shape, pools, scenarios
-from live_tables import cycles_table, live_tables
-from live_verdict import Answer, Measure, judge
-from soak_live import BY_HAND, PINNED
+from live import accuracy, cost, cycle_cost
+from live.blocks import Block, Got, Timing
+from live.scenarios import Claim, Scenario, Shape, scenarios
+from live.tables import live_tables
+from live.verdict import Answer, Measure, judge
+from soak.real import BY_HAND, PINNED
 
 from vcpusched.act.ledger import Changed
 from vcpusched.model import CpuSet, DomainUuid, VcpuId
@@ -48,12 +45,6 @@ def test_bad_starts_overload_a_pcpu() -> None:
                 if len(guest.start) == 1:
                     asked[next(iter(guest.start))] += guest.wants
             assert all(asked[cpu] > 1 for cpu in crowded), name
-
-
-def test_pools() -> None:
-    """Two that have nothing in common where there are pCPUs enough, else one pCPU and then all."""
-    assert [str(pool) for pool in pools(EIGHT)] == ["0-3", "4-7"]
-    assert [str(pool) for pool in pools(TWO)] == ["0", "0-1"]
 
 
 @pytest.mark.parametrize(("cpus", "groups"), [("0", None), ("0-1", 2), ("0-7", 5)])
@@ -174,22 +165,6 @@ def test_bound_once_means_as_many_pins_as_vcpus_at_most() -> None:
     assert judge(kind, blocks(0.9)).answer is Answer.FAILS
 
 
-@pytest.mark.parametrize(
-    ("took", "answer"),
-    [
-        (Obedience(1, kept=True, stuck=()), Answer.HOLDS),
-        (Obedience(2, kept=True, stuck=()), Answer.FAILS),
-        (Obedience(None, kept=True, stuck=()), Answer.FAILS),
-        (Obedience(1, kept=False, stuck=()), Answer.FAILS),
-        (Obedience(1, kept=True, stuck=("crowded/0",)), Answer.FAILS),
-        (None, Answer.FAILS),
-    ],
-)
-def test_obedience(took: Obedience | None, answer: Answer) -> None:
-    """Seen in the next cycle, left as it was set, and nobody held; anything else fails."""
-    assert judge(scenario(Claim.OBEYED), blocks(1.0, obedience=took)).answer is answer
-
-
 def test_order_of_blocks_does_not_count() -> None:
     """Blocks are told apart by their pair, whichever came first."""
     kind, measured = scenario(Claim.GAINS), blocks(1.5)
@@ -216,12 +191,12 @@ def test_the_table_of_what_is_reported() -> None:
     Only a Linux guest has a view of its own.
     """
     readings = [
-        live_accuracy.Reading("busy", 0.51, 0.50, 0.0, None),
-        live_accuracy.Reading("linux", 0.90, 0.895, 0.09, 0.985),
-        live_accuracy.Reading("busy", 0.53, 0.50, 0.0, None),
-        live_accuracy.Reading("linux", 0.80, 0.795, 0.19, 0.985),
+        accuracy.Reading("busy", 0.51, 0.50, 0.0, None),
+        accuracy.Reading("linux", 0.90, 0.895, 0.09, 0.985),
+        accuracy.Reading("busy", 0.53, 0.50, 0.0, None),
+        accuracy.Reading("linux", 0.80, 0.795, 0.19, 0.985),
     ]
-    busy, linux = live_accuracy.table(readings, Timing(2, 1, 1)).rows
+    busy, linux = accuracy.table(readings, Timing(2, 1, 1)).rows
     assert busy == ("busy", "52.0", "50.0", "+2.00 (-10.71 to +14.71)", "0.0", "-", "-")
     assert linux[3:6] == ("+0.50 (+0.50 to +0.50)", "14.0", "98.5")
     assert linux[6] == "+0.50 (+0.50 to +0.50)"
@@ -229,29 +204,24 @@ def test_the_table_of_what_is_reported() -> None:
 
 def test_the_table_of_costs() -> None:
     """Means of the runs, and with libvirtd also the limits; the C program is what others beat."""
-    costs = [
-        live_cost.Cost("now", 10, 2, 9, ours_ms, 8.0, 50.0, 0.5) for ours_ms in (4.0, 4.5, 5.0)
-    ]
-    costs += [
-        live_cost.Cost(live_cost.READER, 10, 2, 9, ours_ms, 8.0) for ours_ms in (0.0, 0.5, 1.0)
-    ]
-    costs += [live_cost.Cost(live_cost.NOBODY, 10, 2, 9, 0.0, 0.0)] * 3
-    now, reader, nobody = live_cost.table(costs, Timing(3, 1, 1)).rows
+    costs = [cost.Cost("now", 10, 2, 9, ours_ms, 8.0, 50.0, 0.5) for ours_ms in (4.0, 4.5, 5.0)]
+    costs += [cost.Cost(cost.READER, 10, 2, 9, ours_ms, 8.0) for ours_ms in (0.0, 0.5, 1.0)]
+    costs += [cost.Cost(cost.NOBODY, 10, 2, 9, 0.0, 0.0)] * 3
+    now, reader, nobody = cost.table(costs, Timing(3, 1, 1)).rows
     assert now[:5] == ("10 x 2", "now", "4.50", "8.00", "12.50 (11.26-13.74)")
     assert now[5].startswith("1.47 (1.")
     assert now[6:] == ("50.00", "0.50")
-    assert reader[1:4] == (live_cost.READER, "0.50", "8.00")
+    assert reader[1:4] == (cost.READER, "0.50", "8.00")
     assert reader[5:] == ("1.00 (1.00-1.00)", "-", "-")
     assert nobody[4:] == ("0.00 (0.00-0.00)", "-", "-", "-")
 
 
 def test_cycles_in_memory_are_measured() -> None:
     """The service's own cycle runs to where nothing is left to do, and leaves figures above 0."""
-    shape = cycle_cost.Shape(4, 2, 4)
-    (cost,) = cycle_cost.run({"now": Path(__file__).parents[2]}, [shape])
-    assert min(cost.threads_ms, cost.cycle_ms, cost.state_ms, cost.memory_mib) > 0
-    (row,) = cycles_table([cost]).rows
-    assert row[:3] == ("4 x 2 on 4", "bound", "now")
+    (found,) = cycle_cost.run([cycle_cost.Shape(4, 2, 4)])
+    assert min(found.threads_ms, found.cycle_ms, found.state_ms, found.memory_mib) > 0
+    (row,) = cycle_cost.table([found]).rows
+    assert row[:2] == ("4 x 2 on 4", "bound")
 
 
 def test_the_soak_understands_the_log() -> None:

@@ -171,7 +171,7 @@ def test_the_architecture_names_files_that_there_are() -> None:
 PLACES = re.compile(r"(?<![\w.~$})-])/(?:work/|home/\w|Users/\w|root\b)")
 """Where developers have their files."""
 
-OWN_ROOT = ("tests/system/", "contrib/benchmark/live_machine.py")
+OWN_ROOT = ("tests/system/", "contrib/benchmark/live/in_machine.py")
 """Who may name the home of root: that of the containers and machines which these make."""
 
 SKIPS = {"skip", "skipif", "skipIf", "skipUnless", "skipTest", "SkipTest", "importorskip", "xfail"}

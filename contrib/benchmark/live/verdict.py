@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from intervals import Interval, ratio_of_pairs
-from live_blocks import Block, Got
-from live_scenarios import Claim, Scenario, Shape
+from live.blocks import Block, Got
+from live.scenarios import Claim, Scenario, Shape
 
 LOSS_MAX: Final = 0.9
 """Where an interval reaches below this, a loss worth minding is not ruled out: too much noise."""
@@ -24,14 +24,14 @@ class Measure(enum.StrEnum):
     """What guests are judged by: their own count, or the time that the kernel gave them.
 
     Emulated pCPUs share real ones: what gets done on one is less while others are busy, however
-    much of its time a guest has, so that work tells of the real ones. Time tells of the emulated.
+    much of its time a guest has, so that work measures the real ones, and time the emulated ones.
     """
 
     WORK = "work"
     TIME = "time"
 
     def of(self, got: Got) -> float:
-        """Give what a guest got in a block, by this measure."""
+        """Return what a guest got in a block, by this measure."""
         return got.work_per_s if self is Measure.WORK else got.run
 
 
@@ -47,14 +47,12 @@ class Answer(enum.StrEnum):
 class GuestVerdict:
     """One guest: means over the blocks of each kind, and ratios of with to without.
 
-    Work in rounds a second, run and wait in pCPUs. `time` is the ratio of what it ran, `work` of
-    what it got done in that time: less than `time` says where its pCPU was slower, as one is whose
-    SMT sibling is busy. `judged` is the one that counts.
+    Run and wait are in pCPUs. `time` is the ratio of what it ran, `work` of what it got done in
+    that time: less than `time` says that its pCPU was slower, as one is with a busy SMT sibling.
+    `judged` is the one that counts.
     """
 
     shape: Shape
-    work_without: float
-    work_with: float
     run_without: float
     run_with: float
     wait_without: float
@@ -118,7 +116,7 @@ def judge(scenario: Scenario, blocks: Sequence[Block], measure: Measure = Measur
 
 
 def _least(block: Block, wants: Mapping[str, float], measure: Measure) -> float:
-    """Give what the guest got that got least of what it wants, by what it wants."""
+    """Return what the guest that got least of what it wants got of that."""
     return min(measure.of(got) / wants[name] for name, got in block.guests.items())
 
 
@@ -131,8 +129,6 @@ def _guest(
     work = ratio_of_pairs([got.work_per_s for got in before], [got.work_per_s for got in after])
     return GuestVerdict(
         shape=shape,
-        work_without=statistics.fmean(got.work_per_s for got in before),
-        work_with=statistics.fmean(got.work_per_s for got in after),
         run_without=statistics.fmean(got.run for got in before),
         run_with=statistics.fmean(got.run for got in after),
         wait_without=statistics.fmean(got.wait for got in before),
@@ -155,45 +151,36 @@ def _answer(
                 failures.append("the worst-off guest loses")
             elif not worst_off.is_above_one:
                 doubts.append("whether the worst-off guest gains is lost in the noise")
-            failures += _losses(guests)
+            failures += _changes(guests, gains=False)
             doubts += _hidden(guests, gains=False)
         case Claim.ALIKE:
             if pins := sum(one.pins for one in having):
                 failures.append(f"{pins} pins")
-            failures += _losses(guests) + _gains(guests)
+            failures += _changes(guests, gains=False) + _changes(guests, gains=True)
             doubts += _hidden(guests, gains=True)
         case Claim.ONCE:
             vcpus = sum(len(guest.shape.shares) for guest in guests)
             failures += [f"{one.pins} pins" for one in having if one.pins > vcpus]
-            failures += _losses(guests)
+            failures += _changes(guests, gains=False)
             doubts += _hidden(guests, gains=False)
-        case Claim.OBEYED:
-            failures += _disobedience(having)
     if failures:
         return Answer.FAILS, (*failures, *doubts)
     return (Answer.UNDECIDED if doubts else Answer.HOLDS), tuple(doubts)
 
 
-def _losses(guests: Sequence[GuestVerdict]) -> list[str]:
+def _changes(guests: Sequence[GuestVerdict], *, gains: bool) -> list[str]:
+    """Name the guests that gain beyond the noise, or those that lose."""
+    sign, verb = (1, "gains") if gains else (-1, "loses")
     return [
-        f"{guest.shape.name} loses {1 - guest.work.ratio:.1%} of its work"
-        f" ({1 - guest.time.ratio:.1%} of its time)"
+        f"{guest.shape.name} {verb} {sign * (guest.work.ratio - 1):.1%} of its work"
+        f" ({sign * (guest.time.ratio - 1):.1%} of its time)"
         for guest in guests
-        if guest.judged.is_below_one
-    ]
-
-
-def _gains(guests: Sequence[GuestVerdict]) -> list[str]:
-    return [
-        f"{guest.shape.name} gains {guest.work.ratio - 1:.1%} of its work"
-        f" ({guest.time.ratio - 1:.1%} of its time)"
-        for guest in guests
-        if guest.judged.is_above_one
+        if (guest.judged.is_above_one if gains else guest.judged.is_below_one)
     ]
 
 
 def _hidden(guests: Sequence[GuestVerdict], *, gains: bool) -> list[str]:
-    """Tell for whom the noise could hide a loss worth minding, or a gain if that counts too."""
+    """Name the guests for which noise could hide a loss worth minding, or a gain if that counts."""
     names = [
         guest.shape.name
         for guest in guests
@@ -202,20 +189,3 @@ def _hidden(guests: Sequence[GuestVerdict], *, gains: bool) -> list[str]:
     ]
     worth = f"{1 - LOSS_MAX:.0%}"
     return [f"the noise could hide {worth} and more for {', '.join(names)}"] if names else []
-
-
-def _disobedience(having: Sequence[Block]) -> list[str]:
-    found = []
-    for one in having:
-        took = one.obedience
-        where = f"in pair {one.pair + 1}"
-        if took is None or took.cycles is None:
-            found.append(f"the new pool was not seen {where}")
-            continue
-        if took.cycles != 1:
-            found.append(f"the new pool was seen only after {took.cycles} cycles {where}")
-        if not took.kept:
-            found.append(f"the new pool did not stay as it was set {where}")
-        if took.stuck:
-            found.append(f"{', '.join(took.stuck)} must stay {where}")
-    return found

@@ -1,6 +1,6 @@
 """Runs the live part inside the emulated machine of tests/system: eight pCPUs, KVM guests.
 
-Rule: boots, starts it there, passes on what it says and fetches its results; measures nothing.
+Rule: boots it, starts `run live` there, passes its words on, fetches its results; measures nothing.
 """
 
 import sys

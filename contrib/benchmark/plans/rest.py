@@ -8,10 +8,11 @@ import random
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from baselines import repack
-from grid import Case, carried_out, gap_ppm, make_host
-from methods import POLICY
-from optimum import Verdict
+from builders import after
+from plans.hosts import Case, gap_ppm, make_host
+from plans.methods import POLICY
+from plans.optimum import Verdict
+from plans.rules import repack
 from progress import follow
 from sides import Planner, Side
 
@@ -33,15 +34,15 @@ def hosts(planner: Planner, cases: Mapping[Case, Verdict], each: int) -> dict[st
     threshold_ppm = POLICY.balance_threshold_ppm
     for case, verdict in cases.items():
         host = make_host(case)
-        spread = carried_out(host, repack(host, POLICY))
+        spread = after(host, repack(host, POLICY))
         if gap_ppm(spread) < threshold_ppm // 2:
             found[BALANCED].append(spread)
         plan, _ = planner(host)
-        after = carried_out(host, plan)
-        if plan.moves and gap_ppm(after) < threshold_ppm:
-            found[REACHED].append(after)
+        planned = after(host, plan)
+        if plan.moves and gap_ppm(planned) < threshold_ppm:
+            found[REACHED].append(planned)
         if verdict is Verdict.UNREACHABLE:
-            found[OUT_OF_REACH].append(after)
+            found[OUT_OF_REACH].append(planned)
     return {kind: chosen[:each] for kind, chosen in found.items()}
 
 

@@ -22,9 +22,9 @@ from typing import Final
 from intervals import CONFIDENCE, mean_of, ratio_of_pairs
 from lab import Lab
 from lab_processes import cpu_s
-from live_blocks import Timing
-from live_scenarios import SETTINGS
-from live_service import PATIENCE_S, POLL_S, LiveError, running
+from live.blocks import Timing
+from live.scenarios import SETTINGS
+from live.service import PATIENCE_S, POLL_S, LiveError, running
 from tables import Table
 
 SIZES: Final = ((10, 2), (40, 2), (100, 4))

@@ -20,9 +20,9 @@ import linux_guest
 from intervals import CONFIDENCE, mean_of
 from lab import Guest, Lab
 from lab_guest import GuestPlan
-from live_blocks import Timing
-from live_scenarios import SETTINGS
-from live_service import PATIENCE_S, LiveError, Service, running
+from live.blocks import Timing
+from live.scenarios import SETTINGS
+from live.service import PATIENCE_S, LiveError, Service, running
 from tables import Table
 
 TITLE: Final = "How true the reported usage is"

@@ -6,19 +6,20 @@ shown, not dropped.
 """
 
 import multiprocessing
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Final
 
-from grid import Bonds, Case, Spread, carried_out, cases, gap_ppm, make_host, outside_ppm
-from methods import METHODS, POLICY, Method
-from optimum import Optimum, SolverError, Verdict, solve
+from builders import after
+from plans.hosts import Case, cases, gap_ppm, make_host
+from plans.judged import check
+from plans.methods import METHODS, PERIODS_MAX, POLICY, Method
+from plans.optimum import Optimum, SolverError, Verdict, solve
 from progress import follow
+from tables import Table, milliseconds, ratio
 
 from vcpusched.model import Host
-from vcpusched.plan.planner import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +40,11 @@ QUICK: Final = Scale(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one competitor did on one host.
-
-    `plan_ns` is the CPU time of its first plan; `cycled` says that it came back to where it was;
-    `outside_ppm` is the load that was left outside the best band; `refused` says that the check of
-    service had its first plan changed, `at_rest` that it made none.
-    """
+    """What one competitor did on one host; `plan_ns` is the CPU time of its first plan."""
 
     reached: bool
     pins: int
-    periods: int
-    cycled: bool
-    outside_ppm: int
     plan_ns: int
-    refused: bool = False
-    at_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +53,6 @@ class Row:
 
     case: Case
     optimum: Optimum
-    outside_before_ppm: int
     outcomes: dict[str, Outcome]
 
 
@@ -71,20 +61,14 @@ class Score:
     """What one competitor did on many hosts.
 
     Ratios are pin changes over the proven fewest, on hosts that it brought below the threshold:
-    `ratio` of the totals, `ratio_mean` the mean of the hosts' own ratios, `ratio_worst` the worst
-    of them. `left_ppm` is the share of load outside the band that was left on hosts where balance
-    is proven out of reach.
+    `ratio` of the totals, `ratio_worst` of the worst host.
     """
 
     reachable: int
     reached: int
     pins: int
-    pins_fewest: int
     ratio: float | None
-    ratio_mean: float | None
     ratio_worst: float | None
-    left_ppm: int | None
-    pins_unreachable: int
     plan_p50_ns: int
     plan_p99_ns: int
 
@@ -104,85 +88,89 @@ def score(rows: Iterable[Row], name: str) -> Score:
     """Sum up what one competitor did on these hosts."""
     rows = list(rows)
     proven = [row for row in rows if row.optimum.verdict is Verdict.PROVEN]
-    unreachable = [row for row in rows if row.optimum.verdict is Verdict.UNREACHABLE]
     reached = [row for row in proven if row.outcomes[name].reached]
     fewest = sum(row.optimum.pins or 0 for row in reached)
     ratios = [row.outcomes[name].pins / row.optimum.pins for row in reached if row.optimum.pins]
-    outside_before = sum(row.outside_before_ppm for row in unreachable)
-    outside_after = sum(row.outcomes[name].outside_ppm for row in unreachable)
     plans_ns = sorted(row.outcomes[name].plan_ns for row in rows)
     return Score(
         reachable=len(proven),
         reached=len(reached),
         pins=sum(row.outcomes[name].pins for row in proven),
-        pins_fewest=sum(row.optimum.pins or 0 for row in proven),
         ratio=sum(row.outcomes[name].pins for row in reached) / fewest if fewest else None,
-        ratio_mean=statistics.fmean(ratios) if ratios else None,
         ratio_worst=max(ratios, default=None),
-        left_ppm=outside_after * 1_000_000 // outside_before if outside_before else None,
-        pins_unreachable=sum(row.outcomes[name].pins for row in unreachable),
-        plan_p50_ns=quantile(plans_ns, 0.5),
-        plan_p99_ns=quantile(plans_ns, 0.99),
+        plan_p50_ns=plans_ns[len(plans_ns) // 2],
+        plan_p99_ns=plans_ns[int(0.99 * len(plans_ns))],
     )
 
 
-def quantile(ordered: Sequence[int], share: float) -> int:
-    """Give the value that this share of the sorted values does not exceed."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
+def by_size(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Return the hosts of each size."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.case.size, []).append(row)
+    return found
 
 
-def of_size(rows: Iterable[Row], size: str) -> list[Row]:
-    """Give the hosts of one size."""
-    return [row for row in rows if row.case.size == size]
-
-
-def of_kind(rows: Iterable[Row], spread: Spread, bonds: Bonds) -> list[Row]:
-    """Give the hosts of one kind, of all sizes."""
-    return [row for row in rows if (row.case.spread, row.case.bonds) == (spread, bonds)]
+def table(rows: Sequence[Row]) -> Table:
+    """Return the competitors' scores for each size of hosts and for all."""
+    lines = []
+    for size, chosen in {**by_size(rows), "all": rows}.items():
+        for number, name in enumerate(rows[0].outcomes):
+            it = score(chosen, name)
+            times = (milliseconds(it.plan_p50_ns), milliseconds(it.plan_p99_ns))
+            reached = f"{it.reached}/{it.reachable}"
+            ratios = (ratio(it.ratio), ratio(it.ratio_worst))
+            lines.append(("" if number else size, name, reached, str(it.pins), *ratios, *times))
+    verdicts = [row.optimum.verdict for row in rows]
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in Verdict)
+    return Table(
+        "Plans against the proven optimum",
+        ("size", "method", "reached", "pins", "ratio", "worst", "p50 ms", "p99 ms"),
+        tuple(lines),
+        (
+            (
+                f"{len(rows)} hosts: {counts}. Proven: HiGHS proved the fewest pin changes that"
+                " bring the gap below 10 points; unreachable: it proved that none do; unknown: its"
+                " time did not suffice."
+            ),
+            (
+                "On the proven hosts: pins are all pin changes; ratio and worst are pin changes"
+                " over the fewest, of the totals and of the worst host, where the method brought"
+                " the gap below the threshold. p50, p99: CPU time of one plan, on all hosts. The"
+                f" one-move rule gets up to {PERIODS_MAX} periods, the others make one plan."
+            ),
+        ),
+    )
 
 
 def attempt(host: Host, method: Method) -> Outcome:
     """Let a competitor act on a host until it is balanced, wants nothing, or starts anew."""
-    seen, pins, plan_ns, cycled, periods = {_places(host)}, 0, 0, False, 0
-    refused = False
-    for period in range(method.periods_max):
+    seen, pins, plan_ns = {_assignment(host)}, 0, 0
+    for _ in range(method.periods_max):
         found, took_ns = method.planner(host)
         plan_ns = plan_ns or took_ns
-        refused = refused or bool(found.refused)
         if not found.moves:
             break
         check(host, found)
-        host, pins, periods = carried_out(host, found), pins + len(found.moves), period + 1
-        cycled = _places(host) in seen
-        if cycled:
+        host, pins = after(host, found), pins + len(found.moves)
+        if _assignment(host) in seen:
             break
-        seen.add(_places(host))
-    threshold_ppm = POLICY.balance_threshold_ppm
-    return Outcome(
-        reached=gap_ppm(host) < threshold_ppm,
-        pins=pins,
-        periods=periods,
-        cycled=cycled,
-        outside_ppm=outside_ppm(host, threshold_ppm),
-        plan_ns=plan_ns,
-        refused=refused,
-        at_rest=not periods,
-    )
+        seen.add(_assignment(host))
+    return Outcome(gap_ppm(host) < POLICY.balance_threshold_ppm, pins, plan_ns)
 
 
 def row_of(case: Case, optimum: Optimum, methods: Mapping[str, Method]) -> Row:
-    """Let every competitor act on one host, and hold the proof against what they reach."""
+    """Let every competitor act on one host, and compare what they reach with the proof."""
     host = make_host(case)
     outcomes = {name: attempt(host, method) for name, method in methods.items()}
     for name, outcome in outcomes.items():
-        # The proof is held against everybody's plans as well.
         too_few = optimum.pins_min > outcome.pins or optimum.verdict is Verdict.UNREACHABLE
         if outcome.reached and too_few:
             raise SolverError(
                 f"{name} balances with {outcome.pins} pins, the solver says "
                 f"{optimum.verdict} and at least {optimum.pins_min}: {case}"
             )
-    return Row(case, optimum, outside_ppm(host, POLICY.balance_threshold_ppm), outcomes)
+    return Row(case, optimum, outcomes)
 
 
 def prove(chosen: Sequence[Case], limit_s: float, jobs: int) -> dict[Case, Optimum]:
@@ -210,16 +198,5 @@ def _solve(case: Case, limit_s: float) -> Optimum:
     return solve(make_host(case), POLICY, limit_s=limit_s)
 
 
-def _places(host: Host) -> tuple[int, ...]:
+def _assignment(host: Host) -> tuple[int, ...]:
     return tuple(vcpu.cpus.bits for vcpu in host.vcpus)
-
-
-def check(host: Host, found: Plan) -> None:
-    """Refuse a plan that moves what must not be moved, or moves it where it may not go."""
-    vcpus = {vcpu.id: vcpu for vcpu in host.vcpus}
-    for move in found.moves:
-        vcpu = vcpus.pop(move.vcpu)  # none twice
-        if vcpu.fixed or not move.to_cpus.is_within(vcpu.allowed) or len(move.to_cpus) != 1:
-            raise ValueError(f"{move.vcpu} may not go to pCPUs {move.to_cpus}")
-        if move.to_cpus == vcpu.cpus:
-            raise ValueError(f"{move.vcpu} is on pCPU {move.to_cpus} already")

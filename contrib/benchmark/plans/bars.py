@@ -1,36 +1,35 @@
 """The bars of the planner as one table: a row a bar, and beside it what each commit reaches.
 
 Rule: all sides get the same hosts in the same run, and what they reach is added up from where they
-put the vCPUs (`grid`, `levels`), never taken from what a plan says of itself.
+put the vCPUs (`hosts`, `judged`), never taken from what a plan says of itself.
 
 Settings: those that each commit ships, but single pCPUs and no limit of moves; fair shares are off
     but in the first rows, those on fairness, and at rest.
 """
 
+import copy
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-import rest
-import scaling
-from grid import (
-    Bonds,
-    Case,
-    Layout,
-    Spread,
-    built,
-    make_host,
-    seeded,
-    weighted,
+from plans import rest
+from plans.hosts import Bonds, Case, Layout, Spread, built, make_host, seeded, weighted
+from plans.judged import (
+    beyond_ppm,
+    cost_ppm,
+    crowded_cores,
+    distances,
+    is_worse,
+    planned,
+    shared,
 )
-from judged import beyond_ppm, cost_ppm, crowded_cores, distances, planned
-from levels import is_worse_by_level, is_worse_by_share, shared
-from methods import PLAIN, Method
-from optimum import Optimum, Verdict
+from plans.methods import PLAIN, Method
+from plans.optimum import Optimum, Verdict
+from plans.static import prove, row_of, score
 from progress import follow
-from sides import Side
-from static import prove, row_of, score
+from sides import Planner, Side
 from tables import Table, milliseconds, ratio, share
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host
@@ -47,6 +46,19 @@ CYCLED_HOSTS, CYCLES, SETTLED = 2, 24, 12
 TWO_NODES: Final = Layout(per_node=16, per_cache=8, per_core=2)
 ONE_NODE: Final = Layout(per_node=1024, per_cache=1024, per_core=2)
 HYBRID: Final = Layout(per_node=1024, per_cache=1024, weak_ppm=600_000)
+
+MEAN_LOAD: Final = 0.6
+KINDS: Final = {
+    "uniform": ((Spread.UNIFORM, Bonds.FREE), None, "1.0"),
+    "lumpy": ((Spread.LUMPY, Bonds.FREE), None, "1.0"),
+    "lumpy, masks": ((Spread.LUMPY, Bonds.MASKS), None, "1.0"),
+    "uniform, nodes": (
+        (Spread.UNIFORM, Bonds.FREE),
+        Layout(per_node=256, per_cache=16, per_core=2),
+        "0.6",
+    ),
+}
+"""The large hosts on which plans are timed, their layout, and the ratio of times that is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +146,7 @@ def table(rows: Sequence[Row]) -> Table:
                 " points outside the best band, plus 5 points for a pin, 12.5 to another cache, 20"
                 " to another node. Crowded core: both threads at 10 points or more while another"
                 " core has less. Worse served: the lowest level (what a vCPU that falls short gets"
-                " by its weight) falls by more than a tenth, or the least share of its wants that"
-                " any vCPU gets falls by more than a point."
+                " by its weight) falls by more than a tenth."
             ),
             (
                 "Ratio of times: median of what each host took now, over what it took there. Rest:"
@@ -152,7 +163,7 @@ def _proven(sides: Sequence[Side], optima: Mapping[Case, Optimum]) -> list[Row]:
     }
     found = []
     for name, (wishes, wanted) in lines.items():
-        methods = {side.name: Method(side.planner(**wishes), 1, "") for side in sides}
+        methods = {side.name: Method(side.planner(**wishes)) for side in sides}
         what = f"Lumpy hosts, {name}"
         rows = [row_of(case, optima[case], methods) for case in follow(optima, len(optima), what)]
         reached = {}
@@ -169,7 +180,7 @@ def _small(sides: Sequence[Side], optima: Mapping[Case, Optimum]) -> list[Row]:
     proven = {case: it for case, it in optima.items() if it.verdict is Verdict.PROVEN}
     found = []
     for name, wishes in (("as shipped", SHIPPED), ("min_gain 0", PLAIN)):
-        methods = {side.name: Method(side.planner(**wishes), 1, "") for side in sides}
+        methods = {side.name: Method(side.planner(**wishes)) for side in sides}
         rows = [row_of(case, it, methods) for case, it in proven.items()]
         reached = {
             side.name: str(
@@ -209,17 +220,17 @@ def _fair(sides: Sequence[Side], size: tuple[int, int], each: int) -> list[Row]:
     hosts = [
         weighted(host, number) if number // 2 % 2 else host for number, host in enumerate(hosts)
     ]
-    at_rest, by_level, by_share = ({} for _ in range(3))
+    at_rest, worse = {}, {}
     refused: list[Host] = []
     for side in sides:
         fair, free = side.planner(**SHIPPED), side.planner(**UNCHECKED)
         what = f"Busy threads, {size[1]} of them, {side.name}"
         found = [planned(fair, host) for host in follow(hosts, each, what)]
         idle = [one for one in found if not one.pins and planned(free, one.before).pins]
-        got = [(shared(one.before), shared(one.after)) for one in found]
         at_rest[side.name] = str(len(idle))
-        by_level[side.name] = str(sum(is_worse_by_level(*pair) for pair in got))
-        by_share[side.name] = str(sum(is_worse_by_share(*pair) for pair in got))
+        worse[side.name] = str(
+            sum(is_worse(shared(one.before), shared(one.after)) for one in found)
+        )
         refused += [one.before for one in idle]
     # Where any side refuses a plan, the others show what a cycle costs that does not.
     chosen = (refused + [host for host in hosts if host not in refused])[:CYCLED_HOSTS]
@@ -227,8 +238,7 @@ def _fair(sides: Sequence[Side], size: tuple[int, int], each: int) -> list[Row]:
     bar = f"{size[1]} hyper-threads, mean 0.6 to 0.9, {each} hosts"
     return [
         Row(f"{bar}: at rest though a plan exists without fair shares", "0", at_rest),
-        Row(f"{bar}: worse served, by level", "0", by_level),
-        Row(f"{bar}: worse served, by share", "0", by_share),
+        Row(f"{bar}: worse served", "0", worse),
         Row(f"{bar}: CPU time of a cycle at rest / without fair shares, ms", "alike", cycles),
     ]
 
@@ -242,29 +252,38 @@ def _cycle_times(side: Side, hosts: Sequence[Host]) -> str:
             for host in follow(hosts, len(hosts), f"Cycles at rest, {side.name}")
             for took_ns in side.service(rest.noisy(host, CYCLES), **wishes).cycles_ns[-SETTLED:]
         ]
-        medians.append(milliseconds(round(statistics.median(cycles_ns))))
+        medians.append(milliseconds(statistics.median(cycles_ns)))
     return " / ".join(medians)
 
 
 def _timed(sides: Sequence[Side], scale: Scale) -> list[Row]:
     planners = {side.name: side.planner(**UNCHECKED) for side in sides}
-    wanted = dict.fromkeys(scaling.KINDS, "1.0") | {scaling.BUILT: "0.6"}
     found = []
-    for kind in follow(scaling.KINDS, len(scaling.KINDS), "Timing plans for large hosts"):
-        hosts = scaling.hosts_of(scale.size, kind, scale.timed)
-        scaling.in_turn(hosts[:1], planners)  # nobody's first plan counts
-        times = {
-            name: [took_ns for _, took_ns in answers]
-            for name, answers in scaling.in_turn(hosts, planners).items()
-        }
-        reached = {name: milliseconds(round(statistics.median(it))) for name, it in times.items()}
+    for kind, (case, layout, wanted) in follow(
+        KINDS.items(), len(KINDS), "Timing plans for large hosts"
+    ):
+        drawn = [make_host(Case(*scale.size, *case, MEAN_LOAD, i)) for i in range(scale.timed)]
+        hosts = [built(host, layout) if layout else host for host in drawn]
+        _in_turn(hosts[:1], planners)  # the first plan of a process is slower
+        times = _in_turn(hosts, planners)
+        reached = {name: milliseconds(statistics.median(it)) for name, it in times.items()}
         if len(sides) > 1:
             first, last = sides[0].name, sides[-1].name
             ratios = [b / a for a, b in zip(times[first], times[last], strict=True)]
             reached[last] += f", ratio {statistics.median(ratios):.2f}"
         bar = f"one plan, {scale.size[0]:,} x {scale.size[1]:,}, {kind}: CPU time, ms"
-        found.append(Row(bar, wanted[kind], reached))
+        found.append(Row(bar, wanted, reached))
     return found
+
+
+def _in_turn(hosts: Sequence[Host], planners: Mapping[str, Planner]) -> dict[str, list[int]]:
+    """Let all planners plan for one host after the other, and return their CPU times in ns."""
+    times = defaultdict(list)
+    for host in hosts:
+        for name, planner in planners.items():
+            # A copy for each, since what was just made lies together in memory and is read faster.
+            times[name].append(planner(copy.deepcopy(host))[1])
+    return times
 
 
 def _near(sides: Sequence[Side], each: int) -> list[Row]:

@@ -1,12 +1,12 @@
 """Measures a scenario in interleaved blocks: without the daemon and with it, in turn.
 
-Rule: readings only; what they mean is `live_verdict`'s business.
+Rule: readings only; `verdict` says what they mean.
 
 Block: every guest is put back to where it starts; the daemon is started, or not; both get the same
-    time to come to rest; whoever keeps a pool rewrites it; then all guests' work, run and wait are
-    read, once at the beginning and once at the end.
+    time to come to rest; then all guests' work, run and wait are read, at the beginning and at the
+    end.
 Pair: two blocks that follow each other, one of each kind, so that what else the machine runs hits
-    both alike; who is first changes from pair to pair.
+    both alike; which is first changes from pair to pair.
 Work: the guests' own count (`Guest.work`), in rounds of their loop. Run and wait: the kernel's
     account of the vCPU threads; no wait is what a quota kept from running.
 """
@@ -17,18 +17,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from lab import Guest
 from lab_guest import NS_PER_S, WORK_COUNTS
-from live_scenarios import Scenario, Shape
-from live_service import LiveError, Service, running
+from live.scenarios import Scenario
+from live.service import LiveError, running
 
 from vcpusched.model import CpuSet
 
 BOOT_S: Final = 2.0
 BOOT_LIMIT_S: Final = 120.0
-CYCLES_TO_OBEY_MAX: Final = 5
 
 
 class Host(Protocol):
@@ -36,11 +35,11 @@ class Host(Protocol):
 
     @property
     def uri(self) -> str:
-        """What the daemon connects to."""
+        """Return what the daemon connects to."""
 
     @property
     def guests(self) -> dict[str, Guest]:
-        """The guests by name."""
+        """Return the guests by name."""
 
     def add_guest(self, name: str, shares: Sequence[float], *, cpuset: str | None = None) -> Guest:
         """Add a guest whose vCPUs want these shares of a pCPU, and start it."""
@@ -69,26 +68,12 @@ class Got:
 
 
 @dataclass(frozen=True, slots=True)
-class Obedience:
-    """How a rewritten pool was taken.
-
-    `cycles` is the number of cycles after the rewriting until the daemon saw all of it, None if
-    it did not in `CYCLES_TO_OBEY_MAX`; `kept` whether every pooled vCPU had just that affinity at
-    the end; `stuck` the vCPUs that the daemon said must not move, but for those in a pool.
-    """
-
-    cycles: int | None
-    kept: bool
-    stuck: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Block:
     """One block. `pins` is what the daemon did in all, `late_pins` those after the rest.
 
     `beside` is what else took the scenario's pCPUs, in pCPUs: other processes, the daemon, libvirt,
     what QEMU does beside its vCPUs, and what a hypervisor below took away. Pins and `pins_failing`
-    are 0 without the daemon; `obedience` is None without it or without a pool.
+    are 0 without the daemon.
     """
 
     pair: int
@@ -98,7 +83,6 @@ class Block:
     pins: int = 0
     late_pins: int = 0
     pins_failing: int = 0
-    obedience: Obedience | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +94,7 @@ class _Reading:
 
 
 def furnish(host: Host, scenario: Scenario, online: CpuSet) -> None:
-    """Start the scenario's guests in an open host, and see each vCPU of them work.
+    """Start the scenario's guests in an open host, and wait until each vCPU works.
 
     `online` are the machine's pCPUs. Raises LabError and LiveError.
     """
@@ -155,8 +139,6 @@ def _block(host: Host, scenario: Scenario, timing: Timing, pair: int, *, daemon:
             service.wait_past(0)
         time.sleep(timing.rest_s)
         rested = service.state() if service is not None else {}
-        pooled = [shape for shape in scenario.guests if shape.pool is not None]
-        cycles = _rewrite(host, pooled, service)
         busy_s, began_s = _busy_s(scenario.cpus), time.monotonic()
         before = {shape.name: _read(host.guests[shape.name]) for shape in scenario.guests}
         time.sleep(timing.measure_s)
@@ -183,57 +165,11 @@ def _block(host: Host, scenario: Scenario, timing: Timing, pair: int, *, daemon:
             pins=int(state["pins"]),
             late_pins=int(state["pins"]) - int(rested["pins"]),
             pins_failing=len(state["pins_failing"]),
-            obedience=_obedience(host, pooled, state, cycles) if pooled else None,
         )
 
 
-def _rewrite(host: Host, pooled: list[Shape], service: Service | None) -> int | None:
-    """Give pooled guests their other pool; gives after how many cycles the daemon saw all of it.
-
-    None without a daemon, and where it did not see it in time.
-    """
-    if pooled and service is not None:
-        service.wait_past(service.cycle())  # so that none is on its way
-    for shape in pooled:
-        host.guests[shape.name].confine(list(shape.pool or shape.start))
-    if not pooled or service is None:
-        return None
-    cycle = service.cycle()
-    for count in range(1, CYCLES_TO_OBEY_MAX + 1):
-        state = service.wait_past(cycle)
-        cycle = int(state["cycle"])
-        if all(vcpu["cpus"] == pool for vcpu, pool in _seen(pooled, state)):
-            return count
-    return None
-
-
-def _seen(pooled: list[Shape], state: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]:
-    """Give what the daemon saw of each pooled vCPU, and its pool."""
-    pools = {shape.name: str(shape.pool) for shape in pooled}
-    seen = [vcpu for vcpu in state["snapshot"]["vcpus"] if vcpu["domain"] in pools]
-    return [(vcpu, pools[vcpu["domain"]]) for vcpu in seen]
-
-
-def _obedience(
-    host: Host, pooled: list[Shape], state: Mapping[str, Any], cycles: int | None
-) -> Obedience:
-    kept = all(
-        host.guests[shape.name].affinity(vcpu) == set(shape.pool or ())
-        for shape in pooled
-        for vcpu in range(len(shape.shares))
-    )
-    # A pool is left as wide as it is, so its vCPUs are not moved within it: that is no hold.
-    in_pool = {shape.name: f"another hand keeps it on pCPUs {shape.pool}" for shape in pooled}
-    stuck = tuple(
-        f"{vcpu['domain']}/{vcpu['vcpu']}"
-        for vcpu in state["snapshot"]["vcpus"]
-        if vcpu.get("fixed", False) and vcpu.get("why") != in_pool.get(vcpu["domain"], "")
-    )
-    return Obedience(cycles, kept, stuck)
-
-
 def _busy_s(cpus: CpuSet) -> float:
-    """Give how long these pCPUs together have not been idle since the machine started.
+    """Return how long these pCPUs together have not been idle since the machine started.
 
     Fields of /proc/stat as in proc(5), in clock ticks: all but idle and iowait, up to steal (guest
     time is in user time).

@@ -1,59 +1,32 @@
-"""The tables of the live part.
+"""The tables of the scenarios.
 
-Rule: every figure comes from a `Verdict` or a `CycleCost`; notes say what a column means.
+Rule: every figure comes from a `Verdict`; notes say what a column means.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import cycle_cost
 from intervals import CONFIDENCE, Interval
-from live_blocks import Timing
-from live_scenarios import Scenario
-from live_verdict import Measure, Verdict
+from live.blocks import Timing
+from live.scenarios import Scenario
+from live.verdict import Measure, Verdict
 from tables import Table
 
 
 def live_tables(
     chosen: Mapping[str, Scenario], verdicts: Mapping[str, Verdict], timing: Timing
 ) -> list[Table]:
-    """Give one table for each scenario that was judged, and one for all."""
+    """Return one table for each scenario that was judged, and one for all."""
     details = [guests_table(chosen[name], verdict) for name, verdict in verdicts.items()]
     return [*details, _summary(chosen, verdicts, timing)]
 
 
-def cycles_table(costs: Sequence[cycle_cost.CycleCost]) -> Table:
-    """Return what cycles in memory cost, a row for each shape and side."""
-    rows = []
-    for cost in costs:
-        shape, whole_ms = cost.shape, cost.cycle_ms + cost.state_ms
-        times_ms = (cost.threads_ms, cost.cycle_ms, cost.state_ms, whole_ms)
-        rows.append(
-            (
-                f"{shape.guests:,} x {shape.vcpus} on {shape.cpus}",
-                "floating" if shape.floating else "bound",
-                cost.side,
-                *(f"{ms:.1f}" for ms in (*times_ms, whole_ms + cost.threads_ms)),
-                f"{cost.memory_mib:.0f}",
-            )
-        )
-    note = (
-        f"CPU time in ms, medians of the last {cycle_cost.SETTLED} of {cycle_cost.CYCLES} cycles,"
-        " when there is nothing left to do. Threads: reading what the kernel says of them, from"
-        " files in memory. Cycle: what the simulator says, compared with the ledger, observed and"
-        " planned. State file: made and written, in memory. Memory"
-        " is resident, in MiB, without what the simulator takes and without libvirt's library."
-    )
-    columns = ("guests", "vCPUs", "side", "threads", "cycle", "state file", "both", "all", "memory")
-    return Table("What a cycle without a plan costs, in memory", columns, tuple(rows), (note,))
-
-
 def guests_table(scenario: Scenario, verdict: Verdict) -> Table:
-    """Give what each guest got."""
+    """Return what each guest got."""
     lines = [
         (
             guest.shape.name,
             " + ".join(f"{share * 100:.0f}" for share in guest.shape.shares),
-            _place(str(guest.shape.start), guest.shape.pool),
+            str(guest.shape.start),
             f"{guest.run_without * 100:.1f}",
             f"{guest.run_with * 100:.1f}",
             f"{guest.wait_without * 100:.1f}",
@@ -142,10 +115,6 @@ def _summary(
             ),
         ),
     )
-
-
-def _place(start: str, pool: object) -> str:
-    return start if pool is None else f"{start}, then {pool}"
 
 
 def _limits(interval: Interval) -> tuple[str, str]:

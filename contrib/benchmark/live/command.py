@@ -1,50 +1,41 @@
 """The command behind contrib/benchmark/run live: what is claimed of real guests, measured.
 
-Rule: arguments, signals, files and order live here.
+Rule: arguments, files and order live here.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
-import cycle_cost
-import live_accuracy
-import live_cost
-import results
 from image import ImageError
 from intervals import PAIRS_MIN
 from lab import Lab, LabError
 from linux_guest import LinuxGuestError
-from live_blocks import Block, Timing, furnish, measure
-from live_machine import in_machine
-from live_scenarios import Scenario, scenarios
-from live_service import LiveError
-from live_system import SystemHost
-from live_tables import cycles_table, guests_table, live_tables
-from live_verdict import Answer, Measure, Verdict, judge
+from live import accuracy, cost, cycle_cost
+from live.blocks import Block, Timing, furnish, measure
+from live.in_machine import in_machine
+from live.interrupted import end_on_signals
+from live.scenarios import NAMES, Scenario, scenarios
+from live.service import LiveError
+from live.system import SystemHost
+from live.tables import guests_table, live_tables
+from live.verdict import Answer, Measure, Verdict, judge
 from machine import MachineError
 from progress import follow, say
-from tables import Table, show
-from unchanged import checked_out
+from sides import TOP, checked_out
+from tables import Table, write
 
 from vcpusched.model import CpuSet
 
 FULL: Final = Timing(pairs=12, rest_s=7.0, measure_s=6.0)
 QUICK: Final = Timing(pairs=4, rest_s=6.0, measure_s=3.0)
-
-TOP: Final = Path(__file__).resolve().parents[2]
-
-NAMES: Final = ("bad", "floating", "once", "half", "pool")
-"""The scenarios: what is measured if nothing is chosen."""
 
 READINGS: Final = ("accuracy", "cost")
 """What is measured of the daemon itself, on emulated guests."""
@@ -53,55 +44,45 @@ _FAILURES: Final = (
     LabError,
     LinuxGuestError,
     LiveError,
+    MachineError,
+    ImageError,
     ValueError,
     subprocess.CalledProcessError,
 )
 """What ends a measurement that was begun."""
 
-_SERVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the live part; gives the exit status: 1 where a claim does not hold, else 0."""
+    """Run the live part, and return the exit status: 1 where a claim does not hold, else 0."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
     if (chosen.machine or chosen.system) and set(READINGS) & set(chosen.names):
         parser.error(f"{' and '.join(READINGS)} are measured in neither --machine nor --system")
-    if chosen.machine:
-        return _in_machine(parser, chosen, arguments)
     online = CpuSet.of(os.sched_getaffinity(0))
     try:
         timing = _timing(chosen)
-        taken = _taken(chosen, online)
+        # The machine has pCPUs of its own, and chooses among them itself.
+        taken = {} if chosen.machine else _taken(chosen, online)
         chosen.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    for number in _SERVED:
-        signal.signal(number, _interrupted)
-    blocks: dict[str, list[Block]] = {}
-    verdicts: dict[str, Verdict] = {}
+    end_on_signals()
     began_s = time.monotonic()
     try:
+        if chosen.machine:
+            return in_machine([word for word in arguments if word != "--machine"], chosen.out)
         for name in READINGS:
             if name in chosen.names:
-                readings, tables = _costs(timing, chosen) if name == "cost" else _accuracy(timing)
-                show(tables)
-                results.write(chosen.out, name, readings, tables, quick=chosen.quick)
-        for name, scenario in taken.items():
-            blocks[name] = _measure(scenario, timing, online, system=chosen.system)
-            verdicts[name] = judge(scenario, blocks[name], Measure(chosen.by))
-            show([guests_table(scenario, verdicts[name])])
+                readings, tables = (_costs if name == "cost" else _accuracy)(timing, chosen)
+                _show(tables)
+                write(chosen.out, name, readings, tables, quick=chosen.quick)
+        verdicts = _verdicts(taken, timing, online, chosen)
     except _FAILURES as error:
         say(f"live: {error}")
         return 1
-    if taken:
-        tables = live_tables(taken, verdicts, timing)
-        show(tables[-1:])
-        figures = _figures(taken, timing, blocks, verdicts)
-        results.write(chosen.out, "live", figures, tables, quick=chosen.quick)
     took_min = (time.monotonic() - began_s) / 60
     say(f"Done in {took_min:.1f} minutes. Tables and figures are in {chosen.out}")
-    return int(any(verdict.answer is Answer.FAILS for verdict in verdicts.values()))
+    return int(any(verdict.answer is Answer.FAILS for verdict in verdicts))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,18 +124,12 @@ def _parser() -> argparse.ArgumentParser:
         "--against", metavar="COMMIT", help="measure what the daemon of a commit costs, too"
     )
     parser.add_argument("--pairs", type=_count, help=f"pairs of blocks (default: {FULL.pairs})")
-    parser.add_argument(
-        "--rest",
-        type=_seconds,
-        metavar="S",
-        help=f"seconds before each measurement (default: {FULL.rest_s:g})",
-    )
-    parser.add_argument(
-        "--measure",
-        type=_seconds,
-        metavar="S",
-        help=f"seconds of each measurement (default: {FULL.measure_s:g})",
-    )
+    for name, default_s, where_in in (
+        ("--rest", FULL.rest_s, "before"),
+        ("--measure", FULL.measure_s, "of"),
+    ):
+        words = f"seconds {where_in} each measurement (default: {default_s:g})"
+        parser.add_argument(name, type=_seconds, metavar="S", help=words)
     parser.add_argument("--cpus", type=_count, help="use only so many pCPUs (default: all)")
     parser.add_argument(
         "--set",
@@ -188,7 +163,7 @@ def _timing(chosen: argparse.Namespace) -> Timing:
 
 
 def _taken(chosen: argparse.Namespace, online: CpuSet) -> dict[str, Scenario]:
-    """Give the scenarios that were asked for, on the pCPUs that were asked for."""
+    """Return the scenarios that were asked for, on the pCPUs that were asked for."""
     if chosen.against and "cost" not in chosen.names:
         raise ValueError("--against is for cost")
     count = chosen.cpus or len(online)
@@ -222,112 +197,79 @@ def _count(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1 <= value <= 3600:  # noqa: PLR2004  from one of the daemon's periods to an hour
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 1 to 3600")
-    return value
+    with contextlib.suppress(ValueError):
+        if 1 <= (value := float(text)) <= 3600:  # noqa: PLR2004  one period of the daemon, an hour
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 1 to 3600")
 
 
-def _in_machine(
-    parser: argparse.ArgumentParser, chosen: argparse.Namespace, arguments: Sequence[str]
-) -> int:
-    """Run it with the same arguments where the pCPUs are."""
-    try:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        taken = [word for word in arguments if word != "--machine"]
-        return in_machine(taken, chosen.out)
-    except (MachineError, ImageError) as error:
-        say(f"live: {error}")
-        return 1
-    except OSError as error:
-        parser.error(str(error))
+def _verdicts(
+    taken: Mapping[str, Scenario], timing: Timing, online: CpuSet, chosen: argparse.Namespace
+) -> Sequence[Verdict]:
+    """Measure and judge the scenarios, and keep all that was measured and concluded."""
+    blocks: dict[str, list[Block]] = {}
+    verdicts: dict[str, Verdict] = {}
+    for name, scenario in taken.items():
+        with SystemHost() if chosen.system else Lab() as host:
+            furnish(host, scenario, online)
+            measuring = follow(measure(host, scenario, timing), 2 * timing.pairs, scenario.title)
+            blocks[name] = list(measuring)
+        verdicts[name] = judge(scenario, blocks[name], Measure(chosen.by))
+        _show([guests_table(scenario, verdicts[name])])
+    if taken:
+        tables = live_tables(taken, verdicts, timing)
+        _show(tables[-1:])
+        found = {
+            name: {"scenario": taken[name], "verdict": verdicts[name], "blocks": blocks[name]}
+            for name in taken
+        }
+        figures = _plain({"timing": timing, "scenarios": found})
+        write(chosen.out, "live", figures, tables, quick=chosen.quick)
+    return list(verdicts.values())
 
 
-def _measure(scenario: Scenario, timing: Timing, online: CpuSet, *, system: bool) -> list[Block]:
-    with SystemHost() if system else Lab() as host:
-        furnish(host, scenario, online)
-        return list(follow(measure(host, scenario, timing), 2 * timing.pairs, scenario.title))
-
-
-def _accuracy(timing: Timing) -> tuple[object, Sequence[Table]]:
-    """Measure what the daemon reports; gives all readings as JSON values, and a table."""
-    total = live_accuracy.GUESTS * timing.pairs
+def _accuracy(timing: Timing, _chosen: argparse.Namespace) -> tuple[object, Sequence[Table]]:
+    """Measure what the daemon reports, and return all readings as JSON values, and a table."""
+    total = accuracy.GUESTS * timing.pairs
     with Lab() as lab:
-        found = list(follow(live_accuracy.measure(lab, timing), total, live_accuracy.TITLE))
-    return [dataclasses.asdict(one) for one in found], [live_accuracy.table(found, timing)]
+        found = list(follow(accuracy.measure(lab, timing), total, accuracy.TITLE))
+    return _plain(found), [accuracy.table(found, timing)]
 
 
 def _costs(timing: Timing, chosen: argparse.Namespace) -> tuple[object, Sequence[Table]]:
     """Measure what the daemon costs, on real guests and in memory, as `_accuracy` does."""
-    costs: list[live_cost.Cost] = []
+    costs: list[cost.Cost] = []
     against: str | None = chosen.against
     most = 1 if chosen.quick else None
-    shapes = cycle_cost.SHAPES[:most]
     with contextlib.ExitStack() as stack:
         tree = stack.enter_context(checked_out(against)) if against else None
-        sides = stack.enter_context(live_cost.sides(tree, against or ""))
-        for size in live_cost.SIZES[:most]:
+        sides = stack.enter_context(cost.sides(tree, against or ""))
+        for size in cost.SIZES[:most]:
             total, title = len(sides) * timing.pairs, "{} idle guests of {} vCPUs".format(*size)
             with Lab() as lab:
-                costs += follow(live_cost.measure(lab, size, sides, timing), total, title)
-        trees = {**({against: tree} if against and tree else {}), "now": TOP}
-        total = len(shapes) * len(trees)
-        cycles = list(follow(cycle_cost.run(trees, shapes), total, "Cycles in memory"))
-    figures = {
-        "live": [dataclasses.asdict(cost) for cost in costs],
-        "memory": [dataclasses.asdict(cost) for cost in cycles],
-    }
-    return figures, [live_cost.table(costs, timing), cycles_table(cycles)]
+                costs += follow(cost.measure(lab, size, sides, timing), total, title)
+    shapes = cycle_cost.SHAPES[:most]
+    cycles = list(follow(cycle_cost.run(shapes), len(shapes), "Cycles in memory"))
+    figures = _plain({"live": costs, "memory": cycles})
+    return figures, [cost.table(costs, timing), cycle_cost.table(cycles)]
 
 
-def _figures(
-    taken: Mapping[str, Scenario],
-    timing: Timing,
-    blocks: Mapping[str, Sequence[Block]],
-    verdicts: Mapping[str, Verdict],
-) -> object:
-    """Give everything that was measured and concluded as JSON values."""
-    return {
-        "timing": dataclasses.asdict(timing),
-        "scenarios": {
-            name: {
-                "title": scenario.title,
-                "claim": scenario.claim,
-                "cpus": str(scenario.cpus),
-                "settings": dict(scenario.settings),
-                "verdict": _verdict(verdicts[name]),
-                "blocks": [dataclasses.asdict(block) for block in blocks[name]],
-            }
-            for name, scenario in taken.items()
-        },
-    }
+def _show(tables: Sequence[Table]) -> None:
+    print(*(table.markdown() for table in tables), sep="\n", flush=True)
 
 
-def _verdict(verdict: Verdict) -> object:
-    guests = {
-        guest.shape.name: {
-            "shares": guest.shape.shares,
-            "start": str(guest.shape.start),
-            "pool": None if guest.shape.pool is None else str(guest.shape.pool),
-            "work_per_s": [guest.work_without, guest.work_with],
-            "run": [guest.run_without, guest.run_with],
-            "wait": [guest.wait_without, guest.wait_with],
-            "time_ratio": dataclasses.asdict(guest.time),
-            "work_ratio": dataclasses.asdict(guest.work),
-        }
-        for guest in verdict.guests
-    }
-    return {**dataclasses.asdict(dataclasses.replace(verdict, guests=())), "guests": guests}
-
-
-def _interrupted(number: int, _frame: FrameType | None) -> None:
-    # Once is enough: another signal must not cut the cleaning up short.
-    for served in _SERVED:
-        signal.signal(served, lambda _number, _frame: None)
-    raise SystemExit(128 + number)
+def _plain(value: object) -> object:
+    """Return a value as JSON has it; sets of pCPUs become text."""
+    if isinstance(value, CpuSet):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value
 
 
 if __name__ == "__main__":

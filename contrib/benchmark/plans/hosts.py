@@ -22,7 +22,6 @@ from vcpusched.model import (
     Vcpu,
     VcpuId,
 )
-from vcpusched.plan.planner import Plan
 
 UNIT_PPM: Final = PPM_PER_POINT // 10
 """Every load is a whole number of these: a tenth of a percentage point of one pCPU."""
@@ -84,7 +83,7 @@ class Case:
 def cases(
     sizes: Sequence[tuple[int, int]], each: int, *, low: float = 0.3, high: float = 0.9
 ) -> Iterator[Case]:
-    """Give `each` hosts of every size, spread and kind of bonds, their mean loads evenly spread."""
+    """Return `each` hosts of every size, spread and bonds, their mean loads evenly spread."""
     for vcpus, cpus in sizes:
         for spread, bonds in itertools.product(Spread, Bonds):
             chance = random.Random(f"{vcpus} {cpus} {spread} {bonds}")  # noqa: S311  repeatable
@@ -97,7 +96,7 @@ def cases(
 def seeded(
     seeds: Iterable[int], sizes: Sequence[tuple[int, int]], spreads: Sequence[Spread]
 ) -> Iterator[Case]:
-    """Give a host without bonds for each seed, its size, loads and mean load drawn from it."""
+    """Return a host without bonds for each seed: size, loads and mean load drawn from it."""
     for seed in seeds:
         chance = random.Random(f"seed {seed}")  # noqa: S311  repeatable
         mean_load = round(chance.uniform(0.15, 0.75), 3)  # a half can be balanced
@@ -105,7 +104,7 @@ def seeded(
 
 
 def make_host(case: Case) -> Host:
-    """Give the host of a case: every vCPU bound to one random pCPU."""
+    """Return the host of a case: every vCPU bound to one random pCPU."""
     chance = random.Random(str(case))  # noqa: S311  chance that can be repeated
     loads_ppm = _loads_ppm(case, chance)
     guests = list(_guests(case, chance))
@@ -172,22 +171,8 @@ def weighted(host: Host, number: int) -> Host:
     )
 
 
-def carried_out(host: Host, plan: Plan) -> Host:
-    """Give the host as it is once the plan is carried out, its loads unchanged."""
-    to_cpus = {move.vcpu: move.to_cpus for move in plan.moves}
-    return replace(
-        host,
-        vcpus=tuple(
-            replace(vcpu, cpus=to_cpus[vcpu.id], on=next(iter(to_cpus[vcpu.id])))
-            if vcpu.id in to_cpus
-            else vcpu
-            for vcpu in host.vcpus
-        ),
-    )
-
-
 def loads_of(host: Host) -> dict[int, int]:
-    """Add up the load of each pCPU, in ppm, from where its vCPUs are (all of them bound)."""
+    """Return the load of each pCPU, in ppm, from the vCPUs bound to it."""
     loads = {cpu.id: cpu.host_load_ppm for cpu in host.cpus}
     for vcpu in host.vcpus:
         (cpu,) = vcpu.cpus
@@ -196,16 +181,16 @@ def loads_of(host: Host) -> dict[int, int]:
 
 
 def gap_ppm(host: Host) -> int:
-    """Give the load of the busiest less that of the freest pCPU."""
+    """Return the load of the busiest less that of the least loaded pCPU."""
     loads = loads_of(host).values()
     return max(loads) - min(loads)
 
 
 def outside_ppm(host: Host, width_ppm: int) -> int:
-    """Give how much load lies outside a band of this width, where the band fits best.
+    """Return how much load lies outside a band of this width, where the band fits best.
 
-    0 for a balanced host; for one that cannot be balanced it tells how close it came, which the
-    gap does not: a single giant decides that.
+    It is 0 for a balanced host. For one that cannot be balanced it says how close it came, which
+    the gap does not, because a single giant decides that.
     """
     loads = sorted(loads_of(host).values())
     # As a function of the band's position this is convex and bends only at these places.
@@ -234,7 +219,7 @@ def _weight(spread: Spread, chance: random.Random) -> float:
 
 
 def _guests(case: Case, chance: random.Random) -> Iterator[tuple[int, int]]:
-    """Give guest and number within it of each vCPU."""
+    """Return guest and number within it of each vCPU."""
     left, guest = case.vcpus, 0
     while left:
         size = min(left, chance.choice(GUEST_SIZES)) if case.bonds is Bonds.ALL else 1

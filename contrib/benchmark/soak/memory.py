@@ -3,30 +3,32 @@
 Rule: seeded and exactly repeatable but for what it measures of the process. The host is in memory;
 scheduler, reconciler and ledger file are the real ones, and nothing in them is replaced.
 
-Problem: what a fault leaves behind shows only after many others: a record too many, a pin that
-    nobody remembers, a file descriptor.
+Problem: what a fault leaves behind shows only after many others: a record too many, a pin without
+    a record, a file descriptor.
 Approach: guests come and go; pins fail before and after they were made, connections break, libvirtd
-    restarts with other ids, other hands pin, the kernel undoes pins, the disk is full, the process
-    is killed between any two steps and started anew. An account of our own tells after every cycle
-    what must be true.
-What must be true: no vCPU is pinned by us outside its definition, nor one that another hand holds;
-    of every pin of ours the original affinity is in the file; after a restore in the end every
-    affinity is what it would be without us, and memory and file descriptors are what they were.
+    restarts with other ids, administrators pin, the kernel resets pins, the disk is full, the
+    process is killed between any two steps and started anew. An account of its own is compared
+    after every cycle with what must be true.
+What must be true: no vCPU is pinned by us outside its definition, nor one that an administrator's
+    pin holds; of every pin of ours the original affinity is in the file; after a restore in the end
+    every affinity is what it would be without us, and memory and open files are what they were.
 """
 
 import argparse
 import gc
+import os
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from progress import follow, say
+from soak.verdict import Size, verdict
 
 from vcpusched.act.comparison import YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
@@ -50,12 +52,9 @@ RESTLESS: Final = 0.03
 STEPS_MAX: Final = 800
 """Plans need not be the best here; there are many of them."""
 
-DOUBT_MAX: Final = 300
+UNKNOWN_MAX: Final = 300
 """For so many cycles it may be unknown whether a pin was made; a life of the service lasts 20, and
 each begins to count anew."""
-
-SLACK_KIB: Final = 4096
-"""What the interpreter may take more or less of, whatever it runs."""
 
 
 class Killed(BaseException):
@@ -66,9 +65,9 @@ class Killed(BaseException):
 class Vcpu:
     """One vCPU as it really is; `own` is what its affinity would be without us.
 
-    `held` since another hand pinned it and we had a look at it. The service knows it (`known`) once
-    it has seen it for some seconds, the first time at `seen_ns`, or has it in its file. For
-    `doubts` cycles it has been unknown whether a pin was made.
+    `held` since it was `touched`, pinned by an administrator, and then sampled. The service knows
+    it (`known`) once it has seen it for some seconds, the first time at `seen_ns`, or has it in its
+    file. For `unknown` cycles it has been unknown whether a pin was made.
     """
 
     allowed: CpuSet
@@ -81,7 +80,7 @@ class Vcpu:
     held: bool = False
     known: bool = False
     seen_ns: int | None = None
-    doubts: int = 0
+    unknown: int = 0
 
 
 @dataclass
@@ -95,7 +94,7 @@ class Guest:
 
 
 class World:
-    """The host, as a `Hypervisor`, and everybody else who changes it."""
+    """The host, as a `Hypervisor`, and all else that changes it."""
 
     def __init__(self, seed: int, path: Path) -> None:
         self._path = path
@@ -109,7 +108,7 @@ class World:
         self._names = 0
 
     def happens(self, what: str, per_thousand: float) -> bool:
-        """Tell whether something goes wrong now."""
+        """Draw whether something goes wrong now."""
         if self.quiet or self.chance.random() * 1000 >= 3 * per_thousand:
             return False
         self.seen[what] += 1
@@ -168,7 +167,7 @@ class World:
         if not cpus.is_within(one.allowed):
             self.broken.append(f"{guest.name} was pinned to {cpus}, outside {one.allowed}")
         if one.held and cpus != one.own:
-            self.broken.append(f"{guest.name} was pinned to {cpus}, though another hand holds it")
+            self.broken.append(f"{guest.name} was pinned to {cpus}, though it is held")
         if self.happens("a pin was refused, the guest being busy", 10):
             raise BusyError("busy")
         if self.happens("a pin failed", 5):
@@ -197,7 +196,7 @@ class World:
                     vcpu.want = self._want()
 
     def meddle(self) -> None:
-        """Have guests start and end, and other hands and the kernel at work."""
+        """Have guests start and end, and administrators and the kernel change affinities."""
         if len(self.guests) < GUESTS_MAX and self.chance.random() < ARRIVALS:
             self._names += 1
             self._start(DomainUuid(f"{self._names:032x}"), f"guest{self._names}")
@@ -214,12 +213,12 @@ class World:
             return
         number = self.chance.randrange(len(guest.vcpus))
         vcpu = guest.vcpus[number]
-        if self.happens("another hand pinned a vCPU", 5):
+        if self.happens("an administrator pinned a vCPU", 5):
             self._by_hand(uuid, number, CpuSet.of([self.chance.choice(list(vcpu.allowed))]))
-        elif self.happens("another hand gave a vCPU several pCPUs", 3):
+        elif self.happens("an administrator gave a vCPU several pCPUs", 3):
             self._by_hand(uuid, number, vcpu.allowed)
-        elif self.happens("the kernel undid a pin", 3) and vcpu.allowed == ONLINE:
-            # Somebody else's it would have undone without us, too.
+        elif self.happens("the kernel reset a pin", 3) and vcpu.allowed == ONLINE:
+            # A pin that is not ours it would have reset without us, too.
             vcpu.own = ONLINE if vcpu.own == vcpu.affinity else vcpu.own
             vcpu.affinity = ONLINE
 
@@ -243,11 +242,11 @@ class World:
                     vcpu.touched = vcpu.held = False
 
     def kept(self) -> Mapping[DomainUuid, Entry]:
-        """Give what is in the file."""
+        """Return what is in the file."""
         return parse(self._path.read_text()).entries if self._path.exists() else {}
 
     def end(self, reconciler: Reconciler) -> None:
-        """Have all pins given back, and note which were not."""
+        """Have all pins restored, and note which were not."""
         reconciler.restore()
         for guest in self.guests.values():
             if guest.origin:
@@ -259,11 +258,11 @@ class World:
                     )
 
     def _by_hand(self, uuid: DomainUuid, number: int, cpus: CpuSet) -> None:
-        """Have another hand set an affinity, unless nobody could tell that from a pin of ours.
+        """Set an affinity as an administrator, unless it cannot be told from a pin of ours.
 
-        That is so for what the file says we left the vCPU at, while the kernel has undone it, and
-        for what we asked for, while no sample has shown whether we got it. `check` sees to it that
-        neither lasts.
+        That is so for what the file says we left the vCPU at, while the kernel has reset it, and
+        for what we asked for, while no sample has shown whether we got it. `check` finds where
+        either lasts.
         """
         vcpu, entry = self.guests[uuid].vcpus[number], self.kept().get(uuid)
         record = entry.records.get(number) if entry is not None else None
@@ -339,7 +338,7 @@ class Process:
         self.reconciler = Reconciler(world, self.book)
 
     def cycle(self, rules: Rules) -> int:
-        """Run one cycle; gives the number of pins."""
+        """Run one cycle, and return the number of pins."""
         try:
             cycle = self._scheduler.cycle(self.reconciler, rules)
         except ConnectionLostError:
@@ -366,8 +365,8 @@ def check(world: World) -> None:
             record = entry.records.get(number) if entry is not None else None
             original = record.original if record is not None else None
             is_pending = record is not None and record.pending is not None
-            vcpu.doubts = vcpu.doubts + 1 if is_pending else 0
-            if vcpu.doubts == DOUBT_MAX:
+            vcpu.unknown = vcpu.unknown + 1 if is_pending else 0
+            if vcpu.unknown == UNKNOWN_MAX:
                 world.broken.append(f"{guest.name}: whether vCPU {number} was pinned stays unknown")
             if vcpu.affinity not in {vcpu.own, ONLINE} and original != vcpu.own:
                 world.broken.append(
@@ -376,24 +375,12 @@ def check(world: World) -> None:
                 )
 
 
-def resident_kib() -> int:
-    """Give the memory of this process."""
-    gc.collect()
-    text = Path("/proc/self/status").read_text()
-    return int(text.split("VmRSS:")[1].split()[0])
-
-
-def descriptors() -> int:
-    """Give the number of its open files."""
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 def soak(cycles: int, seed: int, directory: Path) -> bool:
-    """Run it; tells what happened and whether all that must be true was."""
+    """Run it, say what happened, and return whether all that must be true was."""
     world = World(seed, directory / LEDGER)
     rules = Rules(policy=Policy(steps_max=STEPS_MAX), cooldown_s=60)
     process, pins, lives = Process(world, directory), 0, 1
-    began_s, samples = time.monotonic(), []
+    began_s, sizes = time.monotonic(), list[Size]()
     for number in follow(range(1, cycles + 1), cycles, "Cycles"):
         world.meddle()
         world.pass_time()
@@ -412,7 +399,8 @@ def soak(cycles: int, seed: int, directory: Path) -> bool:
             process.reconnect()
         check(world)
         if number in {cycles // 10, cycles // 2, cycles}:
-            samples.append((number, resident_kib(), sys.getallocatedblocks(), descriptors()))
+            gc.collect()
+            sizes.append(Size.of(os.getpid(), f"{number:,} cycles"))
         if world.broken:
             break
     world.quiet = True
@@ -423,29 +411,11 @@ def soak(cycles: int, seed: int, directory: Path) -> bool:
     )
     for what, count in world.seen.most_common():
         say(f"  {count:>7,}  {what}")
-    return verdict(samples, world.broken)
-
-
-def verdict(samples: Sequence[tuple[int, int, int, int]], broken: Sequence[str]) -> bool:
-    """Tell of memory and files, and whether all that must be true was."""
-    for cycle, resident, blocks, files in samples:
-        say(
-            f"after {cycle:>7,} cycles: {resident:,} KiB resident, {blocks:,} blocks of objects, "
-            f"{files} open files"
-        )
-    problems = list(broken)
-    if len({files for *_, files in samples}) > 1:
-        problems.append("open files grew")
-    if samples and samples[-1][1] - samples[0][1] > SLACK_KIB:
-        problems.append("memory grew")
-    for problem in problems:
-        say(f"BROKEN: {problem}")
-    say("Not all that must be true was." if problems else "All that must be true was.")
-    return not problems
+    return verdict(sizes, world.broken)
 
 
 def main() -> int:
-    """Read the command line; gives the exit status."""
+    """Read the command line, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="contrib/benchmark/run soak", description=__doc__.splitlines()[0]
     )

@@ -1,19 +1,19 @@
-"""Runs the real service on real guests for long, with other hands and libvirtd at work.
+"""Runs the real service on real guests for long, while guests, libvirtd and pins change.
 
 Rule: seeded, though time makes each run another. The guests are emulated, on a libvirt of their
 own; the service is the real program, heard through its log and its files.
 
 Problem: what a fault leaves behind shows only after many others, and some faults only on a real
     libvirt.
-Approach: guests start, end and start anew; other hands pin, by libvirt and without it, and give
-    pools; libvirtd restarts, is killed, and hangs. After each of that an account of our own tells
-    what must be true.
-Terms: a vCPU's own affinity is what it would be without us: where it started, or where another hand
-    put it last. Where the service pinned it in the very period in which another hand did, nobody
-    knows whose came last: until its guest ends it is left out, and counted.
-What must be true: who is not on its own affinity has that in the ledger, and the pin in the log;
-    what another hand did is noticed, and held; definitions stay as they were, to the byte; memory
-    and open files stay what they were; a stop leaves nothing behind.
+Approach: guests start, end and start anew; an administrator pins, by libvirt and without it, and
+    gives pools; libvirtd restarts, is killed, and hangs. After each of that an account of its own
+    is compared with what must be true.
+Terms: a vCPU's own affinity is what it would be without us: where it started, or what an
+    administrator set last. Where the service pinned it in the very period in which an administrator
+    did, it is not known which came last: until its guest ends it is left out, and counted.
+What must be true: a vCPU that is not on its own affinity has that in the ledger, and the pin in the
+    log; what an administrator did is noticed, and held; definitions stay as they were, to the byte;
+    memory and open files stay what they were; a stop leaves nothing behind.
 """
 
 import argparse
@@ -21,20 +21,18 @@ import json
 import os
 import random
 import re
-import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import libvirt
 from lab import Guest, Lab, LabError
-from live_service import LiveError, Service, running
+from live.interrupted import end_on_signals
+from live.service import LiveError, Service, running
 from progress import say
+from soak.verdict import Size, verdict
 
 from vcpusched.host.libvirt_xml import ORIGIN
 from vcpusched.model import CpuSet
@@ -46,10 +44,7 @@ HANG_S: Final = 12.0
 """Longer than it takes to notice it."""
 
 NOTICE_S: Final = 30.0
-"""So long what another hand did may go unnoticed: libvirtd may hang meanwhile."""
-
-SLACK_KIB: Final = 4096
-"""What the interpreter may take more or less of, whatever it runs."""
+"""So long an external change may go unnoticed: libvirtd may hang meanwhile."""
 
 SLACK_FILES: Final = 1
 """A file of the run directory is open for a moment, now and then."""
@@ -58,7 +53,6 @@ PINNED: Final = re.compile(
     r"Pinned vCPU (\d+) of (\S+) \(\d+ %\) from pCPUs? \S+ to pCPUs? ([0-9,-]+): "
 )
 BY_HAND: Final = re.compile(r"Another hand (?:pinned|lets) vCPU (\d+) of (\S+) ")
-SERVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass
@@ -134,13 +128,13 @@ class Account:
         self._release(self._any())
 
     def restore(self) -> None:
-        """Have a guest's affinities given back, and release it."""
+        """Have a guest's affinities restored, and release it."""
         name = self._any()
         guest, vcpus = self.lab.guests[name], self.vcpus[name]
         self.service.ask("restore", name)
         for number, vcpu in enumerate(vcpus):
             if _affinity(guest, number) != vcpu.own and not vcpu.is_unclear:
-                self.broken.append(f"{name}: vCPU {number} is not given back")
+                self.broken.append(f"{name}: vCPU {number} is not restored")
         self._release(name)
 
     def restart_libvirtd(self) -> None:
@@ -158,7 +152,7 @@ class Account:
         self.lab.thaw_daemon()
 
     def step(self) -> None:
-        """Have one thing happen, and look whether all is as it must be."""
+        """Have one thing happen, and check what must be true."""
         running = len(self.vcpus)
         actions = {
             self.start: 6 if running < GUESTS_MAX else 0,
@@ -192,7 +186,7 @@ class Account:
 
     def _check(self, name: str, number: int, vcpu: Vcpu) -> None:
         problem = ""
-        for _ in range(5):  # a pin may be made or given back between two of our looks
+        for _ in range(5):  # a pin may be made or restored between two readings
             now = _affinity(self.lab.guests[name], number)
             if now == vcpu.own:
                 return
@@ -200,11 +194,11 @@ class Account:
             announced = self._announced(name, number)
             problem = f"{name}: vCPU {number} is on {now}, its own is {vcpu.own}, "
             if vcpu.is_held:
-                problem += "and another hand's pin is held"
+                problem += "and an administrator's pin is held"
             elif original != vcpu.own:
                 problem += f"and the ledger says {original}"
             elif announced != now:
-                problem += f"and the last pin that was told is to {announced}"
+                problem += f"and the last pin in the log is to {announced}"
             else:
                 return
             time.sleep(0.3)
@@ -226,7 +220,7 @@ class Account:
         return to
 
     def finish(self) -> None:
-        """Stop the service and look what is left."""
+        """Stop the service, and check what is left."""
         status = self.service.stop()
         if status != 0:
             self.broken.append(f"the service ended with status {status}")
@@ -247,7 +241,7 @@ class Account:
         if said != "No vCPU is pinned by vcpusched.\n":
             self.broken.append(f"restore after the stop says {said!r}")
         if "Traceback" in self.service.log():
-            self.broken.append("the service told of a mistake of its own")
+            self.broken.append("the service logged a traceback")
 
     def _by_hand(self, *, by_libvirt: bool) -> None:
         name = self._any()
@@ -258,7 +252,7 @@ class Account:
         self._put(name, number, cpu, by_libvirt=by_libvirt)
 
     def _put(self, name: str, number: int, cpus: CpuSet, *, by_libvirt: bool) -> None:
-        """Put a vCPU somewhere, and wait until that was noticed."""
+        """Set the affinity of a vCPU, and wait until that was noticed."""
         guest, vcpu = self.lab.guests[name], self.vcpus[name][number]
         # Whether the service knew of this run of the guest: what it then finds first is placement.
         was_known = name in self._known() and not vcpu.is_unclear
@@ -279,7 +273,7 @@ class Account:
             vcpu.is_unclear = True
             self.seen["of which in the very period of a pin of ours: left out"] += 1
         elif was_known:
-            self.broken.append(f"{name}: nobody noticed that vCPU {number} was put on {cpus}")
+            self.broken.append(f"{name}: it was not noticed that vCPU {number} was put on {cpus}")
 
     def _release(self, name: str) -> None:
         said = self.service.ask("release", name)
@@ -317,21 +311,11 @@ def _definition(guest: Guest) -> str:
     return str(guest.domain().XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
 
 
-def measured(service: Service) -> tuple[int, int]:
-    """Give the memory of the service in KiB, and how many files it has open, at rest."""
-    text = Path(f"/proc/{service.pid}/status").read_text()
-    files = []
-    for _ in range(5):
-        files.append(sum(1 for _ in Path(f"/proc/{service.pid}/fd").iterdir()))
-        time.sleep(0.1)
-    return int(text.split("VmRSS:")[1].split()[0]), min(files)
-
-
 def soak(minutes: float, seed: int) -> bool:
-    """Run it; tells what happened and whether all that must be true was."""
+    """Run it, say what happened, and return whether all that must be true was."""
     chance = random.Random(seed)  # noqa: S311  chance that can be repeated
     everywhere = CpuSet.of(os.sched_getaffinity(0))
-    samples: list[tuple[float, int, int]] = []
+    sizes: list[Size] = []
     with Lab() as lab, running(lab.uri, SETTINGS) as service:
         account = Account(lab, service, chance, everywhere)
         began_s = said_s = time.monotonic()
@@ -341,7 +325,7 @@ def soak(minutes: float, seed: int) -> bool:
             passed_s = time.monotonic() - began_s
             if passed_s >= due_s[0]:
                 due_s = [at_s for at_s in due_s if at_s > passed_s]
-                samples.append((passed_s / 60, *measured(service)))
+                sizes.append(Size.of(service.pid, f"{passed_s / 60:.1f} minutes"))
             if time.monotonic() - said_s >= 60:  # noqa: PLR2004  a line a minute
                 said_s = time.monotonic()
                 say(f"{passed_s / 60:.0f} of {minutes:g} minutes")
@@ -358,38 +342,18 @@ def soak(minutes: float, seed: int) -> bool:
         if problems:
             say("What the service said last:")
             say("\n".join(service.log().splitlines()[-30:]))
-    return verdict(samples, problems)
-
-
-def verdict(samples: Sequence[tuple[float, int, int]], broken: Sequence[str]) -> bool:
-    """Tell of memory and files, and whether all that must be true was."""
-    problems = list(broken)
-    for minute, resident, files in samples:
-        say(f"after {minute:>4.1f} minutes: {resident:,} KiB resident, {files} open files")
-    if samples and samples[-1][2] - samples[0][2] > SLACK_FILES:
-        problems.append("open files grew")
-    if samples and samples[-1][1] - samples[0][1] > SLACK_KIB:
-        problems.append("memory grew")
-    for problem in problems:
-        say(f"BROKEN: {problem}")
-    say("Not all that must be true was." if problems else "All that must be true was.")
-    return not problems
-
-
-def _interrupted(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    return verdict(sizes, problems, SLACK_FILES)
 
 
 def main() -> int:
-    """Read the command line; gives the exit status."""
+    """Read the command line, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="contrib/benchmark/run soak --live", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
-    for number in SERVED:
-        signal.signal(number, _interrupted)
+    end_on_signals()
     try:
         return 0 if soak(asked.minutes, asked.seed) else 1
     except (LabError, LiveError) as error:

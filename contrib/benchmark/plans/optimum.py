@@ -16,14 +16,13 @@ Numbers: in units of a tenth of a point, all loads are integers below 100,000. R
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 import highspy
-from grid import UNIT_PPM
+from plans.hosts import UNIT_PPM
 
 from vcpusched.model import CpuSet, Host, Vcpu, VcpuId
 from vcpusched.plan.planner import Policy
@@ -45,17 +44,11 @@ class SolverError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Optimum:
-    """A verdict, and how long it took.
-
-    `pins` is the fewest pin changes if `PROVEN`; `pins_min` what they cannot be below, whatever
-    the verdict; `places` the pCPU of every vCPU that reaches it, if `PROVEN`.
-    """
+    """A verdict; `pins` is the fewest pin changes if `PROVEN`, `pins_min` a bound in any case."""
 
     verdict: Verdict
-    took_s: float
     pins: int | None = None
     pins_min: int = 0
-    places: Mapping[VcpuId, int] = field(default_factory=dict)
 
 
 def solve(host: Host, policy: Policy, *, limit_s: float) -> Optimum:
@@ -64,7 +57,6 @@ def solve(host: Host, policy: Policy, *, limit_s: float) -> Optimum:
     All vCPUs must be bound, and all loads whole units. Raises SolverError where the solver's
     answer does not stand up to integer arithmetic.
     """
-    began_s = time.perf_counter()
     gap_max = (policy.balance_threshold_ppm - 1) // UNIT_PPM
     with _banner_to_stderr():
         model = highspy.Highs()
@@ -79,51 +71,53 @@ def solve(host: Host, policy: Policy, *, limit_s: float) -> Optimum:
         model.setOptionValue(option, value)
     # For each vCPU the variable of each pCPU that it may be on.
     choices = [
-        {cpu: model.addBinary(obj=float(cpu not in vcpu.cpus)) for cpu in _may(vcpu, host.online)}
+        {
+            cpu: model.addBinary(obj=float(cpu not in vcpu.cpus))
+            for cpu in _feasible(vcpu, host.online)
+        }
         for vcpu in host.vcpus
     ]
     for choice in choices:
         model.addConstr(model.qsum(choice.values()) == 1)
     _bound_levels(model, host, choices, gap_max)
     model.minimize()
-    took_s = time.perf_counter() - began_s
     status, info = model.getModelStatus(), model.getInfo()
     if status == highspy.HighsModelStatus.kInfeasible:
-        return Optimum(Verdict.UNREACHABLE, took_s)
+        return Optimum(Verdict.UNREACHABLE)
     if status == highspy.HighsModelStatus.kTimeLimit:
         # A bound of 2.0000001 proves 3, but one of 2.0 only 2.
         pins_min = -int(-(max(0.0, info.mip_dual_bound) - HALF / 1000) // 1)
-        return Optimum(Verdict.UNKNOWN, took_s, pins_min=pins_min)
+        return Optimum(Verdict.UNKNOWN, pins_min=pins_min)
     if status != highspy.HighsModelStatus.kOptimal:
         raise SolverError(f"HiGHS ended with {model.modelStatusToString(status)}")
     values = model.getSolution().col_value
-    places = {
+    assignment = {
         vcpu.id: max(choice, key=lambda cpu: values[choice[cpu].index])
         for vcpu, choice in zip(host.vcpus, choices, strict=True)
     }
     pins = round(info.objective_function_value)
-    check(host, policy, places, pins)
-    return Optimum(Verdict.PROVEN, took_s, pins, pins, places)
+    check(host, policy, assignment, pins)
+    return Optimum(Verdict.PROVEN, pins, pins)
 
 
-def check(host: Host, policy: Policy, places: Mapping[VcpuId, int], pins: int) -> None:
-    """Hold an answer against the host in integers; raises SolverError where it does not stand."""
+def check(host: Host, policy: Policy, assignment: Mapping[VcpuId, int], pins: int) -> None:
+    """Compute an answer again in integers. Raises SolverError where it is wrong."""
     loads = {cpu.id: cpu.host_load_ppm for cpu in host.cpus}
     changed = 0
     for vcpu in host.vcpus:
-        cpu = places[vcpu.id]
-        if cpu not in _may(vcpu, host.online):
-            raise SolverError(f"HiGHS put {vcpu.id} on pCPU {cpu}, where it may not be")
+        cpu = assignment[vcpu.id]
+        if cpu not in _feasible(vcpu, host.online):
+            raise SolverError(f"HiGHS put {vcpu.id} on pCPU {cpu}, where it is not feasible")
         changed += cpu not in vcpu.cpus
         loads[cpu] += vcpu.load_ppm
     gap_ppm = max(loads.values()) - min(loads.values())
     if gap_ppm >= policy.balance_threshold_ppm or changed != pins:
         raise SolverError(
-            f"HiGHS promised {pins} pins and balance; it is {changed} and a gap of {gap_ppm} ppm"
+            f"HiGHS says {pins} pins and balance; it is {changed} and a gap of {gap_ppm} ppm"
         )
 
 
-def _may(vcpu: Vcpu, online: CpuSet) -> CpuSet:
+def _feasible(vcpu: Vcpu, online: CpuSet) -> CpuSet:
     if not vcpu.is_bound or not vcpu.cpus.is_within(online):
         raise ValueError(f"{vcpu.id} is not bound to one managed pCPU")
     return vcpu.cpus if vcpu.fixed else (vcpu.allowed & online) | vcpu.cpus
@@ -138,7 +132,7 @@ def _bound_levels(
     """Keep the load of every pCPU within `gap_max` above a common level."""
     host_loads = {cpu.id: _units(cpu.host_load_ppm) for cpu in host.cpus}
     total = sum(host_loads.values()) + sum(_units(vcpu.load_ppm) for vcpu in host.vcpus)
-    # The mean lies between the freest and the busiest: said here, it spares the solver much search.
+    # The mean lies between the least and the most loaded: this bound spares much search.
     mean = total / len(host.cpus)
     low = model.addVariable(lb=max(0.0, mean - gap_max - HALF), ub=mean)
     for cpu, host_load in host_loads.items():
@@ -153,7 +147,7 @@ def _bound_levels(
 
 @contextlib.contextmanager
 def _banner_to_stderr() -> Iterator[None]:
-    """Keep the solver's greeting, which no option turns off, out of the results."""
+    """Keep the solver's banner, which no option turns off, out of the results."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

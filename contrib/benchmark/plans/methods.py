@@ -1,4 +1,4 @@
-"""The competitors of the benchmark, under the names that tables and pictures use.
+"""The competitors, under the names that tables and pictures use.
 
 Rule: one table. Ours is a competitor like the others, called through the same signature.
 """
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from baselines import Rule, descent, one_move, repack, sticky_repack
+from plans.rules import Rule, one_move, repack, sticky_repack
 from sides import HERE, Planner, Side, here, timed
 
 PLAIN: Final[Mapping[str, object]] = {
@@ -16,7 +16,7 @@ PLAIN: Final[Mapping[str, object]] = {
     "fair_shares": False,
     "min_gain": 0,
 }
-"""What the bars of the static part are stated for, beside the defaults."""
+"""The settings under which plans are compared with the proven fewest pin changes."""
 
 POLICY: Final = here(**PLAIN)
 
@@ -29,8 +29,8 @@ class Method:
     """A competitor: its planner, how many periods it is given, and its colour in pictures."""
 
     planner: Planner
-    periods_max: int
-    colour: str
+    periods_max: int = 1
+    colour: str = "#000000"
 
 
 def _ruled(rule: Rule) -> Planner:
@@ -38,13 +38,10 @@ def _ruled(rule: Rule) -> Planner:
 
 
 OURS: Final = "vcpusched"
-OURS_CHECKED: Final = f"{OURS}, fair shares"
 
 METHODS: Final[Mapping[str, Method]] = {
     OURS: Method(HERE.planner(**PLAIN), 1, "#0072b2"),
-    OURS_CHECKED: Method(HERE.planner(**{**PLAIN, "fair_shares": True}), 1, "#56b4e9"),
     "one-move rule": Method(_ruled(one_move), PERIODS_MAX, "#d55e00"),
-    "one paying move": Method(_ruled(descent), PERIODS_MAX, "#e69f00"),
     "re-pack": Method(_ruled(repack), 1, "#009e73"),
     "sticky re-pack": Method(_ruled(sticky_repack), 1, "#cc79a7"),
 }
@@ -56,5 +53,4 @@ def with_side(side: Side | None) -> Mapping[str, Method]:
     if side is None:
         return METHODS
     first, *others = METHODS.items()
-    there = Method(side.planner(**PLAIN), 1, "#000000")
-    return dict([first, (f"{OURS} at {side.name}", there), *others])
+    return dict([first, (f"{OURS} at {side.name}", Method(side.planner(**PLAIN))), *others])

@@ -1,0 +1,114 @@
+"""What is tried on real guests: their loads, where they start, and what is claimed of them.
+
+Rule: values only, made for any pCPUs; nothing here runs anything.
+
+Guests come in groups, one for each two pCPUs unless fewer are asked for (where pCPUs are emulated,
+and share fewer real ones). A group asks for less than its two pCPUs have: what balance can give
+shows only where a crowded pCPU has a free one beside it.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from vcpusched.model import CpuSet
+
+SETTINGS: Final = {"period": "1.0", "half_life": "3.0"}
+"""Beyond these, defaults: a host is watched for seconds here, not for days."""
+
+NAMES: Final = ("bad", "floating", "once", "half")
+
+
+class Claim(enum.StrEnum):
+    """What is claimed."""
+
+    GAINS = "the worst-off guest gains, none loses more than the noise"
+    ALIKE = "no pin, difference within the noise"
+    ONCE = "each vCPU bound at most once, no guest loses more than the noise"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A guest: what each vCPU wants (in pCPUs, above 0, up to 1) and where all of them start."""
+
+    name: str
+    shares: tuple[float, ...]
+    start: CpuSet
+
+    @property
+    def wants(self) -> float:
+        """Return what all its vCPUs want, in pCPUs."""
+        return sum(self.shares)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A host, how the daemon is set (TOML values by key), and what is claimed."""
+
+    title: str
+    claim: Claim
+    cpus: CpuSet
+    guests: tuple[Shape, ...]
+    settings: Mapping[str, str] = field(default_factory=lambda: SETTINGS)
+
+
+def scenarios(cpus: CpuSet, groups: int | None = None) -> dict[str, Scenario]:
+    """Return all scenarios on these pCPUs, by their short names.
+
+    Raises ValueError for less than two pCPUs, and for groups that find no two pCPUs each.
+    """
+    most = len(cpus) // 2
+    groups = most if groups is None else groups
+    if not 1 <= groups <= most:
+        raise ValueError(f"{len(cpus)} pCPUs hold 1 to {most} groups of guests, not {groups}")
+    bad, half = _bound_badly(cpus, groups), _half_bound(cpus, groups)
+    free = tuple(Shape(guest.name, guest.shares, cpus) for guest in bad)
+    kernel, pin = ({**SETTINGS, "floating": f'"{value}"'} for value in ("kernel", "pin"))
+    made = (
+        Scenario("Bound badly at the start", Claim.GAINS, cpus, bad),
+        Scenario('All floating, floating = "kernel"', Claim.ALIKE, cpus, free, kernel),
+        Scenario('All floating, floating = "pin"', Claim.ONCE, cpus, free, pin),
+        Scenario("Half bound to two pCPUs, half floating", Claim.GAINS, cpus, half),
+    )
+    return dict(zip(NAMES, made, strict=True))
+
+
+def _bound_badly(cpus: CpuSet, groups: int) -> tuple[Shape, ...]:
+    """All but one guest of each group on the first of its two pCPUs, which they overload."""
+    order = list(cpus)
+    guests = []
+    for group in range(groups):
+        crowded, free = (CpuSet.of([cpu]) for cpu in order[2 * group : 2 * group + 2])
+        guests += [
+            Shape(_name("shop", group, groups), (0.5,), crowded),
+            Shape(_name("mail", group, groups), (0.35,), crowded),
+            Shape(_name("database", group, groups), (0.25, 0.2), crowded),
+            Shape(_name("wiki", group, groups), (0.15,), free),
+        ]
+    return tuple(guests)
+
+
+def _half_bound(cpus: CpuSet, groups: int) -> tuple[Shape, ...]:
+    """Half of all guests bound to the first two pCPUs, one of them overloaded, and half floating.
+
+    With more groups both are overloaded.
+    """
+    crowded, other = (CpuSet.of([cpu]) for cpu in list(cpus)[:2])
+    guests = []
+    for group in range(groups):
+        guests += [
+            Shape(_name("shop", group, groups), (0.45,), crowded),
+            Shape(_name("mail", group, groups), (0.35,), crowded if group % 2 == 0 else other),
+            Shape(_name("database", group, groups), (0.3,), crowded),
+            Shape(_name("wiki", group, groups), (0.05,), other),
+            *(
+                Shape(_name(name, group, groups), (0.1,), cpus)
+                for name in ("proxy", "cache", "search", "backup")
+            ),
+        ]
+    return tuple(guests)
+
+
+def _name(name: str, group: int, groups: int) -> str:
+    return name if groups == 1 else f"{name}{group + 1}"

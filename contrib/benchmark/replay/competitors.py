@@ -1,0 +1,85 @@
+"""Which rules meet the replayed loads, with which settings, and where vCPUs begin.
+
+Rule: every competitor meets the same guests, bursts and first affinities, and acts through the
+production `Scheduler` on the simulated host; only the rule that plans, its settings, and how an
+imbalance is confirmed differ.
+
+Competitors: the kernel alone, every vCPU floating: no pins at all, and a simulated kernel that
+    spreads work at once. Fixed pins: one random pCPU for each vCPU, for ever; this is also where
+    all that pin begin. The original's rule and the re-packs act on what the last period showed,
+    as the original did, without waiting for confirmation. One re-pack gets the smoothed loads that
+    ours gets, so that smoothing and planning can be told apart. Ours is as shipped: on pCPUs that
+    share nothing, where each is a set of its own, and on ones in caches and nodes.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from plans.methods import OURS
+from plans.rules import Rule, one_move, repack, sticky_repack
+from sides import HERE, Side
+
+from vcpusched.act.cycle import Rules
+from vcpusched.model import Host
+from vcpusched.plan.planner import Plan, Policy, plan
+from vcpusched.simulate.simulator import Place
+
+AT_ONCE: Final[Mapping[str, object]] = {"half_life": 0, "cooldown": 0}
+"""How rules other than ours run: on the loads of the last period, and on all vCPUs each time."""
+
+
+def stay(host: Host, policy: Policy) -> Plan:
+    """Plan nothing, and only say how the host is."""
+    return plan(host, replace(policy, max_moves=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Competitor:
+    """Which rule plans, with which settings other than as shipped, and where vCPUs begin.
+
+    `confirm` is for how many periods an imbalance must last; None: as shipped. Only those that have
+    caches see nodes and caches.
+    """
+
+    rule: Rule
+    wishes: Mapping[str, object] = field(default_factory=dict)
+    confirm: int | None = None
+    place: Place = Place.RANDOM
+    has_caches: bool = False
+
+    def rules(self) -> Rules:
+        """Return the settings for the scheduler."""
+        rules: Rules = HERE.settings(**self.wishes).rules()
+        return rules if self.confirm is None else replace(rules, confirm=self.confirm)
+
+
+FULL_REPACK: Final = "re-pack"
+"""The bar names this one: ours needs a hundredth of its pin changes."""
+
+COMPETITORS: Final[Mapping[str, Competitor]] = {
+    "floating, the kernel alone": Competitor(stay, place=Place.FLOATING),
+    "fixed random pins": Competitor(stay),
+    "one-move rule": Competitor(one_move, AT_ONCE, 1),
+    FULL_REPACK: Competitor(repack, AT_ONCE, 1),
+    "re-pack, smoothed loads": Competitor(repack, {"cooldown": 0}, 1),
+    "sticky re-pack": Competitor(sticky_repack, AT_ONCE, 1),
+    OURS: Competitor(plan),
+    f"{OURS}, pCPUs in caches": Competitor(plan, has_caches=True),
+    f'{OURS}, pCPUs in caches, pin_to = "cpu"': Competitor(
+        plan, {"pin_to": "cpu"}, has_caches=True
+    ),
+}
+
+
+def with_side(side: Side | None) -> Mapping[str, Competitor]:
+    """Return the competitors, and the planner of another commit on single pCPUs, as it shipped."""
+    if side is None:
+        return COMPETITORS
+    there = Competitor(functools.partial(_by_side, side), {"pin_to": "cpu"})
+    return {**COMPETITORS, f"{OURS} at {side.name}": there}
+
+
+def _by_side(side: Side, host: Host, _policy: Policy) -> Plan:
+    return side.planner(pin_to="cpu")(host)[0]

@@ -1,0 +1,46 @@
+"""Whether a long run kept all that must be true, and what memory and open files did."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from progress import say
+
+SLACK_KIB: Final = 4096
+"""What the interpreter may take more or less of, whatever it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The resident memory and the open files of a process, at some time of the run."""
+
+    at: str
+    resident_kib: int
+    files: int
+
+    @classmethod
+    def of(cls, pid: int, at: str) -> "Size":
+        """Measure a process."""
+        text = Path(f"/proc/{pid}/status").read_text()
+        files = []
+        for _ in range(5):  # a file that is open for a moment does not count
+            files.append(sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()))
+            time.sleep(0.1)
+        return cls(at, int(text.split("VmRSS:")[1].split()[0]), min(files))
+
+
+def verdict(sizes: Sequence[Size], broken: Sequence[str], slack_files: int = 0) -> bool:
+    """Say how memory and files grew and what was broken, and return whether nothing was."""
+    for size in sizes:
+        say(f"after {size.at}: {size.resident_kib:,} KiB resident, {size.files} open files")
+    problems = list(broken)
+    if sizes and sizes[-1].files - sizes[0].files > slack_files:
+        problems.append("open files grew")
+    if sizes and sizes[-1].resident_kib - sizes[0].resident_kib > SLACK_KIB:
+        problems.append("memory grew")
+    for problem in problems:
+        say(f"BROKEN: {problem}")
+    say("Not all that must be true was." if problems else "All that must be true was.")
+    return not problems
