@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from program import environment, vcpusched, without_the_lock
 
 import vcpusched as package
+from vcpusched.cli.parser import EXAMPLES, GROUPS, make_parser
 from vcpusched.model import Cpu, Host, HostCpu
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import snapshot
@@ -365,11 +366,23 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_version_and_help() -> None:
-    """The version is the package's, and every verb stands in the help."""
+    """The version is the package's; the help shows every command, on one small terminal."""
     assert vcpusched("--version").stdout == f"vcpusched {package.__version__}\n"
-    text = vcpusched("--help").stdout
-    for verb in ("run", "plan", "snapshot", "status", "check-config", "simulate"):
-        assert f"\n    {verb}" in text
+    lines = vcpusched("--help").stdout.splitlines()
+    commands = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert {verb for group in GROUPS.values() for verb in group} <= set(commands)
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+
+
+def test_examples_are_command_lines() -> None:
+    """Each can be parsed, and those of a command are in its help."""
+    for name, lines in EXAMPLES.items():
+        parse = make_parser().parse_args
+        shown = vcpusched(name, "--help").stdout
+        for line in lines:
+            assert parse(line.split()[1:]).name == name
+            assert f"\n  {line} " in shown
 
 
 @pytest.mark.full

@@ -48,7 +48,6 @@ DOORS = {
 LINES_MAX = 350
 
 LONGER = {
-    "cli.main",
     "cli.top",
     "observe.observe",
     "report.messages",

@@ -11,11 +11,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from vcpusched import __version__
+from vcpusched.cli.parser import make_parser
 from vcpusched.service import exits
 from vcpusched.text import as_json
 
@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; gives the exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
+    command = _COMMANDS[options.name]
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal or pipe of another encoding shows "?" where it lacks a letter.
         sys.stdout.reconfigure(errors="replace")
-    if options.verb is not _run:
+    if command is not _run:
         # Ctrl-C ends at once, also while a call blocks, when Python would not deliver it.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        status: int = options.verb(options)
+        status = command(options)
         if sys.stdout is not None:
             sys.stdout.flush()
     except exits.Refusal as refusal:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"vcpusched: {line}", file=sys.stderr)
         return refusal.status
     except OSError as error:
-        if options.verb is _run:
+        if command is _run:
             raise
         # Nothing may be flushed there at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,113 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vcpusched: standard output: cannot be written: {error.strerror}", file=sys.stderr)
         return exits.FAILURE
     return status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vcpusched",
-        description="Keeps the virtual CPUs of this host well placed, with few pin changes.",
-        epilog="Manual: vcpusched(8), vcpusched.toml(5).",
-    )
-    parser.add_argument("--version", action="version", version=f"vcpusched {__version__}")
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-
-    def verb(
-        name: str, run: Callable[[argparse.Namespace], int], summary: str
-    ) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=summary, description=summary)
-        added.set_defaults(verb=run, name=name)
-        return added
-
-    run = verb("run", _run, "Balance this host until told to stop (the service).")
-    run.add_argument(
-        "period",
-        nargs="?",
-        type=float,
-        metavar="PERIOD",
-        help="seconds between two looks, 0.5 to 3600 (default: the setting's 3)",
-    )
-    run.add_argument("--once", action="store_true", help="make one decision, then end")
-    # None when it is not given, so that it does not outrank the file with a "no".
-    run.add_argument(
-        "--dry-run", action="store_const", const=True, help="decide and report, but change no pin"
-    )
-    run.add_argument(
-        "--exit-when-idle", action="store_true", help="end at the first look that finds no guest"
-    )
-    plan = verb("plan", _plan, "Show what would be done now, and why. Changes nothing.")
-    plan.add_argument(
-        "--from", dest="snapshot", metavar="SNAPSHOT", help="plan for a saved snapshot (-: stdin)"
-    )
-    plan.add_argument(
-        "--explain", metavar="DOMAIN", help="say why each of its vCPUs is moved, or is not"
-    )
-    plan.add_argument("--json", action="store_true", help="give the plan as JSON")
-    snapshot = verb("snapshot", _snapshot, "Save the host as the planner sees it, as JSON.")
-    snapshot.add_argument("-o", dest="output", metavar="FILE", help="write here, not to stdout")
-    status = verb("status", _status, "Show how the running service is doing.")
-    status.add_argument("--json", action="store_true", help="give the state as JSON")
-    verb("top", _top, "Show the host live, as the running service sees it.")
-    history = verb("history", _history, "Show what was moved, why, and whether it helped.")
-    history.add_argument(
-        "--since", dest="time", default="1d", metavar="TIME", help="such as 90s, 30m, 2h, 1d (1d)"
-    )
-    history.add_argument("--domain", default="", metavar="DOMAIN", help="only this one")
-    history.add_argument("--json", action="store_true", help="give it as JSON")
-    restore = verb("restore", _undo, "Give vCPUs their original affinity back.")
-    release = verb("release", _undo, "End holds: let vCPUs be moved again.")
-    pause = verb("pause", _pause, "Have nothing moved for a while, also after a restart.")
-    pause.add_argument("--for", dest="time", metavar="TIME", help="such as 90s, 30m, 2h, 1d")
-    verb("resume", _resume, "End a pause.")
-    for reader in (restore, release):
-        reader.add_argument("domains", nargs="*", metavar="DOMAIN", help="default: all of them")
-    check = verb("check-config", _check_config, "Show the settings in force and their sources.")
-    for reader in (run, plan, snapshot, restore, release, check):
-        reader.add_argument("--uri", help="the libvirt of this host")
-    simulate = verb(
-        "simulate", _simulate, "Try the settings on a simulated host. Needs no libvirt."
-    )
-    _add_simulate_options(simulate)
-    for reader in (run, plan, snapshot, restore, release, check, simulate):
-        reader.add_argument("--config", type=Path, metavar="FILE", help="read only this file")
-    return parser
-
-
-def _add_simulate_options(parser: argparse.ArgumentParser) -> None:
-    load = parser.add_mutually_exclusive_group(required=True)
-    load.add_argument("workload", nargs="?", type=Path, metavar="WORKLOAD", help="a TOML file")
-    load.add_argument("--trace", type=Path, metavar="FILE", help="guests chosen from a trace")
-    load.add_argument("--generate", action="store_true", help="guests made up as clouds have them")
-    for name, low, high, letter, text in (
-        ("--cpus", 1, 1024, "M", "with M pCPUs (default: 8)"),
-        ("--vcpus", 1, 16_384, "N", "and N vCPUs (default: 32)"),
-        ("--mean", 1, 1000, "PERCENT", "scaled to this mean load of a pCPU"),
-        ("--periods", 1, 30_000, "P", "for P periods (default: 288)"),
-        ("--seed", 0, 1 << 53, "S", "another S, another run (default: 0)"),
-    ):
-        parser.add_argument(name, type=_whole(low, high), metavar=letter, help=text)
-    parser.add_argument(
-        "--place",
-        choices=("random", "round-robin", "one", "floating"),
-        default="random",
-        help="where vCPUs start that the workload does not pin (default: random)",
-    )
-    parser.add_argument("--json", action="store_true", help="give the result as JSON")
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(
-                f"{text[:40]!r} is not allowed: must be a whole number from {low} to {high}"
-            )
-        return value
-
-    return parse
 
 
 def _flags(options: argparse.Namespace) -> dict[str, Any]:
@@ -421,6 +315,22 @@ def _workload(options: argparse.Namespace, period_s: float) -> "Workload":
         return made if options.mean is None else workload.scaled(made, options.mean * PPM // 100)
     except workload.WorkloadError as error:
         raise exits.Refusal(exits.BAD_INPUT, str(error)) from None
+
+
+_COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
+    "run": _run,
+    "plan": _plan,
+    "snapshot": _snapshot,
+    "status": _status,
+    "top": _top,
+    "history": _history,
+    "restore": _undo,
+    "release": _undo,
+    "pause": _pause,
+    "resume": _resume,
+    "check-config": _check_config,
+    "simulate": _simulate,
+}
 
 
 if __name__ == "__main__":
