@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_metrics import SERVICE, TALLY
-
-from vcpusched.report import metrics
+from test_metrics import COUNTED, SERVICE
 
 DASHBOARD = Path(__file__).parents[2] / "contrib" / "grafana" / "vcpusched.json"
 
@@ -36,7 +34,7 @@ def expressions() -> Iterator[str]:
 
 def test_it_shows_all_that_is_measured_and_nothing_else() -> None:
     """Each name in an expression is one that is written, and the other way round."""
-    families = list(metrics.families(SERVICE, TALLY, 0.0, per_vcpu=True))
+    families = COUNTED.families(SERVICE, 0.0, per_vcpu=True)
     written = {sample.name for family in families for sample in family.samples}
     shown = {name for text in expressions() for name in re.findall(r"vcpusched_[a-z_]+", text)}
     assert shown == written

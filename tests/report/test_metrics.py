@@ -16,9 +16,8 @@ from vcpusched.act.ledger import Changed
 from vcpusched.model import PPM, Host
 from vcpusched.plan.fairness import unmet_ppm
 from vcpusched.plan.planner import Cause, Policy, plan
-from vcpusched.report import metrics
 from vcpusched.report.messages import Service
-from vcpusched.report.tally import Tally
+from vcpusched.report.metrics import Metrics
 from vcpusched.service.announcer import Announcer
 from vcpusched.service.systemd import StreamLog
 from vcpusched.settings import ConfigError, Settings, load
@@ -55,23 +54,23 @@ SERVICE = Service(
 )
 
 
-def tallied(*cycles: Cycle) -> Tally:
-    """Give the counts after some cycles."""
-    tally = Tally()
+def counted(*cycles: Cycle) -> Metrics:
+    """Count some cycles."""
+    metrics = Metrics()
     for cycle in cycles:
         for move in (*cycle.pinned, *cycle.repaired):
-            tally.changed(move.cause)
-        tally.cycled(cycle, 0.02, 0.004)
-    return tally
+            metrics.changed(move.cause)
+        metrics.cycled(cycle, 0.02, 0.004)
+    return metrics
 
 
-TALLY = tallied(FIRST, ACTED)
+COUNTED = counted(FIRST, ACTED)
 
 
-def written(path: Path, service: Service, tally: Tally, *, per_vcpu: bool = False) -> str:
+def written(path: Path, service: Service, metrics: Metrics, *, per_vcpu: bool = False) -> str:
     """Give the file."""
     file = path / "vcpusched.prom"
-    metrics.write(file, service, tally, 1_790_000_100.0, per_vcpu=per_vcpu)
+    metrics.write(file, service, 1_790_000_100.0, per_vcpu=per_vcpu)
     return file.read_text()
 
 
@@ -83,7 +82,7 @@ def series(text: str) -> dict[str, float]:
 
 def test_all_of_it(tmp_path: Path) -> None:
     """Loads of 1 are one pCPU, times are seconds, what is counted ends in _total."""
-    found = series(written(tmp_path, SERVICE, TALLY))
+    found = series(written(tmp_path, SERVICE, COUNTED))
     buckets = {name: value for name, value in found.items() if "_seconds_" in name}
     rest = {name: value for name, value in found.items() if name not in buckets}
     assert rest.pop(next(name for name in rest if "build_info" in name)) == 1
@@ -133,8 +132,8 @@ def test_all_of_it(tmp_path: Path) -> None:
 
 def test_vcpus_only_where_asked_for(tmp_path: Path) -> None:
     """Their number is not bounded by anything an operator chose."""
-    assert "vcpusched_vcpu_" not in written(tmp_path, SERVICE, TALLY)
-    found = series(written(tmp_path, SERVICE, TALLY, per_vcpu=True))
+    assert "vcpusched_vcpu_" not in written(tmp_path, SERVICE, COUNTED)
+    found = series(written(tmp_path, SERVICE, COUNTED, per_vcpu=True))
     assert found['vcpusched_vcpu_load_ratio{domain="g0",vcpu="0"}'] == 0.5
     assert found['vcpusched_vcpu_delay_seconds_total{domain="g1",vcpu="0"}'] == 0.75
 
@@ -149,7 +148,7 @@ def test_vcpus_only_where_asked_for(tmp_path: Path) -> None:
 )
 def test_what_is_not_known_is_absent(tmp_path: Path, service: Service) -> None:
     """Without libvirt, and in the first period: no gap of 0 that would look like balance."""
-    text = written(tmp_path, service, Tally())
+    text = written(tmp_path, service, Metrics())
     for name in ("gap_ratio", "pcpu_load", "unmet", "domain_delay", "plan_moves", "held"):
         assert f"vcpusched_{name}" not in text
     assert f"vcpusched_connected {0.0 if service.cycle is not FIRST else 1.0}" in text
@@ -164,7 +163,7 @@ def hostile(path: Path) -> str:
     )
     odd = dataclasses.replace(ACTED, host=dataclasses.replace(CROWDED, vcpus=vcpus))
     service = dataclasses.replace(SERVICE, cycle=odd)
-    return written(path, service, tallied(FIRST, odd), per_vcpu=True)
+    return written(path, service, counted(FIRST, odd), per_vcpu=True)
 
 
 def test_hostile_names(tmp_path: Path) -> None:
@@ -183,8 +182,8 @@ def test_hostile_names(tmp_path: Path) -> None:
 @pytest.mark.full
 def test_prometheus_can_read_it(tmp_path: Path) -> None:
     """Prometheus' own tool has nothing to say about it."""
-    usual = written(tmp_path, SERVICE, TALLY)
-    lost = written(tmp_path, dataclasses.replace(SERVICE, connected=False, cycle=None), Tally())
+    usual = written(tmp_path, SERVICE, COUNTED)
+    lost = written(tmp_path, dataclasses.replace(SERVICE, connected=False, cycle=None), Metrics())
     for text in (usual, lost, hostile(tmp_path)):
         done = subprocess.run(
             ["promtool", "check", "metrics"],
@@ -212,7 +211,7 @@ def test_the_delay_of_a_guest_never_falls(tmp_path: Path) -> None:
     begun = dataclasses.replace(left, vcpus=(anew,))
     three = dataclasses.replace(two, host=begun, at_ns=two.at_ns + 1_000_000_000)
     delays = [
-        series(written(tmp_path, dataclasses.replace(SERVICE, cycle=cycles[-1]), tallied(*cycles)))[
+        series(written(tmp_path, dataclasses.replace(SERVICE, cycle=cycles[-1]), counted(*cycles)))[
             'vcpusched_domain_delay_seconds_total{domain="g0"}'
         ]
         for cycles in ((FIRST, one), (FIRST, one, two), (FIRST, one, two, three))
@@ -225,7 +224,7 @@ def test_guests_that_ended_leave_no_series(tmp_path: Path) -> None:
     left = dataclasses.replace(CROWDED, vcpus=CROWDED.vcpus[1:])
     then = dataclasses.replace(ACTED, host=left, at_ns=ACTED.at_ns + 3_000_000_000)
     service = dataclasses.replace(SERVICE, cycle=then)
-    found = series(written(tmp_path, service, tallied(FIRST, ACTED, then)))
+    found = series(written(tmp_path, service, counted(FIRST, ACTED, then)))
     assert 'vcpusched_domain_delay_seconds_total{domain="g0"}' not in found
     assert found['vcpusched_domain_delay_seconds_total{domain="g1"}'] == 1.5
 
@@ -294,7 +293,7 @@ def test_alerts(tmp_path: Path) -> None:
             ["promtool", *command], capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    names = {name.partition("{")[0] for name in series(written(tmp_path, SERVICE, TALLY))}
+    names = {name.partition("{")[0] for name in series(written(tmp_path, SERVICE, COUNTED))}
     rules = RULES.read_text()
     assert set(re.findall(r"vcpusched_[a-z_]+", rules)) <= names
     alerts = re.findall(r"alert: (\w+)", rules)

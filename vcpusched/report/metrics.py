@@ -9,73 +9,196 @@ There is a series for each pCPU, each running guest and each word of a fixed lis
 vCPU only where that is asked for.
 """
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, write_to_textfile
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    write_to_textfile,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from vcpusched import __version__
-from vcpusched.model import PPM, Host
+from vcpusched.act.cycle import Cycle
+from vcpusched.act.feedback import Verdict
+from vcpusched.model import PPM, DomainUuid, Host, VcpuId
 from vcpusched.plan.fairness import unmet_ppm
-from vcpusched.plan.planner import Plan
-from vcpusched.report.messages import Service, gap_now_ppm
-from vcpusched.report.tally import BUCKETS_S, Durations, Tally
+from vcpusched.plan.planner import Cause, Plan
+from vcpusched.report.messages import CATALOGUE, Service, gap_now_ppm
 from vcpusched.text import printable
 
 PREFIX: Final = "vcpusched_"
+
+FAILURES: Final = {
+    "vanished": "vanished",
+    "BusyError": "busy",
+    "PermissionDeniedError": "denied",
+    "NotRecordedError": "not_recorded",
+    "OvertakenError": "vanished",
+}
+"""The words for the kinds of failures; any other is `OTHER`."""
+
+OTHER: Final = "other"
+
+BUCKETS_S: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 _Values = Iterable[tuple[tuple[str, ...], float]]
 """Labels and a value, of each series."""
 
 
-def write(path: Path, service: Service, tally: Tally, at_s: float, *, per_vcpu: bool) -> None:
-    """Replace the file atomically; `at_s` is now, in seconds since the epoch. Raises OSError."""
-    registry = CollectorRegistry()
-    registry.register(_Collected(families(service, tally, at_s, per_vcpu=per_vcpu)))
-    write_to_textfile(str(path), registry)
+class Metrics:
+    """What is counted since a metrics file was asked for, and the file."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        self._pin_changes = self._counter(
+            "pin_changes",
+            "Affinities changed, by cause: a plan (balance), a vCPU that was worse off pinned,"
+            " a pin that the kernel had reset (reset), a pin that is not allowed any more, or a"
+            " restore (given_back).",
+            reason=CATALOGUE,
+        )
+        self._pin_failures = self._counter(
+            "pin_failures",
+            "Pins that could not be made; vanished: the guest ended meanwhile.",
+            reason=[*FAILURES.values(), OTHER],
+        )
+        self._plans = self._counter(
+            "plans", "Plans carried out, or skipped by dry_run.", outcome=["executed", "dry_run"]
+        )
+        self._verdicts = self._counter(
+            "plan_verdicts", "What plans brought that were carried out.", verdict=Verdict
+        )
+        self._cycle = self._histogram("cycle_seconds", "How long cycles took.")
+        self._plan = self._histogram("plan_seconds", "How long planning took, of each cycle.")
+        self._delays_s: dict[VcpuId, float] = {}
+        self._guest_delays_s: dict[tuple[DomainUuid, int], float] = {}
+        """With what vCPUs waited that are gone: a sum that falls counts as one that began anew."""
+        self._last_ns: int | None = None
+
+    def _counter(self, name: str, text: str, **words: Iterable[str]) -> Counter:
+        """Return a counter with all words of its one label, since nobody sees a first increase."""
+        ((label, values),) = words.items()
+        counter = Counter(PREFIX + name, text, [label], registry=self._registry)
+        for value in values:
+            counter.labels(value)
+        return counter
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(PREFIX + name, text, buckets=BUCKETS_S, registry=self._registry)
+
+    def changed(self, cause: Cause) -> None:
+        """Count an affinity that vcpusched changed."""
+        self._pin_changes.labels(cause.value).inc()
+
+    def cycled(self, cycle: Cycle, took_s: float | None, planned_s: float | None) -> None:
+        """Count what a cycle did but for changes; `planned_s` is the part that planning took."""
+        for failure in cycle.failures:
+            self._pin_failures.labels(FAILURES.get(failure.kind, OTHER)).inc()
+        for proof in cycle.proofs:
+            self._verdicts.labels(proof.verdict.value).inc()
+        if cycle.executed and cycle.plan is not None:
+            self._plans.labels("dry_run" if cycle.dry_run else "executed").inc()
+        if took_s is not None:
+            self._cycle.observe(took_s)
+        if planned_s is not None:
+            self._plan.observe(planned_s)
+        self._add_delays(cycle)
+
+    def _add_delays(self, cycle: Cycle) -> None:
+        """Add the wait since the last cycle; guests that ended are forgotten."""
+        last_ns, self._last_ns = self._last_ns, cycle.at_ns
+        if cycle.host is None:
+            return
+        elapsed_s = max(0, cycle.at_ns - last_ns) / 1e9 if last_ns is not None else 0.0
+        vcpus, guests = self._delays_s, self._guest_delays_s
+        self._delays_s, self._guest_delays_s = {}, {}
+        for vcpu in cycle.host.vcpus:
+            guest = vcpu.id.uuid, vcpu.id.domain_id
+            delay_s = elapsed_s * cycle.waits.get(vcpu.id, 0) / PPM
+            self._delays_s[vcpu.id] = vcpus.get(vcpu.id, 0.0) + delay_s
+            so_far_s = self._guest_delays_s.get(guest, guests.get(guest, 0.0))
+            self._guest_delays_s[guest] = so_far_s + delay_s
+
+    def write(self, path: Path, service: Service, at_s: float, *, per_vcpu: bool) -> None:
+        """Replace the file atomically; `at_s` is seconds since the epoch. Raises OSError."""
+        registry = CollectorRegistry()
+        registry.register(_Collected(self.families(service, at_s, per_vcpu=per_vcpu)))
+        write_to_textfile(str(path), registry)
+
+    def families(self, service: Service, at_s: float, *, per_vcpu: bool) -> Iterator[Metric]:
+        """Return all metrics, those of the last cycle only while the host can be read."""
+        yield from _of_service(service, at_s)
+        yield from self._registry.collect()
+        cycle = service.cycle
+        if not _can_read(service) or cycle is None:
+            return
+        yield from _of_cycle(cycle)
+        if cycle.host is not None:
+            yield from self._of_domains(cycle.host, per_vcpu=per_vcpu)
+
+    def _of_domains(self, host: Host, *, per_vcpu: bool) -> Iterator[Metric]:
+        # Who reads the file may have a terminal, so names are made fit to be shown.
+        vcpus = [(printable(vcpu.domain), str(vcpu.id.vcpu), vcpu) for vcpu in host.vcpus]
+        guests = {(vcpu.id.uuid, vcpu.id.domain_id): name for name, _, vcpu in vcpus}
+        yield _counters(
+            "domain_delay_seconds",
+            "How long other threads on their pCPUs kept the vCPUs of a guest from running.",
+            ("domain",),
+            (((name,), self._guest_delays_s.get(guest, 0.0)) for guest, name in guests.items()),
+        )
+        if not per_vcpu:
+            return
+        labels = ("domain", "vcpu")
+        yield _counters(
+            "vcpu_delay_seconds",
+            "How long other threads on its pCPU kept a vCPU from running.",
+            labels,
+            (((name, number), self._delays_s.get(vcpu.id, 0.0)) for name, number, vcpu in vcpus),
+        )
+        yield _gauges(
+            "vcpu_load_ratio",
+            "What a vCPU wants, of a pCPU.",
+            labels,
+            (((name, number), vcpu.load_ppm / PPM) for name, number, vcpu in vcpus),
+        )
 
 
-def families(
-    service: Service, tally: Tally, at_s: float, *, per_vcpu: bool = False
-) -> Iterator[Metric]:
-    """Give all metrics."""
+def _can_read(service: Service) -> bool:
+    return service.connected and service.trouble is None
+
+
+def _of_service(service: Service, at_s: float) -> Iterator[Metric]:
     version = ((__version__,), 1)
     yield _gauges("build_info", "The version that runs.", ("version",), [version])
     yield _gauge("start_time_seconds", "When the service began.", service.started_at_s)
-    yield _gauge(
-        "last_update_timestamp_seconds", "When these metrics were brought up to date.", at_s
-    )
+    yield _gauge("last_update_timestamp_seconds", "When these metrics were updated.", at_s)
     yield _gauge("period_seconds", "The setting period.", service.period_s)
     yield _gauge(
         "balance_threshold_ratio",
         "The setting balance_threshold: from this gap on the host is unbalanced.",
         service.threshold_ppm / PPM,
     )
-    is_fine = service.connected and service.trouble is None
-    yield _gauge("connected", "1 while the host can be read, 0 while it cannot.", int(is_fine))
+    connected = int(_can_read(service))
+    yield _gauge("connected", "1 while the host can be read, 0 while it cannot.", connected)
     yield _gauge("dry_run", "1 while nothing is changed.", int(service.dry_run))
     yield _gauge("paused", "1 while a pause lasts.", int(service.paused is not None))
     yield _gauge(
         "failing_pins", "Pins of the last plan that could not be made.", len(service.pins_failing)
     )
-    cycle = service.cycle if is_fine else None
-    if cycle is not None:
-        yield _gauge("domains", "Running guests.", cycle.domains)
-        if cycle.host is not None and cycle.plan is not None:
-            yield from _of_host(cycle.host, cycle.plan, gap_now_ppm(cycle, cycle.plan))
-    yield from _of_tally(tally)
-    if cycle is not None and cycle.host is not None:
-        yield from _of_domains(cycle.host, tally, per_vcpu=per_vcpu)
+
+
+def _of_cycle(cycle: Cycle) -> Iterator[Metric]:
+    yield _gauge("domains", "Running guests.", cycle.domains)
+    if cycle.host is not None and cycle.plan is not None:
+        yield from _of_host(cycle.host, cycle.plan, gap_now_ppm(cycle, cycle.plan))
 
 
 def _of_host(host: Host, plan: Plan, gap_ppm: int) -> Iterator[Metric]:
@@ -103,53 +226,6 @@ def _of_host(host: Host, plan: Plan, gap_ppm: int) -> Iterator[Metric]:
     yield _gauge("plan_moves", "Pin changes of the last plan.", len(plan.moves))
 
 
-def _of_tally(tally: Tally) -> Iterator[Metric]:
-    changes = (
-        "Affinities changed: by a plan (balance), since a vCPU was worse off pinned, since the"
-        " kernel had undone a pin (reset), given back since a pin was not allowed any more"
-        " (not_allowed), or as asked."
-    )
-    failures = "Pins that could not be made; vanished: the guest ended, which is nobody's fault."
-    plans = "Plans that were carried out, or would have been but for dry_run."
-    verdicts = "What came of plans that were carried out."
-    for name, text, label, counts in (
-        ("pin_changes", changes, "reason", tally.pin_changes),
-        ("pin_failures", failures, "reason", tally.pin_failures),
-        ("plans", plans, "outcome", tally.plans),
-        ("plan_verdicts", verdicts, "verdict", tally.verdicts),
-    ):
-        yield _counters(name, text, (label,), (((word,), n) for word, n in counts.items()))
-    yield _histogram("cycle_seconds", "How long cycles took.", tally.cycle)
-    yield _histogram("plan_seconds", "How long planning took, of each cycle.", tally.plan)
-
-
-def _of_domains(host: Host, tally: Tally, *, per_vcpu: bool) -> Iterator[Metric]:
-    # Who reads the file may have a terminal, so names are made fit to be shown.
-    vcpus = [(printable(vcpu.domain), str(vcpu.id.vcpu), vcpu) for vcpu in host.vcpus]
-    guests = {(vcpu.id.uuid, vcpu.id.domain_id): name for name, _, vcpu in vcpus}
-    yield _counters(
-        "domain_delay_seconds",
-        "How long the vCPUs of a guest were kept from running by others on their pCPUs.",
-        ("domain",),
-        (((name,), tally.guest_delays_s.get(guest, 0.0)) for guest, name in guests.items()),
-    )
-    if not per_vcpu:
-        return
-    labels = ("domain", "vcpu")
-    yield _counters(
-        "vcpu_delay_seconds",
-        "How long a vCPU was kept from running by others on its pCPU.",
-        labels,
-        (((name, number), tally.delays_s.get(vcpu.id, 0.0)) for name, number, vcpu in vcpus),
-    )
-    yield _gauges(
-        "vcpu_load_ratio",
-        "What a vCPU wants, of a pCPU.",
-        labels,
-        (((name, number), vcpu.load_ppm / PPM) for name, number, vcpu in vcpus),
-    )
-
-
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(PREFIX + name, text, value=value)
 
@@ -170,12 +246,6 @@ def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: _Values) ->
     for labels, value in sums.items():
         family.add_metric(labels, value)
     return family
-
-
-def _histogram(name: str, text: str, durations: Durations) -> Metric:
-    limits = [*(f"{limit_s:g}" for limit_s in BUCKETS_S), "+Inf"]
-    buckets = list(zip(limits, itertools.accumulate(durations.counts), strict=True))
-    return HistogramMetricFamily(PREFIX + name, text, buckets=buckets, sum_value=durations.sum_s)
 
 
 class _Collected(Collector):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle
@@ -18,9 +18,12 @@ from vcpusched.plan.planner import Cause, Move
 from vcpusched.report import messages
 from vcpusched.report.lasting import Lasting
 from vcpusched.report.messages import CATALOGUE, Entry, PastPin, Pause, Priority, Service
-from vcpusched.report.tally import Recent, Tally
+from vcpusched.report.recent import Recent
 from vcpusched.service import run_directory, systemd
 from vcpusched.settings import Settings
+
+if TYPE_CHECKING:
+    from vcpusched.report.metrics import Metrics
 
 LAST_PINS_MAX: Final = 10
 TOLD_MAX: Final = 1000
@@ -44,7 +47,7 @@ class Announcer:
         self._log = log
         self._directory = directory
         self._metrics_file = ""
-        self._tally = Tally()
+        self._metrics: Metrics | None = None
         self._recent = Recent()
         self._told: set[Hashable] = set()
         self._unread_since_s: dict[str, float] = {}
@@ -85,6 +88,19 @@ class Announcer:
             self.end_metrics()
         self._metrics_file = settings.metrics_file
         self._metrics_per_vcpu = settings.metrics_per_vcpu
+        if not self._metrics_file:
+            self._metrics = None
+        elif self._metrics is None:
+            self._metrics = self._count()
+
+    def _count(self) -> "Metrics | None":
+        try:
+            from vcpusched.report.metrics import Metrics  # noqa: PLC0415  it costs 1.3 MiB
+        except ImportError as error:
+            text = f"Could not write metrics to {self._metrics_file}: {error}"
+            self.once("metrics file", Entry(Priority.WARNING, text))
+            return None
+        return Metrics()
 
     def happened(self, event: Event) -> None:
         """Tell at once of an affinity that was changed, or could not be."""
@@ -93,8 +109,8 @@ class Announcer:
             return
         self.write(messages.changed_entry(event))
         cause = event.move.cause
-        if cause in CATALOGUE:
-            self._tally.changed(cause)
+        if cause in CATALOGUE and self._metrics is not None:
+            self._metrics.changed(cause)
         if cause in {Cause.BALANCE, Cause.WORSE_OFF}:
             self._pinned(event.move)
 
@@ -139,7 +155,8 @@ class Announcer:
         self, cycle: Cycle, took_s: float | None = None, planned_s: float | None = None
     ) -> None:
         """Tell what a cycle did and what went wrong in it; it took so long, so long to plan."""
-        self._tally.cycled(cycle, took_s, planned_s)
+        if self._metrics is not None:
+            self._metrics.cycled(cycle, took_s, planned_s)
         for proof in cycle.proofs:
             self.write(messages.outcome_entry(proof))
         self.plan_done(cycle)
@@ -187,20 +204,13 @@ class Announcer:
 
     def _publish_metrics(self) -> None:
         """Bring the metrics file up to date, where one is asked for."""
-        if not self._metrics_file:
+        if self._metrics is None:
             return
+        file, per_vcpu = Path(self._metrics_file), self._metrics_per_vcpu
         try:
-            from vcpusched.report import metrics  # noqa: PLC0415  whoever wants no file needs no library
-
-            metrics.write(
-                Path(self._metrics_file),
-                self.service,
-                self._tally,
-                time.time(),
-                per_vcpu=self._metrics_per_vcpu,
-            )
-        except (ImportError, OSError) as error:
-            text = f"Could not write metrics to {self._metrics_file}: {error}"
+            self._metrics.write(file, self.service, time.time(), per_vcpu=per_vcpu)
+        except OSError as error:
+            text = f"Could not write metrics to {file}: {error}"
             self.once("metrics file", Entry(Priority.WARNING, text))
 
     def end_metrics(self) -> None:
