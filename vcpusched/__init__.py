@@ -1,3 +1,3 @@
-"""vcpusched keeps the virtual CPUs of a KVM host well placed, with few pin changes."""
+"""vcpusched balances the vCPUs of a KVM host over its pCPUs, with few pin changes."""
 
 __version__ = "0.1.0"
