@@ -106,65 +106,66 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     period: float = Field(3.0, ge=0.5, le=3600)
-    """Seconds from one look at the host to the next."""
+    """Sampling period in seconds."""
 
     balance_threshold: float = Field(10.0, gt=0, le=100)
-    """Percentage points of one pCPU: from this gap between the busiest and the least loaded pCPU
-    on, the host is unbalanced."""
+    """The gap between the busiest and the least loaded pCPU, in percentage points of one pCPU, from
+    which the host is unbalanced."""
 
     min_gain: float = Field(5.0, ge=0, le=100)
-    """Percentage points of one pCPU: how much load each pin change must bring into the balanced
-    band; 2.5 times that to another cache, 4 times to another node. To end balanced, less may do."""
+    """Percentage points by which a pin change must reduce the load outside the balanced band; 2.5
+    times as many to another cache, 4 times to another node. A plan that balances may gain less."""
 
     max_moves: int = Field(32, ge=0, le=100_000)
-    """The most pin changes in one plan; 0: as many as it takes."""
+    """The most pin changes in one plan; the next plan continues from there. 0: no limit."""
 
     half_life: float = Field(30.0, ge=0, le=86_400)
-    """Seconds after which what a vCPU wanted counts half as much as what it wants now; 0: only the
-    last period counts."""
+    """Half-life of the load average in seconds: longer means fewer pins, and later ones."""
 
     cooldown: float = Field(60.0, ge=0, le=86_400)
     """Seconds within which a vCPU is not moved again."""
 
     pin_to: Literal["auto", "cpu", "core", "cache", "node"] = "auto"
-    """What a vCPU is pinned to: one pCPU, or all pCPUs of a core, of a last-level cache or of a
-    NUMA node, among which the kernel chooses; auto: the first of cache and node of which there are
-    two or more of at least four pCPUs, else one pCPU."""
+    """What a vCPU is pinned to: one pCPU ("cpu"), or all pCPUs of a "core", of a last-level "cache"
+    or of a NUMA "node", among which the kernel chooses. "auto": a cache if there are two or more of
+    at least four pCPUs, else a node likewise, else one pCPU."""
 
     floating: Literal["auto", "pin", "kernel"] = "auto"
-    """What to do with vCPUs that may use several pCPUs: pin them where that ends balanced and short
-    of saturation, do so only for one that waits while a pCPU of its own idles (auto), or leave them
-    to the kernel."""
+    """What to do with vCPUs that may use several pCPUs. "kernel": leave them to the kernel. "pin":
+    pin them if the host is then balanced and none of their pCPUs saturated. "auto": as "pin", but
+    only a vCPU that waited 5% of two periods in a row while a pCPU it may use was idle for 20%."""
 
     fair_shares: bool = True
-    """Whether to refuse plans that take from vCPUs which would then get less, by their CPU shares
-    and quota, than the worst-served ones get now."""
+    """Refuse plans after which a vCPU gets, for its weight, over a tenth less than the worst-served
+    one gets now, or all vCPUs concerned get over a point less together."""
 
     cpus: Annotated[str, AfterValidator(_cpus)] = "all,^isolated"
-    """The pCPUs to balance: a list whose parts count from left to right, ^ takes some out, and all
-    and isolated stand for all pCPUs and for those that the kernel isolates."""
+    """The pCPUs to balance, read from left to right: ^ takes pCPUs out, isolated are those that the
+    kernel isolates (isolcpus=) or keeps tickless (nohz_full=). No vCPU is moved to the others."""
 
     include_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = ["*"]
-    """Names or globs of the domains whose vCPUs may be moved."""
+    """Names or globs of the guests whose vCPUs may be moved. The others count as load."""
 
     exclude_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = []
-    """Names or globs of domains whose vCPUs are not moved all the same."""
+    """Names or globs of guests whose vCPUs are not moved even so. The policy in a guest's metadata
+    outranks both lists."""
 
     on_stop: Literal["restore", "leave"] = "restore"
-    """What a stop of the service does with its pins: give back the affinity that each vCPU had
-    before, or leave them; a restart always leaves them."""
+    """What a stop of the service does: "restore" the affinity that each vCPU had before its first
+    pin, or "leave" the pins. A restart always leaves them."""
 
     uri: Annotated[str, AfterValidator(_local_uri)] = "qemu:///system"
-    """The libvirt of this host."""
+    """The libvirt of this host; with ?authfile=FILE if it asks for a name and a password (SASL)."""
 
     dry_run: bool = False
     """Decide and report as usual, but change no pin."""
 
     metrics_file: Annotated[str, AfterValidator(_metrics_file)] = ""
-    """Where to write metrics for node_exporter's textfile collector each period; empty: nowhere."""
+    """Where to write metrics each period, for node_exporter's textfile collector; empty: nowhere.
+    vcpusched-metrics(7) says how the service gets access to that directory."""
 
     metrics_per_vcpu: bool = False
-    """Whether the metrics tell of each vCPU, too, not only of guests."""
+    """Export two more metrics for each vCPU, not only for each guest."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe messages to report."""

@@ -25,6 +25,7 @@ SCRIPTS = (
     ".ci/run",
 )
 PACKAGING_SCRIPTS = ("packaging/install", "packaging/release")
+PAGES = sorted(path.name for path in PACKAGING.glob("*.[1-8]"))
 COMPLETION = PACKAGING / "vcpusched.bash"
 VERBS = (
     "run",
@@ -114,34 +115,50 @@ def test_the_catalog_explains_every_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("page", ["vcpusched.8", "vcpusched.toml.5"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_man_pages_can_be_read(page: str) -> None:
-    """`man` formats them without a warning."""
+    """`man` formats them without a warning, and within 80 columns."""
     done = subprocess.run(
         ["man", "--warnings", "-E", "UTF-8", "-l", str(PACKAGING / page)],
+        env={**os.environ, "MANWIDTH": "80"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     assert done.stderr == ""
     assert "vcpusched" in done.stdout
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
 
 
 def test_the_man_pages_tell_of_everything() -> None:
-    """Each verb, option, exit status, message ID and setting, with the version."""
-    manual = (PACKAGING / "vcpusched.8").read_text().replace("\\-", "-")
-    for verb in VERBS:
-        assert f".B {verb}\n" in manual
-        for option in re.findall(r"(--[a-z-]+)", vcpusched(verb, "--help").stdout):
-            assert option == "--help" or option in manual, (verb, option)
+    """Each exit status and message ID, with the version, and each page of the others."""
+    texts = {page: (PACKAGING / page).read_text() for page in PAGES}
     statuses = {value for name, value in vars(exits).items() if name.isupper()}
-    assert set(map(int, re.findall(r"^\.B (\d+)$", manual, re.MULTILINE))) == statuses
-    assert all(message_id in manual for message_id in MESSAGE_IDS)
-    settings = (PACKAGING / "vcpusched.toml.5").read_text()
-    described = re.findall(r'^\.BR (\w+) " \(default (.*)\)"$', settings, re.MULTILINE)
-    assert {key: plain(default.replace("\\(dq", "")) for key, default in described} == DEFAULTS
-    for page in PACKAGING.glob("*.[58]"):
-        assert f'"vcpusched {__version__}"' in page.read_text()
+    told = re.findall(r"^\.B (\d+)$", texts["vcpusched.8"], re.MULTILINE)
+    assert set(map(int, told)) == statuses
+    assert all(message_id in texts["vcpusched-metrics.7"] for message_id in MESSAGE_IDS)
+    for page, text in texts.items():
+        assert f'"vcpusched {__version__}"' in text
+        seen = text.partition("\n.SH SEE ALSO\n")[2].replace("\\-", "-")
+        others = {f"{name.rpartition('.')[0]} ({name[-1]})" for name in PAGES if name != page}
+        assert others <= set(re.findall(r"^\.BR (.* \(\d\))", seen, re.MULTILINE)), page
+
+
+def test_each_way_to_install_brings_every_page() -> None:
+    """The Debian package, the RPM and the program for other hosts."""
+    deb = (PACKAGING / "debian" / "vcpusched.manpages").read_text().split()
+    assert deb == sorted(f"packaging/{page}" for page in PAGES)
+    spec = (PACKAGING / "vcpusched.spec").read_text()
+    for page in PAGES:
+        assert f"packaging/{page} %{{buildroot}}%{{_mandir}}/man{page[-1]}/{page}\n" in spec
+    installed = re.search(r"^pages=\((.*)\)$", (PACKAGING / "install").read_text(), re.MULTILINE)
+    assert installed is not None
+    assert sorted(installed[1].split()) == sorted(PAGES)
+
+
+def test_what_is_generated_is_what_the_code_says() -> None:
+    """`packaging/generate` finds nothing to write anew: each text has one place."""
+    run(sys.executable, str(PACKAGING / "generate"), "--check")
 
 
 def test_the_readme_tells_of_everything() -> None:

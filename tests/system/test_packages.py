@@ -152,6 +152,8 @@ def test_the_deb_comes_and_goes(fresh: Fresh) -> None:
         "usr/share/bash-completion/completions/vcpusched",
         "usr/share/polkit-1/rules.d/60-vcpusched.rules",
         "usr/share/man/man5/vcpusched.toml.5.gz",
+        "usr/share/man/man7/vcpusched-metrics.7.gz",
+        "usr/share/man/man7/vcpusched-planner.7.gz",
         "usr/share/man/man8/vcpusched.8.gz",
     ):
         assert name in installed
