@@ -1,4 +1,4 @@
-"""The pictures of the README, from what vcpusched shows of real guests in a real terminal.
+"""The pictures of the documents, from what vcpusched shows of real guests in a real terminal.
 
 Rule: nothing is drawn here: each verb runs in a pseudo-terminal, an emulator (pyte) works out what
 that shows, and rich writes it down as SVG.
@@ -76,7 +76,6 @@ def main(program: str, out: Path) -> int:
                 lab.add_guest(name, shares, pin=0)
             time.sleep(2)
             environment = environment_of(lab)
-            _save(out, "plan", shown(lab.command([program, "plan"]), environment, HEIGHT))
             with service(lab.command([program, "run", "2"]), environment):
                 time.sleep(SETTLED_S)
                 _save(out, "status", shown(lab.command([program, "status"]), environment, HEIGHT))

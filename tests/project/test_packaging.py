@@ -13,7 +13,6 @@ from vcpusched import __version__
 from vcpusched.cli.parser import GROUPS
 from vcpusched.report import messages
 from vcpusched.service import daemon, exits
-from vcpusched.settings import Settings
 
 TOP = Path(__file__).parents[2]
 PACKAGING = TOP / "packaging"
@@ -44,14 +43,6 @@ VERBS = (
 
 
 MESSAGE_IDS = [value for name, value in vars(messages).items() if name.startswith("MESSAGE_ID")]
-
-
-def plain(value: object) -> str:
-    """Give a value of a setting without the quotes that a format puts around text."""
-    return str(value).replace('"', "").replace("'", "").lower()
-
-
-DEFAULTS = {key: plain(field.default) for key, field in Settings.model_fields.items()}
 
 
 def run(*command: str, **options: object) -> str:
@@ -162,14 +153,27 @@ def test_what_is_generated_is_what_the_code_says() -> None:
 
 
 def test_the_readme_tells_of_everything() -> None:
-    """Its two commands, each verb and each setting with its default."""
+    """Its two commands and each verb, in 250 lines; and the files that it links exist."""
     readme = (TOP / "README.md").read_text()
     assert "sudo contrib/quickstart" in readme
     assert "tests/run" in readme
     for verb in VERBS:
         assert f"`vcpusched {verb}" in readme, verb
-    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", readme, re.MULTILINE))
-    assert {key: plain(value) for key, value in rows.items()} == DEFAULTS
+    assert len(readme.splitlines()) <= 250
+
+
+def test_documents_link_what_exists() -> None:
+    """Files, and headings in them."""
+    for document in [TOP / "README.md", *TOP.glob("[!.]*/**/*.md")]:
+        for name, anchor in re.findall(
+            r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", document.read_text()
+        ):
+            target = document.parent / name if name else document
+            assert target.exists(), (document, name)
+            if anchor:
+                titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", title.lower()) for title in titles]
+                assert anchor in [title.replace(" ", "-") for title in anchors], (document, anchor)
 
 
 def completed(*words: str) -> set[str]:

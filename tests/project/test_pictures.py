@@ -1,4 +1,4 @@
-"""The README's pictures: each is there, is shown, is made by the script, and fetches nothing."""
+"""The pictures: each is there, is shown, is made by the script, and fetches nothing."""
 
 import re
 from pathlib import Path
@@ -7,9 +7,11 @@ TOP = Path(__file__).parents[2]
 PICTURES = TOP / "contrib" / "pictures"
 
 
-def test_the_readme_shows_all_of_them() -> None:
-    """Those that it names are those that there are, and those that the script says it makes."""
-    shown = re.findall(r"!\[[^\]]+\]\(contrib/pictures/([^)]+)\)", (TOP / "README.md").read_text())
+def test_the_documents_show_all_of_them() -> None:
+    """Those that they name are those that there are, and those that the script says it makes."""
+    documents = (TOP / "README.md", TOP / "contrib/benchmark/README.md")
+    text = "".join(document.read_text() for document in documents)
+    shown = re.findall(r"!\[[^\]]+\]\([./\w]*pictures/([^)]+)\)", text)
     script = (PICTURES / "run").read_text()
     assert sorted(shown) == sorted(path.name for path in PICTURES.glob("*.svg"))
     assert all(f"{name}" in script for name in shown)
