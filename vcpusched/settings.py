@@ -17,7 +17,6 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import EnvSettingsSource, NoDecode
 
 from vcpusched.act.cycle import Rules
 from vcpusched.model import ALL_CPUS, NO_CPUS, PPM_PER_POINT, Granularity
@@ -100,10 +99,10 @@ class Settings(BaseModel):
     """All settings, with their defaults, limits and meaning.
 
     No `BaseSettings`: those cannot be validated strictly, and in a TOML file a number in quotes is
-    a mistake.
+    a mistake. `enable_decoding` is for variables: lists in these are no JSON.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, enable_decoding=False)  # type: ignore[typeddict-unknown-key]
 
     period: float = Field(3.0, ge=0.5, le=3600)
     """Sampling period in seconds."""
@@ -143,10 +142,10 @@ class Settings(BaseModel):
     """The pCPUs to balance, read from left to right: ^ takes pCPUs out, isolated are those that the
     kernel isolates (isolcpus=) or keeps tickless (nohz_full=). No vCPU is moved to the others."""
 
-    include_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = ["*"]
+    include_domains: Annotated[list[str], AfterValidator(_globs)] = ["*"]
     """Names or globs of the guests whose vCPUs may be moved. The others count as load."""
 
-    exclude_domains: Annotated[list[str], NoDecode, AfterValidator(_globs)] = []
+    exclude_domains: Annotated[list[str], AfterValidator(_globs)] = []
     """Names or globs of guests whose vCPUs are not moved even so. The policy in a guest's metadata
     outranks both lists."""
 
@@ -226,8 +225,7 @@ def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> 
     """
     problems: list[str] = []
     flag_layer = _Layer(FLAGS, dict(flags or {}), strict=False, names={})
-    flag_problems = _check(flag_layer)
-    if flag_problems:
+    if flag_problems := _check(flag_layer):
         raise ConfigError(flag_problems, on_command_line=True)
     layers: list[_Layer] = []
     for path in _files(config, problems):
@@ -315,9 +313,12 @@ def _environment_layer() -> _Layer:
         for name in sorted(os.environ)
         if name.upper().startswith(ENVIRONMENT_PREFIX)
     }
-    # It reads the fields of any model.
-    source = EnvSettingsSource(Settings, env_prefix=ENVIRONMENT_PREFIX)  # type: ignore[arg-type]
-    known: dict[str, Any] = source()
+    known: dict[str, Any] = {}
+    if names:
+        # For the fields of any model. It takes 4 MiB, and the packaged service has no variables.
+        from pydantic_settings import EnvSettingsSource  # noqa: PLC0415
+
+        known = EnvSettingsSource(Settings, env_prefix=ENVIRONMENT_PREFIX)()  # type: ignore[arg-type]
     for key, text in known.items():
         if typing.get_origin(Settings.model_fields[key].annotation) is list:
             known[key] = [item.strip() for item in text.split(",")] if text.strip() else []
