@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vcpusched.host.cgroups import Limits, Quota, Quotas, limits, usual_shares
+from vcpusched.host.cgroups import Limits, Quota, limits, quota, usual_shares
 from vcpusched.host.cpus import busy, capacities, isolated, tickless
 from vcpusched.model import ALL_CPUS, PPM, CpuSet
 
@@ -31,7 +31,9 @@ def test_a_quota_of_a_vcpus_own_cgroup_is_told(tmp_path: Path) -> None:
             "sys__fs__cgroup__m__cpu.max": "max 100000\n",
         },
     )
-    assert Quotas(second).of_thread("0::/m/vcpu0\n") == Quota(250_000, 2_000_000)
+    found = quota("0::/m/vcpu0\n", second)
+    assert found is not None
+    assert (found.most_ppm, found.throttled_ns()) == (250_000, 2_000_000)
     here = "sys__fs__cgroup__cpu__m__vcpu0__"
     write(
         first,
@@ -44,7 +46,9 @@ def test_a_quota_of_a_vcpus_own_cgroup_is_told(tmp_path: Path) -> None:
         },
     )
     groups = "4:memory:/x\n3:cpu,cpuacct:/m/vcpu0\n0::/\n"
-    assert Quotas(first).of_thread(groups) == Quota(250_000, 2_000_000)
+    found = quota(groups, first)
+    assert found is not None
+    assert (found.most_ppm, found.throttled_ns()) == (250_000, 2_000_000)
 
 
 def test_of_a_quota_further_up_nothing_can_be_told(tmp_path: Path) -> None:
@@ -58,14 +62,15 @@ def test_of_a_quota_further_up_nothing_can_be_told(tmp_path: Path) -> None:
             above + "cpu.stat": "throttled_usec 0\n",
         },
     )
-    assert Quotas(tmp_path).of_thread("0::/m/vcpu0\n") is None
+    assert quota("0::/m/vcpu0\n", tmp_path) is None
 
 
 def test_without_a_quota_there_is_none(tmp_path: Path) -> None:
     """Neither at the top, nor in groups without the controller, nor where it says max."""
     write(tmp_path, **{"sys__fs__cgroup__m__vcpu0__cpu.max": "max 100000\n"})
     for path in ("/", "/m", "/m/vcpu0"):
-        assert Quotas(tmp_path).of_thread(f"0::{path}\n") == Quota(None, 0)
+        assert quota(f"0::{path}\n", tmp_path) == Quota()
+    assert Quota().throttled_ns() == 0
 
 
 SCOPE_2 = "0::/machine.slice/machine-qemu\\x2d1\\x2dweb.scope"

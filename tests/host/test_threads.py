@@ -9,7 +9,6 @@ import pytest
 from proc_files import QEMU_USER, ProcFiles
 
 from vcpusched.host import processes
-from vcpusched.host.cgroups import Quotas
 from vcpusched.host.processes import machine_of, user_of_daemon
 from vcpusched.host.threads import PAUSE_NS, SETTLING_NS, UNREADABLE, Sweep, Threads
 from vcpusched.model import CpuSet, DomainUuid
@@ -29,14 +28,13 @@ class Seen:
     def __init__(self, root: Path) -> None:
         self.files = ProcFiles(root, {})
         self.threads = Threads(root, self.files.affinity_of)
-        self.quotas = Quotas(root)
         self.now_ns = 0
 
     def sweep(self, *, after_ns: int = SETTLING_NS) -> Sweep | None:
         """Find and read the guest's vCPUs so much later; it has settled by then."""
         self.now_ns += after_ns
         self.threads.find({KEY: USERS}, self.now_ns)
-        return self.threads.read(KEY, self.quotas)
+        return self.threads.read(KEY)
 
     def runs_ns(self) -> dict[int, int] | None:
         """Return how long each vCPU ran, None where its guest cannot be read."""
@@ -79,7 +77,7 @@ def test_a_guest_that_does_not_run_any_more_is_forgotten(seen: Seen) -> None:
     seen.files.process(PID, UUID, TWO)
     assert seen.sweep() is not None
     seen.threads.find({(UUID, 8): USERS}, seen.now_ns)
-    assert seen.threads.read(KEY, seen.quotas) is None
+    assert seen.threads.read(KEY) is None
     assert seen.threads.affinity(KEY, 0) is None
     assert seen.threads.group(KEY) is None
 
@@ -183,6 +181,21 @@ def test_a_guest_that_starts_is_searched_in_every_sample(seen: Seen) -> None:
     assert seen.sweep(after_ns=1) is not None
 
 
+def test_a_guest_that_began_long_before_us_is_not_searched_again(seen: Seen) -> None:
+    """Its threads say how old it is. One that comes later may have no QEMU of its own yet."""
+    seen.files.process(PID, UUID, TWO)
+    assert seen.sweep(after_ns=2 * SETTLING_NS) is not None
+    seen.files.process(30, UUID, {31: "CPU 0/KVM"}, groups=IN_SCOPE)
+    assert seen.sweep(after_ns=1) is not None
+    assert seen.threads.group(KEY) == "0::/\n"
+    later = (UUID, 8)
+    seen.files.end(30)
+    seen.threads.find({KEY: USERS, later: USERS}, seen.now_ns)
+    seen.files.process(30, UUID, {31: "CPU 0/KVM"}, groups=IN_SCOPE.replace("x2d7", "x2d8"))
+    seen.threads.find({KEY: USERS, later: USERS}, seen.now_ns + 1)
+    assert seen.threads.group(later) == IN_SCOPE.replace("x2d7", "x2d8")
+
+
 def test_a_guest_that_was_not_found_is_searched_once_a_minute(seen: Seen) -> None:
     """To look through all processes takes a while."""
     assert seen.sweep(after_ns=0) is None
@@ -196,11 +209,11 @@ def test_a_vcpu_is_plugged_in_and_out(seen: Seen) -> None:
     seen.files.process(PID, UUID, TWO)
     assert seen.runs_ns() == {0: 500, 1: 500}
     seen.files.thread(PID, 25, "CPU 3/KVM", counters="7 8 9\n")
-    sweep = seen.threads.read(KEY, seen.quotas)
+    sweep = seen.threads.read(KEY)
     assert sweep is not None
     assert [vcpu.vcpu for vcpu in sweep.vcpus] == [0, 1, 3]
     seen.files.end_thread(PID, 22)
-    sweep = seen.threads.read(KEY, seen.quotas)
+    sweep = seen.threads.read(KEY)
     assert sweep is not None
     assert [vcpu.vcpu for vcpu in sweep.vcpus] == [0, 3]
 
@@ -227,7 +240,7 @@ def test_another_thread_of_the_same_number_is_another(seen: Seen) -> None:
     assert seen.sweep() is not None
     seen.files.thread(PID, 22, "worker", started=2000)
     assert seen.threads.affinity(KEY, 1) is None
-    sweep = seen.threads.read(KEY, seen.quotas)
+    sweep = seen.threads.read(KEY)
     assert sweep is not None
     assert [vcpu.vcpu for vcpu in sweep.vcpus] == [0]
     seen.files.thread(PID, 22, "CPU 1/KVM", started=3000, counters="1 2 3\n")
@@ -243,7 +256,7 @@ def test_another_process_of_the_same_number_is_another(seen: Seen) -> None:
     seen.files.end(PID)
     seen.files.process(PID, "another", TWO, started=2000)
     assert seen.threads.affinity(KEY, 0) is None
-    assert seen.threads.read(KEY, seen.quotas) is None
+    assert seen.threads.read(KEY) is None
     assert seen.sweep() is None
 
 
@@ -301,6 +314,32 @@ def test_of_a_quota_further_up_nobody_tells_whom_it_held_back(seen: Seen) -> Non
     sweep = seen.sweep()
     assert sweep is not None
     assert [(vcpu.run_ns, vcpu.waited) for vcpu in sweep.vcpus] == [(500, None)]
+
+
+def test_a_quota_is_seen_within_a_minute(seen: Seen) -> None:
+    """How long it held back is read in each sample."""
+    seen.files.process(PID, UUID, {})
+    seen.files.thread(PID, 21, "CPU 0/KVM", groups="0::/m/vcpu0\n")
+    group = seen.files.root / "sys/fs/cgroup/m/vcpu0"
+    group.mkdir(parents=True)
+
+    def waited(after_ns: int = SETTLING_NS) -> tuple[int, int | None]:
+        sweep = seen.sweep(after_ns=after_ns)
+        assert sweep is not None
+        found = sweep.vcpus[0].waited
+        assert found is not None
+        return found.throttled_ns, found.quota_ppm
+
+    assert waited(2 * SETTLING_NS) == (0, None)
+    (group / "cpu.max").write_text("25000 100000\n")
+    (group / "cpu.stat").write_text("throttled_usec 3\n")
+    assert waited(PAUSE_NS) == (3000, 250_000)
+    (group / "cpu.stat").write_text("throttled_usec 5\n")
+    assert waited() == (5000, 250_000)
+    (group / "cpu.stat").unlink()
+    sweep = seen.sweep()
+    assert sweep is not None
+    assert sweep.vcpus[0].waited is None
 
 
 def test_a_thread_of_this_process() -> None:

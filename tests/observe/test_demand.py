@@ -43,6 +43,8 @@ def test_the_share_of_the_time_that_was_waited() -> None:
     """Not counting the quota's, and nothing where one reading is missing or too close."""
     assert wait_ppm(ZERO, waited(2)) == 200_000
     assert wait_ppm(ZERO, waited(2, throttled_s=2.5)) == 0
+    # Where a quota is taken away nothing is counted any more.
+    assert wait_ppm(Waited(0, 0, SECOND_NS, 250_000), waited(2)) == 200_000
     assert wait_ppm(None, waited(2)) == wait_ppm(ZERO, None) == 0
     assert wait_ppm(ZERO, Waited(SECOND_NS // 10, SECOND_NS // 10)) == 0
 

@@ -8,7 +8,6 @@ cgroups a guest has one of its own, the machine's scope, and in that `emulator`,
 cpuset of the guest hold in the scope.
 """
 
-import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,13 +39,24 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The most that a cgroup may run, and how long it was held back because of it."""
+    """The most that a thread's cgroup may run, None without a limit, and the file that counts."""
 
-    most_ppm: int | None
-    throttled_ns: int
+    most_ppm: int | None = None
+    counters: str = ""
+
+    def throttled_ns(self) -> int | None:
+        """Return how long it was held back because of its quota; None where that is not told."""
+        if self.most_ppm is None:
+            return 0
+        for line in (read_bytes(self.counters) or b"").splitlines():
+            name, _, value = line.partition(b" ")
+            if name in _THROTTLED:
+                return int(value) * _THROTTLED[name]
+        return None
 
 
-UNBOUNDED: Final = Quota(None, 0)
+_THROTTLED: Final = {b"throttled_usec": 1000, b"throttled_time": 1}
+"""The counter in version 2 and 1, and how many ns it counts in."""
 
 
 def limits(groups: str, root: Path = Path("/")) -> Limits:
@@ -54,7 +64,7 @@ def limits(groups: str, root: Path = Path("/")) -> Limits:
 
     Where the machine's scope says nothing of a cpuset, the nearest group above it does.
     """
-    path, top = map(Path, _placed(groups, "cpuset", root))
+    path, top = _placed(groups, "cpuset", root)
     cpuset = next(
         (
             cpus
@@ -68,16 +78,15 @@ def limits(groups: str, root: Path = Path("/")) -> Limits:
     # One that leaves out only what is offline bounds nothing, and must not when that comes back.
     if online and online.is_within(cpuset):
         cpuset = ALL_CPUS
-    path, top = map(Path, _placed(groups, "cpu", root))
+    path, top = _placed(groups, "cpu", root)
     scope = _scope(path)
     shares = None
     if scope != path:
         version_2 = read_number(scope / "cpu.weight")
         told = read_number(scope / "cpu.shares") if version_2 is None else version_2
         shares = told if told is None else max(1, told)  # an idle group (cpu.idle) says 0
-    quotas = map(_quota, map(str, (scope / "libvirt", *_upwards(scope, top))))
-    bounds = [quota.most_ppm for quota in quotas if quota and quota.most_ppm is not None]
-    return Limits(cpuset, shares, min([PPM, *bounds]))
+    bounds = map(_most_ppm, (scope / "libvirt", *_upwards(scope, top)))
+    return Limits(cpuset, shares, min(bound for bound in (PPM, *bounds) if bound is not None))
 
 
 def usual_shares(root: Path = Path("/")) -> int:
@@ -85,38 +94,23 @@ def usual_shares(root: Path = Path("/")) -> int:
     return 100 if (root / "sys/fs/cgroup/cgroup.controllers").exists() else 1024
 
 
-class Quotas:
-    """The quotas of cgroups as they are at one moment: that of a parent is read once."""
+def quota(groups: str, root: Path = Path("/")) -> Quota | None:
+    """Return the quota of a thread from its `/proc/…/cgroup`; None where that cannot be told.
 
-    def __init__(self, root: Path = Path("/")) -> None:
-        self._root = root
-        self._free: dict[str, bool] = {}
-
-    def of_thread(self, groups: str) -> Quota | None:
-        """Return the quota of a thread from its `/proc/…/cgroup`; None where that cannot be told.
-
-        It can when only the thread's own cgroup has a quota: of one further up nobody tells which
-        thread was held back by it.
-        """
-        group, top = _placed(groups, "cpu", self._root)
-        if group == top:
-            return UNBOUNDED
-        return _quota(group) if self._is_free(group.rpartition("/")[0], top) else None
-
-    def _is_free(self, group: str, top: str) -> bool:
-        """Return whether neither a cgroup nor one above it has a quota."""
-        if len(group) <= len(top):
-            return True
-        if group not in self._free:
-            quota = _quota(group)
-            free = quota is not None and quota.most_ppm is None
-            self._free[group] = free and self._is_free(group.rpartition("/")[0], top)
-        return self._free[group]
+    It can when only the thread's own cgroup has a quota: of one further up nobody tells which
+    thread was held back by it.
+    """
+    group, top = _placed(groups, "cpu", root)
+    if group == top:
+        return Quota()
+    bounds = map(_most_ppm, _upwards(group.parent, top))
+    if not group.is_dir() or any(bound is not None for bound in bounds):
+        return None
+    most_ppm = _most_ppm(group)
+    return Quota() if most_ppm is None else Quota(most_ppm, f"{group}/cpu.stat")
 
 
-# As paths, since thousands of threads are placed in each cycle, and stay where they are.
-@functools.lru_cache(maxsize=32_768)
-def _placed(groups: str, controller: str, root: Path) -> tuple[str, str]:
+def _placed(groups: str, controller: str, root: Path) -> tuple[Path, Path]:
     """Return the group that a controller has a thread in, and the top of its hierarchy."""
     mounted = root / "sys/fs/cgroup"
     by_controller = {
@@ -131,7 +125,7 @@ def _placed(groups: str, controller: str, root: Path) -> tuple[str, str]:
         top, path = mounted / controller, by_controller[controller]
     else:
         top, path = mounted, by_controller.get("", "/")
-    return str(top / path.lstrip("/")), str(top)
+    return top / path.lstrip("/"), top
 
 
 def _scope(group: Path) -> Path:
@@ -146,21 +140,14 @@ def _upwards(group: Path, top: Path) -> Iterator[Path]:
         yield group
 
 
-def _quota(group: str) -> Quota | None:
-    limit = read_bytes(f"{group}/cpu.max")
+def _most_ppm(group: Path) -> int | None:
+    """Return the most that a group may run by its own quota, None without one."""
+    limit = read_bytes(group / "cpu.max")
     if limit is None:
-        runs = read_bytes(f"{group}/cpu.cfs_quota_us")
-        every = read_bytes(f"{group}/cpu.cfs_period_us")
-        if runs is None or every is None:
-            # A group without the controller has no quota of its own; one that is gone, nothing.
-            return UNBOUNDED if Path(group).is_dir() else None
-        limit = runs.strip() + b" " + every
+        runs = read_bytes(group / "cpu.cfs_quota_us")
+        every = read_bytes(group / "cpu.cfs_period_us")
+        limit = runs + b" " + every if runs and every else b"max"
     if limit.startswith((b"max", b"-1")):
-        return UNBOUNDED
+        return None
     runs, every = limit.split()
-    for line in (read_bytes(f"{group}/cpu.stat") or b"").splitlines():
-        name, _, value = line.partition(b" ")
-        if name in {b"throttled_usec", b"throttled_time"}:
-            scale = 1000 if name == b"throttled_usec" else 1
-            return Quota(int(runs) * PPM // int(every), int(value) * scale)
-    return None
+    return int(runs) * PPM // int(every)

@@ -7,17 +7,14 @@ Sources: proc(5) for `stat`; Documentation/ABI/testing/sysfs-devices-system-cpu 
 and `acpi_cppc`, and arch/x86/events/intel/core.c for the lists of big and small cores.
 """
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from vcpusched.host.files import read_cpus, read_number, read_text
+from vcpusched.host.files import TICK_NS, read_cpus, read_number, read_text
 from vcpusched.model import PPM, CpuSet
 from vcpusched.sample import Busy
-
-_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 _IDLE: Final = frozenset({3, 4, 8, 9})
 """Of the columns of /proc/stat idle and iowait, and guest and guest_nice, which are in user."""
@@ -136,5 +133,5 @@ def busy(root: Path = Path("/")) -> Busy | None:
         name, *columns = line.split()
         if name.startswith("cpu") and name != "cpu":
             ticks = sum(int(ticks) for index, ticks in enumerate(columns) if index not in _IDLE)
-            by_cpu_ns[int(name[3:])] = ticks * _TICK_NS
+            by_cpu_ns[int(name[3:])] = ticks * TICK_NS
     return Busy(at_ns, by_cpu_ns)

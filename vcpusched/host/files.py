@@ -9,6 +9,9 @@ from typing import Final
 
 from vcpusched.model import CpuSet
 
+TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+"""What the kernel counts the time of pCPUs, and the starts of threads, in."""
+
 _PIECE: Final = 65_536
 
 

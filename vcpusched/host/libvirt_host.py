@@ -96,13 +96,13 @@ class LibvirtHost:
         self._domains = {DomainUuid(domain.UUIDString()): domain for domain in listed}
         running = {(uuid, domain.ID()): domain for uuid, domain in self._domains.items()}
         self._learn_definitions(running)
-        self._threads.find({key: self._users(key) for key in running}, time.monotonic_ns())
+        since_boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._threads.find({key: self._users(key) for key in running}, since_boot_ns)
         for key in running:
             if not self._definitions.is_bound(key):
                 self._bound(key)
-        quotas = cgroups.Quotas()
         # All in one sweep, which libvirtd does not interrupt.
-        sweeps = {key: self._threads.read(key, quotas) for key in running}
+        sweeps = {key: self._threads.read(key) for key in running}
         domains: list[DomainReading] = []
         unread: dict[DomainUuid, Unread] = {}
         by_libvirt: defaultdict[str, list[str]] = defaultdict(list)

@@ -23,7 +23,7 @@ from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 from vcpusched.host.definitions import Key
-from vcpusched.host.files import read_bytes, read_text
+from vcpusched.host.files import TICK_NS, read_bytes, read_text
 from vcpusched.model import DomainUuid
 
 # A user can make a scope of any name, but only below a service (`user@1000.service`).
@@ -61,6 +61,11 @@ class Thread:
     path: str
     started: bytes
     groups: str
+
+    @property
+    def started_ns(self) -> int:
+        """When it started, by the clock that counts from the machine's start."""
+        return int(self.started) * TICK_NS
 
 
 def find(proc: str, wanted: Mapping[Key, Collection[int]]) -> dict[Key, Process | str]:

@@ -6,7 +6,8 @@ and waits for nobody. What cannot be read is None: nothing here raises.
 Sources: the kernel's Documentation/scheduler/sched-stats for `/proc/PID/task/TID/schedstat` (time
 run and time waited, both in ns, also without `schedstats=enable`), proc(5) for `stat`.
 sched_getaffinity(2) needs no privilege. Per vCPU this takes 8 us; files that are kept open would
-save 3 of them, and take two descriptors each.
+save 3 of them, and take two descriptors each. Quotas change seldom, so which groups have one is
+read when threads are listed; of those that have, one more file tells how long they held back.
 """
 
 import functools
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from vcpusched.host import processes
-from vcpusched.host.cgroups import Quotas
+from vcpusched.host.cgroups import Quota, quota
 from vcpusched.host.definitions import Key
 from vcpusched.host.files import read_bytes
 from vcpusched.model import CpuSet
@@ -51,10 +52,10 @@ class _Guest:
     """What is remembered of a guest; `process` is None while none is believed, `why` says why.
 
     `count` is how many threads its process had when they were listed, `count_seen` how many when
-    they were last read, `changed_ns` when the guest or one of its vCPUs came or went.
+    they were last read, `began_ns` when the guest, or the last of its vCPUs, came.
     """
 
-    changed_ns: int
+    began_ns: int
     searched_ns: int
     why: str = ""
     process: processes.Process | None = None
@@ -63,10 +64,11 @@ class _Guest:
     count_seen: bytes = b""
     tids: set[int] = field(default_factory=set)
     threads: dict[int, processes.Thread] = field(default_factory=dict)
+    quotas: dict[int, Quota | None] = field(default_factory=dict)
 
     def is_settling(self, now_ns: int) -> bool:
-        """Return whether it, or one of its vCPUs, has come or gone just now."""
-        return now_ns - self.changed_ns < SETTLING_NS
+        """Return whether it, or one of its vCPUs, has come just now."""
+        return now_ns - self.began_ns < SETTLING_NS
 
 
 class Threads:
@@ -80,6 +82,7 @@ class Threads:
         root: Path = Path("/"),
         affinity_of: Callable[[int], Collection[int]] = os.sched_getaffinity,
     ) -> None:
+        self._root = root
         self._proc = str(root / "proc")
         self._affinity_of = affinity_of
         self._guests: dict[Key, _Guest] = {}
@@ -88,8 +91,10 @@ class Threads:
     def find(self, running: Mapping[Key, Collection[int]], now_ns: int) -> None:
         """Find the threads of guests where they are not known; forget guests that do not run.
 
-        With each guest come the users that may run its QEMU where machines have no cgroups.
+        With each guest come the users that may run its QEMU where machines have no cgroups. The
+        time is that since the machine started, as threads tell when they did.
         """
+        is_first = not self._guests
         self._now_ns = now_ns
         self._guests = {key: self._guests.get(key) or _Guest(now_ns, now_ns) for key in running}
         unknown = {}
@@ -108,16 +113,18 @@ class Threads:
                 guest.threads = {}
             else:
                 guest.process = found
+                if is_first:
+                    guest.began_ns = 0  # it was here before us, and as old as its threads
                 self._list(guest)
 
-    def read(self, key: Key, quotas: Quotas) -> Sweep | None:
+    def read(self, key: Key) -> Sweep | None:
         """Read all vCPUs of a guest; None where they cannot be read here."""
         guest = self._guests.get(key)
         if guest is None or not guest.threads:
             return None
-        sweep = self._sweep(guest, quotas)
+        sweep = self._sweep(guest)
         if sweep is None or (guest.count_seen != guest.count and self._has_more(guest)):
-            sweep = self._sweep(guest, quotas) if self._list(guest) else None
+            sweep = self._sweep(guest) if self._list(guest) else None
         guest.why = "" if sweep is not None else guest.why or UNREADABLE
         return sweep
 
@@ -159,7 +166,7 @@ class Threads:
 
     def _list(self, guest: _Guest) -> bool:
         """Find the vCPU threads of a guest's process; return whether there are any."""
-        process, before = guest.process, guest.threads
+        process = guest.process
         if process is None:
             return False
         task = f"{self._proc}/{process.pid}/task"
@@ -169,13 +176,16 @@ class Threads:
         guest.tids = processes.tids(self._proc, process.pid)
         guest.groups = processes.groups_of(self._proc, process.pid)
         guest.threads = processes.vcpu_threads(self._proc, process)
-        if guest.threads != before:
-            guest.changed_ns = self._now_ns
+        began_ns = [thread.started_ns for thread in guest.threads.values()]
+        guest.began_ns = max([guest.began_ns, *began_ns])
+        guest.quotas = {
+            vcpu: quota(thread.groups, self._root) for vcpu, thread in guest.threads.items()
+        }
         if not guest.threads:
             guest.process, guest.groups, guest.why = None, None, processes.NO_THREADS
         return bool(guest.threads)
 
-    def _sweep(self, guest: _Guest, quotas: Quotas) -> Sweep | None:
+    def _sweep(self, guest: _Guest) -> Sweep | None:
         """Read all vCPUs; None where a thread is not the one that was found."""
         at_ns = time.monotonic_ns()
         vcpus = []
@@ -195,10 +205,10 @@ class Threads:
             run_ns, wait_ns = int(counters[0]), int(counters[1])
             if not run_ns:
                 return None  # a kernel that keeps no account writes zeros
-            quota = quotas.of_thread(thread.groups)
-            waited = None
-            if quota is not None:
-                waited = Waited(at_ns, wait_ns, quota.throttled_ns, quota.most_ppm)
+            waited, bound = None, guest.quotas[vcpu]
+            throttled_ns = bound.throttled_ns() if bound is not None else None
+            if bound is not None and throttled_ns is not None:
+                waited = Waited(at_ns, wait_ns, throttled_ns, bound.most_ppm)
             on = int(columns[processes.LAST_CPU])
             vcpus.append(VcpuReading(vcpu, run_ns, affinity, on, waited))
         return Sweep(at_ns, time.monotonic_ns() - at_ns, tuple(vcpus))

@@ -123,7 +123,9 @@ def wait_ppm(before: Waited | None, after: Waited | None) -> int:
     if before is None or after is None:
         return 0
     interval_ns = after.at_ns - before.at_ns
-    waited_ns = after.wait_ns - before.wait_ns - (after.throttled_ns - before.throttled_ns)
+    # Where a quota was taken away nothing counts any more what it held back.
+    throttled_ns = max(0, after.throttled_ns - before.throttled_ns)
+    waited_ns = after.wait_ns - before.wait_ns - throttled_ns
     return max(0, waited_ns) * PPM // interval_ns if interval_ns >= INTERVAL_MIN_NS else 0
 
 

@@ -27,7 +27,6 @@ from tables import Table
 from vcpusched.act.cycle import Scheduler
 from vcpusched.act.ledger_file import Book
 from vcpusched.act.reconciler import Reconciler
-from vcpusched.host.cgroups import Quotas
 from vcpusched.host.threads import Threads
 from vcpusched.model import Cpu, DomainUuid, Topology
 from vcpusched.report.messages import Service
@@ -161,8 +160,8 @@ def _threads_ns(shape: Shape, root: Path) -> float:
     threads.find({key: [QEMU_USER] for key in keys}, 0)
     took_ns = []
     for _ in range(SETTLED):
-        began_ns, quotas = time.process_time_ns(), Quotas(root)
-        sweeps = [threads.read(key, quotas) for key in keys]
+        began_ns = time.process_time_ns()
+        sweeps = [threads.read(key) for key in keys]
         took_ns.append(time.process_time_ns() - began_ns)
         if any(sweep is None or len(sweep.vcpus) != shape.vcpus for sweep in sweeps):
             raise SystemExit("not all threads are read")
