@@ -164,7 +164,8 @@ class MemoryHost:
     that the kernel keeps free. `on_pin` is called before a pin and may raise what libvirt would,
     as may `on_mark` and `on_read` before a mark and before an affinity is read. The kernel takes
     only affinities that have a pCPU of `cpuset`, which definitions need not tell; unless it
-    `takes_offline` pCPUs a pin may name none, as with version 1 of cgroups. `waits` gives for
+    `takes_offline` pCPUs a pin may name none, nor one outside of `cpuset`, as with version 1 of
+    cgroups. `waits` gives for
     which share of the time guests wait; how long the others waited is not known.
     """
 
@@ -254,7 +255,8 @@ class MemoryHost:
         self._on_pin(vcpu.uuid)
         if not cpus & self.cpuset:
             raise CpuRefusedError("Invalid argument")
-        if not (cpus & self.online if self.takes_offline else cpus.is_within(self.online)):
+        reach = self.online & self.cpuset
+        if not (cpus & reach if self.takes_offline else cpus.is_within(reach)):
             raise HypervisorError(f"no pCPU of {cpus} can be used")
         self.pins.append((vcpu.uuid, str(cpus)))
         self.cpus[vcpu.uuid] = cpus & self.online

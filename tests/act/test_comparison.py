@@ -130,6 +130,20 @@ def test_nothing_is_mended_while_a_guest_is_young() -> None:
         assert (domain.vcpus[0].pin is not None) == is_known
 
 
+@pytest.mark.parametrize("original", ["0", "0-7"])
+def test_a_person_pins_a_guest_that_wakes_with_our_mark(original: str) -> None:
+    """In its first seconds: that is told and held once they are over, and nobody's pin of ours."""
+    wakes = definition(books="5", origin={0: Origin(CpuSet.parse(original))})
+    ledger, causes = seen(
+        sample(0, "0-7", "0-7", defined=wakes),
+        sample(1, "5", "0-7", defined=wakes),
+        *(sample(at_s, "3", "0-7", defined=wakes) for at_s in (5, 9)),
+    )
+    assert causes == []
+    ledger, causes = seen(sample(11, "3", "0-7", defined=wakes), ledger=ledger)
+    assert (of(ledger), causes) == (("3", "", "pinned"), [Cause.PINNED])
+
+
 def old() -> Ledger:
     """Return the ledger of a guest that has run for a while, with a pin of ours on pCPU 2."""
     ledger, _causes = seen(sample(0, "0-7", "0-3"), sample(20, "0-7", "0-3"))

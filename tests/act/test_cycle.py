@@ -140,20 +140,22 @@ def test_who_was_moved_in_vain_is_left_alone() -> None:
     assert set(held.values()) == {"moved in vain, so left alone for 5 min more"}
 
 
-def bound_in_vain(directory: Path, elsewhere: float) -> tuple[MemoryHost, Reconciler]:
-    """Give two guests of 50 % that may use both pCPUs, bound to pCPU 0 by us, and wait half.
+def bound_in_vain(
+    directory: Path, elsewhere: float, original: str = "0-1"
+) -> tuple[MemoryHost, Reconciler]:
+    """Give two guests of 50 % that may use all pCPUs, bound to pCPU 0 by us, and wait half.
 
-    `elsewhere` is how busy the other pCPU is.
+    `elsewhere` is how busy the other pCPUs are.
     """
-    names = ["a", "b"]
-    host = MemoryHost(2, dict.fromkeys(names, 0.5), dict.fromkeys(names, "0-1"))
+    names, cpus = ["a", "b"], CpuSet.parse(original)
+    host = MemoryHost(len(cpus), dict.fromkeys(names, 0.5), dict.fromkeys(names, original))
     host.waits = dict.fromkeys(names, 0.5)
-    host.host_wants = {0: 0.0, 1: elsewhere}
+    host.host_wants = {cpu: elsewhere if cpu else 0.0 for cpu in cpus}
     kept = Reconciler(host, Book(LedgerFile(directory)))
     kept.sample()
     for name in names:
         vcpu = VcpuId(DomainUuid(name), host.domain_ids[name], 0)
-        kept.intend([Move(vcpu, name, CpuSet.parse("0-1"), CpuSet.of([0]), 0, "")])
+        kept.intend([Move(vcpu, name, cpus, CpuSet.of([0]), 0, "")])
         kept.pin(vcpu, CpuSet.of([0]))
     host.pins.clear()
     return host, kept
@@ -193,6 +195,31 @@ def test_no_original_is_given_back_that_the_definition_does_not_allow_any_more(
     (failure,) = cycle.failures
     assert (failure.move.domain, failure.expected) == ("a", True)
     assert "does not allow that any more" in failure.why
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_way_back_is_cut_to_the_cpuset(tmp_path: Path, *, is_known: bool) -> None:
+    """Version 1 of cgroups takes nothing else, and the sample may have the cpuset of before.
+
+    What is missing stays recorded.
+    """
+    host, kept = bound_in_vain(tmp_path, 0.0, "0-2")
+    host.takes_offline, host.cpuset = False, CpuSet.parse("0-1")
+    told = Definition({0: ALL_CPUS}, booked={0: CpuSet.of([0])}, cpuset=host.cpuset)
+    if is_known:
+        host.definitions = dict.fromkeys(host.wants, told)
+    else:
+        # It is narrowed between the sample and the first pin.
+        host.on_read = lambda name: host.definitions.update({name: told})
+    scheduler, events = Scheduler(), list[Event]()
+    scheduler.cycle(kept, Rules())
+    host.pass_time()
+    cycle = scheduler.cycle(kept, Rules(), on_event=events.append)
+    assert (cycle.failures, host.pins) == ((), [("a", "0-1"), ("b", "0-1")])
+    assert [str(one.missing) for one in events if isinstance(one, Changed)] == ["2", "2"]
+    kept.save()
+    kept_pins = Book(LedgerFile(tmp_path)).ledger.pins()
+    assert [str(record.original) for _vcpu, _entry, record in kept_pins] == ["0-2", "0-2"]
 
 
 def floaters(floating: Floating) -> tuple[MemoryHost, Scheduler, Rules]:

@@ -848,6 +848,18 @@ def test_the_books_say_whose_pin_it_is_while_a_guest_wakes(tmp_path: Path) -> No
     assert [str(given.move.to_cpus) for given in kept.restore()] == ["0"]
 
 
+def test_a_restore_leaves_what_a_person_pinned_a_moment_after_a_guest_woke(tmp_path: Path) -> None:
+    """Libvirt's books, which were read before, still have our pin."""
+    host = MemoryHost(4, {"g": 0.5}, {"g": "2"})
+    mark = {0: Origin(CpuSet.of([0]), frozenset({CpuSet.of([3])}))}
+    host.definitions["g"] = dataclasses.replace(
+        host.definitions["g"], origin=mark, booked={0: CpuSet.of([3])}
+    )
+    kept = keeper(host, tmp_path)
+    assert [why(one) for one in kept.restore()] == ["another hand has just pinned it to pCPU 2"]
+    assert str(host.cpus["g"]) == "2"
+
+
 def test_an_older_mark_is_brought_up_to_date(tmp_path: Path) -> None:
     """One without pins counts beside any pin, so it is written anew once its pin is known."""
     host = MemoryHost(4, {"g": 0.5}, {"g": "3"})

@@ -1,21 +1,22 @@
 """Pins of ours that are not allowed any more give way; what the kernel undid is mended."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from builders import MemoryHost
-from watched import balanced, keeper, vcpu
+from watched import NAMES, Watched, balanced, keeper, run, vcpu
 
 from vcpusched.act.comparison import YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.ledger import Changed
-from vcpusched.model import ALL_CPUS, CpuSet
+from vcpusched.act.reconciler import BOOKS_MAX
+from vcpusched.model import ALL_CPUS, CpuSet, DomainUuid
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Cause, Move
 from vcpusched.report.messages import changed_entry
-from vcpusched.sample import Definition
+from vcpusched.sample import Definition, DomainReading
 from vcpusched.service.control import Request, Verb
 from vcpusched.service.restore import carry_out
 
@@ -78,6 +79,86 @@ def test_what_is_not_allowed_any_more_gives_way(
         host.pass_time()
     assert name not in {pinned for pinned, _cpus in host.pins[pins:]}
     assert name not in (tmp_path / "affinity.json").read_text()
+
+
+class Remembers(MemoryHost):
+    """A host whose samples show each definition as it was when it was last asked for."""
+
+    def __init__(
+        self, wants: Mapping[str, float], cpus: Mapping[str, str], cpu_count: int = 2
+    ) -> None:
+        super().__init__(cpu_count, wants, cpus)
+        self._known = dict(self.definitions)
+
+    def definition(self, uuid: DomainUuid) -> Definition:
+        """Read a definition anew."""
+        self._known[uuid] = super().definition(uuid)
+        return self._known[uuid]
+
+    def _read(self, name: str) -> DomainReading:
+        return dataclasses.replace(super()._read(name), definition=self._known[name])
+
+
+def remembered(directory: Path) -> tuple[Remembers, Watched, str]:
+    """Return such a host after two pins, and one guest that was pinned."""
+    host = Remembers(dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
+    kept = keeper(host, directory)
+    run(kept, host, Scheduler(), 4)
+    name = host.pins[0][0]
+    host.definition(DomainUuid(name))
+    return host, kept, name
+
+
+def test_a_pin_is_not_made_again_where_an_edited_definition_forbids_it(tmp_path: Path) -> None:
+    """The kernel undid it, and the sample has the definition as it was a minute ago."""
+    host, kept, name = remembered(tmp_path)
+    pins = len(host.pins)
+    host.cpus[name] = CpuSet.of([0, 1])
+    is_confined(host, name)
+    for _ in range(2):
+        kept.look()
+        host.pass_time()
+    assert host.pins[pins:] == [(name, "0")]
+
+
+def test_a_pin_stays_that_an_edited_definition_allows_again(tmp_path: Path) -> None:
+    """The sample has the definition that forbids it, as it was a minute ago."""
+    host, kept, name = remembered(tmp_path)
+    allowed = host.definitions[name]
+    wishes_hold(host, name)
+    host.definition(DomainUuid(name))
+    host.definitions[name] = allowed
+    kept.look()
+    assert str(host.cpus[name]) == "1"
+    wishes_hold(host, name)
+    host.definition(DomainUuid(name))
+    kept.look()
+    assert str(host.cpus[name]) == "0"
+
+
+def test_a_slice_that_is_narrowed_is_asked_about_a_few_guests_at_a_time(tmp_path: Path) -> None:
+    """No cycle waits for hundreds of definitions, and in the end it was nobody's pin."""
+    names = [f"g{number}" for number in range(3 * BOOKS_MAX)]
+    host = Remembers(dict.fromkeys(names, 0.01), dict.fromkeys(names, "0-3"), 4)
+    changes: list[Changed] = []
+    kept = keeper(host, tmp_path, changes)
+    for _ in range(2):
+        kept.look()
+        host.pass_time(YOUNG_NS / 1e9)
+    host.cpus = dict.fromkeys(names, CpuSet.parse("0-1"))
+    narrowed = Definition({0: ALL_CPUS}, booked={0: ALL_CPUS}, cpuset=CpuSet.parse("0-1"))
+    host.definitions = dict.fromkeys(names, narrowed)
+    read = []
+    for _ in range(5):
+        before = host.definitions_read
+        kept.look()
+        host.pass_time()
+        read.append(host.definitions_read - before)
+    assert (read, changes) == ([BOOKS_MAX] * 3 + [0] * 2, [])
+    # Whom a person confines then is a suspect like any other.
+    host.pin(vcpu(host, "g7"), CpuSet.of([1]))
+    kept.look()
+    assert [(one.move.domain, one.move.cause) for one in changes] == [("g7", Cause.PINNED)]
 
 
 def test_a_pin_that_is_allowed_stays(tmp_path: Path) -> None:

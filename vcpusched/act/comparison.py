@@ -169,11 +169,15 @@ def _compared_all(
         is_new = known is None or (_fell(known, reading) and not known.is_ours)
         if known is None or is_new or known.young_ns:
             since_ns = domain.at_ns if known is None or is_new else known.young_ns
-            records[reading.vcpu] = _first(domain, reading, sample, since_ns)
-            continue
+            known = records[reading.vcpu] = _first(domain, reading, sample, since_ns)
+            if known.young_ns or not known.is_ours:
+                continue
         stated = domain.definition.allowed.get(reading.vcpu, ALL_CPUS)
+        known = records[reading.vcpu] = replace(known, run_ns=reading.run_ns, undone=False)
+        if read is None and _may_be_cut(known, reading.affinity, online):
+            continue  # the cpuset is not known yet
         record, cause = _compared(
-            replace(known, run_ns=reading.run_ns, undone=False),
+            known,
             reading.affinity,
             books.get(reading.vcpu),
             online,
@@ -208,7 +212,11 @@ def _fell(record: Record, reading: VcpuReading) -> bool:
 
 
 def _first(domain: DomainReading, reading: VcpuReading, sample: Sample, since_ns: int) -> Record:
-    """Return the record of a vCPU seen since then: what bears our mark is ours."""
+    """Return the record of a vCPU seen since then: what bears our mark is ours.
+
+    Such a one is where libvirt's books have it. Whether its thread came to be there as well, or a
+    person has pinned it elsewhere meanwhile, is compared once it is not young any more.
+    """
     definition, online = domain.definition, sample.topology.online
     stated = definition.allowed.get(reading.vcpu, ALL_CPUS)
     books = definition.booked.get(reading.vcpu, stated)
@@ -219,16 +227,16 @@ def _first(domain: DomainReading, reading: VcpuReading, sample: Sample, since_ns
     )
     origin = definition.origin.get(reading.vcpu)
     # While a guest wakes, libvirt's books have its pin and the thread has not.
-    if origin is None or not origin.explains(
-        definition.booked.get(reading.vcpu, reading.affinity), online
-    ):
+    pin = definition.booked.get(reading.vcpu, reading.affinity)
+    if origin is None or not origin.explains(pin, online):
         return record
     # "Anywhere" is where the kernel puts what is not bound.
     everywhere = sample.present - sample.isolated
     original = (everywhere if origin.original == ALL_CPUS else origin.original) & sample.present
     # A mark of another host's may name pCPUs that there are not here.
     original = (original & stated) or (everywhere & stated) or record.affinity
-    return settled(replace(record, original=original))
+    is_back = original in {record.affinity, pin}
+    return record if is_back else replace(record, affinity=pin, original=original)
 
 
 def _whole(affinity: CpuSet, named: Iterable[CpuSet], sample: Sample, cpuset: CpuSet) -> CpuSet:

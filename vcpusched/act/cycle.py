@@ -153,7 +153,7 @@ class Scheduler:
             withheld = sum(move.cause is Cause.NOT_ALLOWED for move in wanted)
             seen = replace(seen, withheld=withheld)
         else:
-            seen = self._noted(seen, actuator.act(self._willing(wanted)))
+            seen = self._noted(seen, actuator.act(self._willing(wanted), self._objection))
         if before is None or seen.lost is not None:
             return seen
         return self._planned(seen, sample, rules, actuator)
@@ -172,7 +172,7 @@ class Scheduler:
         seen = replace(seen, proofs=proofs, waits=observed.waits, host=host, plan=found)
         seen = replace(seen, refused=bool(self._table.quarantined(self._number)))
         if not (rests or seen.repaired):  # else the sample is not so any more
-            done = actuator.act(self._willing(worse_bound(sample, look)), _leaves_definition)
+            done = actuator.act(self._willing(worse_bound(sample, look)), self._objection)
             seen = self._noted(seen, done)
         if seen.repaired:
             self._wanted = self._wanted_binding = 0
@@ -220,11 +220,16 @@ class Scheduler:
         )
 
     def _objection(self, move: Move, definition: Definition) -> str:
-        """Say what speaks against a move by the rules of the house and a definition just read."""
+        """Say what speaks against a move by a definition that was read just now."""
+        if move.cause is Cause.WORSE_OFF:
+            # That undoes what was done, so what plans may use does not matter.
+            stays = move.to_cpus.is_within(definition.allowed.get(move.vcpu.vcpu, NO_CPUS))
+            return "" if stays else "the domain's definition does not allow that any more"
         house = self._observed.house if self._observed is not None else None
-        if house is None:
-            return ""
-        return house.objection(move.domain, definition, move.vcpu.vcpu, move.to_cpus)
+        if move.cause is Cause.NOT_ALLOWED:
+            why = _objection(house, move.domain, definition, move.vcpu.vcpu, move.from_cpus)
+            return "" if why else "its pin is allowed again"
+        return _objection(house, move.domain, definition, move.vcpu.vcpu, move.to_cpus)
 
     def _prove(self, look: Look, *, is_last: bool = False) -> tuple[Proof, ...]:
         if self._promise is None:
@@ -321,10 +326,7 @@ def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
             pin, original = reading.pin, reading.original
             if pin is None or original is None or reading.held or not definition.allowed:
                 continue
-            why = ""
-            # While the machine's nodes are not known no pin is wrong for them.
-            if house is not None and (house.nodes or reading.vcpu not in definition.memory_strict):
-                why = house.objection(domain.name, definition, reading.vcpu, pin & online)
+            why = _objection(house, domain.name, definition, reading.vcpu, pin & online)
             to_cpus = (original if why else pin) & online & definition.cpuset
             # Of an original with pCPUs that are offline the rest may be in force already.
             if (why or reading.undone) and to_cpus != reading.affinity:
@@ -339,11 +341,10 @@ def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
                 )
 
 
-def _leaves_definition(move: Move, definition: Definition) -> str:
-    """Say whether a way back is not allowed any more.
-
-    That undoes what was done, so what plans may use does not matter, but the definition does.
-    """
-    if move.to_cpus.is_within(definition.allowed.get(move.vcpu.vcpu, NO_CPUS)):
+def _objection(
+    house: House | None, name: str, definition: Definition, vcpu: int, cpus: CpuSet
+) -> str:
+    # While the machine's nodes are not known no pin is wrong for them.
+    if house is None or not (house.nodes or vcpu not in definition.memory_strict):
         return ""
-    return "the domain's definition does not allow that any more"
+    return house.objection(name, definition, vcpu, cpus)

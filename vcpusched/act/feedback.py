@@ -176,12 +176,12 @@ def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
         for reading in domain.vcpus:
             vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
             wait_ppm = look.waits.get(vcpu, 0)
-            # The kernel takes none that is offline.
-            original = reading.original and reading.original & sample.topology.online
+            # The kernel takes none that is offline, or outside of the guest's cpuset.
+            may = sample.topology.online & domain.definition.cpuset
+            original = reading.original and reading.original & may
             if original is None or len(original) <= len(reading.affinity) or reading.held:
                 continue
-            may = original & domain.definition.cpuset
-            others = [cpu for cpu in may if cpu in idle_ppm and cpu not in reading.affinity]
+            others = [cpu for cpu in original if cpu in idle_ppm and cpu not in reading.affinity]
             room_ppm = sum(idle_ppm[cpu] for cpu in others)
             crowded = all(look.busy.get(cpu, 0) >= CROWDED_PPM for cpu in reading.affinity)
             if wait_ppm < WAITS_PPM or room_ppm < wait_ppm or not crowded:

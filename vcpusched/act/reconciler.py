@@ -6,7 +6,9 @@ writes and pins nothing. It reads no clock.
 """
 
 import contextlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from vcpusched.act.actuator import Actuator, Event, ignore, never
@@ -24,12 +26,15 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
     VanishedError,
 )
-from vcpusched.model import ALL_CPUS, CpuSet, DomainUuid, Topology, VcpuId
+from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, Topology, VcpuId
 from vcpusched.plan.planner import Cause, Move
 from vcpusched.sample import Definition, Origin, Sample
 
 SAVE_NS: Final = 60 * 1_000_000_000
 """How old the CPU times in the file may be, which tell a domain that was started anew."""
+
+BOOKS_MAX: Final = 32
+"""Of so many guests libvirt's books are read in one cycle; those of others in the next ones."""
 
 FIND_NS: Final = 60 * 1_000_000_000
 """How long libvirtd may take to find its guests once it answers."""
@@ -49,6 +54,7 @@ class Reconciler:
         self._untried: dict[VcpuId, Record] = {}
         """What was known of vCPUs before the moves that are intended and not tried yet."""
         self._saved_ns: int | None = None
+        self._last_asked = DomainUuid("")
 
     def sample(self) -> Sample:
         """Read the host, and mark which affinities are ours and which vCPUs are held."""
@@ -56,6 +62,12 @@ class Reconciler:
         self._drop_untried()
         before = self._book.ledger
         books = self._books(suspects(before, sample))
+        # What was read just now is what repairs and plans go by, too.
+        domains = (
+            replace(domain, definition=books.get(domain.uuid, domain.definition))
+            for domain in sample.domains
+        )
+        sample = replace(sample, domains=tuple(domains))
         found = reconcile(before, sample, books, unseen=self._unseen, uri=self._book.uri)
         self._marks.learn(sample)
         after = self._book.ledger = self._marks.applied(found.ledger)
@@ -132,7 +144,9 @@ class Reconciler:
             raise HypervisorError(f"pCPUs {record.pending or record.affinity} are offline")
         try:
             self._check_unchanged(vcpu, self._untried.get(vcpu, record), record)
-            missing = self._pin_whole(vcpu, cpus, record.pending or record.affinity)
+            is_of_plan = record.pending not in {None, record.original}
+            whole = record.pending or record.affinity
+            missing = self._pin_whole(vcpu, whole, is_of_plan=is_of_plan)
         except (BusyError, OvertakenError, PermissionDeniedError, VanishedError):
             # Or another's pin to the same pCPU would be taken for this one, however late.
             self._drop_untried(vcpu)
@@ -242,8 +256,8 @@ class Reconciler:
                 ledger = self._book.ledger.noting(vcpu, record)
                 self._book.ledger = ledger.marking(vcpu.uuid, marked=True)
 
-    def _pin_whole(self, vcpu: VcpuId, cpus: CpuSet, whole: CpuSet) -> CpuSet:
-        """Pin to all of a set, of which the kernel shows `cpus`; returns what is missing."""
+    def _pin_whole(self, vcpu: VcpuId, whole: CpuSet, *, is_of_plan: bool) -> CpuSet:
+        """Pin to all of a set, offline pCPUs included; returns what is missing."""
         self._check_ours()
         present = whole & self._sample.present
         try:
@@ -251,8 +265,13 @@ class Reconciler:
         except (BusyError, ConnectionLostError, PermissionDeniedError, VanishedError):
             raise
         except HypervisorError:
-            # With version 1 of cgroups no group takes a pCPU that is offline or not its parent's.
-            if present == cpus:
+            if is_of_plan:
+                raise
+            # With version 1 of cgroups no group takes a pCPU that is offline or not its parent's,
+            # and its parent may have others by now.
+            cpuset = self._hypervisor.definition(vcpu.uuid).cpuset
+            cpus = whole & self._sample.topology.online & cpuset
+            if cpus in {present, NO_CPUS}:
                 raise
             self._hypervisor.pin(vcpu, cpus)
             return whole - cpus
@@ -271,8 +290,10 @@ class Reconciler:
         """Raise OvertakenError for a vCPU that is neither as it was seen nor where it was sent."""
         now, online = self._hypervisor.affinity(vcpu), self._sample.topology.online
         sent = before.affinity if before.pending is None else before.pending
-        # Where pCPUs are offline what was seen differs from all that is known.
-        if now in {*self._sampled(vcpu), before.affinity & online, sent & online}:
+        # Where pCPUs are offline what was seen differs from all that is known. A single pCPU that
+        # a young vCPU is on may be a person's choice.
+        seen = () if before.young_ns and len(now) == 1 else self._sampled(vcpu)
+        if now in {*seen, before.affinity & online, sent & online}:
             return
         # On its way back what is wider is what the kernel made of it.
         if record.pending is None or record.pending != record.original or len(now) == 1:
@@ -303,9 +324,12 @@ class Reconciler:
             if uuids is not None or self._book.ledger is not before:
                 self.save()
 
-    def _books(self, uuids: Iterable[DomainUuid]) -> Books:
-        books = {}
-        for uuid in uuids:
+    def _books(self, suspected: Iterable[DomainUuid]) -> Books:
+        """Read those of some, in turn: a slice that is narrowed makes all its guests suspects."""
+        books, uuids = {}, sorted(suspected)
+        turn = bisect_right(uuids, self._last_asked)
+        for uuid in (uuids[turn:] + uuids[:turn])[:BOOKS_MAX]:
+            self._last_asked = uuid
             try:
                 books[uuid] = self._hypervisor.definition(uuid)
             except ConnectionLostError:
