@@ -81,6 +81,15 @@ def of_one_guest(drawn: Host, *names: str) -> Host:
     )
 
 
+def change(drawn: Host, name: str, **changes: object) -> Host:
+    """Change all vCPUs of a guest."""
+    vcpus = (
+        dataclasses.replace(vcpu, **changes) if vcpu.domain == name else vcpu  # type: ignore[arg-type]
+        for vcpu in drawn.vcpus
+    )
+    return dataclasses.replace(drawn, vcpus=tuple(vcpus))
+
+
 def after(drawn: Host, plan: Plan) -> Host:
     """Give the host as it is once the plan is carried out, its loads unchanged."""
     to_cpus = {move.vcpu: move.to_cpus for move in plan.moves}

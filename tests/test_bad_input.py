@@ -22,7 +22,7 @@ from vcpusched.host import libvirt_xml
 from vcpusched.model import CpuSet, DomainUuid, Host, Topology, VcpuId
 from vcpusched.plan import explain
 from vcpusched.plan.planner import Cause, Move, Policy, plan
-from vcpusched.report import messages, snapshot
+from vcpusched.report import messages, snapshot, treatments
 from vcpusched.report.messages import Service
 from vcpusched.sample import Definition
 from vcpusched.service.systemd import StreamLog
@@ -242,7 +242,7 @@ def test_no_name_forges_a_line(name: str) -> None:
     service = Service(1, 0.0, name, 1, 1, trouble=name)
     assert messages.status_line(service).isprintable()
     host = renamed(drawn([50, 50], []), name)
-    assert all(line.isprintable() for line in explain.told(host))
+    assert all(line.isprintable() for line in treatments.told(host))
     for told in explain.explained(host, plan(host, Policy()), Policy(), name):
         assert told.text.isprintable()
 

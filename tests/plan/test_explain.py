@@ -1,21 +1,12 @@
-"""Why a guest is held or may be moved, and why each vCPU was moved or was not."""
+"""Why each vCPU was moved or was not, and why an unbalanced host rests."""
 
 import dataclasses
 
-from builders import host, of_caches, of_one_guest
+from builders import change, host, of_caches
 
 from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu
-from vcpusched.plan.explain import explained, settled, told, treatments_as_json
+from vcpusched.plan.explain import explained, settled
 from vcpusched.plan.planner import Floating, Policy, plan
-
-
-def change(drawn: Host, name: str, **changes: object) -> Host:
-    """Change all vCPUs of a guest."""
-    vcpus = (
-        dataclasses.replace(vcpu, **changes) if vcpu.domain == name else vcpu  # type: ignore[arg-type]
-        for vcpu in drawn.vcpus
-    )
-    return dataclasses.replace(drawn, vcpus=tuple(vcpus))
 
 
 def why(drawn: Host, name: str, policy: Policy | None = None) -> str:
@@ -31,35 +22,6 @@ def why_settled(drawn: Host, policy: Policy | None = None) -> str:
     assert not found.balanced
     assert not found.moves
     return settled(drawn, found, policy.pin_to)
-
-
-def test_who_may_be_moved_and_who_may_not() -> None:
-    """A line for each guest that is held and its reason; the others together."""
-    drawn = of_one_guest(host([20, 20, 20, 20], [20]), "g0", "g4")
-    drawn = change(drawn, "g1", fixed=True, why="held by its metadata")
-    drawn = change(drawn, "g2", why="its metadata asks for balance")
-    first, *others = drawn.vcpus
-    drawn = dataclasses.replace(
-        drawn, vcpus=(dataclasses.replace(first, fixed=True, why="a realtime vCPU"), *others)
-    )
-    assert told(drawn) == [
-        "vCPU 0 of g0 stays: a realtime vCPU",
-        "g1 stays: held by its metadata",
-        "May be moved: vCPU 1 of g0, g2 (its metadata asks for balance), g3",
-    ]
-    assert [entry["movable"] for entry in treatments_as_json(drawn)] == [
-        True,
-        False,
-        False,
-        True,
-        True,
-    ]
-    assert told(host([], [])) == []
-
-
-def test_a_name_is_text() -> None:
-    """It cannot forge a line."""
-    assert told(change(host([20]), "g0", domain="a\nb")) == ["May be moved: a?b"]
 
 
 def test_why_a_vcpu_is_moved_or_is_not() -> None:

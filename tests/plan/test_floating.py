@@ -4,23 +4,12 @@ import dataclasses
 import random
 
 import pytest
-from builders import host, random_host
+from builders import change, host, random_host
 
 from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu, VcpuId
 from vcpusched.plan.planner import MIN_WAIT_PPM, Floating, Plan, Policy, Stop, plan
 
 WAITS = MIN_WAIT_PPM[Floating.AUTO]
-
-
-def change(drawn: Host, name: str, **changes: object) -> Host:
-    """Return the host with one of its vCPUs changed."""
-    return dataclasses.replace(
-        drawn,
-        vcpus=tuple(
-            dataclasses.replace(vcpu, **changes) if vcpu.domain == name else vcpu  # type: ignore[arg-type]
-            for vcpu in drawn.vcpus
-        ),
-    )
 
 
 def isolated(drawn: Host, cpus: str) -> Host:

@@ -5,6 +5,7 @@ imported where it is used, so that `--help` is quick and `plan --from` needs no 
 """
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -101,8 +102,8 @@ def _run(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
     from vcpusched.cli import sources
-    from vcpusched.plan import cpu_groups, explain, planner
-    from vcpusched.report import snapshot
+    from vcpusched.plan import explain, planner
+    from vcpusched.report import snapshot, treatments
 
     if options.snapshot is not None:
         host, where = sources.saved(options.snapshot)
@@ -110,17 +111,17 @@ def _plan(options: argparse.Namespace) -> int:
         host, where = sources.present(settings)
     policy = settings.policy()
     plan = planner.plan(host, policy)
-    untold = cpu_groups.untold((cpu.cpu for cpu in host.cpus), policy.pin_to)
+    untold = treatments.untold((cpu.cpu for cpu in host.cpus), policy.pin_to)
     explanations = explain.explained(host, plan, policy, options.explain or "")
     if options.explain is not None and not explanations:
         text = f"--explain: {json.dumps(options.explain)}: no vCPU of such a domain has a load here"
         raise exits.Refusal(exits.USAGE, text)
     if options.json:
-        answer = snapshot.plan_as_json(plan) | {"treatment": explain.treatments_as_json(host)}
+        answer = snapshot.plan_as_json(plan) | {"treatment": treatments.treatments_as_json(host)}
         if untold:
             answer["untold"] = untold
         if explanations:
-            answer["explanation"] = explain.explanations_as_json(explanations)
+            answer["explanation"] = [dataclasses.asdict(one) for one in explanations]
         print(f"vcpusched: {where}", file=sys.stderr)
         print(as_json(answer, indent=2))
         return exits.OK
@@ -156,8 +157,7 @@ def _snapshot(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from vcpusched.cli import sources
-    from vcpusched.plan import explain
-    from vcpusched.report import display, snapshot
+    from vcpusched.report import display, snapshot, treatments
     from vcpusched.service import run_directory
     from vcpusched.text import printable
 
@@ -175,7 +175,7 @@ def _status(options: argparse.Namespace) -> int:
     healthy = state.is_healthy(time.time() - state.at)
     health = "healthy" if healthy else "degraded"
     if options.json:
-        treatment = explain.treatments_as_json(host) if host is not None else []
+        treatment = treatments.treatments_as_json(host) if host is not None else []
         answer = {"health": health, **json.loads(text), "treatment": treatment}
         print(as_json(answer, indent=2))
     else:
@@ -255,15 +255,14 @@ def _check_config(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
     from vcpusched.act.cycle import Scheduler
-    from vcpusched.plan import cpu_groups
-    from vcpusched.report import display, simulation
+    from vcpusched.report import display, simulation, treatments
     from vcpusched.simulate.simulator import Place, simulate
 
     # Rather than end at once: a progress bar has hidden the cursor.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         workload = _workload(options, settings.period)
-        if untold := cpu_groups.untold(workload.machine().cpus, settings.policy().pin_to):
+        if untold := treatments.untold(workload.machine().cpus, settings.policy().pin_to):
             print(f"vcpusched: {untold}", file=sys.stderr)
         period_ns, place = round(settings.period * 1e9), Place(options.place)
         with display.progress("Simulating", 2 * workload.periods) as advance:

@@ -35,13 +35,6 @@ from vcpusched.text import cpus_text
 FURTHER_THREAD_PPM: Final = 250_000
 """What each further thread of a core adds while the first is busy: 10 to 30 % on x86."""
 
-UNTOLD: Final = {
-    Granularity.CORE: ("core", "are threads of one core", "each is taken for a core"),
-    Granularity.CACHE: ("cache", "share a cache", "NUMA nodes stand in for caches"),
-    Granularity.NODE: ("node", "are on one NUMA node", ""),
-}
-"""For each level of the machine: where it is told, what that would be, and what is done without."""
-
 RUNNABLE_PPM: Final = PPM_PER_POINT
 """The load from which on a vCPU is taken to run now and then."""
 
@@ -124,22 +117,6 @@ class Bins:
             if members.bits & ~bits == 0 if whole else members.bits & bits:
                 found |= 1 << index
         return found
-
-
-def untold(cpus: Iterable[Cpu], granularity: Granularity) -> str:
-    """Return which level of the machine is not told, and what `sets` does instead, in one line.
-
-    Nothing when it is told of all pCPUs, or not asked for.
-    """
-    level, what, instead = UNTOLD.get(granularity, ("id", "", ""))
-    cpus = tuple(cpus)
-    missing = [cpu for cpu in cpus if getattr(cpu, level) is None]
-    if not missing:
-        return ""
-    if granularity is not Granularity.CORE and any(cpu.node is None for cpu in missing):
-        instead = "all these are taken for one set, within which the kernel alone places vCPUs"
-    of = f" of pCPUs {CpuSet.of(cpu.id for cpu in missing)}" if len(missing) < len(cpus) else ""
-    return f'pin_to = "{granularity}": this host does not tell{of} which {what}; {instead}'
 
 
 def capacity_ppm(cpus: Iterable[Cpu]) -> int:

@@ -1,19 +1,16 @@
-"""Says who may be moved, why a vCPU was moved or was not, and why an unbalanced host rests.
+"""Says why a vCPU was moved or was not, and why an unbalanced host rests.
 
 Rule: pure; words what was decided, and decides nothing.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
-from vcpusched.model import PPM, CpuSet, Granularity, Host, Vcpu
+from vcpusched.model import PPM, Granularity, Host, Vcpu
 from vcpusched.plan.cpu_groups import Bins, bins_of, waiting
 from vcpusched.plan.planner import MIN_WAIT_PPM, Floating, Plan, Policy, Stop
-from vcpusched.text import cpus_text, percent, printable, vcpu_text
-
-NAMES_MAX: Final = 24
-"""Of those that may be moved, so many are named to a person."""
+from vcpusched.text import cpus_text, percent, vcpu_text
 
 _ENDS: Final = {
     Stop.BALANCED: "the plan balances the host with other vCPUs",
@@ -30,29 +27,6 @@ _LEFT: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Treatment:
-    """vCPUs of one domain that are treated alike; `all_of_it` when it has no others.
-
-    `why` says why they are held, or what asks for them to be moved or narrows where to.
-    """
-
-    domain: str
-    uuid: str
-    vcpus: CpuSet
-    all_of_it: bool
-    held: bool
-    why: str
-
-    @property
-    def whose(self) -> str:
-        """Name them in a sentence."""
-        name = printable(self.domain)
-        if self.all_of_it:
-            return name
-        return f"vCPU{'s' if len(self.vcpus) > 1 else ''} {self.vcpus} of {name}"
-
-
-@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a vCPU was moved, or was not, as a sentence; JSON has the same fields."""
 
@@ -60,48 +34,6 @@ class Explanation:
     movable: bool
     moved: bool
     text: str
-
-
-def treatments(host: Host) -> list[Treatment]:
-    """Give for every domain whether it may be moved and why, by its name."""
-    alike: dict[tuple[str, str], dict[tuple[bool, str], list[int]]] = {}
-    for vcpu in host.vcpus:
-        of_domain = alike.setdefault((vcpu.domain, vcpu.id.uuid), {})
-        of_domain.setdefault((vcpu.fixed, vcpu.why), []).append(vcpu.id.vcpu)
-    return [
-        Treatment(domain, uuid, CpuSet.of(vcpus), len(reasons) == 1, held, why)
-        for (domain, uuid), reasons in sorted(alike.items())
-        for (held, why), vcpus in sorted(reasons.items())
-    ]
-
-
-def told(host: Host) -> list[str]:
-    """Tell how domains are treated: a line for each that is held, one for all the others."""
-    lines, movable = [], []
-    for treated in treatments(host):
-        if treated.held:
-            stay = "stays" if treated.all_of_it or len(treated.vcpus) == 1 else "stay"
-            lines.append(f"{treated.whose} {stay}: {treated.why or 'fixed'}")
-        else:
-            movable.append(treated.whose + (f" ({treated.why})" if treated.why else ""))
-    if movable:
-        more = f" and {len(movable) - NAMES_MAX} more" if len(movable) > NAMES_MAX else ""
-        lines.append(f"May be moved: {', '.join(movable[:NAMES_MAX])}{more}")
-    return lines
-
-
-def treatments_as_json(host: Host) -> list[dict[str, Any]]:
-    """Give how domains are treated, one entry for each domain and reason."""
-    return [
-        {
-            "domain": treated.domain,
-            "uuid": treated.uuid,
-            "vcpus": str(treated.vcpus),
-            "movable": not treated.held,
-            "why": treated.why,
-        }
-        for treated in treatments(host)
-    ]
 
 
 def explained(host: Host, plan: Plan, policy: Policy, domain: str) -> list[Explanation]:
@@ -115,11 +47,6 @@ def explained(host: Host, plan: Plan, policy: Policy, domain: str) -> list[Expla
         for vcpu in host.vcpus
         if domain in {vcpu.domain, vcpu.id.uuid}
     ]
-
-
-def explanations_as_json(explanations: list[Explanation]) -> list[dict[str, Any]]:
-    """Give explanations as JSON."""
-    return [asdict(one) for one in explanations]
 
 
 def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:

@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity, Host
-from vcpusched.plan import explain
 from vcpusched.plan.explain import Explanation
 from vcpusched.plan.planner import Plan, Policy
-from vcpusched.report import draw, history
+from vcpusched.report import draw, history, treatments
 from vcpusched.report.history import Event, History
 from vcpusched.report.plan_text import counted, inside_text, plan_text, sets_of
 from vcpusched.report.simulation import About, Result
@@ -125,7 +124,7 @@ def draw_explanations(domain: str, explanations: Sequence[Explanation], source: 
 
 def _treatments(host: Host) -> list[str]:
     """Tell who may be moved and who may not."""
-    lines = explain.told(host)
+    lines = treatments.told(host)
     if len(lines) > LINES_MAX:
         more = f"… and {len(lines) - LINES_MAX} more (--json tells all)"
         lines = [*lines[: LINES_MAX - 1], more, lines[-1]]

@@ -15,11 +15,11 @@ from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.act.ledger import RESETS_MAX, Changed
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
-from vcpusched.plan.cpu_groups import untold
 from vcpusched.plan.explain import settled
 from vcpusched.plan.planner import Cause, Move, Plan
 from vcpusched.report.plan_text import counted, done_text, only_lets_in
 from vcpusched.report.snapshot import host_as_json, plan_as_json
+from vcpusched.report.treatments import untold
 from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
 
 STATE_VERSION: Final = 1
