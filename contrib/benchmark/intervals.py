@@ -23,45 +23,36 @@ _HALVINGS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Mean:
-    """A mean and the limits between which it lies with a confidence of `CONFIDENCE`."""
+class Interval:
+    """A mean or ratio, and the limits between which it lies with a confidence of `CONFIDENCE`."""
 
     value: float
     low: float
     high: float
 
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A ratio (above 0) and the limits between which it lies with a confidence of `CONFIDENCE`."""
-
-    ratio: float
-    low: float
-    high: float
-
     @property
     def is_above_one(self) -> bool:
-        """Whether it is more than 1 beyond the noise."""
+        """Return whether a ratio is more than 1 beyond the noise."""
         return self.low > 1
 
     @property
     def is_below_one(self) -> bool:
-        """Whether it is less than 1 beyond the noise."""
+        """Return whether a ratio is less than 1 beyond the noise."""
         return self.high < 1
 
 
-def mean_of(values: Sequence[float]) -> Mean:
-    """Give the mean of these values. Raises ValueError for fewer than `PAIRS_MIN`."""
+def mean_of(values: Sequence[float]) -> Interval:
+    """Return the mean of these values. Raises ValueError for fewer than `PAIRS_MIN`."""
     if len(values) < PAIRS_MIN:
         raise ValueError(f"{len(values)} values say nothing of the noise")
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / math.sqrt(len(values))
     reach = student_t(CONFIDENCE, len(values) - 1) * error
-    return Mean(mean, mean - reach, mean + reach)
+    return Interval(mean, mean - reach, mean + reach)
 
 
 def ratio_of_pairs(before: Sequence[float], after: Sequence[float]) -> Interval:
-    """Give the ratio of `after` to `before`, whose values belong together pair by pair.
+    """Return the ratio of `after` to `before`, whose values belong together pair by pair.
 
     Raises ValueError for fewer than `PAIRS_MIN` pairs, for values without partner, and for values
     that are not above 0.
@@ -75,7 +66,7 @@ def ratio_of_pairs(before: Sequence[float], after: Sequence[float]) -> Interval:
 
 
 def student_t(confidence: float, degrees: int) -> float:
-    """Give the t that a value of Student's distribution does not exceed, with this confidence.
+    """Return the t that a value of Student's distribution does not exceed, with this confidence.
 
     Either way: |T| <= t. `confidence` above 0 and below 1, `degrees` of freedom from 1 on. Raises
     ValueError for others.
@@ -95,7 +86,7 @@ def student_t(confidence: float, degrees: int) -> float:
 
 
 def _within(t: float, degrees: int) -> float:
-    """Give the probability that |T| <= t.
+    """Return the probability that |T| <= t.
 
     Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 (odd degrees) and 26.7.4
     (even ones): finite series in the cosine of atan(t / sqrt(degrees)).

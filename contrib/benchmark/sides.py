@@ -14,7 +14,6 @@ import enum
 import functools
 import gc
 import importlib
-import inspect
 import re
 import subprocess
 import sys
@@ -118,18 +117,6 @@ class Side:
         plans = sum(period.planned for period in result.periods)
         return Service(plans, len(result.pins), tuple(clock.took_ns))
 
-    def lines(self) -> tuple[int, int]:
-        """Return how many modules the planner has, and how many lines, without model and text."""
-        found: dict[str, int] = {}
-        waiting = [_of("planner", "plan", self.package).__module__]
-        while waiting:
-            module = waiting.pop()
-            if module not in found and module.rpartition(".")[2] not in {"model", "text"}:
-                source = inspect.getsource(importlib.import_module(module))
-                found[module] = source.count("\n")
-                waiting += re.findall(rf"^from ({self.package}\.\S+) import", source, re.MULTILINE)
-        return len(found), sum(found.values())
-
 
 HERE: Final = Side("now", PACKAGE)
 
@@ -145,7 +132,7 @@ def timed(rule: Callable[[Any], Any], side: Side = HERE) -> Planner:
 
     def planner(host: Host) -> tuple[Plan, int]:
         theirs = side.converted(host)
-        gc.disable()  # what others left behind is cleared away at nobody's cost
+        gc.disable()  # garbage of other work must not count
         try:
             began_ns = time.process_time_ns()
             found = rule(theirs)

@@ -38,7 +38,7 @@ UNPRIVILEGED = "nobody"
 FLOPPY_BYTES = 1_474_560  # what makes the BIOS take the image for a 1.44 MB floppy
 # What makes a daemon another host than this one: files of its own below /etc, and a name.
 APART = 'mount -t overlay overlay -o lowerdir="$0":/etc /etc && hostname "$1" && shift && exec "$@"'
-# libvirt would otherwise start a logging daemon, and label files nobody else uses.
+# libvirt would otherwise start a logging daemon, and label files that only the lab uses.
 QEMU_CONF = 'stdio_handler = "file"\nsecurity_driver = "none"\nmemory_backing_dir = "{memory}"\n'
 
 
@@ -98,19 +98,19 @@ class Lab:
 
     @property
     def directory(self) -> Path:
-        """Where the lab lives."""
+        """Return where the lab lives."""
         if self._directory is None:
             raise LabError("The lab is not open.")
         return self._directory
 
     @property
     def uri(self) -> str:
-        """What a client connects to, whoever it runs as, if it may use the socket; root may."""
+        """Return what a client of any user connects to, if it may use the socket; root may."""
         return f"qemu:///session?socket={quote(str(self._socket))}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """The whole environment for a client program that runs as the lab's user."""
+        """Return the whole environment for a client program that runs as the lab's user."""
         foreign = ("XDG_", "LIBVIRT_", "DBUS_", "SUDO_", "VIRSH_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return kept | {
@@ -128,12 +128,12 @@ class Lab:
 
     @property
     def guests(self) -> dict[str, Guest]:
-        """The guests by name, in the order in which they were added."""
+        """Return the guests by name, in the order in which they were added."""
         return dict(self._guests)
 
     @property
     def daemon_pid(self) -> int:
-        """The process id of the running daemon."""
+        """Return the process id of the running daemon."""
         return self._daemon.pid
 
     def command(self, args: Sequence[str]) -> list[str]:
@@ -274,7 +274,7 @@ class Lab:
         return self.directory / "run/libvirt" / f"{name.removesuffix('d')}-sock"
 
     def _disconnect(self) -> None:
-        """Give up the connection, without minding how."""
+        """Close the connection, whether that works or not."""
         if self._connection is not None:
             with contextlib.suppress(libvirt.libvirtError):
                 self._connection.close()

@@ -109,7 +109,7 @@ def make_directory(wanted: Path | None) -> Path:
 
 
 def _listening(path: Path) -> bool:
-    """Tell whether connections are taken there, without the complaints libvirt prints if not."""
+    """Return whether connections are taken there, without the complaints libvirt prints if not."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))

@@ -94,7 +94,7 @@ class GuestPlan:
 class Guest:
     """A guest of a `Lab`, which makes it (`Lab.add_guest`).
 
-    It finds its domain anew for each use, so it outlives restarts of the daemon.
+    It looks its domain up for each use, so it outlives restarts of the daemon.
     """
 
     def __init__(self, plan: GuestPlan, xml: str, connection: Callable[[], Any]) -> None:
@@ -192,7 +192,7 @@ class Guest:
             self._pin(vcpu, {cpu})
 
     def confine(self, cpus: Collection[int]) -> None:
-        """Let all vCPUs run on these CPUs, live only, as whoever keeps a pool of CPUs does."""
+        """Let all vCPUs run on these CPUs, live only, as a pool is kept."""
         for vcpu in range(self.plan.vcpus):
             self._pin(vcpu, cpus)
 
@@ -231,13 +231,13 @@ class Guest:
         try:
             self.domain().pinVcpuFlags(vcpu, flags, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
-            told = f"CPU {', '.join(map(str, sorted(cpus)))}"
+            names = f"CPU {', '.join(map(str, sorted(cpus)))}"
             raise LabError(
-                f"vCPU {vcpu} of guest {self.name} cannot be pinned to {told}: {error}."
+                f"vCPU {vcpu} of guest {self.name} cannot be pinned to {names}: {error}."
             ) from error
 
     def _runs_as(self, pid: int) -> bool:
-        """Tell whether this process is the guest's QEMU."""
+        """Return whether this process is the guest's QEMU."""
         command = arguments(pid)
         return "-uuid" in command and self.uuid in command
 

@@ -20,7 +20,7 @@ MARKER = b"duty"
 PERIOD_S = 0.02
 FULL_SHARE = 1000
 HALTS = b"\xfa\xf4\xeb\xfd".ljust(510, b"\0") + b"\x55\xaa"  # cli; hlt; and again, if woken
-# Administrators' tools live where an ordinary user's PATH does not look.
+# Administrators' tools live outside an ordinary user's PATH.
 MORE_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/libexec", "/usr/lib/libvirt")
 
 _STEP = struct.Struct("<I")

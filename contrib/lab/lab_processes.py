@@ -69,7 +69,7 @@ def _name(command: list[str]) -> str:
 
 
 def _belongs(pid: int, directory: Path) -> bool:
-    """Tell whether a process is a daemon or a guest of the lab in `directory`."""
+    """Return whether a process is a daemon or a guest of the lab in `directory`."""
     command = arguments(pid)
     if not _name(command).startswith(PROGRAMS):
         return False

@@ -29,7 +29,7 @@ GUESTS: Final = {
     "wiki": [0.15],
     "backup": [0.10],
 }
-"""The small ones together want about as much as each large one. Large ones that share a pCPU look
+"""The small ones together want about as much as each large one. Large ones that share a pCPU seem
 as if each wanted all of it, so a first plan puts two of the three on the other pCPU and leaves the
 small ones with the third: that is balanced, too, when they turn out to want less."""
 

@@ -97,7 +97,7 @@ def shown(
     for_s: float = PATIENCE_S,
     then: bytes = b"",
 ) -> pyte.Screen:
-    """Give what a command shows on a terminal when it has ended, or after a time.
+    """Return what a command shows on a terminal when it has ended, or after a time.
 
     With keys for `then` the screen is the one after `for_s`; they are to end the command. Raises
     TimeoutError.

@@ -50,12 +50,12 @@ SMALL = [
 
 
 def moves(found: Plan) -> list[tuple[str, str]]:
-    """Give guest and target of each move."""
+    """Return guest and target of each move."""
     return [(move.domain, str(move.to_cpus)) for move in found.moves]
 
 
 def change(drawn: Host, name: str, *, fixed: bool = False, allowed: str | None = None) -> Host:
-    """Give the host with one guest fixed or masked."""
+    """Return the host with one guest fixed or masked."""
     return dataclasses.replace(
         drawn,
         vcpus=tuple(
@@ -132,7 +132,7 @@ def test_rules_obey_and_do_not_depend_on_order(rule: Rule) -> None:
 
 
 def tiny_host(seed: int) -> Host:
-    """Give a host of up to 7 vCPUs and 3 pCPUs: some masked, some fixed, some host load."""
+    """Return a host of up to 7 vCPUs and 3 pCPUs: some masked, some fixed, some host load."""
     chance = random.Random(seed)
     count = chance.choice([2, 3])
     drawn = host(
@@ -159,7 +159,7 @@ def tiny_host(seed: int) -> Host:
 
 
 def fewest_by_trying(drawn: Host) -> int | None:
-    """Give the fewest pin changes to balance, by trying every placement."""
+    """Return the fewest pin changes to balance, by trying every placement."""
     choices = [tuple(vcpu.cpus if vcpu.fixed else vcpu.allowed) for vcpu in drawn.vcpus]
     best = None
     for places in itertools.product(*choices):
@@ -393,7 +393,7 @@ class Settings:
 
 @pytest.fixture
 def former(tmp_path: Path) -> Iterator[Side]:
-    """Give a commit without rooms, which moves the first vCPUs to the last pCPU."""
+    """Return a commit without rooms, which moves the first vCPUs to the last pCPU."""
     (tmp_path / "vcpusched").mkdir()
     texts = {"model": FORMER_MODEL, "planner": FORMER_PLANNER, "config": FORMER_SETTINGS}
     for name, text in texts.items():
@@ -416,7 +416,6 @@ def test_a_commit_without_rooms_is_asked_in_its_own_words(former: Side) -> None:
             vcpu.id for vcpu in drawn.vcpus[: len(expected)]
         ]
         assert took_ns >= 0
-    assert former.lines() == (1, FORMER_PLANNER.count("\n"))
 
 
 def test_a_host_of_which_a_commit_would_lose_something_is_refused(former: Side) -> None:
@@ -435,7 +434,6 @@ def test_the_planner_of_a_commit_is_another_one() -> None:
             assert type(there.converted(drawn)).__module__ == f"{there.package}.model"
         found, _ = there.planner(**PLAIN)(host([30, 30], []))
         assert len(found.moves) == 1
-        assert there.lines()[1] > 1000
         package = there.package
     assert not [name for name in sys.modules if name.partition(".")[0] == package]
 
@@ -466,7 +464,7 @@ def test_what_bound_vcpus_get() -> None:
 def test_who_is_served_worse() -> None:
     """{60 60} {100}: 50 each and 100; with all of them on one, 33: a lower level.
 
-    {100 100} {}: parting them is no loss; {100} {}: two on one are, since nobody fell short before.
+    {100 100} {}: parting them is no loss; {100} {}: two on one are, since none fell short before.
     """
     apart, beside_all = shared(host([60, 60], [100])), shared(host([60, 60, 100], []))
     assert is_worse(apart, beside_all)

@@ -28,7 +28,7 @@ def test_student_t(confidence: float, degrees: int, known: float) -> None:
 def test_the_interval_of_known_pairs() -> None:
     """Logarithms of 1, 2 and 3: mean 2, deviation 1, so 2 +- 4.303 / sqrt(3)."""
     found = ratio_of_pairs([1.0, 1.0, 2.0], [math.e, math.e**2, 2 * math.e**3])
-    assert math.log(found.ratio) == pytest.approx(2)
+    assert math.log(found.value) == pytest.approx(2)
     assert math.log(found.low) == pytest.approx(2 - 4.3027 / math.sqrt(3), abs=0.0005)
     assert math.log(found.high) == pytest.approx(2 + 4.3027 / math.sqrt(3), abs=0.0005)
 
@@ -37,14 +37,14 @@ def test_the_interval_turns_with_its_pairs() -> None:
     """What is halved one way is doubled the other way, limits and all."""
     values = [3.0, 4.0, 5.0], [7.0, 7.5, 9.0]
     there, back = ratio_of_pairs(*values), ratio_of_pairs(*reversed(values))
-    assert there.ratio == pytest.approx(1 / back.ratio)
+    assert there.value == pytest.approx(1 / back.value)
     assert there.low == pytest.approx(1 / back.high)
 
 
 def test_noise_that_hits_both_of_a_pair_is_none() -> None:
     """Pairs that differ tenfold from each other, but not within: the ratio is known exactly."""
     found = ratio_of_pairs([1.0, 10.0, 100.0], [2.0, 20.0, 200.0])
-    assert (found.low, found.ratio, found.high) == pytest.approx((2, 2, 2))
+    assert (found.low, found.value, found.high) == pytest.approx((2, 2, 2))
     assert found.is_above_one
     assert not found.is_below_one
 

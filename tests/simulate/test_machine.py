@@ -12,7 +12,7 @@ SECOND = 1000 * MS
 
 
 def threads(*affinities: int, weights: tuple[int, ...] = ()) -> list[Thread]:
-    """Give threads with these bits as affinities, each last seen on the lowest."""
+    """Return threads with these bits as affinities, each last seen on the lowest."""
     return [
         Thread(
             index,
@@ -292,7 +292,7 @@ def test_whoever_is_on_a_worse_cpu_follows() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_no_work_is_lost_or_made_up_on_a_machine_of_all_sorts(seed: int) -> None:
-    """Random bursts, masks and weights: a core does what it can and no more, and nobody idles.
+    """Random bursts, masks and weights: a core does what it can and no more, and none idles.
 
     What a thread did is at most what its time was good for, on the best of its pCPUs alone, and at
     least what it was on the worst of them with a busy core.

@@ -50,7 +50,7 @@ def drawn(*cpus: Sequence[float], periods: int = PERIODS) -> Workload:
 
 
 def guest(name: str, percents: Sequence[float], pin: str | None = None) -> Guest:
-    """Give a guest of one vCPU with these loads."""
+    """Return a guest of one vCPU with these loads."""
     loads = tuple(round(percent * PPM_PER_POINT) for percent in percents)
     return Guest(name, (loads,), pin=CpuSet.parse(pin) if pin is not None else None)
 
@@ -61,7 +61,7 @@ def run(workload: Workload, place: Place = Place.RANDOM) -> simulation.Result:
 
 
 def last_gap(result: simulation.Result) -> float:
-    """Give the mean gap of the last ten periods, in points."""
+    """Return the mean gap of the last ten periods, in points."""
     return sum(period.gap_ppm for period in result.periods[-10:]) / 10 / PPM_PER_POINT
 
 
@@ -99,7 +99,7 @@ def test_five_equal_vcpus_on_four() -> None:
 
 @pytest.mark.parametrize("load", [50, 60, 75, 90])
 def test_five_equal_vcpus_of_which_two_fill_a_cpu(load: int) -> None:
-    """Two on one pCPU cannot finish and wait, so they look larger than their like; yet rest.
+    """Two on one pCPU cannot finish and wait, so they seem larger than their like; yet rest.
 
     What a vCPU ran while alone is remembered. Only of the first two there is no such memory: from
     {60? 60?} {60} {60} {60}, where the estimate of both is 75, one of them and the vCPU in its new
@@ -156,7 +156,7 @@ def test_five_equal_vcpus_crowded() -> None:
 
 
 def test_three_alone_on_four() -> None:
-    """{80 60 40} {} {} {}: two leave in the first plan or two, and nobody moves once alone."""
+    """{80 60 40} {} {} {}: two leave in the first plan or two, and none moves once alone."""
     result = run(drawn([80, 60, 40], [], [], []))
     assert len(result.pins) == 2
     assert all(pin.period < 10 for pin in result.pins)
@@ -397,7 +397,7 @@ def test_the_kernel_takes_no_pin_outside_a_cpuset() -> None:
 
 
 def test_weights_decide_what_is_fair() -> None:
-    """{100 100 100} {100*} with weights of 100 and (*) 1024: nobody joins the heavy one.
+    """{100 100 100} {100*} with weights of 100 and (*) 1024: none joins the heavy one.
 
     With 1024 for all, as version 1 has it, one did and fell from 33 % to 9 %.
     """

@@ -79,7 +79,7 @@ def test_floating_in_a_pool(tmp_path: Path) -> None:
 
 
 def test_the_command_line_outranks_the_file(tmp_path: Path) -> None:
-    """Periods and seed may be given anew."""
+    """Periods and seed may be overridden."""
     path = written(tmp_path, HEAD + 'seed = 3\n[[guest]]\nname = "a"\nload = 50\nnoise = 10\n')
     assert read_toml(path).seed == 3
     longer = read_toml(path, periods=20, seed=4)
@@ -88,7 +88,7 @@ def test_the_command_line_outranks_the_file(tmp_path: Path) -> None:
 
 
 def test_a_topology(tmp_path: Path) -> None:
-    """What is told, by pCPU; what is not, is not known, and a pCPU that is not named does 100 %."""
+    """What is given, by pCPU; else it is not known, and a pCPU that is not named does 100%."""
     text = (
         'cpus = 4\nperiods = 10\nnodes = ["0-1", "2-3"]\ncaches = ["0-1"]\ncores = ["0,1", "3"]\n'
         'capacities = [["2", 62.5], ["3", 100]]\n'
@@ -192,7 +192,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """A missing file, a folder, bytes that are no text, and a damaged gzip are told apart."""
+    """A missing file, a folder, bytes that are no text, and a damaged gzip are distinguished."""
     with pytest.raises(WorkloadError, match="cannot be read: No such file"):
         read_toml(tmp_path / "none")
     with pytest.raises(WorkloadError, match="cannot be read: Is a directory"):
@@ -316,7 +316,7 @@ def test_splitting_a_load() -> None:
 
 
 def part_up_to(values: Sequence[float], limit: float) -> float:
-    """Give the part of values not above a limit."""
+    """Return the part of values not above a limit."""
     return sum(value <= limit + 1e-9 for value in values) / len(values)
 
 
@@ -348,7 +348,7 @@ def test_made_up_guests_are_as_published() -> None:
 
 
 def correlation(values: Sequence[float]) -> float:
-    """Give the correlation of each value with the next."""
+    """Return the correlation of each value with the next."""
     mean = sum(values) / len(values)
     spread = sum((value - mean) ** 2 for value in values)
     return sum((a - mean) * (b - mean) for a, b in itertools.pairwise(values)) / spread

@@ -43,8 +43,8 @@ _FULL: Final = 1_000_000
 """A speed or worth in ppm: that of the strongest pCPU when its siblings idle."""
 
 FURTHER_THREAD_PERCENT: Final = 25
-"""What each further busy thread adds to what a core does, in percent of one that is alone. Told
-here anew: what is tried on this machine must not set what it is tried by."""
+"""What each further busy thread adds to what a core does, in percent of one that is alone. Defined
+here as well, because the simulation must not judge the planner by the planner's own constant."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +65,7 @@ class Thread:
 
     @property
     def floats(self) -> bool:
-        """Whether it may use several pCPUs."""
+        """Return whether it may use several pCPUs."""
         return bool(self.affinity & (self.affinity - 1))
 
 
@@ -75,7 +75,7 @@ class _Queue:
 
     `capacity` is what it does when its siblings idle, in ppm of a full pCPU. `speed` is that of it
     if it is busy, `worth` as it would be if it were not. `version` counts the changes of
-    `runnable`: what was foretold before one is void.
+    `runnable`: what was predicted before one is void.
     """
 
     cpu: int
@@ -99,7 +99,7 @@ class _Queue:
             self.worth = self.capacity * FURTHER_THREAD_PERCENT // 100
 
     def for_speed(self, weight: int) -> int:
-        """Give the weight that would mean the same on a pCPU of full speed."""
+        """Return the weight that would mean the same on a pCPU of full speed."""
         return weight * _FULL // self.speed
 
 
@@ -132,13 +132,13 @@ class Machine:
         self.now_ns = 0
 
     def used_ns(self) -> list[int]:
-        """Give how long each pCPU has been busy since the beginning."""
+        """Return how long each pCPU has been busy since the beginning."""
         return [queue.used_ns for queue in self._queues]
 
     def run(self, until_ns: int, bursts: Iterable[tuple[int, int, Thread]]) -> None:
         """Let time pass; `bursts` are (moment, work in ns, thread), in the order of moments.
 
-        At the end nobody is runnable: what is left of a thread's work stays in its `left_ns`.
+        At the end no thread is runnable: what is left of a thread's work stays in its `left_ns`.
         """
         arriving = iter(bursts)
         burst = next(arriving, None)
@@ -194,7 +194,7 @@ class Machine:
             thread.wait_ns += passed_ns - run_ns
 
     def _changed(self, queue: _Queue) -> None:
-        """Take note of a pCPU's new runnable threads, and foretell when the first is done."""
+        """Take note of a pCPU's new runnable threads, and predict when the first is done."""
         bit, runnable = 1 << queue.cpu, queue.runnable
         was_idle = self._idle & bit
         self._idle = self._idle & ~bit | (0 if runnable else bit)
@@ -204,15 +204,15 @@ class Machine:
             for sibling in queue.siblings:
                 self._settle(sibling)
                 sibling.beside()
-                self._foretell(sibling)
-        self._foretell(queue)
+                self._predict(sibling)
+        self._predict(queue)
 
-    def _foretell(self, queue: _Queue) -> None:
+    def _predict(self, queue: _Queue) -> None:
         queue.version += 1
         runnable, weight = queue.runnable, queue.weight
         if not runnable:
             return
-        # Rounded up, and what is done down: nobody gets more than is left.
+        # Rounded up, and what is done down: no thread gets more than is left.
         first_ns = min(
             -(-thread.left_ns * weight * _FULL // (thread.weight * queue.speed))
             for thread in runnable
@@ -273,7 +273,7 @@ class Machine:
         return self._choose_of(idle, thread) if idle else self._lightest(thread)
 
     def _choose_of(self, idle: int, thread: Thread) -> int:
-        """Give the one of idle pCPUs that is worth most, where it was or else the next upwards."""
+        """Return the idle pCPU that is worth most, where it was or else the next upwards."""
         if not self._even:
             cpus = _bits(idle)
             most = max(self._queues[cpu].worth for cpu in cpus)
@@ -281,7 +281,7 @@ class Machine:
         return _next_bit(idle, thread.on)
 
     def _lightest(self, thread: Thread, without: int | None = None) -> int:
-        """Give the allowed pCPU with the least runnable weight, the next one upwards of several."""
+        """Return the allowed pCPU with the least runnable weight, of several the next upwards."""
 
         def rank(cpu: int) -> tuple[int, bool, int]:
             queue = self._queues[cpu]
@@ -344,6 +344,6 @@ def _bits(bits: int) -> Sequence[int]:
 
 
 def _next_bit(bits: int, start: int) -> int:
-    """Give the first of the bits from `start` on upwards, beginning again at the lowest."""
+    """Return the first of the bits from `start` on upwards, beginning again at the lowest."""
     above = bits >> start
     return start + (above & -above).bit_length() - 1 if above else (bits & -bits).bit_length() - 1

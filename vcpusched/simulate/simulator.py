@@ -140,7 +140,7 @@ class SimulatedHost:
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set a vCPU's affinity, from the next period on.
 
-        Raises VanishedError when its domain has ended or was started anew, what the guest answers
+        Raises VanishedError when its domain has ended or was restarted, what the guest answers
         by its description, CpuRefusedError for pCPUs outside its cpuset, and HypervisorError for
         pCPUs that the host does not have.
         """
@@ -177,7 +177,7 @@ class SimulatedHost:
         """Write nothing down."""
 
     def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
-        """Mark a guest until it ends. Raises VanishedError when it has, or was started anew."""
+        """Mark a guest until it ends. Raises VanishedError when it has, or was restarted."""
         number = self._number(uuid, domain_id=domain_id)
         known = self._definitions[number]
         self._definitions[number] = dataclasses.replace(known, origin=dict(origin))

@@ -7,7 +7,7 @@ Terms: a trace is a text of one row per guest, `day,288 integers` (PlanetLab: pe
     every 5 minutes) or `id,vcpus,integers` (Bitbrains: permille of all its vCPUs). One value of
     a trace is one period of the simulation, so time is compressed. For guests that are made up a
     step is one period, and the peak is the load that the bursts of a guest reach.
-Problem: traces give one value every 5 minutes, and cannot be had in any size; a scheduler looks
+Problem: traces have one value every 5 minutes, and not any number of guests; a scheduler samples
     every few seconds.
 Approach: each guest is drawn from distributions published for Azure's guests of 2019 (read off
     figures, so good to 3 points): its vCPUs, its life, its mean load, and the load that it
@@ -72,7 +72,7 @@ class Row:
 
 
 def is_trace(text: str) -> bool:
-    """Tell whether a text looks like a trace."""
+    """Return whether a text looks like a trace."""
     return re.match(r"[0-9]+,[0-9]+,[0-9]+", text) is not None
 
 
@@ -143,7 +143,7 @@ Distribution = Sequence[tuple[float, float]]
 
 
 def quantile(distribution: Distribution, part: float) -> float:
-    """Give the value that this part of the guests does not exceed."""
+    """Return the value that this part of the guests does not exceed."""
     index = bisect.bisect_left([share for _, share in distribution], part, 1)
     (low, below), (high, upto) = distribution[index - 1 : index + 1]
     return low + (high - low) * (part - below) / (upto - below)

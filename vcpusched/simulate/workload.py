@@ -55,7 +55,7 @@ class Guest:
     end. `allowed` is its definition, `cpuset` what the kernel lets it use, `memory_nodes` the NUMA
     nodes that its memory is strictly on, none for anywhere; `policy` what its metadata asks for,
     None for nothing; `pin` the affinity that it starts with, None where the simulation chooses one.
-    At each period of `restarts` it starts anew.
+    At each period of `restarts` it is restarted.
     """
 
     name: str

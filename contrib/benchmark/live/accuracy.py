@@ -1,7 +1,7 @@
 """How true the reported usage is, beside schedstat and beside a Linux guest's own view.
 
 Rule: readings and their means; one guest runs at a time and all others are paused, so that no
-reading is of a crowded pCPU unless the machine is crowded by somebody else.
+reading is of a crowded pCPU unless other work crowds the machine.
 
 An emulated guest sees no steal: what its vCPU waits for on the host is busy time to it, so usage
 and wait together must be its own figure. Its scheduler moves a lone worker between its vCPUs, so
@@ -22,7 +22,7 @@ from lab import Guest, Lab
 from lab_guest import GuestPlan
 from live.blocks import Timing
 from live.scenarios import SETTINGS
-from live.service import PATIENCE_S, LiveError, Service, running
+from live.service import LIMIT_S, LiveError, Service, running
 from tables import Table
 
 TITLE: Final = "How true the reported usage is"
@@ -79,7 +79,7 @@ def measure(lab: Lab, timing: Timing) -> Iterator[Reading]:
 
 
 def table(readings: Sequence[Reading], timing: Timing) -> Table:
-    """Give the means of all blocks of each guest."""
+    """Return the means of all blocks of each guest."""
     rows = []
     for name in dict.fromkeys(reading.guest for reading in readings):
         found = [reading for reading in readings if reading.guest == name]
@@ -104,7 +104,7 @@ def table(readings: Sequence[Reading], timing: Timing) -> Table:
 def _add_linux(
     lab: Lab, image: linux_guest.LinuxGuestImage, vcpus: int, workers: int, load: int
 ) -> tuple[Guest, Report]:
-    """Boot a Linux guest; gives it with what waits for its next report, once it works."""
+    """Boot a Linux guest, and return it with what waits for its next report, once it works."""
     name = f"stress-{workers}x{load}-on-{vcpus}"
     console = lab.directory / "temporary" / f"{name}.log"
     xml = linux_guest.domain_xml(name, image, vcpus, workers, console, load)
@@ -112,11 +112,11 @@ def _add_linux(
     uuid, path = domain.UUIDString(), image.initramfs
     plan = GuestPlan(name, uuid, vcpus, vcpus, cpuset=None, persistent=False, image=path)
 
-    def report(limit_s: float = PATIENCE_S) -> linux_guest.GuestStat:
+    def report(limit_s: float = LIMIT_S) -> linux_guest.GuestStat:
         deadline_s, known = time.monotonic() + limit_s, len(_reports(console))
         while len(found := _reports(console)) <= known:
             if time.monotonic() > deadline_s:
-                raise LiveError(f"guest {name} has told nothing in {limit_s:g} s")
+                raise LiveError(f"guest {name} has reported nothing in {limit_s:g} s")
             time.sleep(0.05)
         return found[-1]
 
@@ -151,7 +151,7 @@ def _read(guest: Guest, report: Report | None, service: Service, timing: Timing)
 
 
 def _account(guest: Guest) -> tuple[int, int, int]:
-    """Give how long all vCPUs have run and waited, and when that was read, in ns."""
+    """Return how long all vCPUs have run and waited, and when that was read, in ns."""
     found = [guest.schedstat(vcpu) for vcpu in range(guest.plan.vcpus)]
     return sum(one.run_ns for one in found), sum(one.wait_ns for one in found), found[0].at_ns
 

@@ -69,7 +69,7 @@ class Got:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block. `pins` is what the daemon did in all, `late_pins` those after the rest.
+    """One block; `pins` counts what the daemon did in all.
 
     `beside` is what else took the scenario's pCPUs, in pCPUs: other processes, the daemon, libvirt,
     what QEMU does beside its vCPUs, and what a hypervisor below took away. Pins and `pins_failing`
@@ -81,7 +81,6 @@ class Block:
     guests: Mapping[str, Got]
     beside: float = 0.0
     pins: int = 0
-    late_pins: int = 0
     pins_failing: int = 0
 
 
@@ -138,7 +137,6 @@ def _block(host: Host, scenario: Scenario, timing: Timing, pair: int, *, daemon:
         if service is not None:
             service.wait_past(0)
         time.sleep(timing.rest_s)
-        rested = service.state() if service is not None else {}
         busy_s, began_s = _busy_s(scenario.cpus), time.monotonic()
         before = {shape.name: _read(host.guests[shape.name]) for shape in scenario.guests}
         time.sleep(timing.measure_s)
@@ -163,7 +161,6 @@ def _block(host: Host, scenario: Scenario, timing: Timing, pair: int, *, daemon:
             guests=guests,
             beside=beside,
             pins=int(state["pins"]),
-            late_pins=int(state["pins"]) - int(rested["pins"]),
             pins_failing=len(state["pins_failing"]),
         )
 

@@ -111,14 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "--system",
         action="store_true",
         help="on this host's own libvirtd, with KVM guests that quotas hold to what they want;"
-        " it must have no guests",
-    )
-    parser.add_argument(
-        "--by",
-        choices=list(Measure),
-        default=Measure.WORK,
-        help="judge guests by the work that they count, or by the time that the kernel gives them:"
-        " for emulated pCPUs, which share real ones (default: work; with --machine time)",
+        " it must have no guests; judged by the time that the kernel gives them",
     )
     parser.add_argument(
         "--against", metavar="COMMIT", help="measure what the daemon of a commit costs, too"
@@ -209,12 +202,13 @@ def _verdicts(
     """Measure and judge the scenarios, and keep all that was measured and concluded."""
     blocks: dict[str, list[Block]] = {}
     verdicts: dict[str, Verdict] = {}
+    measure_by = Measure.TIME if chosen.system else Measure.WORK
     for name, scenario in taken.items():
         with SystemHost() if chosen.system else Lab() as host:
             furnish(host, scenario, online)
             measuring = follow(measure(host, scenario, timing), 2 * timing.pairs, scenario.title)
             blocks[name] = list(measuring)
-        verdicts[name] = judge(scenario, blocks[name], Measure(chosen.by))
+        verdicts[name] = judge(scenario, blocks[name], measure_by)
         _show([guests_table(scenario, verdicts[name])])
     if taken:
         tables = live_tables(taken, verdicts, timing)

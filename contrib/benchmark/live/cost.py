@@ -1,10 +1,10 @@
 """What the daemon costs beside a small C program that asks libvirt: CPU time per cycle, and memory.
 
-Rule: readings of the kernel and their means; guests that halt, since what they do costs nobody.
+Rule: readings of the kernel and their means; guests that halt, so that they take no time.
 
-Approach: nobody, the C program (`libvirt_reader.c`), the daemon of a commit and the daemon of this
-    tree run one after the other on the same guests, round after round, every second round from the
-    last to the first, so that what else the machine does hits all alike.
+Approach: the C program (`libvirt_reader.c`), the daemon of a commit and the daemon of this tree
+    run one after the other on the same guests, round after round, every second round from the last
+    to the first, so that what else the machine does hits all alike.
 """
 
 import contextlib
@@ -24,14 +24,13 @@ from lab import Lab
 from lab_processes import cpu_s
 from live.blocks import Timing
 from live.scenarios import SETTINGS
-from live.service import PATIENCE_S, POLL_S, LiveError, running
+from live.service import LIMIT_S, POLL_S, LiveError, running
 from tables import Table
 
 SIZES: Final = ((10, 2), (40, 2), (100, 4))
 """How many guests, of how many vCPUs each."""
 
 PERIOD_S: Final = 0.5
-NOBODY: Final = "nobody"
 READER: Final = "C program"
 SOURCE: Final = Path(__file__).with_name("libvirt_reader.c")
 
@@ -40,7 +39,7 @@ SOURCE: Final = Path(__file__).with_name("libvirt_reader.c")
 class Cost:
     """What one run of one side cost, per cycle, of which there were `cycles`.
 
-    Memory, and the time until it told systemd that it is ready, are only known of the daemon.
+    Memory, and the time until it was ready, are only known of the daemon.
     """
 
     side: str
@@ -55,9 +54,9 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class _Process:
-    """A side that runs; `pid` is None for nobody."""
+    """A side that runs."""
 
-    pid: int | None
+    pid: int
     cycle: Callable[[], int]
     ready_s: float | None = None
 
@@ -71,7 +70,7 @@ def sides(tree: Path | None, commit: str) -> Iterator[Mapping[str, Side]]:
     with tempfile.TemporaryDirectory(prefix="vcpusched-live-") as directory:
         program = Path(directory, "libvirt_reader")
         _build(program)
-        found: dict[str, Side] = {NOBODY: _nobody, READER: lambda lab: _reader(lab, program)}
+        found: dict[str, Side] = {READER: lambda lab: _reader(lab, program)}
         if tree is not None:
             found[commit] = lambda lab: _daemon(lab, tree)
         found["now"] = lambda lab: _daemon(lab, None)
@@ -99,10 +98,7 @@ def table(costs: Sequence[Cost], timing: Timing) -> Table:
     rows = []
     for (guests, vcpus, side), its in by_side.items():
         together = mean_of(_together(its))
-        ratio = "-"  # nobody may have taken nothing
-        if side != NOBODY:
-            beside = ratio_of_pairs(_together(by_side[guests, vcpus, READER]), _together(its))
-            ratio = f"{beside.ratio:.2f} ({beside.low:.2f}-{beside.high:.2f})"
+        beside = ratio_of_pairs(_together(by_side[guests, vcpus, READER]), _together(its))
         rows.append(
             (
                 f"{guests} x {vcpus}",
@@ -110,7 +106,7 @@ def table(costs: Sequence[Cost], timing: Timing) -> Table:
                 _mean([cost.own_ms for cost in its]),
                 _mean([cost.libvirtd_ms for cost in its]),
                 f"{together.value:.2f} ({together.low:.2f}-{together.high:.2f})",
-                ratio,
+                f"{beside.value:.2f} ({beside.low:.2f}-{beside.high:.2f})",
                 _mean([cost.memory_mib for cost in its]),
                 _mean([cost.ready_s for cost in its]),
             )
@@ -156,17 +152,12 @@ def _cost(lab: Lab, process: _Process, timing: Timing, side: str, size: tuple[in
 
 def _read(lab: Lab, process: _Process) -> tuple[int, float, float]:
     """Return the number of the cycle that ends next, and the CPU time of it and of libvirtd."""
-    before, deadline_s = process.cycle(), time.monotonic() + PATIENCE_S
+    before, deadline_s = process.cycle(), time.monotonic() + LIMIT_S
     while (cycle := process.cycle()) == before:
         if time.monotonic() > deadline_s:
-            raise LiveError(f"there was no cycle after {before} in {PATIENCE_S:g} s")
+            raise LiveError(f"there was no cycle after {before} in {LIMIT_S:g} s")
         time.sleep(POLL_S)
-    return cycle, cpu_s(process.pid) if process.pid else 0.0, lab.daemon_cpu_s()
-
-
-@contextlib.contextmanager
-def _nobody(_lab: Lab) -> Iterator[_Process]:
-    yield _Process(None, lambda: int(time.monotonic() / PERIOD_S))
+    return cycle, cpu_s(process.pid), lab.daemon_cpu_s()
 
 
 @contextlib.contextmanager
@@ -192,7 +183,7 @@ def _daemon(lab: Lab, tree: Path | None) -> Iterator[_Process]:
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
     ):
         notify.bind(path := f"{directory}/notify")
-        notify.settimeout(PATIENCE_S)
+        notify.settimeout(LIMIT_S)
         began_s = time.monotonic()
         with running(lab.uri, settings, path, tree) as service:
             try:
@@ -201,7 +192,7 @@ def _daemon(lab: Lab, tree: Path | None) -> Iterator[_Process]:
             except TimeoutError as error:
                 raise service.failure("was not ready in time") from error
             ready_s = time.monotonic() - began_s
-            notify.close()  # or it would wait for somebody who reads its status lines
+            notify.close()  # or it would wait until its status lines are read
             service.wait_past(0)
             yield _Process(service.pid, service.cycle, ready_s)
 
@@ -220,7 +211,7 @@ def _build(program: Path) -> None:
         raise LiveError(f"{SOURCE.name} could not be compiled: {said}") from error
 
 
-def _memory_mib(pid: int | None) -> float:
+def _memory_mib(pid: int) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024

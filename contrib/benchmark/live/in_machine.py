@@ -32,7 +32,7 @@ ENVIRONMENT: Final = (
 def in_machine(arguments: Sequence[str], out: Path) -> int:
     """Measure in a machine that is booted for it, with these arguments of `run live`.
 
-    Gives the exit status there; results are in `out`. Raises MachineError and ImageError.
+    Returns the exit status there; results are in `out`. Raises MachineError and ImageError.
     """
     kept = image(RELEASE, say)
     with tempfile.TemporaryDirectory(prefix="vcpusched-", dir="/var/tmp") as directory:
@@ -54,8 +54,6 @@ def _measure(machine: Machine, arguments: Sequence[str]) -> int:
         "live",
         "--system",
         *arguments,
-        "--by",
-        "time",
         "--out",
         RESULTS,
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-PATIENCE_S: Final = 30.0
+LIMIT_S: Final = 30.0
 POLL_S: Final = 0.02
 LOG_LINES: Final = 5
 
@@ -31,19 +31,19 @@ class Service:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Return its process id."""
         return self._process.pid
 
     def log(self) -> str:
-        """Give all that it said so far."""
+        """Return its log so far."""
         return self._log.read_text(errors="replace")
 
     def stop(self) -> int | None:
-        """Tell it to end; gives the exit status, None when it had to be killed."""
+        """End it, and return the exit status, None when it had to be killed."""
         return self._process.returncode if _end(self._process) else None
 
     def ask(self, *arguments: str) -> str:
-        """Run another verb beside it; gives what that printed on either output."""
+        """Run another verb beside it, and return what that printed on either output."""
         done = subprocess.run(
             [sys.executable, "-m", "vcpusched.cli.main", *arguments],
             env={**_environment(), "RUNTIME_DIRECTORY": str(self.run_directory)},
@@ -57,7 +57,7 @@ class Service:
         return done.stdout
 
     def state(self) -> Mapping[str, Any]:
-        """Read its state file; empty before there is one. Raises LiveError when it has ended."""
+        """Return its state file, empty before there is one. Raises LiveError when it has ended."""
         if self._process.poll() is not None:
             raise self.failure(f"ended with status {self._process.returncode}")
         try:
@@ -67,24 +67,24 @@ class Service:
         return state
 
     def cycle(self) -> int:
-        """Give the number of its last cycle, 0 before the first."""
+        """Return the number of its last cycle, 0 before the first."""
         return int(self.state().get("cycle", 0))
 
     def wait_past(self, cycle: int) -> Mapping[str, Any]:
-        """Wait for a later cycle than that; gives the state. Raises LiveError."""
+        """Wait for a later cycle than that, and return the state. Raises LiveError."""
         self._wait(lambda: self.cycle() > cycle, f"made no cycle after {cycle}")
         return self.state()
 
     def failure(self, what: str) -> LiveError:
-        """Make an error of what the daemon did, with the last that it said."""
+        """Return an error of what the daemon did, with the end of its log."""
         said = " / ".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES:])
         return LiveError(f"vcpusched {what}; it said last: {said!r}")
 
     def _wait(self, condition: Callable[[], bool], otherwise: str) -> None:
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + LIMIT_S
         while not condition():
             if time.monotonic() > deadline_s:
-                raise self.failure(f"{otherwise} in {PATIENCE_S:g} s")
+                raise self.failure(f"{otherwise} in {LIMIT_S:g} s")
             time.sleep(POLL_S)
 
 
@@ -94,10 +94,9 @@ def running(
 ) -> Iterator[Service]:
     """Run the daemon with these settings (TOML values by key) and no others, then end it.
 
-    Neither the machine's configuration nor our environment is heard. `notify` is the socket where
-    it tells that it is ready, as it would tell systemd; `tree` holds the package of another commit
-    to run. Raises LiveError when the daemon does not
-    end, or not well.
+    Neither the machine's configuration nor our environment has an effect. `notify` is the socket on
+    which it says that it is ready, as to systemd; `tree` holds the package of another commit to
+    run. Raises LiveError when the daemon does not end, or not with status 0.
     """
     with tempfile.TemporaryDirectory(prefix="vcpusched-live-") as name:
         directory = Path(name)
@@ -127,7 +126,7 @@ def running(
         finally:
             ended = _end(process)
         if not ended:
-            raise service.failure("did not end in peace")
+            raise service.failure("did not end with status 0")
 
 
 def _environment() -> dict[str, str]:
@@ -136,10 +135,10 @@ def _environment() -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> bool:
-    """Tell it to end, and see to it; gives whether it did so by itself and with status 0."""
+    """End it, and return whether it ended by itself and with status 0."""
     process.terminate()
     try:
-        return process.wait(PATIENCE_S) == 0
+        return process.wait(LIMIT_S) == 0
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

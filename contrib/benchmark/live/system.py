@@ -44,8 +44,8 @@ class SystemHost:
         except libvirt.libvirtError as error:
             raise LabError(f"The host's libvirtd takes no connection: {error}.") from error
         if here:
-            told = f"There are guests already, which must not be measured with: {', '.join(here)}."
-            raise LabError(told)
+            why = f"There are guests already, which must not be measured with: {', '.join(here)}."
+            raise LabError(why)
         self._directory = Path(tempfile.mkdtemp(prefix="vcpusched-live-", dir="/var/tmp"))
         self._directory.chmod(0o755)  # QEMU is another user
         self._guests: dict[str, Guest] = {}
@@ -69,7 +69,7 @@ class SystemHost:
 
     @property
     def guests(self) -> dict[str, Guest]:
-        """The guests by name, in the order in which they were added."""
+        """Return the guests by name, in the order in which they were added."""
         return dict(self._guests)
 
     def add_guest(self, name: str, shares: Sequence[float], *, cpuset: str | None = None) -> Guest:

@@ -31,15 +31,15 @@ def guests_table(scenario: Scenario, verdict: Verdict) -> Table:
             f"{guest.run_with * 100:.1f}",
             f"{guest.wait_without * 100:.1f}",
             f"{guest.wait_with * 100:.1f}",
-            f"{guest.time.ratio:.3f}",
-            f"{guest.work.ratio:.3f}",
+            f"{guest.time.value:.3f}",
+            f"{guest.work.value:.3f}",
             *_limits(guest.judged),
         )
         for guest in verdict.guests
     ]
     blank = ("",) * 6
     for name, interval in (("worst off", verdict.worst_off), ("all", verdict.total)):
-        ratio = f"{interval.ratio:.3f}"
+        ratio = f"{interval.value:.3f}"
         ratios = ("", ratio) if verdict.measure is Measure.WORK else (ratio, "")
         lines.append((name, *blank, *ratios, *_limits(interval)))
     claimed = f"Claimed, by {verdict.measure}: {scenario.claim}."
@@ -71,7 +71,7 @@ def _summary(
         (
             chosen[name].title,
             _range(verdict.worst_off),
-            _range(min((guest.judged for guest in verdict.guests), key=lambda one: one.ratio)),
+            _range(min((guest.judged for guest in verdict.guests), key=lambda one: one.value)),
             _range(verdict.total),
             f"{verdict.wait_without * 100:.1f} %",
             f"{verdict.wait_with * 100:.1f} %",
@@ -122,7 +122,7 @@ def _limits(interval: Interval) -> tuple[str, str]:
 
 
 def _range(interval: Interval) -> str:
-    return f"{interval.ratio:.2f} ({interval.low:.2f}-{interval.high:.2f})"
+    return f"{interval.value:.2f} ({interval.low:.2f}-{interval.high:.2f})"
 
 
 def _why(verdict: Verdict) -> str:

@@ -81,7 +81,6 @@ class Verdict:
     beside_without: float
     beside_with: float
     pins: tuple[int, ...]
-    late_pins: int
     answer: Answer
     reasons: tuple[str, ...]
 
@@ -109,7 +108,6 @@ def judge(scenario: Scenario, blocks: Sequence[Block], measure: Measure = Measur
         beside_without=statistics.fmean(one.beside for one in without),
         beside_with=statistics.fmean(one.beside for one in having),
         pins=tuple(one.pins for one in having),
-        late_pins=sum(one.late_pins for one in having),
         answer=answer,
         reasons=reasons,
     )
@@ -172,8 +170,8 @@ def _changes(guests: Sequence[GuestVerdict], *, gains: bool) -> list[str]:
     """Name the guests that gain beyond the noise, or those that lose."""
     sign, verb = (1, "gains") if gains else (-1, "loses")
     return [
-        f"{guest.shape.name} {verb} {sign * (guest.work.ratio - 1):.1%} of its work"
-        f" ({sign * (guest.time.ratio - 1):.1%} of its time)"
+        f"{guest.shape.name} {verb} {sign * (guest.work.value - 1):.1%} of its work"
+        f" ({sign * (guest.time.value - 1):.1%} of its time)"
         for guest in guests
         if (guest.judged.is_above_one if gains else guest.judged.is_below_one)
     ]

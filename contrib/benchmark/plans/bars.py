@@ -10,7 +10,7 @@ Settings: those that each commit ships, but single pCPUs and no limit of moves; 
 import copy
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -27,6 +27,7 @@ from plans.judged import (
 )
 from plans.methods import PLAIN, Method
 from plans.optimum import Optimum, Verdict
+from plans.static import Row as ProvenRow
 from plans.static import prove, row_of, score
 from progress import follow
 from sides import Planner, Side
@@ -117,11 +118,10 @@ def run(sides: Sequence[Side], scale: Scale, jobs: int) -> list[Row]:
     large = list(seeded(range(1, scale.seeds + 1), LARGE, [Spread.LUMPY]))
     small = list(seeded(range(1, scale.small + 1), SMALL, list(Spread)))
     optima = prove([*large, *small], scale.limit_s, jobs)
-    sizes = {side.name: "{1:,} in {0} modules".format(*side.lines()) for side in sides}
+    proven = {case: optima[case] for case in small if optima[case].verdict is Verdict.PROVEN}
     return [
-        Row("lines of the planner", "2,400", sizes),
-        *_proven(sides, {case: optima[case] for case in large}),
-        *_small(sides, {case: optima[case] for case in small}),
+        *_lumpy(sides, {case: optima[case] for case in large}),
+        *_small(sides, proven),
         *(row for size, each in scale.smt for row in _fair(sides, size, each)),
         *_timed(sides, scale),
         *_near(sides, scale.topology),
@@ -156,46 +156,50 @@ def table(rows: Sequence[Row]) -> Table:
     )
 
 
-def _proven(sides: Sequence[Side], optima: Mapping[Case, Optimum]) -> list[Row]:
-    lines = {
-        "as shipped": (SHIPPED, "95 %, 1.10"),
-        "min_gain 0": (PLAIN, "99 %, 1.05"),
-    }
-    found = []
-    for name, (wishes, wanted) in lines.items():
-        methods = {side.name: Method(side.planner(**wishes)) for side in sides}
-        what = f"Lumpy hosts, {name}"
-        rows = [row_of(case, optima[case], methods) for case in follow(optima, len(optima), what)]
-        reached = {}
-        for side in sides:
-            it = score(rows, side.name)
+def _rows(
+    sides: Sequence[Side], bars: Mapping[str, str], reach: Callable[[Side], Sequence[str]]
+) -> list[Row]:
+    """Return a row for each bar, by what is wanted of it; `reach` returns a side's cells."""
+    cells = zip(*(reach(side) for side in sides), strict=True)
+    names = [side.name for side in sides]
+    return [
+        Row(bar, wanted, dict(zip(names, reached, strict=True)))
+        for (bar, wanted), reached in zip(bars.items(), cells, strict=True)
+    ]
+
+
+def _attempts(
+    side: Side, optima: Mapping[Case, Optimum], wishes: Mapping[str, object]
+) -> list[ProvenRow]:
+    methods = {side.name: Method(side.planner(**wishes))}
+    what = f"Plans for proven hosts, {side.name}"
+    return [row_of(case, it, methods) for case, it in follow(optima.items(), len(optima), what)]
+
+
+def _lumpy(sides: Sequence[Side], optima: Mapping[Case, Optimum]) -> list[Row]:
+    def reach(side: Side) -> Iterator[str]:
+        for wishes in (SHIPPED, PLAIN):
+            it = score(_attempts(side, optima, wishes), side.name)
             part = share(it.reached, it.reachable)
-            reached[side.name] = f"{it.reached} of {it.reachable} ({part}), {ratio(it.ratio)}"
-        bar = f"lumpy hosts up to 64 x 16, {name}: under the threshold, pins / fewest"
-        found.append(Row(bar, wanted, reached))
-    return found
+            yield f"{it.reached} of {it.reachable} ({part}), {ratio(it.ratio)}"
+
+    bar = "lumpy hosts up to 64 x 16, {}: under the threshold, pins / fewest"
+    bars = {bar.format("as shipped"): "95%, 1.10", bar.format("min_gain 0"): "99%, 1.05"}
+    return _rows(sides, bars, lambda side: list(reach(side)))
 
 
 def _small(sides: Sequence[Side], optima: Mapping[Case, Optimum]) -> list[Row]:
-    proven = {case: it for case, it in optima.items() if it.verdict is Verdict.PROVEN}
-    found = []
-    for name, wishes in (("as shipped", SHIPPED), ("min_gain 0", PLAIN)):
-        methods = {side.name: Method(side.planner(**wishes)) for side in sides}
-        rows = [row_of(case, it, methods) for case, it in proven.items()]
-        reached = {
-            side.name: str(
-                sum(
-                    row.outcomes[side.name].reached
-                    and row.outcomes[side.name].pins == row.optimum.pins
-                    for row in rows
-                )
-            )
-            for side in sides
-        }
-        bar = f"small hosts up to 16 x 4, {name}: of {len(rows)}, with exactly the fewest pins"
-        found.append(Row(bar, str(len(rows)), reached))
-    pins = {side.name: str(len(planned(side.planner(**SHIPPED), _giant()).pins)) for side in sides}
-    return [*found, Row("{100, 10, 10} and {}, as shipped: pins", "1", pins)]
+    def fewest(side: Side, wishes: Mapping[str, object]) -> int:
+        found = [(row.optimum, row.outcomes[side.name]) for row in _attempts(side, optima, wishes)]
+        return sum(did.reached and did.pins == optimum.pins for optimum, did in found)
+
+    def reach(side: Side) -> list[str]:
+        counts = (fewest(side, SHIPPED), fewest(side, PLAIN))
+        return [*map(str, counts), str(len(planned(side.planner(**SHIPPED), _giant()).pins))]
+
+    bar = f"small hosts up to 16 x 4, {{}}: of {len(optima)}, with exactly the fewest pins"
+    bars = dict.fromkeys(map(bar.format, ("as shipped", "min_gain 0")), str(len(optima)))
+    return _rows(sides, {**bars, "{100, 10, 10} and {}, as shipped: pins": "1"}, reach)
 
 
 def _giant() -> Host:
@@ -220,27 +224,24 @@ def _fair(sides: Sequence[Side], size: tuple[int, int], each: int) -> list[Row]:
     hosts = [
         weighted(host, number) if number // 2 % 2 else host for number, host in enumerate(hosts)
     ]
-    at_rest, worse = {}, {}
-    refused: list[Host] = []
-    for side in sides:
+
+    def reach(side: Side) -> list[str]:
         fair, free = side.planner(**SHIPPED), side.planner(**UNCHECKED)
         what = f"Busy threads, {size[1]} of them, {side.name}"
         found = [planned(fair, host) for host in follow(hosts, each, what)]
-        idle = [one for one in found if not one.pins and planned(free, one.before).pins]
-        at_rest[side.name] = str(len(idle))
-        worse[side.name] = str(
-            sum(is_worse(shared(one.before), shared(one.after)) for one in found)
-        )
-        refused += [one.before for one in idle]
-    # Where any side refuses a plan, the others show what a cycle costs that does not.
-    chosen = (refused + [host for host in hosts if host not in refused])[:CYCLED_HOSTS]
-    cycles = {side.name: _cycle_times(side, chosen) for side in sides}
+        idle = [one.before for one in found if not one.pins and planned(free, one.before).pins]
+        worse = sum(is_worse(shared(one.before), shared(one.after)) for one in found)
+        # A cycle should cost the same where a plan is refused as where it is not.
+        chosen = (idle + [host for host in hosts if host not in idle])[:CYCLED_HOSTS]
+        return [str(len(idle)), str(worse), _cycle_times(side, chosen)]
+
     bar = f"{size[1]} hyper-threads, mean 0.6 to 0.9, {each} hosts"
-    return [
-        Row(f"{bar}: at rest though a plan exists without fair shares", "0", at_rest),
-        Row(f"{bar}: worse served", "0", worse),
-        Row(f"{bar}: CPU time of a cycle at rest / without fair shares, ms", "alike", cycles),
-    ]
+    bars = {
+        f"{bar}: at rest though a plan exists without fair shares": "0",
+        f"{bar}: worse served": "0",
+        f"{bar}: CPU time of a cycle at rest / without fair shares, ms": "alike",
+    }
+    return _rows(sides, bars, reach)
 
 
 def _cycle_times(side: Side, hosts: Sequence[Host]) -> str:
@@ -293,27 +294,32 @@ def _near(sides: Sequence[Side], each: int) -> list[Row]:
         for vcpus, spread in [((16, 24, 40, 64)[number % 4], list(Spread)[number % 3])]
     ]
     hosts = [built(make_host(case), TWO_NODES) for case in cases]
-    pins, cost, crowded, restless = ({} for _ in range(4))
-    for side in sides:
+
+    def reach(side: Side) -> list[str]:
         planner = side.planner(**UNCHECKED)
         what = f"Nodes, caches and threads, {side.name}"
         found = [planned(planner, host) for host in follow(hosts, each, what)]
         far = [distances(one) for one in found]
         within, caches, nodes = (sum(counts) for counts in zip(*far, strict=True))
-        pins[side.name] = f"{nodes} / {caches} / {within + caches + nodes}"
-        cost[side.name] = f"{sum(map(cost_ppm, found)) / PPM_PER_POINT:,.0f}"
-        crowded[side.name] = " -> ".join(
-            str(sum(crowded_cores(host) for host in ends))
+        before, after = (
+            sum(crowded_cores(host) for host in ends)
             for ends in zip(*((one.before, one.after) for one in found), strict=True)
         )
-        restless[side.name] = str(sum(bool(planned(planner, one.after).pins) for one in found))
+        return [
+            f"{nodes} / {caches} / {within + caches + nodes}",
+            f"{sum(map(cost_ppm, found)) / PPM_PER_POINT:,.0f}",
+            f"{before} -> {after}",
+            str(sum(bool(planned(planner, one.after).pins) for one in found)),
+        ]
+
     bar = f"2 nodes, 4 caches, 16 cores, {each} hosts"
-    return [
-        Row(f"{bar}: pins across nodes / across caches / all", "fewer", pins),
-        Row(f"{bar}: J", "less", cost),
-        Row(f"{bar}: crowded cores beside idle ones, before and after", "no more", crowded),
-        Row(f"{bar}: hosts that want more pins after the plan", "0", restless),
-    ]
+    bars = {
+        f"{bar}: pins across nodes / across caches / all": "fewer",
+        f"{bar}: J": "less",
+        f"{bar}: crowded cores beside idle ones, before and after": "no more",
+        f"{bar}: hosts that want more pins after the plan": "0",
+    }
+    return _rows(sides, bars, reach)
 
 
 def _strong(sides: Sequence[Side], each: int) -> list[Row]:
@@ -323,30 +329,25 @@ def _strong(sides: Sequence[Side], each: int) -> list[Row]:
         for spread in [(Spread.LUMPY, Spread.MIXED)[number % 2]]
     ]
     hosts = [built(make_host(case), HYBRID) for case in cases]
-    beyond = {}
-    for side in sides:
+
+    def reach(side: Side) -> list[str]:
         planner = side.planner(**UNCHECKED)
         found = [planned(planner, host) for host in follow(hosts, each, f"Hybrid, {side.name}")]
         before, after = (
             sum(beyond_ppm(host) for host in ends) / PPM_PER_POINT
             for ends in zip(*((one.before, one.after) for one in found), strict=True)
         )
-        pins = sum(len(one.pins) for one in found)
-        beyond[side.name] = f"{before:,.0f} -> {after:,.0f}, {pins} pins"
+        return [f"{before:,.0f} -> {after:,.0f}, {sum(len(one.pins) for one in found)} pins"]
+
     bar = f"half of 16 pCPUs at 0.6, {each} hosts: points that vCPUs want beyond what theirs gives"
-    return [Row(bar, "less", beyond)]
+    return _rows(sides, {bar: "less"}, reach)
 
 
 def _at_rest(sides: Sequence[Side], scale: Scale, optima: Mapping[Case, Optimum]) -> list[Row]:
     cases = {case: it.verdict for case, it in optima.items() if 4 <= case.cpus <= 8}  # noqa: PLR2004  quick to simulate
-    found = {
-        side.name: rest.rested(side, cases, scale.rest, scale.periods, **SHIPPED) for side in sides
-    }
-    return [
-        Row(
-            f"{kind}, {scale.periods:,} periods: pins, most plans on a host",
-            wanted,
-            {name: figures[kind] for name, figures in found.items()},
-        )
-        for kind, wanted in rest.KINDS.items()
-    ]
+
+    def reach(side: Side) -> list[str]:
+        return list(rest.rested(side, cases, scale.rest, scale.periods, **SHIPPED).values())
+
+    bar = f"{{}}, {scale.periods:,} periods: pins, most plans on a host"
+    return _rows(sides, {bar.format(kind): wanted for kind, wanted in rest.KINDS.items()}, reach)

@@ -58,7 +58,7 @@ def solve(host: Host, policy: Policy, *, limit_s: float) -> Optimum:
     answer does not stand up to integer arithmetic.
     """
     gap_max = (policy.balance_threshold_ppm - 1) // UNIT_PPM
-    with _banner_to_stderr():
+    with _without_banner():
         model = highspy.Highs()
     for option, value in (
         ("output_flag", False),
@@ -146,11 +146,12 @@ def _bound_levels(
 
 
 @contextlib.contextmanager
-def _banner_to_stderr() -> Iterator[None]:
-    """Keep the solver's banner, which no option turns off, out of the results."""
+def _without_banner() -> Iterator[None]:
+    """Drop the solver's banner, which no option turns off."""
     sys.stdout.flush()
     kept = os.dup(1)
-    os.dup2(2, 1)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  its descriptor is wanted
+        os.dup2(nowhere.fileno(), 1)
     try:
         yield
     finally:

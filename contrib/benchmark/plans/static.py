@@ -144,7 +144,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def attempt(host: Host, method: Method) -> Outcome:
-    """Let a competitor act on a host until it is balanced, wants nothing, or starts anew."""
+    """Let a competitor act on a host until it is balanced, wants nothing, or repeats itself."""
     seen, pins, plan_ns = {_assignment(host)}, 0, 0
     for _ in range(method.periods_max):
         found, took_ns = method.planner(host)

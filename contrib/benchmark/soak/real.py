@@ -101,7 +101,7 @@ class Account:
         del self.vcpus[name]
 
     def start_anew(self) -> None:
-        """Start a guest anew under its UUID."""
+        """Start a guest again under its UUID."""
         name = self._any()
         count = len(self.vcpus[name])
         self.vcpus[name] = []  # nothing is known of it meanwhile
@@ -265,9 +265,9 @@ class Account:
         vcpu.own, vcpu.is_held = cpus, False
         self._wait_cycles(2)
         lines = self.service.log()[before:].splitlines()
-        told = [line for line in lines if _is_of(BY_HAND, line, name, number)]
+        noticed = [line for line in lines if _is_of(BY_HAND, line, name, number)]
         pinned = [line for line in lines if _is_of(PINNED, line, name, number)]
-        if told and not pinned:
+        if noticed and not pinned:
             vcpu.is_held = len(cpus) == 1
         elif pinned:
             vcpu.is_unclear = True
