@@ -7,17 +7,17 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from arguments import add_common, count
 from plans import bars, methods, pictures, static
 from progress import say
 from replay import competitors, runs
-from sides import HERE, TOP, Side, beside
+from sides import HERE, Side, beside
 from tables import Table, write
 
 PARTS: Final = ("bars", "static", "replay")
@@ -52,39 +52,13 @@ def _parser() -> argparse.ArgumentParser:
         " traces. A full run takes half an hour on two slow pCPUs, --quick four minutes.",
     )
     parser.add_argument("traces", metavar="TRACES", nargs="?", type=Path, help="folder of traces")
-    parser.add_argument("--quick", action="store_true", help="fewer hosts, shorter traces")
     parser.add_argument("--only", choices=PARTS, help="run one part only")
-    parser.add_argument(
-        "--against",
-        metavar="COMMIT",
-        type=_commit,
-        help="measure the planner of a commit beside this one",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=TOP / "build" / "benchmark", help="where results are written"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=_count,
-        default=len(os.sched_getaffinity(0)),
-        help="processes for what is not timed (default: one for each pCPU)",
-    )
+    jobs = len(os.sched_getaffinity(0))
+    words = "processes for what is not timed (default: one for each pCPU)"
+    parser.add_argument("--jobs", type=count, default=jobs, help=words)
+    against = "measure the planner of a commit beside this one"
+    add_common(parser, against, "fewer hosts, shorter traces")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes from 1 on")
-    return int(text)
-
-
-def _commit(text: str) -> str:
-    git = ["git", "-c", "safe.directory=*", "-C", str(TOP), "rev-parse", "--quiet", "--verify"]
-    if subprocess.run(
-        [*git, f"{text}^{{commit}}"], check=False, stdout=subprocess.DEVNULL
-    ).returncode:
-        raise argparse.ArgumentTypeError(f"{text!r} is no commit of this repository")
-    return text
 
 
 def _run_part(
@@ -100,8 +74,12 @@ def _run_part(
         rows = static.run(static.QUICK if chosen.quick else static.FULL, chosen.jobs, rivals)
         pictures.draw(rows, chosen.out, rivals)
         return [dataclasses.asdict(row) for row in rows], [static.table(rows)]
-    replayed = runs.run(sets, chosen.jobs, competitors.with_side(there))
-    return [dataclasses.asdict(one) for one in replayed], runs.tables(replayed)
+    found = runs.summaries(runs.run(sets, chosen.jobs, competitors.with_side(there)))
+    figures = {
+        name: {competitor: dataclasses.asdict(one) for competitor, one in here.items()}
+        for name, here in found.items()
+    }
+    return figures, runs.tables(found)
 
 
 if __name__ == "__main__":

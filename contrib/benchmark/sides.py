@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from arguments import TOP
+
 from vcpusched.model import Host
 from vcpusched.plan.planner import Plan, Policy
 from vcpusched.simulate.workload import Workload
 
-TOP: Final = Path(__file__).resolve().parents[2]
 PACKAGE: Final = "vcpusched"
 
 MODULES: Final = {

@@ -286,14 +286,18 @@ def test_the_replay_part(tmp_path: Path) -> None:
     with beside("HEAD") as there:
         rivals = competitors.with_side(there)
         found = runs.run(sets, jobs=1, competitors=rivals)
-    assert len(found) == len(sets) * len(rivals)
-    for one in sets:
-        here = {run.competitor: run for run in found if run.load_set == one.name}
-        assert len({run.demanded_ns for run in here.values()}) == 1
-        assert here["floating, the kernel alone"].pins == here["fixed random pins"].pins == 0
-        assert here["re-pack"].pins > here["one-move rule"].pins > 0
-        assert here[f"{OURS} at HEAD"].pins > 0
-    assert len(runs.tables(found)) == len(sets) + 1
+    assert list(found) == [one.name for one in sets]
+    for here in found.values():
+        (pins, demands) = ({}, set())
+        for name, (result,) in here.items():
+            pins[name] = len(result.pins)
+            demands.add(sum(period.demanded_ns for period in result.periods))
+        assert len(demands) == 1
+        assert set(pins) == set(rivals)
+        assert pins["floating, the kernel alone"] == pins["fixed random pins"] == 0
+        assert pins["re-pack"] > pins["one-move rule"] > 0
+        assert pins[f"{OURS} at HEAD"] > 0
+    assert len(runs.tables(runs.summaries(found))) == len(sets) + 1
 
 
 def test_a_folder_without_traces_is_refused(tmp_path: Path) -> None:

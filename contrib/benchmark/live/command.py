@@ -11,9 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
+from arguments import add_common, count
 from image import ImageError
 from intervals import PAIRS_MIN
 from lab import Lab, LabError
@@ -29,7 +29,7 @@ from live.tables import guests_table, live_tables
 from live.verdict import Answer, Measure, Verdict, judge
 from machine import MachineError
 from progress import follow, say
-from sides import TOP, checked_out
+from sides import checked_out
 from tables import Table, write
 
 from vcpusched.model import CpuSet
@@ -100,7 +100,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"only these: {', '.join((*NAMES, *READINGS))} (default: {', '.join(NAMES)})",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--machine",
@@ -113,17 +112,14 @@ def _parser() -> argparse.ArgumentParser:
         help="on this host's own libvirtd, with KVM guests that quotas hold to what they want;"
         " it must have no guests; judged by the time that the kernel gives them",
     )
-    parser.add_argument(
-        "--against", metavar="COMMIT", help="measure what the daemon of a commit costs, too"
-    )
-    parser.add_argument("--pairs", type=_count, help=f"pairs of blocks (default: {FULL.pairs})")
+    parser.add_argument("--pairs", type=count, help=f"pairs of blocks (default: {FULL.pairs})")
     for name, default_s, where_in in (
         ("--rest", FULL.rest_s, "before"),
         ("--measure", FULL.measure_s, "of"),
     ):
         words = f"seconds {where_in} each measurement (default: {default_s:g})"
         parser.add_argument(name, type=_seconds, metavar="S", help=words)
-    parser.add_argument("--cpus", type=_count, help="use only so many pCPUs (default: all)")
+    parser.add_argument("--cpus", type=count, help="use only so many pCPUs (default: all)")
     parser.add_argument(
         "--set",
         action="append",
@@ -134,12 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--groups",
-        type=_count,
+        type=count,
         help="groups of guests, each with work for two pCPUs (default: as many as fit)",
     )
-    parser.add_argument(
-        "--out", type=Path, default=TOP / "build" / "benchmark", help="where results are written"
-    )
+    add_common(parser, "measure what the daemon of a commit costs, too", "fewer and shorter blocks")
     return parser
 
 
@@ -181,12 +175,6 @@ def _setting(text: str) -> tuple[str, str]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return key, value
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

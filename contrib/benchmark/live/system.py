@@ -13,7 +13,6 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 import libvirt
@@ -53,12 +52,7 @@ class SystemHost:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for guest in self._guests.values():
             with contextlib.suppress(libvirt.libvirtError, LabError):
                 guest.destroy()

@@ -5,9 +5,8 @@ vCPUs, never taken from what its plan says of itself. A host without a verdict i
 shown, not dropped.
 """
 
-import multiprocessing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +15,7 @@ from plans.hosts import Case, cases, gap_ppm, make_host
 from plans.judged import check
 from plans.methods import METHODS, PERIODS_MAX, POLICY, Method
 from plans.optimum import Optimum, SolverError, Verdict, solve
-from progress import follow
+from progress import follow, in_processes
 from tables import Table, milliseconds, ratio
 
 from vcpusched.model import Host
@@ -175,26 +174,14 @@ def row_of(case: Case, optimum: Optimum, methods: Mapping[str, Method]) -> Row:
 
 def prove(chosen: Sequence[Case], limit_s: float, jobs: int) -> dict[Case, Optimum]:
     """Have the solver find the fewest pin changes for each host."""
+    # The largest first, so that none of them is left alone at the end.
+    ordered = sorted(chosen, key=lambda case: -case.vcpus)
     what = f"Proving the fewest pin changes (HiGHS, at most {limit_s:g} s for a host)"
-    return dict(follow(_solve_all(chosen, limit_s, jobs), len(chosen), what))
+    optima = in_processes(functools.partial(_solve, limit_s), ordered, jobs, what)
+    return dict(zip(ordered, optima, strict=True))
 
 
-def _solve_all(chosen: Sequence[Case], limit_s: float, jobs: int) -> Iterator[tuple[Case, Optimum]]:
-    if jobs == 1:
-        yield from ((case, _solve(case, limit_s)) for case in chosen)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        # The largest first, so that none of them is left alone at the end.
-        waiting = {
-            pool.submit(_solve, case, limit_s): case
-            for case in sorted(chosen, key=lambda case: -case.vcpus)
-        }
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
-
-
-def _solve(case: Case, limit_s: float) -> Optimum:
+def _solve(limit_s: float, case: Case) -> Optimum:
     return solve(make_host(case), POLICY, limit_s=limit_s)
 
 

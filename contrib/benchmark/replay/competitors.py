@@ -7,9 +7,8 @@ imbalance is confirmed differ.
 Competitors: the kernel alone, every vCPU floating: no pins at all, and a simulated kernel that
     spreads work at once. Fixed pins: one random pCPU for each vCPU, for ever; this is also where
     all that pin begin. The original's rule and the re-packs act on what the last period showed,
-    as the original did, without waiting for confirmation. One re-pack gets the smoothed loads that
-    ours gets, so that smoothing and planning can be told apart. Ours is as shipped: on pCPUs that
-    share nothing, where each is a set of its own, and on ones in caches and nodes.
+    as the original did, without waiting for confirmation. Ours is as shipped: on pCPUs that share
+    nothing, where each is a set of its own, and on ones in caches and nodes.
 """
 
 import functools
@@ -63,7 +62,6 @@ COMPETITORS: Final[Mapping[str, Competitor]] = {
     "fixed random pins": Competitor(stay),
     "one-move rule": Competitor(one_move, AT_ONCE, 1),
     FULL_REPACK: Competitor(repack, AT_ONCE, 1),
-    "re-pack, smoothed loads": Competitor(repack, {"cooldown": 0}, 1),
     "sticky re-pack": Competitor(sticky_repack, AT_ONCE, 1),
     OURS: Competitor(plan),
     f"{OURS}, pCPUs in caches": Competitor(plan, has_caches=True),

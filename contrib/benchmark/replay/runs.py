@@ -6,20 +6,19 @@ Sets: guests of one vCPU (PlanetLab) on 32 pCPUs at a mean load of 0.6; guests o
 """
 
 import functools
-import multiprocessing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from plans.methods import OURS
-from progress import follow
+from progress import in_processes
 from replay.competitors import COMPETITORS, FULL_REPACK, Competitor
 from tables import Table, ratio
 
 from vcpusched.act.cycle import Scheduler
 from vcpusched.model import PPM, Cpu, Topology
+from vcpusched.report.simulation import Result
 from vcpusched.simulate.simulator import simulate
 from vcpusched.simulate.traces import generate
 from vcpusched.simulate.workload import Workload, scaled
@@ -56,31 +55,18 @@ FULL: Final = Scale(single=(288, 3), several=(400, 2), made_up=(600, 2))
 QUICK: Final = Scale(single=(100, 1), several=(60, 1), made_up=(100, 1))
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What came of one competitor on one choice of guests.
-
-    Times in ns over all vCPUs; `worst_ppm` is the part of its time with work for which the vCPU
-    that waited most was kept waiting; `back` counts the pins that undid one of the last five
-    periods.
-    """
-
-    load_set: str
-    competitor: str
-    seed: int
-    periods: int
-    demanded_ns: int
-    unmet_ns: int
-    run_ns: int
-    wait_ns: int
-    worst_ppm: int
-    pins: int
-    back: int
+Task = tuple[LoadSet, int, Competitor]
+Results = Mapping[str, Mapping[str, Sequence[Result]]]
+"""What came of each competitor, by the name of the set and its own: one result for each seed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One competitor on one set, over all its seeds; the worst vCPU is the worst of all seeds."""
+    """One competitor on one set, over all its seeds.
+
+    `worst_ppm` is the part of its time with work for which the vCPU that waited most was kept
+    waiting, of all seeds; `back` counts the pins that undid one of the last five periods.
+    """
 
     unmet_ppm: int
     wait_ppm: int
@@ -112,46 +98,47 @@ def load_sets(traces: Path | None, scale: Scale) -> list[LoadSet]:
 
 def run(
     sets: Sequence[LoadSet], jobs: int, competitors: Mapping[str, Competitor] = COMPETITORS
-) -> list[Run]:
+) -> Results:
     """Run every competitor on every set."""
     tasks = [
-        (chosen, seed, name, competitor)
+        (chosen, seed, competitor)
         for chosen in sets
         for seed in chosen.seeds
-        for name, competitor in competitors.items()
+        for competitor in competitors.values()
     ]
-    done = follow(_run_all(tasks, jobs), len(tasks), "Replaying loads")
-    order = [task[0].name for task in tasks]
-    names = list(competitors)
-    # However the processes overtook each other, the results come in one order.
-    return sorted(
-        done, key=lambda one: (order.index(one.load_set), names.index(one.competitor), one.seed)
-    )
+    results = iter(in_processes(_run_one, tasks, jobs, "Replaying loads"))
+    found: dict[str, dict[str, list[Result]]] = {}
+    for chosen in sets:
+        here = found[chosen.name] = {name: [] for name in competitors}
+        for _ in chosen.seeds:
+            for its in here.values():
+                its.append(next(results))
+    return found
 
 
-def summary(runs: Iterable[Run]) -> Summary:
-    """Sum up one competitor's runs on one set."""
-    runs = list(runs)
-    demanded_ns = sum(one.demanded_ns for one in runs)
-    wait_ns = sum(one.wait_ns for one in runs)
-    return Summary(
-        unmet_ppm=sum(one.unmet_ns for one in runs) * PPM // demanded_ns,
-        wait_ppm=wait_ns * PPM // (wait_ns + sum(one.run_ns for one in runs)),
-        worst_ppm=max(one.worst_ppm for one in runs),
-        pins_per_period=sum(one.pins for one in runs) / sum(one.periods for one in runs),
-        back=sum(one.back for one in runs),
-    )
-
-
-def tables(runs: Sequence[Run]) -> list[Table]:
-    """Return one table for each set, and one with the bar."""
-    sets: dict[str, dict[str, list[Run]]] = {}
-    for one in runs:
-        sets.setdefault(one.load_set, {}).setdefault(one.competitor, []).append(one)
-    found = {
-        name: {competitor: summary(its) for competitor, its in here.items()}
-        for name, here in sets.items()
+def summaries(results: Results) -> dict[str, dict[str, Summary]]:
+    """Sum up each competitor's results on each set."""
+    return {
+        name: {competitor: _summary(its) for competitor, its in here.items()}
+        for name, here in results.items()
     }
+
+
+def _summary(results: Sequence[Result]) -> Summary:
+    periods = [period for result in results for period in result.periods]
+    wait_ns = sum(period.wait_ns for period in periods)
+    demanded_ns = sum(period.demanded_ns for period in periods)
+    return Summary(
+        unmet_ppm=sum(period.unmet_ns for period in periods) * PPM // demanded_ns,
+        wait_ppm=wait_ns * PPM // (wait_ns + sum(period.run_ns for period in periods)),
+        worst_ppm=max(result.worst.waiting_ppm for result in results if result.worst is not None),
+        pins_per_period=sum(len(result.pins) for result in results) / len(periods),
+        back=sum(result.moved_back for result in results),
+    )
+
+
+def tables(found: Mapping[str, Mapping[str, Summary]]) -> list[Table]:
+    """Return one table for each set, and one with the bar."""
     return [*(_table(name, here) for name, here in found.items()), _bar(found)]
 
 
@@ -200,40 +187,15 @@ def _bar(sets: Mapping[str, Mapping[str, Summary]]) -> Table:
     )
 
 
-Task = tuple[LoadSet, int, str, Competitor]
-
-
-def _run_all(tasks: Sequence[Task], jobs: int) -> Iterator[Run]:
-    if jobs == 1:
-        yield from (_run_one(*task) for task in tasks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        for done in as_completed([pool.submit(_run_one, *task) for task in tasks]):
-            yield done.result()
-
-
-def _run_one(chosen: LoadSet, seed: int, name: str, competitor: Competitor) -> Run:
-    result = simulate(
+def _run_one(task: Task) -> Result:
+    chosen, seed, competitor = task
+    return simulate(
         _workload(chosen, seed),
         Scheduler(decide=competitor.rule),
         competitor.rules(),
         place=competitor.place,
         # The simulated pCPUs are all alike.
         topology=_in_caches(chosen.cpus) if competitor.has_caches else None,
-    )
-    return Run(
-        load_set=chosen.name,
-        competitor=name,
-        seed=seed,
-        periods=len(result.periods),
-        demanded_ns=sum(period.demanded_ns for period in result.periods),
-        unmet_ns=sum(period.unmet_ns for period in result.periods),
-        run_ns=sum(period.run_ns for period in result.periods),
-        wait_ns=sum(period.wait_ns for period in result.periods),
-        worst_ppm=result.worst.waiting_ppm if result.worst is not None else 0,
-        pins=len(result.pins),
-        back=result.moved_back,
     )
 
 
