@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -134,6 +135,20 @@ def test_floaters_keep_to_their_masks() -> None:
     assert sum(thread.run_ns for thread in four) == pytest.approx(2 * SECOND, abs=1000)
 
 
+def busy_time(machine: Machine, some: Sequence[Thread], chance: random.Random) -> list[int]:
+    """Run random bursts for 200 ms on no pCPU longer than that; return the work of each thread."""
+    start_ns, used_before = machine.now_ns, machine.used_ns()
+    bursts = sorted(
+        (start_ns + chance.randrange(200 * MS), chance.randrange(1, 90 * MS), index)
+        for index in range(len(some))
+        for _ in range(chance.randrange(4))
+    )
+    machine.run(start_ns + 200 * MS, [(at, work, some[index]) for at, work, index in bursts])
+    used = [now - before for now, before in zip(machine.used_ns(), used_before, strict=True)]
+    assert all(0 <= cpu <= 200 * MS for cpu in used)
+    return [sum(work for _, work, index in bursts if index == one) for one in range(len(some))]
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_no_time_is_lost_or_made_up(seed: int) -> None:
     """Random bursts, masks and weights: run and left are what came; no pCPU is over-used.
@@ -147,19 +162,9 @@ def test_no_time_is_lost_or_made_up(seed: int) -> None:
         weights=tuple(chance.choice([2, 100, 1024, 3000]) for _ in range(12)),
     )
     machine, came = Machine(count), [0] * len(some)
-    for period in range(1, 4):
-        start_ns = machine.now_ns
-        bursts = sorted(
-            (start_ns + chance.randrange(200 * MS), chance.randrange(1, 90 * MS), index)
-            for index in range(len(some))
-            for _ in range(chance.randrange(4))
-        )
-        for _, work_ns, index in bursts:
-            came[index] += work_ns
-        used_before = machine.used_ns()
-        machine.run(period * 200 * MS, [(at, work, some[index]) for at, work, index in bursts])
-        used = [now - before for now, before in zip(machine.used_ns(), used_before, strict=True)]
-        assert all(0 <= cpu <= 200 * MS for cpu in used)
+    for _ in range(3):
+        arrived = busy_time(machine, some, chance)
+        came = [known + work for known, work in zip(came, arrived, strict=True)]
     assert [thread.run_ns + thread.left_ns for thread in some] == came
     lost_ns = sum(machine.used_ns()) - sum(thread.run_ns for thread in some)
     assert 0 <= lost_ns < 100_000
@@ -315,23 +320,10 @@ def test_no_work_is_lost_or_made_up_on_a_machine_of_all_sorts(seed: int) -> None
         weights=tuple(chance.choice([2, 100, 1024, 3000]) for _ in range(12)),
     )
     machine, came = Machine(count, cores=cores, capacities_ppm=capacities), [0] * len(some)
-    for period in range(1, 4):
-        start_ns = machine.now_ns
-        bursts = sorted(
-            (start_ns + chance.randrange(200 * MS), chance.randrange(1, 90 * MS), index)
-            for index in range(len(some))
-            for _ in range(chance.randrange(4))
-        )
-        for _, work_ns, index in bursts:
-            came[index] += work_ns
+    for _ in range(3):
         before = [thread.left_ns for thread in some]
-        used_before = machine.used_ns()
-        machine.run(period * 200 * MS, [(at, work, some[index]) for at, work, index in bursts])
-        used = [now - then for now, then in zip(machine.used_ns(), used_before, strict=True)]
-        assert all(0 <= cpu <= 200 * MS for cpu in used)
-        arrived = [
-            sum(work for _, work, index in bursts if index == one) for one in range(len(some))
-        ]
+        arrived = busy_time(machine, some, chance)
+        came = [known + work for known, work in zip(came, arrived, strict=True)]
         done = [
             left + work - thread.left_ns
             for left, work, thread in zip(before, arrived, some, strict=True)
