@@ -30,6 +30,9 @@ class Interval:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f}-{self.high:.2f})"
+
     @property
     def is_above_one(self) -> bool:
         """Return whether a ratio is more than 1 beyond the noise."""

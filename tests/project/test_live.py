@@ -91,8 +91,8 @@ def test_a_gain_is_seen_through_the_noise() -> None:
     assert found.answer is Answer.HOLDS
     assert found.worst_off.value == pytest.approx(1.5, rel=0.01)
     assert found.total.value == pytest.approx(3.5 / 3, rel=0.01)
-    assert (found.wait_without, found.wait_with) == pytest.approx((0.4, 0.1))
-    assert (found.beside_without, found.beside_with) == (0.25, 0.5)
+    assert found.wait == pytest.approx((0.4, 0.1))
+    assert found.beside == (0.25, 0.5)
     assert found.pins == (1, 1, 1, 1)
 
 

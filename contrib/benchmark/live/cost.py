@@ -97,7 +97,6 @@ def table(costs: Sequence[Cost], timing: Timing) -> Table:
         by_side.setdefault((cost.guests, cost.vcpus, cost.side), []).append(cost)
     rows = []
     for (guests, vcpus, side), its in by_side.items():
-        together = mean_of(_together(its))
         beside = ratio_of_pairs(_together(by_side[guests, vcpus, READER]), _together(its))
         rows.append(
             (
@@ -105,8 +104,8 @@ def table(costs: Sequence[Cost], timing: Timing) -> Table:
                 side,
                 _mean([cost.own_ms for cost in its]),
                 _mean([cost.libvirtd_ms for cost in its]),
-                f"{together.value:.2f} ({together.low:.2f}-{together.high:.2f})",
-                f"{beside.value:.2f} ({beside.low:.2f}-{beside.high:.2f})",
+                str(mean_of(_together(its))),
+                str(beside),
                 _mean([cost.memory_mib for cost in its]),
                 _mean([cost.ready_s for cost in its]),
             )

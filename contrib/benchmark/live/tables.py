@@ -27,10 +27,7 @@ def guests_table(scenario: Scenario, verdict: Verdict) -> Table:
             guest.shape.name,
             " + ".join(f"{share * 100:.0f}" for share in guest.shape.shares),
             str(guest.shape.start),
-            f"{guest.run_without * 100:.1f}",
-            f"{guest.run_with * 100:.1f}",
-            f"{guest.wait_without * 100:.1f}",
-            f"{guest.wait_with * 100:.1f}",
+            *(f"{value * 100:.1f}" for value in (*guest.run, *guest.wait)),
             f"{guest.time.value:.3f}",
             f"{guest.work.value:.3f}",
             *_limits(guest.judged),
@@ -39,28 +36,17 @@ def guests_table(scenario: Scenario, verdict: Verdict) -> Table:
     ]
     blank = ("",) * 6
     for name, interval in (("worst off", verdict.worst_off), ("all", verdict.total)):
-        ratio = f"{interval.value:.3f}"
-        ratios = ("", ratio) if verdict.measure is Measure.WORK else (ratio, "")
-        lines.append((name, *blank, *ratios, *_limits(interval)))
-    claimed = f"Claimed, by {verdict.measure}: {scenario.claim}."
-    notes = [f"{claimed} Verdict: {verdict.answer}{_why(verdict)}."]
+        value = f"{interval.value:.3f}"
+        values = ("", value) if verdict.measure is Measure.WORK else (value, "")
+        lines.append((name, *blank, *values, *_limits(interval)))
+    why = f": {'; '.join(verdict.reasons)}" if verdict.reasons else ""
+    claimed = f"Claimed, by {verdict.measure}: {scenario.claim}. Verdict: {verdict.answer}{why}."
+    columns = ("guest", "wants %", "starts on", "run %", "run % with", "wait %", "wait % with")
     return Table(
         f"{scenario.title}, on {len(scenario.cpus)} pCPUs",
-        (
-            "guest",
-            "wants %",
-            "starts on",
-            "run %",
-            "run % with",
-            "wait %",
-            "wait % with",
-            "time",
-            "work",
-            "from",
-            "to",
-        ),
+        (*columns, "time", "work", "from", "to"),
         tuple(lines),
-        tuple(notes),
+        (claimed,),
     )
 
 
@@ -70,30 +56,20 @@ def _summary(
     lines = [
         (
             chosen[name].title,
-            _range(verdict.worst_off),
-            _range(min((guest.judged for guest in verdict.guests), key=lambda one: one.value)),
-            _range(verdict.total),
-            f"{verdict.wait_without * 100:.1f} %",
-            f"{verdict.wait_with * 100:.1f} %",
-            f"{verdict.beside_without:.2f} / {verdict.beside_with:.2f}",
+            str(verdict.worst_off),
+            str(min((guest.judged for guest in verdict.guests), key=lambda one: one.value)),
+            str(verdict.total),
+            *(f"{wait * 100:.1f}%" for wait in verdict.wait),
+            " / ".join(f"{beside:.2f}" for beside in verdict.beside),
             " ".join(map(str, verdict.pins)),
             str(verdict.answer),
         )
         for name, verdict in verdicts.items()
     ]
+    columns = ("scenario", "worst off", "lowest ratio", "all", "wait", "wait with")
     return Table(
         "Real guests, without and with vcpusched",
-        (
-            "scenario",
-            "worst off",
-            "lowest ratio",
-            "all",
-            "wait",
-            "wait with",
-            "beside",
-            "pins",
-            "claim",
-        ),
+        (*columns, "beside", "pins", "claim"),
         tuple(lines),
         (
             (
@@ -119,11 +95,3 @@ def _summary(
 
 def _limits(interval: Interval) -> tuple[str, str]:
     return f"{interval.low:.3f}", f"{interval.high:.3f}"
-
-
-def _range(interval: Interval) -> str:
-    return f"{interval.value:.2f} ({interval.low:.2f}-{interval.high:.2f})"
-
-
-def _why(verdict: Verdict) -> str:
-    return f": {'; '.join(verdict.reasons)}" if verdict.reasons else ""

@@ -43,20 +43,22 @@ class Answer(enum.StrEnum):
     UNDECIDED = "undecided"
 
 
+Both = tuple[float, float]
+"""Means over the blocks without the daemon, and with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class GuestVerdict:
-    """One guest: means over the blocks of each kind, and ratios of with to without.
+    """One guest: its run and wait in pCPUs, and ratios of with to without.
 
-    Run and wait are in pCPUs. `time` is the ratio of what it ran, `work` of what it got done in
-    that time: less than `time` says that its pCPU was slower, as one is with a busy SMT sibling.
-    `judged` is the one that counts.
+    `time` is the ratio of what it ran, `work` of what it got done in that time: less than `time`
+    says that its pCPU was slower, as one is with a busy SMT sibling. `judged` is the one that
+    counts.
     """
 
     shape: Shape
-    run_without: float
-    run_with: float
-    wait_without: float
-    wait_with: float
+    run: Both
+    wait: Both
     time: Interval
     work: Interval
     judged: Interval
@@ -66,20 +68,18 @@ class GuestVerdict:
 class Verdict:
     """A scenario: `worst_off` compares the guest that, in each block, got least of what it wants.
 
-    `total` is the ratio of what all guests got, work or time as `measure` says; waits are means
+    `total` is the ratio of what all guests got, work or time as `measure` says; `wait` is the mean
     over all vCPUs of the share of time that they wanted to run and did not; `beside` is what else
-    took the pCPUs, as means over the blocks of each kind, in pCPUs: what makes the noise. `pins`
-    are those of each block with the daemon. `reasons` say what keeps the claim from holding.
+    took the pCPUs, in pCPUs: what makes the noise. `pins` are those of each block with the daemon.
+    `reasons` say what keeps the claim from holding.
     """
 
     measure: Measure
     guests: tuple[GuestVerdict, ...]
     worst_off: Interval
     total: Interval
-    wait_without: float
-    wait_with: float
-    beside_without: float
-    beside_with: float
+    wait: Both
+    beside: Both
     pins: tuple[int, ...]
     answer: Answer
     reasons: tuple[str, ...]
@@ -93,8 +93,24 @@ def judge(scenario: Scenario, blocks: Sequence[Block], measure: Measure = Measur
     def compare(value: Callable[[Block], float]) -> Interval:
         return ratio_of_pairs([value(one) for one in without], [value(one) for one in having])
 
+    def means(value: Callable[[Block], float]) -> Both:
+        return statistics.fmean(map(value, without)), statistics.fmean(map(value, having))
+
+    def judged(shape: Shape) -> GuestVerdict:
+        name = shape.name
+        time = compare(lambda one: one.guests[name].run)
+        work = compare(lambda one: one.guests[name].work_per_s)
+        return GuestVerdict(
+            shape=shape,
+            run=means(lambda one: one.guests[name].run),
+            wait=means(lambda one: one.guests[name].wait),
+            time=time,
+            work=work,
+            judged=work if measure is Measure.WORK else time,
+        )
+
     vcpus = sum(len(shape.shares) for shape in scenario.guests)
-    guests = tuple(_guest(shape, without, having, measure) for shape in scenario.guests)
+    guests = tuple(map(judged, scenario.guests))
     wants = {shape.name: shape.wants for shape in scenario.guests}
     worst_off = compare(lambda one: _least(one, wants, measure))
     answer, reasons = _answer(scenario.claim, guests, worst_off, having)
@@ -103,10 +119,8 @@ def judge(scenario: Scenario, blocks: Sequence[Block], measure: Measure = Measur
         guests=guests,
         worst_off=worst_off,
         total=compare(lambda one: sum(map(measure.of, one.guests.values()))),
-        wait_without=sum(guest.wait_without for guest in guests) / vcpus,
-        wait_with=sum(guest.wait_with for guest in guests) / vcpus,
-        beside_without=statistics.fmean(one.beside for one in without),
-        beside_with=statistics.fmean(one.beside for one in having),
+        wait=means(lambda one: sum(got.wait for got in one.guests.values()) / vcpus),
+        beside=means(lambda one: one.beside),
         pins=tuple(one.pins for one in having),
         answer=answer,
         reasons=reasons,
@@ -116,25 +130,6 @@ def judge(scenario: Scenario, blocks: Sequence[Block], measure: Measure = Measur
 def _least(block: Block, wants: Mapping[str, float], measure: Measure) -> float:
     """Return what the guest that got least of what it wants got of that."""
     return min(measure.of(got) / wants[name] for name, got in block.guests.items())
-
-
-def _guest(
-    shape: Shape, without: Sequence[Block], having: Sequence[Block], measure: Measure
-) -> GuestVerdict:
-    before = [one.guests[shape.name] for one in without]
-    after = [one.guests[shape.name] for one in having]
-    time = ratio_of_pairs([got.run for got in before], [got.run for got in after])
-    work = ratio_of_pairs([got.work_per_s for got in before], [got.work_per_s for got in after])
-    return GuestVerdict(
-        shape=shape,
-        run_without=statistics.fmean(got.run for got in before),
-        run_with=statistics.fmean(got.run for got in after),
-        wait_without=statistics.fmean(got.wait for got in before),
-        wait_with=statistics.fmean(got.wait for got in after),
-        time=time,
-        work=work,
-        judged=work if measure is Measure.WORK else time,
-    )
 
 
 def _answer(

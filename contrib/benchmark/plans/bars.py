@@ -225,15 +225,19 @@ def _fair(sides: Sequence[Side], size: tuple[int, int], each: int) -> list[Row]:
         weighted(host, number) if number // 2 % 2 else host for number, host in enumerate(hosts)
     ]
 
-    def reach(side: Side) -> list[str]:
+    found, idle = {}, {}
+    for side in sides:
         fair, free = side.planner(**SHIPPED), side.planner(**UNCHECKED)
         what = f"Busy threads, {size[1]} of them, {side.name}"
-        found = [planned(fair, host) for host in follow(hosts, each, what)]
-        idle = [one.before for one in found if not one.pins and planned(free, one.before).pins]
-        worse = sum(is_worse(shared(one.before), shared(one.after)) for one in found)
-        # A cycle should cost the same where a plan is refused as where it is not.
-        chosen = (idle + [host for host in hosts if host not in idle])[:CYCLED_HOSTS]
-        return [str(len(idle)), str(worse), _cycle_times(side, chosen)]
+        its = found[side.name] = [planned(fair, host) for host in follow(hosts, each, what)]
+        idle[side.name] = [it.before for it in its if not it.pins and planned(free, it.before).pins]
+    # Where any side refuses a plan, the others show what a cycle costs that does not.
+    refused = [host for its in idle.values() for host in its]
+    chosen = (refused + [host for host in hosts if host not in refused])[:CYCLED_HOSTS]
+
+    def reach(side: Side) -> list[str]:
+        worse = sum(is_worse(shared(it.before), shared(it.after)) for it in found[side.name])
+        return [str(len(idle[side.name])), str(worse), _cycle_times(side, chosen)]
 
     bar = f"{size[1]} hyper-threads, mean 0.6 to 0.9, {each} hosts"
     bars = {
