@@ -72,7 +72,7 @@ class Row:
 
 
 def is_trace(text: str) -> bool:
-    """Return whether a text looks like a trace."""
+    """Return whether a text begins as a trace does."""
     return re.match(r"[0-9]+,[0-9]+,[0-9]+", text) is not None
 
 
@@ -129,7 +129,7 @@ SIZES: Final = ((1, 0.35), (2, 0.59), (4, 0.89), (8, 0.96), (12, 0.98), (16, 1.0
 """(vCPUs, part of the guests with at most as many)."""
 
 FORGETFUL: Final = 0.6
-"""The part of guests whose 5 minutes tell little of the next."""
+"""The part of guests whose 5 minutes are little correlated with the next."""
 
 SWING_S: Final = 10.0
 """For how long a swing within 5 minutes is remembered."""

@@ -122,7 +122,7 @@ def read_toml(path: Path, *, periods: int | None = None, seed: int | None = None
 
     Raises WorkloadError.
     """
-    with _told_where(path):
+    with _located(path):
         text = _text(path)
         try:
             values = tomllib.loads(text)
@@ -151,7 +151,7 @@ def read_trace(
     again, from other places. A guest of several vCPUs splits its load unevenly, but always alike.
     Raises WorkloadError.
     """
-    with _told_where(path):
+    with _located(path):
         rows = traces.rows(_text(path))
         chosen = periods or min(len(rows[0].loads_ppm), traces.PLANETLAB_VALUES)
         check_size(vcpu_count, chosen)
@@ -169,8 +169,8 @@ def read_trace(
 
 
 @contextlib.contextmanager
-def _told_where(where: object) -> Iterator[None]:
-    """Put the place of a mistake before what is said of it."""
+def _located(where: object) -> Iterator[None]:
+    """Put where a mistake is before its text."""
     try:
         yield
     except WorkloadError as error:
@@ -202,7 +202,7 @@ def _workload(source: str, file: _File) -> Workload:
     check_size(count, file.periods)
     guests: dict[str, Guest] = {}
     for index, table in enumerate(file.guest):
-        with _told_where(_guest_text(index, table.name)):
+        with _located(_guest_text(index, table.name)):
             for copy in range(table.count):
                 name = table.name if table.count == 1 else f"{table.name}-{copy + 1}"
                 if name in guests:
