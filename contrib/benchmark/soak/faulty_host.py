@@ -104,34 +104,27 @@ class World:
 
     def definition(self, uuid: DomainUuid) -> Definition:
         """Read a definition, and libvirt's books."""
-        if uuid not in self.guests:
-            raise VanishedError("ended")
+        guest = self._guest(uuid)
         if self.happens("a definition could not be read", 1):
             raise HypervisorError("timeout")
-        return _definition(self.guests[uuid])
+        return _definition(guest)
 
     def affinity(self, vcpu: VcpuId) -> CpuSet:
         """Read what a vCPU may use."""
-        guest = self.guests.get(vcpu.uuid)
-        if guest is None or vcpu.vcpu >= len(guest.vcpus):
-            raise VanishedError("ended")
-        return guest.vcpus[vcpu.vcpu].affinity
+        return self._guest(vcpu.uuid, vcpu.vcpu).vcpus[vcpu.vcpu].affinity
 
     def mark(self, uuid: DomainUuid, _domain_id: int, origin: Mapping[int, Origin]) -> None:
         """Write a mark into a guest."""
         self.step()
-        if uuid not in self.guests:
-            raise VanishedError("ended")
+        guest = self._guest(uuid)
         if self.happens("a mark was refused", 5):
             raise BusyError("busy")
-        self.guests[uuid].origin = dict(origin)
+        guest.origin = dict(origin)
         self.step()
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set an affinity."""
-        guest = self.guests.get(vcpu.uuid)
-        if guest is None or vcpu.vcpu >= len(guest.vcpus):
-            raise VanishedError("ended")
+        guest = self._guest(vcpu.uuid, vcpu.vcpu)
         one = guest.vcpus[vcpu.vcpu]
         self.step()
         if not cpus.is_within(one.allowed):
@@ -241,6 +234,12 @@ class World:
         elif cpus != vcpu.affinity:
             vcpu.affinity = vcpu.own = vcpu.booked = cpus
             vcpu.touched, vcpu.held = vcpu.known and len(cpus) == 1 < len(vcpu.allowed), False
+
+    def _guest(self, uuid: DomainUuid, vcpu: int = 0) -> Guest:
+        guest = self.guests.get(uuid)
+        if guest is None or vcpu >= len(guest.vcpus):
+            raise VanishedError("ended")
+        return guest
 
     def _start(self, uuid: DomainUuid, name: str) -> None:
         self._last_id += 1

@@ -24,6 +24,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -50,7 +51,7 @@ SLACK_FILES: Final = 1
 """A file of the run directory is open for a moment, now and then."""
 
 PINNED: Final = re.compile(
-    r"Pinned vCPU (\d+) of (\S+) \(\d+ %\) from pCPUs? \S+ to pCPUs? ([0-9,-]+): "
+    r"Pinned vCPU (\d+) of (\S+) \(\d+ ?%\) from pCPUs? \S+ to pCPUs? ([0-9,-]+): "
 )
 BY_HAND: Final = re.compile(r"Another hand (?:pinned|lets) vCPU (\d+) of (\S+) ")
 
@@ -80,8 +81,33 @@ class Account:
 
     # What happens.
 
-    def start(self) -> None:
-        """Start another guest."""
+    def step(self) -> None:
+        """Have one thing happen, and check what must be true."""
+        running = len(self.vcpus)
+        actions: list[tuple[str, float, Callable[[], None]]] = [
+            ("a guest started", 6 if running < GUESTS_MAX else 0, self._start),
+            ("a guest ended", 3 if running > GUESTS_MIN else 0, self._end),
+            ("a guest started again under its UUID", 2, self._restart),
+            ("a vCPU was pinned as virsh does", 4, lambda: self._pin(by_libvirt=True)),
+            ("a vCPU was pinned without libvirt", 2, lambda: self._pin(by_libvirt=False)),
+            ("a vCPU was let run anywhere", 2, self._let_run),
+            ("a guest was released", 6, lambda: self._release(self._any())),
+            ("a guest was restored and released", 2, self._restore),
+            ("libvirtd restarted", 0.6, self.lab.restart_daemon),
+            ("libvirtd was killed", 0.6, lambda: self.lab.restart_daemon(kill=True)),
+            ("libvirtd hung", 0.4, self._hang_libvirtd),
+        ]
+        what, _, action = actions[0]
+        if running >= GUESTS_MIN:
+            ((what, _, action),) = self.chance.choices(
+                actions, [weight for _, weight, _ in actions]
+            )
+        self.seen[what] += 1
+        action()
+        self._wait_cycles(self.chance.choice([1, 2, 2, 4]))
+        self.check()
+
+    def _start(self) -> None:
         self.names += 1
         name = f"guest{self.names}"
         count = self.chance.choice([1, 1, 2])
@@ -94,86 +120,41 @@ class Account:
                 self._put(name, number, CpuSet.of([min(self.everywhere)]), by_libvirt=True)
             self._release(name)
 
-    def end(self) -> None:
-        """End a guest, as pulling the plug would."""
+    def _end(self) -> None:
         name = self._any()
         self.lab.guests[name].destroy()
         del self.vcpus[name]
 
-    def start_anew(self) -> None:
-        """Start a guest again under its UUID."""
+    def _restart(self) -> None:
         name = self._any()
         count = len(self.vcpus[name])
         self.vcpus[name] = []  # nothing is known of it meanwhile
         self.lab.guests[name].restart()
         self.vcpus[name] = [Vcpu(self.everywhere) for _ in range(count)]
 
-    def pin(self) -> None:
-        """Pin a vCPU as virsh does."""
-        self._by_hand(by_libvirt=True)
+    def _pin(self, *, by_libvirt: bool) -> None:
+        name, number = self._any_vcpu()
+        free = self.everywhere - _affinity(self.lab.guests[name], number)
+        cpu = CpuSet.of([self.chance.choice(list(free or self.everywhere))])
+        self._put(name, number, cpu, by_libvirt=by_libvirt)
 
-    def taskset(self) -> None:
-        """Pin a vCPU behind libvirt's back."""
-        self._by_hand(by_libvirt=False)
-
-    def pool(self) -> None:
-        """Let a vCPU run anywhere, as virsh does."""
-        name = self._any()
-        number = self.chance.randrange(len(self.vcpus[name]))
+    def _let_run(self) -> None:
+        name, number = self._any_vcpu()
         if _affinity(self.lab.guests[name], number) != self.everywhere:
             self._put(name, number, self.everywhere, by_libvirt=True)
 
-    def release(self) -> None:
-        """Release a guest from all holds."""
-        self._release(self._any())
-
-    def restore(self) -> None:
-        """Have a guest's affinities restored, and release it."""
+    def _restore(self) -> None:
         name = self._any()
-        guest, vcpus = self.lab.guests[name], self.vcpus[name]
         self.service.ask("restore", name)
-        for number, vcpu in enumerate(vcpus):
-            if _affinity(guest, number) != vcpu.own and not vcpu.is_unclear:
+        for number, vcpu in enumerate(self.vcpus[name]):
+            if _affinity(self.lab.guests[name], number) != vcpu.own and not vcpu.is_unclear:
                 self.broken.append(f"{name}: vCPU {number} is not restored")
         self._release(name)
 
-    def restart_libvirtd(self) -> None:
-        """Restart libvirtd."""
-        self.lab.restart_daemon()
-
-    def kill_libvirtd(self) -> None:
-        """Kill libvirtd and start it again."""
-        self.lab.restart_daemon(kill=True)
-
-    def hang_libvirtd(self) -> None:
-        """Stop libvirtd in its tracks for a while."""
+    def _hang_libvirtd(self) -> None:
         self.lab.freeze_daemon()
         time.sleep(self.chance.choice([1.0, HANG_S]))
         self.lab.thaw_daemon()
-
-    def step(self) -> None:
-        """Have one thing happen, and check what must be true."""
-        running = len(self.vcpus)
-        actions = {
-            self.start: 6 if running < GUESTS_MAX else 0,
-            self.end: 3 if running > GUESTS_MIN else 0,
-            self.start_anew: 2,
-            self.pin: 4,
-            self.taskset: 2,
-            self.pool: 2,
-            self.release: 6,
-            self.restore: 2,
-            self.restart_libvirtd: 0.6,
-            self.kill_libvirtd: 0.6,
-            self.hang_libvirtd: 0.4,
-        }
-        action = self.start
-        if running >= GUESTS_MIN:
-            (action,) = self.chance.choices(list(actions), list(actions.values()))
-        self.seen[(action.__doc__ or "").rstrip(".")] += 1
-        action()
-        self._wait_cycles(self.chance.choice([1, 2, 2, 4]))
-        self.check()
 
     # What must be true.
 
@@ -213,11 +194,8 @@ class Account:
         return None
 
     def _announced(self, name: str, number: int) -> CpuSet | None:
-        to = None
-        for line in self.service.log().splitlines():
-            if (found := PINNED.search(line)) and (found[2], int(found[1])) == (name, number):
-                to = CpuSet.parse(found[3])
-        return to
+        pins = _of(PINNED, self.service.log(), name, number)
+        return CpuSet.parse(pins[-1][3]) if pins else None
 
     def finish(self) -> None:
         """Stop the service, and check what is left."""
@@ -243,14 +221,6 @@ class Account:
         if "Traceback" in self.service.log():
             self.broken.append("the service logged a traceback")
 
-    def _by_hand(self, *, by_libvirt: bool) -> None:
-        name = self._any()
-        number = self.chance.randrange(len(self.vcpus[name]))
-        free = self.everywhere - _affinity(self.lab.guests[name], number)
-        cpus = free or self.everywhere
-        cpu = CpuSet.of([self.chance.choice(list(cpus))])
-        self._put(name, number, cpu, by_libvirt=by_libvirt)
-
     def _put(self, name: str, number: int, cpus: CpuSet, *, by_libvirt: bool) -> None:
         """Set the affinity of a vCPU, and wait until that was noticed."""
         guest, vcpu = self.lab.guests[name], self.vcpus[name][number]
@@ -264,9 +234,9 @@ class Account:
             os.sched_setaffinity(guest.vcpu_threads()[number], set(cpus))
         vcpu.own, vcpu.is_held = cpus, False
         self._wait_cycles(2)
-        lines = self.service.log()[before:].splitlines()
-        noticed = [line for line in lines if _is_of(BY_HAND, line, name, number)]
-        pinned = [line for line in lines if _is_of(PINNED, line, name, number)]
+        log = self.service.log()[before:]
+        pinned = _of(PINNED, log, name, number)
+        noticed = _of(BY_HAND, log, name, number)
         if noticed and not pinned:
             vcpu.is_held = len(cpus) == 1
         elif pinned:
@@ -297,10 +267,14 @@ class Account:
     def _any(self) -> str:
         return self.chance.choice(sorted(self.vcpus))
 
+    def _any_vcpu(self) -> tuple[str, int]:
+        name = self._any()
+        return name, self.chance.randrange(len(self.vcpus[name]))
 
-def _is_of(pattern: re.Pattern[str], line: str, name: str, number: int) -> bool:
-    found = pattern.search(line)
-    return found is not None and (found[2], int(found[1])) == (name, number)
+
+def _of(pattern: re.Pattern[str], log: str, name: str, number: int) -> list[re.Match[str]]:
+    """Return what is found of one vCPU in a log."""
+    return [it for it in pattern.finditer(log) if (it[2], int(it[1])) == (name, number)]
 
 
 def _affinity(guest: Guest, number: int) -> CpuSet:
