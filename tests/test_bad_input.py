@@ -32,7 +32,7 @@ from vcpusched.text import as_json
 BRIEF = settings(max_examples=200, deadline=None)
 
 HOSTILE_NAMES = (
-    "web\n16:03:06 Pinned vCPU 0 of bank (99 %) from pCPU 0 to pCPU 1: really",
+    "web\n16:03:06 Plan 7: pinned vCPU 0 of bank (~99%), pCPU 0 -> pCPU 1: really",
     "\x1b]0;title\x07\x1b[2J\x1b[31mred",
     "\x9b31mC1",
     "\x00\x01\x7f",

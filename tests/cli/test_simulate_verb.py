@@ -26,7 +26,7 @@ pin = "0"
 
 @pytest.fixture
 def workload(tmp_path: Path) -> str:
-    """Give a file with four guests of 25 % on the first of four pCPUs."""
+    """Give a file with four guests of 25% on the first of four pCPUs."""
     path = tmp_path / "crowded.toml"
     path.write_text(CROWDED)
     return str(path)
@@ -37,9 +37,7 @@ def test_a_table_for_a_person(workload: str) -> None:
     done = vcpusched("simulate", workload)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == (
-        f"{workload}: 4 vCPUs on 4 pCPUs, mean load 25 %, 20 periods of 3 s, seed 0"
-    )
+    assert lines[0] == (f"{workload}: 4 vCPUs on 4 pCPUs, mean load 25%, 20 periods of 3s, seed 0")
     rows = {line[:20].strip(): line[20:].split() for line in lines[3:]}
     with_it, without = rows["gap over time"]
     assert without == "█" * 20
@@ -145,7 +143,7 @@ def test_guests_from_a_trace(tmp_path: Path) -> None:
         (["/nowhere"], 65, "vcpusched: /nowhere: cannot be read: No such file or directory"),
         (["--trace", "/nowhere"], 65, "vcpusched: /nowhere: cannot be read"),
         (["--trace", "/dev/null"], 65, "vcpusched: /dev/null: holds no row"),
-        (["--generate", "--vcpus", "2", "--mean", "90"], 65, "a mean load of 90 % is out of reach"),
+        (["--generate", "--vcpus", "2", "--mean", "90"], 65, "a mean load of 90% is out of reach"),
         (["--generate", "--vcpus", "9999", "--periods", "9999"], 65, "their product must be at"),
     ],
 )

@@ -15,7 +15,7 @@ from program import vcpusched
 from vcpusched.act.cycle import Cycle
 from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu
 from vcpusched.plan.planner import Policy, plan
-from vcpusched.report import messages
+from vcpusched.report import state_file
 from vcpusched.report.draw import blocks
 from vcpusched.report.messages import PastPin, Service
 from vcpusched.report.recent import Recent
@@ -83,7 +83,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 def shown(directory: Path, of: Service, *options: str, **variables: str) -> str:
     """Give what `status` prints of a service; its exit status must be that of a healthy one."""
-    run_directory.write_state(directory, messages.state_as_json(of, time.time()))
+    run_directory.write_state(directory, state_file.state_as_json(of, time.time()))
     done = vcpusched("status", *options, RUNTIME_DIRECTORY=str(directory), **variables)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -102,14 +102,14 @@ def test_piped(directory: Path) -> None:
     assert "\x1b" not in text
     lines = text.splitlines()
     assert lines[0].startswith(
-        "vcpusched is healthy: Unbalanced but settled (vCPU 0 of g1 is alone on pCPU 1, the"
-        " busiest), gap 95 points (threshold 10); "
+        "vcpusched is healthy: Unbalanced, nothing worth a pin (vCPU 0 of g1 is alone on pCPU 1,"
+        " the busiest), gap 95 points (threshold 10); "
     )
     assert any(line.startswith("last cycle  number 41, ") for line in lines)
     assert "pins        1 in the last hour, 7 in the last day, 7 since it started" in lines
     gap = next(line for line in lines if line.startswith("gap"))
     assert gap.endswith("95 points, threshold 10")
-    assert "pCPUs 8-9 are left alone: isolated by the kernel" in lines
+    assert "pCPUs 8-9 are not balanced: isolated by the kernel" in lines
     assert "May be moved: g0, g1, g2" in lines
     assert lines[-1].endswith("g0/0  0 → 1  " + CROWDED.moves[0].reason)
     drawn = lines[lines.index("      node 0, cache 0") :]
@@ -119,7 +119,7 @@ def test_piped(directory: Path) -> None:
         ["┌", "1"],
         ["└", "5"],
     ]
-    assert "95 %!  g1/0 95" in text
+    assert "95%!  g1/0 95" in text
 
 
 def test_on_a_terminal(directory: Path) -> None:
@@ -134,7 +134,7 @@ def test_on_a_terminal(directory: Path) -> None:
 def test_where_there_are_no_blocks(directory: Path) -> None:
     """A terminal of another encoding gets letters that it has, no question marks."""
     text = shown(directory, service(), PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
-    assert re.search(r" #{19} +95 %!  g1/0 95\n", text)
+    assert re.search(r" #{19} +95%!  g1/0 95\n", text)
     assert "?" not in text
 
 
@@ -143,12 +143,12 @@ def test_states_that_need_a_word(directory: Path) -> None:
     text = shown(directory, service(dry_run=True))
     assert "dry run     nothing is changed" in text
     run_directory.write_state(
-        directory, messages.state_as_json(service(pins_failing=(HOSTILE,)), time.time() - 60)
+        directory, state_file.state_as_json(service(pins_failing=(HOSTILE,)), time.time() - 60)
     )
     done = vcpusched("status", RUNTIME_DIRECTORY=str(directory))
     assert done.returncode == 1
     assert done.stdout.startswith("vcpusched is degraded: ")
-    assert "it hangs, or was stopped" in done.stdout
+    assert "it hangs, or is suspended" in done.stdout
     assert "failing     ?]0;owned??web" in done.stdout
     assert not set("\x1b\x07") & set(done.stdout)
 
@@ -166,7 +166,7 @@ def test_as_json(directory: Path) -> None:
 
 def test_a_state_of_an_older_service(directory: Path) -> None:
     """One that lacks what is new is read all the same: status may be upgraded first."""
-    state = messages.state_as_json(service(), time.time())
+    state = state_file.state_as_json(service(), time.time())
     for key in ("gap", "waits", "left_alone", "pins_last_hour", "pins_last_day"):
         del state[key]
     for pin in state["last_pins"]:
@@ -195,7 +195,7 @@ def test_sets_are_told_as_such(directory: Path) -> None:
     lines = shown(directory, drawn, COLUMNS="80").splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("pCPUs"))
     assert [line.split()[0] for line in lines[first + 1 : first + 3]] == ["0-3", "4-7"]
-    assert lines[first + 1].endswith("22 %  g0/0 50 on 0, g1/0 40 on 0")
+    assert lines[first + 1].endswith("22%  g0/0 50 on 0, g1/0 40 on 0")
     assert lines[first + 3] == ""
     gap = next(number for number, line in enumerate(lines) if line.startswith("gap"))
     assert lines[gap].endswith(" 2 points between sets, threshold 10")
@@ -210,7 +210,7 @@ def test_long_lists_of_pcpus_are_cut(directory: Path) -> None:
     """Where every other pCPU is on the other node, what is beside them must keep its room."""
     cpus = tuple(HostCpu(Cpu(number, node=number % 2)) for number in range(32))
     text = shown(directory, service(dataclasses.replace(SETS, cpus=cpus), Granularity.NODE))
-    assert re.search(r"^0,2,4,6,8,10,12… +\S* +[0-9]+ %  g0/0 50 on 0, ", text, re.MULTILINE)
+    assert re.search(r"^0,2,4,6,8,10,12… +\S* +[0-9]+%  g0/0 50 on 0, ", text, re.MULTILINE)
 
 
 def test_a_set_of_many_vcpus_is_still_a_row(directory: Path) -> None:

@@ -22,7 +22,7 @@ from test_status import DRAWN, HOSTILE, SETS, machine, service
 
 from vcpusched.cli.top import Seen, View, keys_in, look_at, pressed, screen
 from vcpusched.model import Granularity, Host
-from vcpusched.report import messages, snapshot
+from vcpusched.report import state_file
 from vcpusched.service import run_directory
 
 NOW_S = 1_790_000_000.0
@@ -31,9 +31,9 @@ UP, PAGE_DOWN = "\x1b[A", "\x1b[6~"
 
 def seen(drawn: Host = DRAWN, granularity: Granularity = Granularity.CPU) -> Seen:
     """Give what is seen of a service."""
-    told = json.dumps(messages.state_as_json(service(drawn, granularity), NOW_S))
-    state = snapshot.parse_state(told)
-    return Seen(state, snapshot.saved_host(state))
+    told = json.dumps(state_file.state_as_json(service(drawn, granularity), NOW_S))
+    state = state_file.parse_state(told)
+    return Seen(state, state_file.saved_host(state))
 
 
 def lines(view: View, of: Seen, width: int = 80, height: int = 24) -> list[str]:
@@ -72,14 +72,14 @@ def test_it_fits_any_terminal(width: int, height: int, drawn: Host, name: str, f
 def test_what_it_shows() -> None:
     """Health, gap, the last pin, every pCPU, and the vCPUs by what they want."""
     found = lines(View(), seen())
-    assert found[0].startswith("vcpusched is healthy: Unbalanced but settled (vCPU 0 of g1 is")
-    assert found[1].endswith("95 points  0 s ago  pins 1 last hour, 7 last day")
-    assert "g0/0 0 → 1: pCPU 0 was at 100 %" in found[2]
+    assert found[0].startswith("vcpusched is healthy: Unbalanced, nothing worth a pin (vCPU 0")
+    assert found[1].endswith("95 points  0s ago  pins 1 last hour, 7 last day")
+    assert "g0/0 0 → 1: pCPU 0 was at 100%" in found[2]
     assert [line.split()[0] for line in found[4:7]] == ["0", "4", "1"]
     table = next(number for number, line in enumerate(found) if line.startswith("by demand"))
     assert [line.split()[0] for line in found[table + 1 : table + 4]] == ["g1/0", "g0/0", "g2/0"]
     assert "← pinned from 0" in found[table + 2]
-    assert "12 %  0" in found[table + 2]
+    assert "12%  0" in found[table + 2]
     assert found[-1].startswith("q quit")
 
 
@@ -157,7 +157,7 @@ def test_looking(tmp_path: Path) -> None:
     assert look(Seen()).problem.startswith("vcpusched is not running on this host (")
     with run_directory.locked(tmp_path):
         assert look(Seen()).problem == "The service has told nothing yet."
-        run_directory.write_state(tmp_path, messages.state_as_json(service(), NOW_S))
+        run_directory.write_state(tmp_path, state_file.state_as_json(service(), NOW_S))
         first = look(Seen())
         assert first.host is not None
         assert look(first) is first
@@ -173,7 +173,7 @@ def test_looking_without_privilege() -> None:
     """Who may not open the lock sees the service all the same."""
     with tempfile.TemporaryDirectory() as name, run_directory.locked(Path(name)):
         Path(name).chmod(0o755)
-        run_directory.write_state(Path(name), messages.state_as_json(service(), NOW_S))
+        run_directory.write_state(Path(name), state_file.state_as_json(service(), NOW_S))
         look = look_at(Path(name))
         assert without_the_lock(Path(name), lambda: look(Seen()).host is not None)
 
@@ -227,7 +227,7 @@ class Terminal:
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     """Give a terminal on which `top` shows a service."""
     with run_directory.locked(tmp_path):
-        run_directory.write_state(tmp_path, messages.state_as_json(service(), time.time()))
+        run_directory.write_state(tmp_path, state_file.state_as_json(service(), time.time()))
         opened = Terminal(tmp_path)
         try:
             opened.wait_for(lambda text: "by demand" in text)

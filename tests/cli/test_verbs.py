@@ -62,7 +62,7 @@ def test_plan_from_standard_input_as_json() -> None:
             for name in ("web1", "web2")
         ],
     }
-    assert "pCPU 0 was at 106 %" in found["moves"][0]["reason"]
+    assert "pCPU 0 was at 106%" in found["moves"][0]["reason"]
 
 
 def test_plan_for_a_person(tmp_path: Path) -> None:
@@ -72,11 +72,8 @@ def test_plan_for_a_person(tmp_path: Path) -> None:
     done = vcpusched("plan", "--from", str(file))
     assert done.returncode == 0
     assert f"As saved in {file}" in done.stdout
-    assert "1. vCPU 0 of web2 from pCPU 0 to pCPU 1: pCPU 0 was at 106 %" in done.stdout
-    assert (
-        "the gap goes from 106 points to 6 points (threshold 10); then it is balanced"
-        in done.stdout
-    )
+    assert "1. vCPU 0 of web2, pCPU 0 -> pCPU 1: pCPU 0 was at 106%" in done.stdout
+    assert "Plan: 1 pin, gap 106 -> ~6 points (threshold 10); then balanced" in done.stdout
     assert "\x1b" not in done.stdout  # plain when piped
 
 
@@ -96,7 +93,7 @@ def test_plan_for_sets_of_pcpus() -> None:
     assert "+web/0 90" in rows[1]
     assert "api/0 70 on 2 → all, " in rows[0]
     assert "\nLargest gap inside a set: ~" in text
-    assert "the gap between sets goes from 95 points to " in text
+    assert "gap between sets 95 -> ~" in text
 
 
 HELD = json.loads(json.dumps(CROWDED))
@@ -139,7 +136,7 @@ def test_plan_explains_a_domain() -> None:
     for name in ("web1", "u1"):
         done = vcpusched("plan", "--from", "-", "--explain", name, stdin=json.dumps(HELD))
         assert done.returncode == 0
-        why = "vCPU 0 (53 %) stays on pCPU 0 and may not be moved: held by its metadata"
+        why = "vCPU 0 (53%) stays on pCPU 0 and may not be moved: held by its metadata"
         assert f"  {why}\n" in done.stdout
     done = vcpusched("plan", "--from", "-", "--json", "--explain", "u1", stdin=json.dumps(HELD))
     (explanation,) = json.loads(done.stdout)["explanation"]

@@ -92,7 +92,7 @@ def test_hanging_with_pins(lab: Lab) -> None:
         service.wait_cycles(4)
         assert {name: guest.affinity(0) for name, guest in lab.guests.items()} == before
         assert len(service.lines("warning", "Lost libvirt")) == 1
-        assert not service.lines("Another hand")
+        assert not service.lines("Someone else")
         assert not service.lines("Traceback")
         service.terminate()
         assert all(guest.affinity(0) == {0} for guest in lab.guests.values())
@@ -120,11 +120,11 @@ def test_restarted_while_pinning(lab: Lab) -> None:
     for index in range(8):
         lab.add_guest(f"g{index}", [0.06], pin=0)
     with running(lab, "0.5") as service:
-        wait_for("the first pin", lambda: bool(service.lines("Pinned vCPU")))
+        wait_for("the first pin", lambda: bool(service.lines("pinned vCPU")))
         lab.restart_daemon(kill=True)
         service.wait("balanced", lambda: service.status.startswith("Balanced"))
         on_one = sum(guest.affinity(0) == {1} for guest in lab.guests.values())
-        assert on_one == len(service.lines("Pinned vCPU"))  # every pin that was made is told
+        assert on_one == len(service.lines("pinned vCPU"))  # every pin that was made is told
         assert not service.lines("Traceback")
 
 

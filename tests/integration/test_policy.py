@@ -55,7 +55,7 @@ def test_who_is_held_stays(lab: Lab) -> None:
             "emulator",
         }
         assert all(places[name] == {0} for name in held)
-        assert len(service.lines("Domain typo is held, since its metadata says policy=")) == 1
+        assert len(service.lines("Guest typo is held, because its metadata says policy=")) == 1
         told = service.ask("status").stdout
         for name, why in held.items():
             assert f"\n{name} stays: {why}\n" in told

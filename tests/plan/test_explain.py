@@ -31,7 +31,7 @@ def test_why_a_vcpu_is_moved_or_is_not() -> None:
     moved = [text for text in texts if " is moved from pCPU 0 to pCPU " in text]
     assert moved
     assert all(": pCPU 0 was at " in text for text in moved)
-    stays = "vCPU 0 (30 %) stays on pCPU 0, though it may use pCPUs 0-2: the plan balances the"
+    stays = "vCPU 0 (30%) stays on pCPU 0, though it may use pCPUs 0-2: the plan balances the"
     assert any(text.startswith(stays) or "min_gain" in text for text in texts)
     assert why(host([30], [30]), "g0").endswith(": the host is balanced")
     assert why(host([90], []), "g0").endswith(
@@ -50,7 +50,7 @@ def test_why_a_vcpu_is_moved_or_is_not() -> None:
     elsewhere = change(crowded, "g3", cpus=CpuSet.of([9]))
     assert why(elsewhere, "g3").endswith("may use pCPUs 0-2: that pCPU is not managed")
     narrow = host([30, 30], [], allowed="0")
-    assert why(narrow, "g0") == "vCPU 0 (30 %) stays on pCPU 0: it may use no other pCPU"
+    assert why(narrow, "g0") == "vCPU 0 (30%) stays on pCPU 0: it may use no other pCPU"
 
 
 def test_what_was_not_fair_is_named() -> None:
@@ -96,7 +96,7 @@ def test_a_vcpu_of_a_set_does_not_float() -> None:
     crowded = host([50, 50], [], [45], [45])
     text = why(of_caches(crowded, 2), "g0", policy)
     assert text == (
-        "vCPU 0 (50 %) is moved from pCPU 0 to pCPUs 0-1: pCPU 0 was crowded while pCPUs 0-1 had"
+        "vCPU 0 (50%) is moved from pCPU 0 to pCPUs 0-1: pCPU 0 was crowded while pCPUs 0-1 had"
         " room; now the kernel may run it on all of these"
     )
     balanced = change(of_caches(host([50], [50], [45], [45]), 2), "g0", cpus=CpuSet.parse("0-1"))
@@ -123,8 +123,8 @@ def test_why_an_unbalanced_host_rests() -> None:
 
 
 def test_why_a_vcpu_stays_on_a_weak_pcpu() -> None:
-    """A strong pCPU idles beside one that does 60 %: 50 are 83 % of that, and enough; 80 go."""
-    for load, end in ((50, ": it is alone on its pCPU, which is enough for it"), (80, "80 %")):
+    """A strong pCPU idles beside one that does 60 %: 50 are 83% of that, and enough; 80 go."""
+    for load, end in ((50, ": it is alone on its pCPU, which is enough for it"), (80, "80%")):
         drawn = host([], [load])
         cpus = (HostCpu(Cpu(0)), HostCpu(Cpu(1, capacity_ppm=600_000)))
         assert why(dataclasses.replace(drawn, cpus=cpus), "g0").endswith(end)

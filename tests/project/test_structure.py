@@ -38,6 +38,7 @@ DOORS = {
     "pydantic": {
         "act.ledger_file",
         "report.snapshot",
+        "report.state_file",
         "settings",
         "simulate.workload_files",
     },
@@ -50,7 +51,6 @@ LINES_MAX = 350
 LONGER = {
     "cli.top",
     "observe.observe",
-    "report.messages",
     "service.daemon",
 }
 """Modules above the limit. This list only shrinks: one that is no longer above it is taken out."""

@@ -67,47 +67,21 @@ def drawn(found: History, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_plan_and_what_came_of_it() -> None:
-    """Gap and wait before, as planned and as measured; each move with its reason."""
+    """In the words of the journal: what was done, what it brought, each move with its reason."""
     (event,) = past(a_plan()).events
     assert (event.kind, event.cycle, event.at_s) == (Kind.PLAN, 7, NOON_S)
     assert [moved.text("DOMAIN") for moved in event.moves] == [move.domain for move in FOUND.moves]
     assert event.moves[0].text("REASON") == FOUND.moves[0].reason
-    assert history.figures(event) == [
-        ("gap", "100 points", "0 points", "6 points"),
-        ("wait", "56 %", "1 %", "2 %"),
-    ]
-    assert history.came_of_it(event, NOON_S + 60) == "helped: 4 vCPUs had to wait before"
+    assert history.headline(event) == "Plan 7 done: 2 pins, gap 100 -> ~0 points; then balanced"
+    assert history.outcome(event, NOON_S + 60) == messages.outcome_entry(PROOF).message
     assert history.summary(past(a_plan())) == "2 pins in 1 plan, 1 helped"
 
 
-def test_vcpus_that_were_only_let_in_their_set() -> None:
-    """The gap between sets was not to change, so it is no figure of such a plan."""
-    wide = [
-        dataclasses.replace(move, from_cpus=CpuSet.of([0]), to_cpus=CpuSet.parse("0-3"))
-        for move in FOUND.moves
-    ]
-    found = dataclasses.replace(FOUND, gap_after_ppm=FOUND.gap_before_ppm, moves=tuple(wide))
-    cycle = dataclasses.replace(CYCLE, plan=found, pinned=found.moves)
-    pins = [told(pin_entry(move), NOON_S) for move in wide]
-    entries = [*pins, told(messages.plan_entry(cycle, Granularity.CACHE), NOON_S + 0.1)]
-    (event,) = past(entries).events
-    assert (
-        history.headline(event) == "Let 2 vCPUs use all pCPUs of their set by the plan of cycle 7"
-    )
-    assert history.figures(event) == []
-    (event,) = past(pins).events
-    assert history.headline(event) == "2 pins without a plan"
-    (event,) = past([told(pin_entry(FOUND.moves[0]), NOON_S), *entries]).events
-    assert history.headline(event) == "3 pins by the plan of cycle 7"
-    assert history.figures(event) == [("gap", "100 points", "100 points", "-")]
-
-
-def test_what_is_not_known_is_no_zero() -> None:
+def test_an_effect_that_is_not_known() -> None:
     """A plan without its outcome: it may still come, or never will."""
     (event,) = past(a_plan(proven=False)).events
-    assert history.figures(event) == [("gap", "100 points", "0 points", "-")]
-    assert history.came_of_it(event, NOON_S + 5) == "not known yet"
-    assert history.came_of_it(event, NOON_S + 600).startswith("never measured")
+    assert history.outcome(event, NOON_S + 5) == "Its effect is not measured yet"
+    assert "was never measured" in history.outcome(event, NOON_S + 600)
 
 
 def test_cycles_of_different_processes_are_different() -> None:
@@ -134,7 +108,12 @@ def test_pins_without_a_plan_and_what_was_given_back() -> None:
         (Kind.GIVEN_BACK, 2),
         (Kind.GIVEN_BACK, 1),
     ]
-    assert history.sentence(events[1].moves[0]) == "vCPU 0 of g0 1 → 0"
+    assert [history.headline(event) for event in events] == [
+        "1 pin without a plan",
+        "2 affinities restored",
+        "1 affinity restored",
+    ]
+    assert events[1].moves[0].message.startswith("Restored vCPU 0 of g0: pCPU 1 -> pCPU 0")
 
 
 def test_what_the_kernel_undid() -> None:
@@ -145,9 +124,13 @@ def test_what_the_kernel_undid() -> None:
     assert "MESSAGE_ID" not in messages.changed_entry(left).fields
     found = past([told(messages.changed_entry(undone), NOON_S + after_s) for after_s in (0, 3)])
     assert [(event.kind, len(event.moves)) for event in found.events] == [(Kind.RESET, 2)]
-    assert history.sentence(found.events[0].moves[0]) == "vCPU 0 of g0 0-3 → 1"
-    assert history.headline(found.events[0]) == "2 pins made again, which the kernel had undone"
-    assert history.summary(found) == "0 pins in 0 plans, 2 made again after the kernel"
+    assert (
+        found.events[0]
+        .moves[0]
+        .message.startswith("The kernel reset the affinity of vCPU 0 of g0: pCPU 1 -> pCPUs 0-3 ")
+    )
+    assert history.headline(found.events[0]) == "2 pins made again after a reset by the kernel"
+    assert history.summary(found) == "0 pins in 0 plans, 2 made again after a reset by the kernel"
 
 
 def test_one_domain_only() -> None:
@@ -156,7 +139,7 @@ def test_one_domain_only() -> None:
     for asked in (second.domain, second.vcpu.uuid):
         (event,) = past(a_plan(), domain=asked).events
         assert [moved.text("DOMAIN") for moved in event.moves] == [second.domain]
-        assert history.headline(event) == "1 pin beside 1 of others by the plan of cycle 7"
+        assert history.headline(event).endswith("; then balanced (1 more of other guests)")
     assert first.domain != second.domain
     assert not past(a_plan(), domain="web*").events
 
@@ -199,6 +182,7 @@ def test_nonsense_is_left_out(
 def test_hostile_names_reach_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """Neither an escape sequence nor a line of its own, in text and in JSON."""
     hostile = {f"VCPUSCHED_{key}": HOSTILE for key in ("DOMAIN", "FROM", "TO", "REASON")}
+    hostile["MESSAGE"] = HOSTILE
     found = past([Told(one.at_s, {**one.fields, **hostile}) for one in a_plan()])
     shown = drawn(found, capsys)
     assert "x?]0;owned??web?9" in shown
@@ -245,17 +229,12 @@ def test_as_json() -> None:
 
 
 def test_piped(capsys: pytest.CaptureFixture[str]) -> None:
-    """Plain text whose columns stand below each other, and nothing when nothing was moved."""
+    """Plain text: the plan, its effect, its moves; a line when no pin changed."""
     lines = drawn(past(a_plan()), capsys).splitlines()
-    assert lines[0].endswith("  2 pins by the plan of cycle 7")
-    assert [line.split() for line in lines[1:4]] == [
-        ["before", "planned", "measured"],
-        ["gap", "100", "points", "0", "points", "6", "points"],
-        ["wait", "56", "%", "1", "%", "2", "%"],
-    ]
-    assert len({len(line) for line in lines[1:4]}) == 1
-    assert lines[5].startswith("  · vCPU 0 of g0 (25 %) 0 → 1: pCPU 0 was at 100 %")
-    assert drawn(past([]), capsys).startswith("Nothing was moved, since ")
+    assert lines[0].endswith("  Plan 7 done: 2 pins, gap 100 -> ~0 points; then balanced")
+    assert lines[1].startswith("  → Plan 7 helped: the 4 waiting vCPUs wait 2% of the time now (")
+    assert lines[2].startswith("  · Plan 7: pinned vCPU 0 of g0 (~25%), pCPU 0 -> pCPU 1: pCPU 0")
+    assert drawn(past([]), capsys).startswith("No pin changed, since ")
 
 
 def journal_file(directory: Path, entries: Iterable[Told]) -> None:
@@ -292,7 +271,7 @@ def test_a_real_journal(tmp_path: Path) -> None:
     assert [round(one.at_s - NOON_S, 3) for one in entries] == [0.0, 0.0, 0.1, 3.0]
     (event,) = past(entries).events
     assert event.moves[0].text("DOMAIN") == "\ufffd" + HOSTILE
-    assert history.came_of_it(event, NOON_S) == "helped: 4 vCPUs had to wait before"
+    assert history.outcome(event, NOON_S).startswith("Plan 7 helped: ")
 
 
 @pytest.mark.full

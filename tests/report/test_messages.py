@@ -14,7 +14,7 @@ from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.act.ledger import Changed
 from vcpusched.model import DomainUuid, Granularity
 from vcpusched.plan.planner import Policy, plan
-from vcpusched.report import messages, snapshot
+from vcpusched.report import messages, snapshot, state_file
 from vcpusched.report.messages import Priority, Service
 from vcpusched.service.announcer import UNTOLD_PATIENCE, Announcer
 from vcpusched.service.systemd import StreamLog
@@ -35,8 +35,7 @@ def test_a_pin_has_the_fields_that_the_design_fixes() -> None:
     entry = messages.changed_entry(Changed(FOUND.moves[0], 7))
     assert entry.priority is Priority.INFO
     assert entry.message == (
-        "Pinned vCPU 0 of g0 (25 %) from pCPU 0 to pCPU 1: pCPU 0 was at 100 % and pCPU 1 at 0 %;"
-        " this makes them 75 % and 25 %"
+        f"Plan 7: pinned vCPU 0 of g0 (~25%), pCPU 0 -> pCPU 1: {FOUND.moves[0].reason}"
     )
     assert entry.fields == {
         "MESSAGE_ID": messages.MESSAGE_ID_PIN,
@@ -60,7 +59,9 @@ def test_what_the_check_of_service_refused_is_told() -> None:
     assert entry.message.endswith(f"; more was planned, but that {why}")
     nothing = Cycle(7, 4, host=CROWDED, plan=dataclasses.replace(less, moves=()))
     line = messages.status_line(dataclasses.replace(SERVICE, cycle=nothing))
-    assert line.startswith(f"Unbalanced but settled (more was planned, but that {why}), gap 1")
+    assert line.startswith(
+        f"Unbalanced, nothing worth a pin (more was planned, but that {why}), gap 1"
+    )
     assert snapshot.plan_as_json(less)["refused"] == why
     assert "refused" not in snapshot.plan_as_json(FOUND)
 
@@ -78,14 +79,11 @@ def test_an_executed_plan_is_one_entry() -> None:
     }
     assert messages.plan_entry(dataclasses.replace(ACTED, pinned=()), Granularity.CPU) is None
     assert messages.plan_entry(Cycle(1, 0), Granularity.CPU) is None
-    assert entry.message == (
-        "Balanced the host with 2 pins: the gap goes from 100 points to 0 points as planned;"
-        " then it is balanced"
-    )
+    assert entry.message == ("Plan 7 done: 2 pins, gap 100 -> ~0 points; then balanced")
     half = dataclasses.replace(ACTED, pinned=FOUND.moves[:1])
     entry = messages.plan_entry(half, Granularity.CPU)
     assert entry is not None
-    assert entry.message.startswith("Balanced the host with 1 pin (of 2 planned): the gap ")
+    assert entry.message.startswith("Plan 7 done in part: 1 of 2 pins, gap ")
 
 
 def test_a_level_that_the_host_does_not_tell() -> None:
@@ -93,7 +91,7 @@ def test_a_level_that_the_host_does_not_tell() -> None:
     said = dataclasses.replace(SERVICE, granularity=Granularity.CACHE, cycle=ACTED)
     line = said.untold
     assert line.startswith('pin_to = "cache": this host does not tell which share a cache')
-    assert messages.state_as_json(said, 5.0)["untold"] == line
+    assert state_file.state_as_json(said, 5.0)["untold"] == line
     assert messages.untold_entry(line) == messages.Entry(Priority.WARNING, line)
     assert dataclasses.replace(SERVICE, cycle=ACTED).untold == ""
     assert dataclasses.replace(said, cycle=Cycle(1, 4)).untold == ""
@@ -136,7 +134,7 @@ def test_a_wish_that_is_not_understood_is_a_warning() -> None:
     """It names the domain, and what is wrong; a name cannot forge a line."""
     entry = messages.unclear_entry(Unclear(DomainUuid("u"), "a\nb", "its metadata says no policy"))
     assert entry.priority is Priority.WARNING
-    assert entry.message == "Domain a?b is held, since its metadata says no policy"
+    assert entry.message == "Guest a?b is held, because its metadata says no policy"
     assert entry.fields == {"VCPUSCHED_DOMAIN": "a\nb", "VCPUSCHED_DOMAIN_UUID": "u"}
 
 
@@ -145,16 +143,16 @@ def test_a_wish_that_is_not_understood_is_a_warning() -> None:
     [
         ({"connected": False}, "Waiting for libvirt at qemu:///system; "),
         ({"connected": False, "trouble": "no socket"}, "Waiting for libvirt at qemu:///system: no"),
-        ({}, "Measuring the first period; 0 pins so far; 0 domains"),
+        ({}, "Measuring the first period; 0 pins so far; 0 guests"),
         (
             {"cycle": dataclasses.replace(ACTED, host=dataclasses.replace(CROWDED, cpus=()))},
             "No pCPU to balance: check the setting cpus; 0 pins",
         ),
-        ({"cycle": Cycle(1, 0)}, "No guests; 0 pins so far; 0 domains"),
-        ({"cycle": Cycle(1, 1)}, "Measuring the first period; 0 pins so far; 1 domain"),
+        ({"cycle": Cycle(1, 0)}, "No guests; 0 pins so far; 0 guests"),
+        ({"cycle": Cycle(1, 1)}, "Measuring the first period; 0 pins so far; 1 guest"),
         (
             {"cycle": dataclasses.replace(ACTED, executed=False, confirmed=1, pinned=())},
-            "Unbalanced in 1 of 2 periods, gap 100 points (threshold 10); 0 pins so far; 4 domains",
+            "Rebalancing (1 of 2 periods), gap 100 points (threshold 10); 0 pins so far; 4 guests",
         ),
         ({"cycle": ACTED, "pins": 2}, "Rebalanced, gap 0 points (threshold 10); 2 pins so far; "),
         (
@@ -163,7 +161,7 @@ def test_a_wish_that_is_not_understood_is_a_warning() -> None:
         ),
         (
             {"cycle": Cycle(3, 1, host=host([90], []), plan=plan(host([90], []), Policy()))},
-            "Unbalanced but settled (vCPU 0 of g0 is alone on pCPU 0, the busiest), gap 90 points",
+            "Unbalanced, nothing worth a pin (vCPU 0 of g0 is alone on pCPU 0, the busiest), gap ",
         ),
         (
             {"cycle": Cycle(3, 2, host=CROWDED, plan=plan(host([9], [8]), Policy()))},
@@ -171,11 +169,11 @@ def test_a_wish_that_is_not_understood_is_a_warning() -> None:
         ),
         (
             {"pins_failing": ("x",), "cycle": Cycle(1, 1)},
-            "Measuring the first period; 0 pins so far, 1 failing; 1 domain",
+            "Measuring the first period; 0 pins so far, 1 failing; 1 guest",
         ),
         (
             {"cycle": Cycle(1, 1, withheld=2)},
-            "Measuring the first period; 0 pins so far, 2 not allowed any more, which stay as long",
+            "Measuring the first period; 0 pins so far, 2 no longer allowed but kept while",
         ),
         ({"trouble": "no\nway", "cycle": ACTED}, "Cannot read the host: no?way"),
         (
@@ -217,11 +215,11 @@ def test_the_state_file_can_be_read_back() -> None:
     service = dataclasses.replace(
         SERVICE, cycle=ACTED, pins=2, last_pins=(messages.PastPin(5.0, FOUND.moves[0]),)
     )
-    text = json.dumps(messages.state_as_json(service, 12.5))
-    state = snapshot.parse_state(text)
+    text = json.dumps(state_file.state_as_json(service, 12.5))
+    state = state_file.parse_state(text)
     assert (state.at, state.is_healthy(3), state.last_pins[0].to_cpus) == (12.5, True, "1")
     assert not state.is_healthy(16)  # no word for longer than it can take: it hangs
-    read = snapshot.saved_host(state)
+    read = state_file.saved_host(state)
     assert read is not None
     assert plan(read, Policy()) == FOUND
 
@@ -231,9 +229,9 @@ def test_what_came_of_a_plan(verdict: Verdict) -> None:
     """One entry, whose text tells what its fields do."""
     proof = Proof(7, verdict, 950_000, 20_000, 30_000, 3, 480_000, 10_000, 240_000)
     entry = messages.outcome_entry(proof)
-    assert "plan of cycle 7" in entry.message
-    assert "the gap is 3 points (before 95 points, as planned 2 points)" in entry.message
-    waits = "3 vCPUs that waited for 48 % of the time, now for 24 %"
+    assert entry.message.startswith("Plan 7 ")
+    assert "; gap 3 points (95 before, ~2 expected)" in entry.message
+    waits = "the 3 waiting vCPUs wait 24% of the time now (48% before"
     assert (waits in entry.message) == (verdict in {Verdict.HELPED, Verdict.NO_HELP})
     assert dict(entry.fields) == {
         "MESSAGE_ID": messages.MESSAGE_ID_OUTCOME,

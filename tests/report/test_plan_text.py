@@ -7,7 +7,7 @@ from builders import host, of_caches
 
 from vcpusched.model import NO_CPUS, CpuSet, Granularity, Host, HostCpu
 from vcpusched.plan.planner import Floating, Plan, Policy, plan
-from vcpusched.report.plan_text import done_text, gap_inside, inside_text, plan_text, sets_of
+from vcpusched.report.plan_text import gap_inside, inside_text, plan_text, sets_of
 
 SETS = Policy(pin_to=Granularity.CACHE, floating=Floating.AUTO)
 HALVES = (CpuSet.parse("0-1"), CpuSet.parse("2-3"))
@@ -27,18 +27,17 @@ def said(drawn: Host, policy: Policy, **changes: object) -> str:
 
 def done(drawn: Host, found: Plan, count: int | None = None) -> str:
     """Say what a plan did of which the first moves were made, all where nothing is said."""
-    return done_text(found, drawn, SETS.pin_to, found.moves[:count])
+    return plan_text(found, drawn, SETS.pin_to, made=found.moves[:count])
 
 
 def test_a_plan_for_pcpus() -> None:
     """The gap is that between pCPUs; how it ends is told."""
     assert said(host([50, 50], []), Policy()) == (
-        "1 pin change, and the gap goes from 100 points to 0 points (threshold 10); then it is"
-        " balanced"
+        "1 pin, gap 100 -> ~0 points (threshold 10); then balanced"
     )
-    assert said(host([50], [45]), Policy()) == "Balanced: the gap is 5 points (threshold 10)"
+    assert said(host([50], [45]), Policy()) == "Balanced: gap 5 points (threshold 10)"
     assert said(host([100], [60, 40], [], []), Policy()) == (
-        "1 pin change, and the gap stays 100 points (threshold 10); no further move is worth a pin"
+        "1 pin, gap stays ~100 points (threshold 10); no further move is worth a pin"
     )
     assert said(host([20, 20, 20, 20], []), Policy(max_moves=1)).endswith(
         "; max_moves allows no more in one plan"
@@ -48,7 +47,7 @@ def test_a_plan_for_pcpus() -> None:
 def test_a_host_that_rests_unbalanced() -> None:
     """It is settled, and the words say why."""
     assert said(host([90], []), Policy()) == (
-        "Unbalanced but settled: the gap is 90 points (threshold 10); vCPU 0 of g0 is alone on"
+        "Unbalanced, nothing worth a pin: gap 90 points (threshold 10); vCPU 0 of g0 is alone on"
         " pCPU 0, the busiest"
     )
     why = "would cut vCPU 0 of g1 from ~30% to ~9% of a pCPU, less than is fair"
@@ -62,17 +61,17 @@ def test_vcpus_that_are_only_let_in_their_set() -> None:
     found = plan(LET_IN, SETS)
     assert [str(move.to_cpus) for move in found.moves] == ["0-1"]
     assert said(LET_IN, SETS) == (
-        "Lets 1 vCPU use all pCPUs of its set; the gap between sets stays 5 points (threshold 10)"
+        "1 vCPU let into its whole set, gap between sets stays ~5 points (threshold 10)"
     )
     assert done(LET_IN, found) == (
-        "Let 1 vCPU use all pCPUs of its set: the gap between sets stays 5 points as planned"
+        "1 vCPU let into its whole set, gap between sets stays ~5 points"
     )
     two = dataclasses.replace(found, moves=found.moves * 2)
-    assert done(LET_IN, two).startswith("Let 2 vCPUs use all pCPUs of their set: ")
-    assert done(LET_IN, two, 1).startswith("Let 1 vCPU use all pCPUs of its set (of 2 planned): ")
+    assert done(LET_IN, two).startswith("2 vCPUs let into their whole set, ")
+    assert done(LET_IN, two, 1).startswith("1 of 2 vCPUs let into their whole set, ")
     at_rest = dataclasses.replace(found, balanced=False)
     assert done(LET_IN, at_rest).endswith(
-        "as planned; pCPUs 0-1, the busiest, have a pCPU for each vCPU that runs there"
+        "points; pCPUs 0-1, the busiest, have a pCPU for each vCPU that runs there"
     )
 
 
@@ -84,11 +83,10 @@ def test_both_kinds_of_moves() -> None:
     let_in = dataclasses.replace(between[0], to_cpus=between[0].from_cpus | CpuSet.of([1]))
     both = dataclasses.replace(found, moves=(between[0], let_in))
     assert done(CROWDED, both).startswith(
-        "Balanced the host with 2 pins, 1 of which only lets a vCPU use all of its set: the gap"
-        " between sets goes from 150 points to "
+        "2 pins, 1 of which only lets a vCPU into its whole set, gap between sets 150 -> ~"
     )
     more = dataclasses.replace(found, moves=(between[0], let_in, let_in))
-    assert "3 pins, 2 of which only let vCPUs use all of their set" in done(CROWDED, more)
+    assert "3 pins, 2 of which only let vCPUs into their whole set" in done(CROWDED, more)
 
 
 def test_sets() -> None:
@@ -115,11 +113,11 @@ def test_the_gap_inside_a_set() -> None:
 @pytest.mark.parametrize(
     ("threshold_ppm", "text"),
     [
-        (1_000_000, "Largest gap inside a set: ~100 points (pCPUs 0-1), ~0 points as planned"),
+        (1_000_000, "Largest gap inside a set: ~100 -> ~0 points (pCPUs 0-1)"),
         (1_000_001, ""),
     ],
 )
 def test_it_is_told_from_the_threshold_on(threshold_ppm: int, text: str) -> None:
     """Smaller ones are no news."""
     assert inside_text(LET_IN, HALVES, threshold_ppm, plan(LET_IN, SETS)) == text
-    assert inside_text(LET_IN, HALVES, threshold_ppm) == text.partition(", ~")[0]
+    assert inside_text(LET_IN, HALVES, threshold_ppm) == text.replace(" -> ~0", "")

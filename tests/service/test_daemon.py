@@ -188,7 +188,7 @@ def test_libvirt_is_forbidden_and_allowed_again(service: Served) -> None:
     cycle = service.cycle
     service.wait(lambda: service.cycle >= cycle + 3)
     assert (originals(service), service.pins) == (before, pins)
-    assert "Another hand" not in service.log
+    assert "Someone else" not in service.log
     assert service.log.count("warning") == service.log.count("Lost libvirt") == 1
 
 
@@ -205,7 +205,7 @@ def test_a_machine_that_slept(service: Served) -> None:
     service.wait(lambda: service.cycle >= cycle + 4)
     assert (service.cycle - cycle) <= (time.monotonic() - began_s) / 0.5 + 2
     assert (originals(service), service.pins) == (before, pins)
-    assert "Another hand" not in service.log
+    assert "Someone else" not in service.log
     assert "warning" not in service.log
 
 

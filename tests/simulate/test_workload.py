@@ -298,7 +298,7 @@ def test_scaling_to_a_mean() -> None:
     high = scaled(workload, 750_000)
     assert high.guests[0].loads_ppm == ((PPM,),)
     assert high.mean_ppm() == pytest.approx(750_000, rel=0.002)
-    with pytest.raises(WorkloadError, match=r"120 % is out of reach: .* it would be 100 %"):
+    with pytest.raises(WorkloadError, match=r"120% is out of reach: .* it would be 100%"):
         scaled(workload, 1_200_000)
 
 

@@ -50,7 +50,7 @@ def test_enable_now(container: Container) -> None:
     wait_for("two pins", lambda: len(entries(container, MESSAGE_ID_PIN)) == 2)
     status = container.say("systemctl", "status", "vcpusched", "--no-pager")
     wait_for("rest", lambda: shown(container, "StatusText").startswith("Balanced, gap "))
-    assert "2 pins so far; 4 domains" in shown(container, "StatusText"), status
+    assert "2 pins so far; 4 guests" in shown(container, "StatusText"), status
     pid = shown(container, "MainPID")
     process = container.say("cat", f"/proc/{pid}/status")
     assert re.search(r"^CapEff:\s+0+$", process, re.MULTILINE)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from vcpusched.model import Host
-from vcpusched.report import snapshot
+from vcpusched.report import snapshot, state_file
 from vcpusched.service import exits, run_directory
 from vcpusched.settings import Settings
 from vcpusched.text import printable
@@ -54,10 +54,10 @@ def present(settings: Settings) -> tuple[Host, str]:
         _text, state, host = told
         age_s = max(0.0, time.time() - state.at)
         if host is not None and state.uri == settings.uri and age_s <= state.age_max_s:
-            return host, f"As the running service (process {state.pid}) saw it {age_s:.0f} s ago"
+            return host, f"As the service saw it {age_s:.0f}s ago (process {state.pid})"
     host = _sampled(settings)
     uri = printable(settings.uri, 200)
-    return host, f"Sampled {uri} for {settings.period:g} s, as no service runs whose state to use"
+    return host, f"Sampled {uri} for {settings.period:g}s (the service is not running here)"
 
 
 def _sampled(settings: Settings) -> Host:
@@ -80,7 +80,7 @@ def _sampled(settings: Settings) -> Host:
         return observe(before, after, rules=settings.house()).host
 
     if sys.stderr.isatty():
-        print(f"vcpusched: sampling for {settings.period:g} s …", file=sys.stderr)
+        print(f"vcpusched: sampling for {settings.period:g}s …", file=sys.stderr)
     with reached(settings.uri):
         try:
             host: Host = call_within(settings.period + ONE_SHOT_PATIENCE_S, sample_twice)
@@ -114,7 +114,7 @@ def _end_at_once(status: int, line: str) -> NoReturn:
     os._exit(status)
 
 
-def live() -> tuple[str, snapshot.SavedState, Host | None] | None:
+def live() -> tuple[str, state_file.SavedState, Host | None] | None:
     """Give what the running daemon last wrote, as text and as values; None where none runs.
 
     Raises RunDirectoryError and SnapshotError.
@@ -123,5 +123,5 @@ def live() -> tuple[str, snapshot.SavedState, Host | None] | None:
     text = run_directory.read_state(directory) if run_directory.lives(directory) else None
     if text is None:
         return None
-    state = snapshot.parse_state(text)
-    return text, state, snapshot.saved_host(state)
+    state = state_file.parse_state(text)
+    return text, state, state_file.saved_host(state)

@@ -21,9 +21,9 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity, Host, Vcpu
-from vcpusched.report import draw, snapshot
+from vcpusched.report import draw, snapshot, state_file
 from vcpusched.report.plan_text import inside_text, sets_of
-from vcpusched.report.snapshot import SavedPin, SavedState
+from vcpusched.report.state_file import SavedPin, SavedState
 from vcpusched.service import run_directory
 from vcpusched.text import percent, points, printable
 
@@ -152,7 +152,7 @@ def _head(view: View, seen: Seen, sets: Sequence[CpuSet], now_s: float) -> Itera
         gap = Text(f" {points(gap_ppm)}{between}  ")
         line += Text("gap ") + draw.gauge(gap_ppm, threshold_ppm) + gap
     counts = f"pins {state.pins_last_hour} last hour, {state.pins_last_day} last day"
-    line += Text(f"{age_s:.0f} s ago  {counts}")
+    line += Text(f"{age_s:.0f}s ago  {counts}")
     yield line
     if seen.host is not None and (inside := inside_text(seen.host, sets, threshold_ppm)):
         yield Text(inside)
@@ -293,9 +293,9 @@ def look_at(directory: Path) -> Callable[[Seen], Seen]:
             if now == read:
                 return seen
             text = run_directory.read_state(directory)
-            state = snapshot.parse_state(text or "")
+            state = state_file.parse_state(text or "")
             read = now
-            return Seen(state, snapshot.saved_host(state))
+            return Seen(state, state_file.saved_host(state))
         except FileNotFoundError:
             return replace(seen, problem="The service has told nothing yet.")
         except (OSError, run_directory.RunDirectoryError, snapshot.SnapshotError) as error:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -19,10 +18,11 @@ from vcpusched.plan.explain import Explanation
 from vcpusched.plan.planner import Plan, Policy
 from vcpusched.report import draw, history, treatments
 from vcpusched.report.history import Event, History
-from vcpusched.report.plan_text import counted, inside_text, plan_text, sets_of
+from vcpusched.report.messages import change_text
+from vcpusched.report.plan_text import inside_text, plan_text, sets_of
 from vcpusched.report.simulation import About, Result
-from vcpusched.report.snapshot import SavedState
-from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
+from vcpusched.report.state_file import SavedState
+from vcpusched.text import counted, percent, points, printable, vcpu_text
 
 _LINE_LENGTH: Final = 40
 
@@ -48,15 +48,13 @@ def draw_plan(host: Host, plan: Plan, policy: Policy, source: str) -> Group:
     drawn = draw.draw_host(host, dict(plan.loads_before_ppm), sets, after)
     parts: list[RenderableType] = [source, "", drawn, "", *who, *([""] if who else [])]
     if inside := inside_text(host, sets, threshold_ppm, after):
-        parts.append(f"{inside}.")
+        parts.append(inside)
     text = plan_text(plan, host, policy.pin_to, threshold_ppm)
-    parts.append(f"{text}:" if plan.moves else f"{text}.")
+    parts.append(f"Plan: {text}" if plan.moves else text)
     digits = len(str(len(plan.moves)))
     for number, move in enumerate(plan.moves, 1):
         whose = vcpu_text(move.vcpu.vcpu, move.domain)
-        line = Text(
-            f"{whose} from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}", "bold"
-        )
+        line = Text(f"{whose}, {change_text(move)}", "bold")
         line.append(f": {move.reason}", "not bold")
         parts.append(_hanging(f"  {number:{digits}}. ", line))
     return Group(*parts)
@@ -72,7 +70,7 @@ def draw_status(headline: str, state: SavedState, host: Host | None, now_s: floa
     if host is not None or state.left_alone:
         parts.append("")
     for left in state.left_alone:
-        line = f"pCPUs {printable(left.cpus)} are left alone: {left.why}"
+        line = f"pCPUs {printable(left.cpus)} are not balanced: {left.why}"
         parts.append(printable(line, 300))
     if host is not None:
         parts += _treatments(host)
@@ -90,13 +88,13 @@ def draw_status(headline: str, state: SavedState, host: Host | None, now_s: floa
 def _facts(state: SavedState, host: Host | None, sets: Sequence[CpuSet], now_s: float) -> Table:
     age_s = max(0.0, now_s - state.at)
     started = draw.clock(state.started_at)
-    every = f"one every {state.period:g} s"
+    every = f"one every {state.period:g}s"
     facts: list[tuple[str, RenderableType]] = [
         ("process", f"{state.pid}, since {started}, at {printable(state.uri, 200)}"),
-        ("last cycle", f"number {state.cycle}, {age_s:.0f} s ago; {every}"),
+        ("last cycle", f"number {state.cycle}, {age_s:.0f}s ago; {every}"),
     ]
     if age_s > state.age_max_s:
-        stuck = "the process lives but has said nothing since then: it hangs, or was stopped"
+        stuck = "the process is alive but stopped reporting: it hangs, or is suspended"
         facts.append(("", stuck))
     if state.dry_run:
         facts.append(("dry run", "nothing is changed"))
@@ -141,7 +139,7 @@ def draw_settings(rows: Sequence[tuple[str, str, str]]) -> Table:
 
 
 def draw_history(past: History) -> Group:
-    """Draw what was moved, why, and whether it helped, the oldest first."""
+    """Draw which pins changed, why, and whether it helped, the oldest first."""
     parts: list[RenderableType] = []
     for event in past.events:
         parts += [*_event(event, past.until_s), Text()]
@@ -151,16 +149,10 @@ def draw_history(past: History) -> Group:
 
 def _event(event: Event, now_s: float) -> Iterator[RenderableType]:
     yield Text(f"{draw.clock(event.at_s)}  {history.headline(event)}", "bold")
-    if rows := history.figures(event):
-        headings = ("before", "planned", "measured")
-        table = draw.table("_what", *headings, right=headings)
-        for name, *cells in rows:
-            table.add_row(f"{name:4}", *cells)
-        yield Padding(table, (0, 0, 0, 4))
-    if came := history.came_of_it(event, now_s):
-        yield _hanging("  → ", came)
+    if outcome := history.outcome(event, now_s):
+        yield _hanging("  → ", outcome)
     for moved in event.moves:
-        yield _hanging("  · ", history.sentence(moved))
+        yield _hanging("  · ", moved.message)
 
 
 def _hanging(mark: str, text: str | Text) -> Table:
@@ -193,7 +185,7 @@ def draw_simulation(about: About, balanced: Result, unmoved: Result) -> Group:
     headline.append(
         f"{about.vcpus} vCPUs on {about.cpus} pCPUs, mean load"
         f" {percent(about.mean_ppm)}, {about.periods} periods of"
-        f" {about.period_ns / 1e9:g} s, seed {about.seed}",
+        f" {about.period_ns / 1e9:g}s, seed {about.seed}",
         "not bold",
     )
     what, *headings = ("_what", "with vcpusched", "without vcpusched")

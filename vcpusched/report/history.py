@@ -1,11 +1,11 @@
-"""Tells what was moved, when and why, and whether it helped, from entries of the journal.
+"""Shows which pins changed, why, and whether it helped, from entries of the journal.
 
-Rule: pure; puts together what `report` once said in fields, and believes none of it: names are not
-made printable here but where they are shown, and what cannot be read is left out.
+Rule: pure; joins entries by their fields, shows them in their own words, and believes none of it:
+what cannot be read is left out.
 
 Terms: an event is a plan that was carried out; pins made without one (the way back of a vCPU that
-was worse off pinned, or a plan whose end was not told); pins made again that the kernel had undone;
-or original affinities given back.
+was worse off pinned, or a plan whose end is missing); pins made again after a reset by the kernel;
+or original affinities restored.
 """
 
 import enum
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from vcpusched.act.feedback import PATIENCE_NS, Verdict
-from vcpusched.model import PPM, CpuSet
+from vcpusched.model import PPM
 from vcpusched.plan.planner import Cause
 from vcpusched.report.messages import (
     MESSAGE_ID_GIVEN_BACK,
@@ -24,8 +24,7 @@ from vcpusched.report.messages import (
     MESSAGE_ID_PLAN,
     MESSAGE_ID_RESET,
 )
-from vcpusched.report.plan_text import counted, into_sets, lets_in
-from vcpusched.text import percent, points, printable, vcpu_text
+from vcpusched.text import counted, printable
 
 VERSION: Final = 1
 
@@ -45,8 +44,9 @@ PENDING_S: Final = PATIENCE_NS / 1e9 + 10
 """So long after a plan its outcome may still come."""
 
 SYSTEM_UID_MAX: Final = 999
-"""The last of the system's own users. Anybody may write what he likes to the journal, but journald
-adds who he is."""
+"""The last of the system's own users. Anyone may write to the journal; journald adds who did."""
+
+MESSAGE_MAX: Final = 1000
 
 _APART_S: Final = 10.0
 _NUMBER_LENGTH_MAX: Final = 12
@@ -67,36 +67,41 @@ _JOINED: Final = {MESSAGE_ID_RESET: Kind.RESET, MESSAGE_ID_GIVEN_BACK: Kind.GIVE
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One entry of the journal: when it was written, in seconds since the epoch, and its fields."""
+    """One entry of the journal: its time, in seconds since the epoch, and its fields."""
 
     at_s: float
     fields: Mapping[str, str]
 
+    @property
+    def message(self) -> str:
+        """Return the entry as the journal shows it, fit to be shown."""
+        return printable(self.fields.get("MESSAGE", ""), MESSAGE_MAX)
+
     def text(self, key: str) -> str:
-        """Give a field of ours, empty where it is missing."""
+        """Return a field of ours, empty where it is missing."""
         return self.fields.get(f"VCPUSCHED_{key}", "")
 
     def ppm(self, key: str) -> int | None:
-        """Give a field of ours that is a decimal, in parts per million; None where it is none."""
+        """Return a field of ours that is a decimal, in ppm; None where it is none."""
         whole, _, part = self.text(key).partition(".")
         are_digits = _whole(whole) is not None and _whole(part or "0") is not None
         return round(float(f"{whole}.{part}") * PPM) if are_digits else None
 
     def pcpus(self, key: str) -> float | None:
-        """Give a field of ours that is a decimal; None where it is none."""
+        """Return a field of ours that is a decimal; None where it is none."""
         load_ppm = self.ppm(key)
         return None if load_ppm is None else load_ppm / PPM
 
     def number(self, key: str) -> int | None:
-        """Give a field of ours that is a whole number; None where it is none."""
+        """Return a field of ours that is a whole number; None where it is none."""
         return _whole(self.text(key))
 
 
 @dataclass(slots=True)
 class Event:
-    """Moves that belong together; `others` more are of domains that were not asked for.
+    """Moves that belong together; `others` more are of guests that were not asked for.
 
-    `plan` is what was told of the plan that they are of, and `outcome` of what came of it.
+    `plan` is the entry on the plan that they are of, and `outcome` that on what it brought.
     """
 
     kind: Kind
@@ -122,8 +127,8 @@ def history(
 ) -> History:
     """Put entries together, which are in the order they were written in.
 
-    `domain` is a name or UUID: only what concerns it is told. `own_uid` is that of who asks, whose
-    entries are believed beside the system's.
+    `domain` is a name or UUID: only what concerns it is kept. `own_uid` is that of the caller,
+    whose entries are believed beside the system's.
     """
     of_cycle: dict[tuple[str, str, int], Event] = {}
     every: list[Event] = []
@@ -159,7 +164,7 @@ def _whole(text: str) -> int | None:
 
 
 def _is_trusted(told: Told, own_uid: int) -> bool:
-    """Tell whether the system wrote an entry, or who asks; `_UID` is journald's own word."""
+    """Return whether the system wrote an entry, or the caller; `_UID` is added by journald."""
     uid = _whole(told.fields.get("_UID", ""))
     return uid is not None and (uid <= SYSTEM_UID_MAX or uid == own_uid)
 
@@ -182,11 +187,18 @@ def _of_domain(event: Event, domain: str) -> Event:
 
 # What people and programs read.
 
+_WORDS: Final = {
+    Verdict.HELPED.value: "helped",
+    Verdict.NO_HELP.value: "did not help",
+    Verdict.NO_WAIT.value: "moved no vCPU that waited",
+    Verdict.UNCLEAR.value: "had an unknown effect",
+}
+
 
 def summary(past: History) -> str:
-    """Tell in one sentence what happened."""
+    """Word in one sentence what happened."""
     if not past.events:
-        return "Nothing was moved"
+        return "No pin changed"
     moves, plans, verdicts = Counter[Kind](), 0, Counter[str]()
     for event in past.events:
         moves[event.kind] += len(event.moves)
@@ -197,73 +209,38 @@ def summary(past: History) -> str:
     parts = [f"{counted(pins, 'pin')} in {counted(plans, 'plan')}"]
     parts += [f"{verdicts[key]} {word}" for key, word in _WORDS.items() if verdicts[key]]
     if again := moves[Kind.RESET]:
-        parts.append(f"{again} made again after the kernel")
-    if given := moves[Kind.GIVEN_BACK]:
-        parts.append(f"{counted(given, 'affinity', 'affinities')} given back")
+        parts.append(f"{again} made again after a reset by the kernel")
+    if restored := moves[Kind.GIVEN_BACK]:
+        parts.append(f"{counted(restored, 'affinity', 'affinities')} restored")
     return ", ".join(parts)
 
 
 def headline(event: Event) -> str:
-    """Say what an event was, without what came of it."""
-    count = len(event.moves)
-    beside = f" beside {event.others} of others" if event.others else ""
-    if event.kind is Kind.GIVEN_BACK:
-        return f"{counted(count, 'original affinity', 'original affinities')} given back{beside}"
-    if event.kind is Kind.RESET:
-        return f"{counted(count, 'pin')} made again{beside}, which the kernel had undone"
-    if event.kind is Kind.PINS:
-        return f"{counted(count, 'pin')}{beside} without a plan"
-    is_inside = all(_lets_in(moved) for moved in event.moves)
-    what = f"Let {into_sets(count)}" if is_inside else counted(count, "pin")
-    return f"{what}{beside} by the plan of cycle {event.cycle}"
+    """Word what an event was."""
+    count, beside = len(event.moves), ""
+    if event.others:
+        beside = f" ({event.others} more of other guests)"
+    if event.plan is not None:
+        return event.plan.message + beside
+    return {
+        Kind.GIVEN_BACK: f"{counted(count, 'affinity', 'affinities')} restored",
+        Kind.RESET: f"{counted(count, 'pin')} made again after a reset by the kernel",
+    }.get(event.kind, f"{counted(count, 'pin')} without a plan") + beside
 
 
-def _lets_in(moved: Told) -> bool:
-    return lets_in(CpuSet.read(moved.text("FROM")), CpuSet.read(moved.text("TO")))
-
-
-def figures(event: Event) -> list[tuple[str, ...]]:
-    """Give gap and wait before, as planned, and as measured; what nobody measured is a dash."""
-    plan, came = event.plan, event.outcome
-    if plan is None:
-        return []
-    found_ppm = came.ppm("GAP_MEASURED") if came is not None else None
-    gaps_ppm = (plan.ppm("GAP_BEFORE"), plan.ppm("GAP_AFTER"), found_ppm)
-    rows = [("gap", *("-" if gap is None else points(gap) for gap in gaps_ppm))]
-    if gaps_ppm[0] == gaps_ppm[1] and all(_lets_in(moved) for moved in event.moves):
-        rows = []  # it was not to change the gap between sets
-    if came is not None and came.number("WAITING"):
-        waits_ppm = (came.ppm(f"WAIT_{when}") for when in ("BEFORE", "AFTER", "MEASURED"))
-        rows.append(("wait", *("-" if wait is None else percent(wait) for wait in waits_ppm)))
-    return rows
-
-
-def came_of_it(event: Event, now_s: float) -> str:
-    """Say in words whether a plan helped; nothing where none was carried out."""
-    if event.kind is not Kind.PLAN:
+def outcome(event: Event, now_s: float) -> str:
+    """Word what a plan brought; nothing where none was carried out."""
+    if event.plan is None:
         return ""
-    if event.outcome is None:
-        if now_s - event.at_s < PENDING_S:
-            return "not known yet"
-        return "never measured, since the service ended or lost libvirt"
-    verdict = event.outcome.text("VERDICT")
-    word = _WORDS.get(verdict, printable(verdict))
-    if waiting := event.outcome.number("WAITING"):
-        return f"{word}: {counted(waiting, 'vCPU')} had to wait before"
-    return word
-
-
-def sentence(moved: Told) -> str:
-    """Tell of one move, with names that can do no harm; only of pins load and reason are told."""
-    load_ppm, reason = moved.ppm("LOAD"), moved.text("REASON")
-    whose = vcpu_text(moved.number("VCPU") or 0, moved.text("DOMAIN"))
-    load = "" if load_ppm is None else f" ({percent(load_ppm)})"
-    places = f"{printable(moved.text('FROM'))} → {printable(moved.text('TO'))}"
-    return f"{whose}{load} {places}" + (f": {printable(reason, 400)}" if reason else "")
+    if event.outcome is not None:
+        return event.outcome.message
+    if now_s - event.at_s < PENDING_S:
+        return "Its effect is not measured yet"
+    return "Its effect was never measured, because the service ended or lost libvirt"
 
 
 def as_json(past: History) -> dict[str, Any]:
-    """Give a history, version 1: times in seconds since the epoch, loads and gaps in pCPUs."""
+    """Return a history, version 1: times in seconds since the epoch, loads and gaps in pCPUs."""
     return {
         "version": VERSION,
         "since": past.since_s,
@@ -307,11 +284,3 @@ def _move_as_json(told: Told) -> dict[str, Any]:
         "load": told.pcpus("LOAD"),
         "reason": told.text("REASON"),
     }
-
-
-_WORDS: Final = {
-    Verdict.HELPED.value: "helped",
-    Verdict.NO_HELP.value: "did not help",
-    Verdict.NO_WAIT.value: "moved nobody who had to wait",
-    Verdict.UNCLEAR.value: "cannot be told apart from what guests did",
-}

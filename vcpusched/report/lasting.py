@@ -1,11 +1,11 @@
-"""Says once what lasts: a dry run that would do the same again, a host that is unbalanced at rest.
+"""Reports once what lasts: a dry run that would do the same again, a host that stays unbalanced.
 
-Rule: what was told last is all that it remembers; its clock is that of the samples.
+Rule: remembers nothing but what it reported last; its clock is that of the samples.
 
 Problem: loads are noisy. Of equal guests a plan takes now the one and now the other, and a gap that
     is near the threshold is above it every other period; each would be a line.
-Approach: a dry run is told when it would do something else to the pCPUs than was told, and not more
-    often than every ten minutes; a state of the host when it has lasted for a minute.
+Approach: a dry run is reported when it would do something else to the pCPUs than was reported,
+    at most every ten minutes; a state of the host when it has lasted for a minute.
 """
 
 from collections import Counter
@@ -16,12 +16,12 @@ from vcpusched.act.cycle import Cycle
 from vcpusched.model import CpuSet, Granularity
 from vcpusched.plan.explain import settled
 from vcpusched.plan.planner import Plan
-from vcpusched.report.messages import Entry, Priority
-from vcpusched.report.plan_text import counted, only_lets_in
-from vcpusched.text import cpus_text, points, vcpu_text
+from vcpusched.report.messages import Entry, Priority, change_text
+from vcpusched.report.plan_text import only_lets_in
+from vcpusched.text import counted, number, points, vcpu_text
 
 AGAIN_NS: Final = 600 * 1_000_000_000
-"""So long nothing of the same kind is told again."""
+"""So long nothing of the same kind is reported again."""
 
 LASTING_NS: Final = 60 * 1_000_000_000
 """A state is one that has lasted for so long."""
@@ -31,7 +31,7 @@ MOVES_MAX: Final = 8
 
 
 class Lasting:
-    """What was told of states that last."""
+    """What was reported of states that last."""
 
     def __init__(self) -> None:
         self._would: Counter[tuple[CpuSet, CpuSet]] = Counter()
@@ -41,7 +41,7 @@ class Lasting:
         self._other_since_ns: int | None = None
 
     def entries(self, cycle: Cycle, pin_to: Granularity) -> Iterator[Entry]:
-        """Return what is to be told after a cycle."""
+        """Return what is to be reported after a cycle."""
         if cycle.plan is None:
             return
         if cycle.executed and cycle.dry_run:
@@ -68,26 +68,24 @@ class Lasting:
         if is_settled and self._began_ns is not None and now_ns - self._began_ns < AGAIN_NS:
             return
         self._is_settled, self._other_since_ns = is_settled, None
-        gap = points(plan.gap_before_ppm)
+        gap = f"gap {points(plan.gap_before_ppm)}"
         if is_settled:
             self._began_ns = now_ns
-            why = settled(host, plan, pin_to)
-            text = f"The host is unbalanced and stays so: gap {gap}, but {why}"
+            text = f"Not balancing: {gap}, but {settled(host, plan, pin_to)}"
         elif plan.balanced:
-            text = f"The host is balanced again: gap {gap}"
+            text = f"Balanced again: {gap}"
         else:
-            text = f"The host is unbalanced, and there are pins that are worth it again: gap {gap}"
+            text = f"Balancing again: {gap}, and there are moves that are worth a pin"
         yield Entry(Priority.INFO, text)
 
 
 def dry_run_text(plan: Plan) -> str:
     """Word what a dry run would do, in one line."""
     moves = [
-        f"{vcpu_text(move.vcpu.vcpu, move.domain)} from {cpus_text(move.from_cpus)} to"
-        f" {cpus_text(move.to_cpus)}"
+        f"{vcpu_text(move.vcpu.vcpu, move.domain)}, {change_text(move)}"
         for move in plan.moves[:MOVES_MAX]
     ]
     if (left := len(plan.moves) - MOVES_MAX) > 0:
         moves.append(f'{left} more ("vcpusched plan" shows them)')
-    gap = f"{points(plan.gap_before_ppm)} -> {points(plan.gap_after_ppm)}"
+    gap = f"{number(plan.gap_before_ppm)} -> ~{points(plan.gap_after_ppm)}"
     return f"Dry run: would make {counted(len(plan.moves), 'pin')}, gap {gap}: {'; '.join(moves)}"

@@ -17,14 +17,9 @@ from vcpusched.act.ledger import RESETS_MAX, Changed
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.plan.explain import settled
 from vcpusched.plan.planner import Cause, Move, Plan
-from vcpusched.report.plan_text import counted, done_text, only_lets_in
-from vcpusched.report.snapshot import host_as_json, plan_as_json
+from vcpusched.report.plan_text import SETTLED, only_lets_in, plan_text
 from vcpusched.report.treatments import untold
-from vcpusched.text import cpus_text, percent, points, printable, vcpu_text
-
-STATE_VERSION: Final = 1
-WAIT_SHOWN_PPM: Final = PPM_PER_POINT // 2
-"""What rounds to 0 %: nearly every vCPU waits for that, and a thousand guests make a long file."""
+from vcpusched.text import counted, cpus_text, number, percent, points, printable, vcpu_text
 
 NAMED_MAX: Final = 5
 """How many domains one line names."""
@@ -42,7 +37,7 @@ CATALOGUE: Final = {
     Cause.RESET: MESSAGE_ID_RESET,
     Cause.RESTORED: MESSAGE_ID_GIVEN_BACK,
 }
-"""By the cause of what we changed: what others changed is no pin, and has no ID."""
+"""By the cause of what vcpusched changed; what others changed is no pin and has no ID."""
 
 
 class Priority(enum.IntEnum):
@@ -80,7 +75,7 @@ class Pause:
 
     @property
     def text(self) -> str:
-        """Say until when, as a person reads the clock."""
+        """Return until when, as a person reads the clock."""
         if self.until_s is None:
             return 'Paused until "vcpusched resume"'
         moment = datetime.fromtimestamp(self.until_s).astimezone()
@@ -92,7 +87,7 @@ class Pause:
 class Service:
     """What is known about the service as a whole.
 
-    `connected` once the host was read; `trouble` says why it is not, or cannot be read any more;
+    `connected` once the host was read; `trouble` says why it is not, or can no longer be read;
     `pins_failing` what went wrong with pins in the last plan; `granularity` is what vCPUs are
     pinned to; times are seconds since the epoch, and `pins` are counted since the service began.
     """
@@ -116,60 +111,70 @@ class Service:
 
     @property
     def untold(self) -> str:
-        """What the host does not tell that `granularity` asks for, and what is done instead."""
+        """Return what `granularity` asks for and the host does not report, and what replaces it."""
         host = self.cycle.host if self.cycle is not None else None
         return untold((cpu.cpu for cpu in host.cpus), self.granularity) if host is not None else ""
 
 
 def changed_entry(changed: Changed) -> Entry:
-    """Tell of one changed affinity."""
+    """Return the entry on one changed affinity."""
     move = changed.move
     if move.cause not in CATALOGUE:
         return _of_others(changed)
     fields, reason = _moved(move), printable(move.reason, 400)
-    before, now = cpus_text(move.from_cpus), cpus_text(move.to_cpus)
     whose = vcpu_text(move.vcpu.vcpu, move.domain)
     if move.cause is Cause.RESET:
-        text = f"The kernel let {whose} off {now}, where it was pinned, and onto {before}:"
-        text += " pinned again"
+        back = f"{cpus_text(move.to_cpus)} -> {cpus_text(move.from_cpus)}"
+        text = f"The kernel reset the affinity of {whose}: {back} (CPU hotplug or cpuset change);"
+        text += f" pinned to {cpus_text(move.to_cpus)} again"
     elif CATALOGUE[move.cause] == MESSAGE_ID_GIVEN_BACK:
-        text = f"Gave {whose} its affinity back: from {before} to {now}"
-        text += f", since {reason}" if reason else ""
+        text = f"Restored {whose}: {change_text(move)}"
+        text += f", because {reason}" if reason else ""
         text += missing_text(changed.missing)
     else:
-        text = f"Pinned {_subject(move)} from {before} to {now}: {reason}"
+        doing = f"Plan {changed.number}: pinned" if move.cause is Cause.BALANCE else "Unpinned"
+        text = f"{doing} {_subject(move)}, {change_text(move)}: {reason}"
         fields |= {"LOAD": _decimal(move.load_ppm), "REASON": move.reason}
         fields["CYCLE"] = changed.number
     return _entry(text, CATALOGUE[move.cause], **fields)
 
 
+def change_text(move: Move) -> str:
+    """Word from where to where a vCPU moves."""
+    return f"{cpus_text(move.from_cpus)} -> {cpus_text(move.to_cpus)}"
+
+
 def missing_text(cpus: CpuSet) -> str:
-    """Say which pCPUs of an original affinity could not be given back."""
+    """Say which pCPUs of an original affinity could not be restored."""
     return f"; {cpus_text(cpus)} of it cannot be used now, so it stays recorded" if cpus else ""
 
 
 def _of_others(changed: Changed) -> Entry:
     move, priority = changed.move, Priority.INFO
     whose, now = vcpu_text(move.vcpu.vcpu, move.domain), cpus_text(move.to_cpus)
+    release = f'until "vcpusched release {printable(move.domain)}"'
     if move.cause is Cause.PINNED:
-        text = f"Another hand pinned {whose} to {now}: it stays there, until released or restarted"
+        text = (
+            f"Someone else pinned {whose} to {now}: held there {release} or a restart of the guest"
+        )
     elif move.cause is Cause.POOLED:
         priority = Priority.INFO if changed.was_ours else Priority.DEBUG
-        text = f"Another hand lets {whose} use {now}: that is obeyed"
+        text = f"Someone else set the affinity of {whose} to {now}: respected from now on"
     else:
-        priority, books = Priority.WARNING, f"{cpus_text(move.from_cpus)}, where it was pinned"
-        often = f"for the {RESETS_MAX + 1}th time within an hour"
-        text = f"{whose} was let off {books}, {often}: it is left alone now"
+        priority = Priority.WARNING
+        text = f"The kernel reset the pin of {whose} to {cpus_text(move.from_cpus)}"
+        text += f" for the {RESETS_MAX + 1}th time within an hour: not pinned again {release}"
     return _entry(text, priority=priority, DOMAIN=move.domain, DOMAIN_UUID=move.vcpu.uuid)
 
 
 def plan_entry(cycle: Cycle, pin_to: Granularity) -> Entry | None:
-    """Tell of an executed plan; None when the cycle changed nothing."""
+    """Return the entry on an executed plan; None when the cycle changed nothing."""
     plan, host = cycle.plan, cycle.host
     if plan is None or host is None or not cycle.pinned:
         return None
+    done = "done" if len(cycle.pinned) == len(plan.moves) else "done in part"
     return _entry(
-        done_text(plan, host, pin_to, cycle.pinned),
+        f"Plan {cycle.number} {done}: {plan_text(plan, host, pin_to, made=cycle.pinned)}",
         MESSAGE_ID_PLAN,
         GAP_BEFORE=_decimal(plan.gap_before_ppm),
         GAP_AFTER=_decimal(plan.gap_after_ppm),
@@ -179,23 +184,21 @@ def plan_entry(cycle: Cycle, pin_to: Granularity) -> Entry | None:
 
 
 def outcome_entry(proof: Proof) -> Entry:
-    """Tell what came of an executed plan."""
-    before, planned = points(proof.gap_before_ppm), points(proof.gap_promised_ppm)
-    gap = f"the gap is {points(proof.gap_ppm)} (before {before}, as planned {planned})"
-    the_plan = f"plan of cycle {proof.number}"
-    before, now = percent(proof.wait_before_ppm), percent(proof.wait_ppm)
-    waited = f"{counted(proof.waiting, 'vCPU')} that waited for {before} of the time, now for {now}"
+    """Return the entry on what an executed plan brought."""
+    before, expected = (number(ppm) for ppm in (proof.gap_before_ppm, proof.gap_promised_ppm))
+    gap = f"gap {points(proof.gap_ppm)} ({before} before, ~{expected} expected)"
+    waiting = "waiting vCPU waits" if proof.waiting == 1 else f"{proof.waiting} waiting vCPUs wait"
+    waits = f"the {waiting} {percent(proof.wait_ppm)} of the time now"
+    before, expected = percent(proof.wait_before_ppm), percent(proof.wait_promised_ppm)
     text = {
-        Verdict.NO_WAIT: f"After the {the_plan} {gap}; nobody had to wait before",
-        Verdict.HELPED: f"The {the_plan} helped: {waited}; {gap}",
-        Verdict.NO_HELP: f"The {the_plan} did not help: {waited}, "
-        f"{percent(proof.wait_promised_ppm)} as planned; {gap}. What it moved is left alone for "
-        "a while",
-        Verdict.UNCLEAR: f"Whether the {the_plan} helped cannot be told, since guests want "
-        f"something else by now; {gap}",
+        Verdict.NO_WAIT: f"moved no vCPU that waited; {gap}",
+        Verdict.HELPED: f"helped: {waits} ({before} before); {gap}",
+        Verdict.NO_HELP: f"did not help: {waits} ({before} before, ~{expected} expected); {gap};"
+        " its vCPUs are not moved again for at least 5 minutes",
+        Verdict.UNCLEAR: f"had an unknown effect, because the load of guests changed; {gap}",
     }[proof.verdict]
     return _entry(
-        text,
+        f"Plan {proof.number} {text}",
         MESSAGE_ID_OUTCOME,
         VERDICT=proof.verdict.value,
         GAP_BEFORE=_decimal(proof.gap_before_ppm),
@@ -210,11 +213,11 @@ def outcome_entry(proof: Proof) -> Entry:
 
 
 def failure_entry(failure: Failure) -> Entry:
-    """Tell of a pin that could not be made."""
+    """Return the entry on a pin that could not be made."""
     move, why = failure.move, printable(failure.why, 300)
     if move.cause is Cause.RESTORED:
         whose = vcpu_text(move.vcpu.vcpu, move.domain)
-        text = f"Could not give {whose} its affinity back: {why}"
+        text = f"Could not restore {whose} to {cpus_text(move.to_cpus)}: {why}"
         return _entry(text, priority=Priority.WARNING, **_moved(move))
     return _entry(
         f"Could not pin {_subject(move)} to {cpus_text(move.to_cpus)}: {why}",
@@ -225,13 +228,13 @@ def failure_entry(failure: Failure) -> Entry:
 
 
 def unread_entry(domain: str, why: str) -> Entry:
-    """Tell of a running domain that could not be read."""
-    text = f"Could not read domain {printable(domain)}, which is left out: {printable(why, 300)}"
+    """Return the entry on a running guest that cannot be read."""
+    text = f"Could not read guest {printable(domain)}, skipping it: {printable(why, 300)}"
     return _entry(text, priority=Priority.WARNING, DOMAIN=domain)
 
 
 def by_libvirt_entry(domains: Sequence[str], why: str) -> Entry:
-    """Tell of running domains whose vCPU threads cannot be read."""
+    """Return the entry on running guests whose vCPU threads cannot be read."""
     named = ", ".join(printable(name) for name in domains[:NAMED_MAX])
     more = f" and {len(domains) - NAMED_MAX} more" if len(domains) > NAMED_MAX else ""
     text = f"Reading the vCPUs of {named}{more} through libvirt, because {why}"
@@ -240,18 +243,18 @@ def by_libvirt_entry(domains: Sequence[str], why: str) -> Entry:
 
 
 def unclear_entry(unclear: Unclear) -> Entry:
-    """Tell of a domain whose wish is not understood."""
-    text = f"Domain {printable(unclear.name)} is held, since {unclear.why}"
+    """Return the entry on a guest whose policy is not understood."""
+    text = f"Guest {printable(unclear.name)} is held, because {unclear.why}"
     return _entry(text, priority=Priority.WARNING, DOMAIN=unclear.name, DOMAIN_UUID=unclear.uuid)
 
 
 def untold_entry(untold: str) -> Entry:
-    """Tell of a level of the machine that is asked for and not told."""
+    """Return the entry on a level of the machine that is asked for and not reported."""
     return Entry(Priority.WARNING, untold)
 
 
 def status_line(service: Service) -> str:
-    """Give the one line that `systemctl status` shows."""
+    """Return the one line that `systemctl status` shows."""
     cycle, prefix = service.cycle, "Dry run. " if service.dry_run else ""
     if service.paused is not None:
         prefix += f"{service.paused.text}. "
@@ -274,8 +277,8 @@ def status_line(service: Service) -> str:
     if service.pins_failing:
         pins += f", {len(service.pins_failing)} failing"
     if cycle is not None and cycle.withheld:
-        pins += f", {cycle.withheld} not allowed any more, which stay as long as nothing is changed"
-    return f"{prefix}{what}; {pins}; {counted(cycle.domains if cycle else 0, 'domain')}"
+        pins += f", {cycle.withheld} no longer allowed but kept while nothing is changed"
+    return f"{prefix}{what}; {pins}; {counted(cycle.domains if cycle else 0, 'guest')}"
 
 
 def _verdict(cycle: Cycle, plan: Plan, pin_to: Granularity) -> str:
@@ -285,67 +288,16 @@ def _verdict(cycle: Cycle, plan: Plan, pin_to: Granularity) -> str:
         if cycle.pinned:
             return "Rebalanced"
         if cycle.confirmed < cycle.confirm:
-            return f"Unbalanced in {cycle.confirmed} of {cycle.confirm} periods"
+            return f"Rebalancing ({cycle.confirmed} of {cycle.confirm} periods)"
         return "Unbalanced"
     why = settled(cycle.host, plan, pin_to) if cycle.host is not None else "no pin is worth it"
-    return f"Unbalanced but settled ({why})"
+    return f"{SETTLED} ({why})"
 
 
 def gap_now_ppm(cycle: Cycle, plan: Plan) -> int:
-    """Give the gap after a cycle: as planned, if all of its plan was done, else as it was found."""
+    """Return the gap after a cycle: as planned if all of its plan was done, else as found."""
     done = cycle.executed and not cycle.dry_run and len(cycle.pinned) == len(plan.moves)
     return plan.gap_after_ppm if done else plan.gap_before_ppm
-
-
-def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
-    """Give the state file, version 1."""
-    cycle = service.cycle or Cycle(0, 0)
-    plan = cycle.plan
-    return {
-        "version": STATE_VERSION,
-        "pid": service.pid,
-        "started_at": service.started_at_s,
-        "at": at_s,
-        "uri": service.uri,
-        "period": service.period_s,
-        "balance_threshold": service.threshold_ppm / PPM_PER_POINT,
-        "dry_run": service.dry_run,
-        "paused": service.paused is not None,
-        "paused_until": service.paused.until_s if service.paused is not None else None,
-        "connected": service.connected,
-        "trouble": service.trouble,
-        "pin_to": service.granularity.value,
-        "status": status_line(service),
-        "untold": service.untold,
-        "pins": service.pins,
-        "pins_last_hour": service.pins_last_hour,
-        "pins_last_day": service.pins_last_day,
-        "pins_failing": list(service.pins_failing),
-        "last_pins": [
-            {
-                "at": pin.at_s,
-                "domain": pin.move.domain,
-                "uuid": pin.move.vcpu.uuid,
-                "vcpu": pin.move.vcpu.vcpu,
-                "from": str(pin.move.from_cpus),
-                "to": str(pin.move.to_cpus),
-                "reason": pin.move.reason,
-            }
-            for pin in service.last_pins
-        ],
-        "cycle": cycle.number,
-        "domains": cycle.domains,
-        "gap": gap_now_ppm(cycle, plan) / PPM if plan else None,
-        "waits": [
-            {"uuid": vcpu.uuid, "id": vcpu.domain_id, "vcpu": vcpu.vcpu, "wait": wait_ppm / PPM}
-            for vcpu, wait_ppm in cycle.waits.items()
-            if wait_ppm >= WAIT_SHOWN_PPM
-        ],
-        "left_alone": [{"cpus": str(cpus), "why": why} for why, cpus in cycle.left_alone.items()],
-        "loads": {str(cpu): ppm / PPM for cpu, ppm in plan.loads_before_ppm} if plan else {},
-        "plan": plan_as_json(plan) if plan else None,
-        "snapshot": host_as_json(cycle.host) if cycle.host else None,
-    }
 
 
 def _entry(
@@ -363,7 +315,7 @@ def _moved(move: Move) -> dict[str, Any]:
 
 
 def _subject(move: Move) -> str:
-    return f"{vcpu_text(move.vcpu.vcpu, move.domain)} ({percent(move.load_ppm)})"
+    return f"{vcpu_text(move.vcpu.vcpu, move.domain)} (~{percent(move.load_ppm)})"
 
 
 def _decimal(load_ppm: int) -> str:

@@ -6,17 +6,16 @@ set is told apart, since only vCPUs that are bound inside make it.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Final
 
 from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet, Granularity, Host, sets
 from vcpusched.plan.cpu_groups import pour
 from vcpusched.plan.explain import settled, trimmed
 from vcpusched.plan.moves import Move, Plan, Stop
-from vcpusched.text import cpus_text, points
+from vcpusched.text import counted, cpus_text, number, points
 
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """Word a number of things; without `many` an "s" makes them more."""
-    return f"{count} {one if count == 1 else many or one + 's'}"
+SETTLED: Final = "Unbalanced, nothing worth a pin"
+"""What a host is that stays unbalanced; the reason follows."""
 
 
 def sets_of(host: Host, pin_to: Granularity) -> tuple[CpuSet, ...]:
@@ -35,49 +34,48 @@ def only_lets_in(plan: Plan) -> bool:
     return bool(plan.moves) and all(lets_in(move.from_cpus, move.to_cpus) for move in plan.moves)
 
 
-def done_text(plan: Plan, host: Host, pin_to: Granularity, made: Sequence[Move]) -> str:
-    """Word a plan of which so much was carried out."""
-    part = f" (of {len(plan.moves)} planned)" if len(made) < len(plan.moves) else ""
-    if only_lets_in(plan):
-        what = f"Let {into_sets(len(made))}"
-    else:
-        what = f"Balanced the host with {_counted_pins(made, 'pin')}"
-    end = _end(plan, host, pin_to)
-    return f"{what}{part}: {_gap(plan, host, pin_to)} as planned" + (f"; {end}" if end else "")
+def plan_text(
+    plan: Plan,
+    host: Host,
+    pin_to: Granularity,
+    threshold_ppm: int = 0,
+    made: Sequence[Move] | None = None,
+) -> str:
+    """Word what a plan does, or why it does nothing.
 
-
-def plan_text(plan: Plan, host: Host, pin_to: Granularity, threshold_ppm: int) -> str:
-    """Word what a plan would do, or why it does nothing."""
-    gap = f"{_gap(plan, host, pin_to)} (threshold {threshold_ppm / PPM_PER_POINT:g})"
+    `made` are the moves that were made, where not all are yet to make; the threshold is left out
+    where it is not given.
+    """
+    gap = _gap(plan, host, pin_to)
+    gap += f" (threshold {threshold_ppm / PPM_PER_POINT:g})" if threshold_ppm else ""
     if not plan.moves:
         if plan.balanced:
             return f"Balanced: {gap}"
-        return f"Unbalanced but settled: {gap}; {settled(host, plan, pin_to)}"
-    if only_lets_in(plan):
-        what = f"Lets {into_sets(len(plan.moves))}; "
-    else:
-        what = f"{_counted_pins(plan.moves, 'pin change')}, and "
+        return f"{SETTLED}: {gap}; {settled(host, plan, pin_to)}"
+    what = _counted_moves(plan, plan.moves if made is None else made)
     end = _end(plan, host, pin_to)
-    return what + gap + (f"; {end}" if end else "")
+    return f"{what}, {gap}" + (f"; {end}" if end else "")
 
 
-def into_sets(count: int) -> str:
-    """Word what so many vCPUs may do that are let in all of their set."""
-    return f"{counted(count, 'vCPU')} use all pCPUs of {'its' if count == 1 else 'their'} set"
-
-
-def _counted_pins(moves: Sequence[Move], noun: str) -> str:
-    let = sum(lets_in(move.from_cpus, move.to_cpus) for move in moves)
-    whose = "s a vCPU use all of its set" if let == 1 else " vCPUs use all of their set"
-    return counted(len(moves), noun) + (f", {let} of which only let{whose}" if let else "")
+def _counted_moves(plan: Plan, made: Sequence[Move]) -> str:
+    part = f"{len(made)} of " if len(made) < len(plan.moves) else ""
+    count, let = len(plan.moves), sum(lets_in(move.from_cpus, move.to_cpus) for move in made)
+    if only_lets_in(plan):
+        whose = "its" if count == 1 else "their"
+        return f"{part}{counted(count, 'vCPU')} let into {whose} whole set"
+    whose = "s a vCPU into its" if let == 1 else " vCPUs into their"
+    more = f", {let} of which only let{whose} whole set" if let else ""
+    return f"{part}{counted(count, 'pin')}{more}"
 
 
 def _gap(plan: Plan, host: Host, pin_to: Granularity) -> str:
-    gap = "the gap between sets" if sets_of(host, pin_to) else "the gap"
-    before, after = points(plan.gap_before_ppm), points(plan.gap_after_ppm)
+    gap = "gap between sets" if sets_of(host, pin_to) else "gap"
+    before, after = number(plan.gap_before_ppm), number(plan.gap_after_ppm)
     if not plan.moves:
-        return f"{gap} is {before}"
-    return f"{gap} stays {after}" if before == after else f"{gap} goes from {before} to {after}"
+        return f"{gap} {points(plan.gap_before_ppm)}"
+    if before == after:
+        return f"{gap} stays ~{points(plan.gap_after_ppm)}"
+    return f"{gap} {before} -> ~{points(plan.gap_after_ppm)}"
 
 
 def _end(plan: Plan, host: Host, pin_to: Granularity) -> str:
@@ -87,7 +85,7 @@ def _end(plan: Plan, host: Host, pin_to: Granularity) -> str:
     if only_lets_in(plan):
         return "" if plan.balanced else settled(host, plan, pin_to)
     return {
-        Stop.BALANCED: "then it is balanced",
+        Stop.BALANCED: "then balanced",
         Stop.NO_GAIN: "no further move is worth a pin",
         Stop.MOVE_LIMIT: "max_moves allows no more in one plan",
     }[plan.stop]
@@ -127,5 +125,7 @@ def inside_text(
     (now_ppm, group), (then_ppm, _) = gap_inside(host, groups), gap_inside(host, groups, plan)
     if max(now_ppm, then_ppm) < threshold_ppm:
         return ""
-    then = f", ~{points(then_ppm)} as planned" if plan is not None else ""
-    return f"Largest gap inside a set: ~{points(now_ppm)} ({cpus_text(group)}){then}"
+    change = f"~{points(now_ppm)}"
+    if plan is not None:
+        change = f"~{number(now_ppm)} -> ~{points(then_ppm)}"
+    return f"Largest gap inside a set: {change} ({cpus_text(group)})"

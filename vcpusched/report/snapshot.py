@@ -1,4 +1,4 @@
-"""The host and the plan as JSON, version 1, and the daemon's state as `status` reads it back.
+"""The host and the plan as JSON, version 1.
 
 Rule: text and values only. Loads are decimal pCPUs in the JSON and integers inside; keys that this
 version does not know are ignored, so that the format can grow.
@@ -27,16 +27,13 @@ from vcpusched.text import place
 
 VERSION: Final = 1
 
-AGE_MAX_S: Final = 15.0
-
 LOAD_MAX: Final = 2.0
 """In pCPUs. A vCPU cannot use more than one; more than this is percent by mistake."""
 
 _CpuId = Annotated[int, Field(ge=0, le=CPU_ID_MAX)]
 _Capacity = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-_Finite = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 _Load = Annotated[float, Field(ge=0, le=LOAD_MAX, allow_inf_nan=False)]
-_Number = Annotated[str, Field(pattern="^[0-9]{1,5}$")]
+Number = Annotated[str, Field(pattern="^[0-9]{1,5}$")]
 _Distance = Annotated[int, Field(ge=1, le=DISTANCE_MAX)]
 
 
@@ -44,14 +41,16 @@ class SnapshotError(ValueError):
     """A snapshot cannot be used; the text says where in it and why, on one line."""
 
 
-class _Entry(BaseModel):
+class Entry(BaseModel):
+    """An object in JSON, of which keys that are not known are ignored."""
+
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, defer_build=True)
 
 
-_Model = TypeVar("_Model", bound=_Entry)
+_Model = TypeVar("_Model", bound=Entry)
 
 
-class _CpuEntry(_Entry):
+class _CpuEntry(Entry):
     id: _CpuId
     node: int | None = None
     core: int | None = None
@@ -63,7 +62,7 @@ class _CpuEntry(_Entry):
     unsettled: bool = False
 
 
-class _VcpuEntry(_Entry):
+class _VcpuEntry(Entry):
     domain: str = Field(min_length=1)
     vcpu: int = Field(ge=0)
     load: _Load
@@ -81,93 +80,16 @@ class _VcpuEntry(_Entry):
     wait: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
 
 
-class _Snapshot(_Entry):
+class _Snapshot(Entry):
     version: Literal[1]
     cpus: list[_CpuEntry] = Field(min_length=1)
     vcpus: list[_VcpuEntry]
-    node_distances: dict[_Number, dict[_Number, _Distance]] = Field(default_factory=dict)
-
-
-class SavedPin(_Entry):
-    """A pin that the daemon made; `at` is seconds since the epoch."""
-
-    at: float = Field(ge=0, le=1e11)
-    domain: str
-    vcpu: int
-    from_cpus: str = Field(alias="from")
-    to_cpus: str = Field(alias="to")
-    uuid: str = ""
-    reason: str = ""
-
-
-class SavedWait(_Entry):
-    """A vCPU that was kept waiting, for which share of the last period."""
-
-    uuid: str
-    id: int
-    vcpu: int
-    wait: float = Field(ge=0, allow_inf_nan=False)
-
-
-class SavedCpus(_Entry):
-    """pCPUs that are left alone, and why."""
-
-    cpus: str
-    why: str
-
-
-class SavedState(_Entry):
-    """What the daemon last wrote of itself; times are seconds since the epoch."""
-
-    version: Literal[1]
-    pid: int
-    started_at: float = Field(ge=0, le=1e11)
-    at: float = Field(ge=0, le=1e11)
-    uri: str
-    period: float
-    connected: bool
-    cycle: int
-    status: str
-    untold: str = ""
-    trouble: str | None
-    pins_failing: list[str]
-    last_pins: list[SavedPin]
-    loads: dict[_Number, _Finite]
-    gap: _Finite | None = None
-    balance_threshold: _Finite = 0.0
-    dry_run: bool = False
-    pins: int = 0
-    pins_last_hour: int = 0
-    pins_last_day: int = 0
-    waits: list[SavedWait] = Field(default_factory=list)
-    left_alone: list[SavedCpus] = Field(default_factory=list)
-    pin_to: Literal["auto", "cpu", "core", "cache", "node"] = "cpu"
-    snapshot: dict[str, Any] | None = None
-
-    @property
-    def age_max_s(self) -> float:
-        """How old a state that is kept up to date can be: a service older than that hangs."""
-        return max(3 * self.period, AGE_MAX_S)
-
-    def is_healthy(self, age_s: float) -> bool:
-        """Whether the host is read, no pin fails, and the service is not stuck."""
-        fine = self.connected and self.trouble is None and not self.pins_failing
-        return fine and age_s <= self.age_max_s
-
-
-def parse_state(text: str) -> SavedState:
-    """Read the daemon's state file. Raises SnapshotError."""
-    return _validated(SavedState, text, "state")
+    node_distances: dict[Number, dict[Number, _Distance]] = Field(default_factory=dict)
 
 
 def parse(text: str) -> Host:
     """Read a snapshot. Raises SnapshotError."""
-    return _host(_validated(_Snapshot, text, "snapshot"))
-
-
-def saved_host(state: SavedState) -> Host | None:
-    """Give the host in a state file, None before the first loads. Raises SnapshotError."""
-    return None if state.snapshot is None else parse(json.dumps(state.snapshot))
+    return _host(validated(_Snapshot, text, "snapshot"))
 
 
 _COMPLAINTS: Final = {
@@ -178,7 +100,8 @@ _COMPLAINTS: Final = {
 """What the library would say in its own terms."""
 
 
-def _validated(model: type[_Model], text: str, kind: str) -> _Model:
+def validated(model: type[_Model], text: str, kind: str) -> _Model:
+    """Read JSON. Raises SnapshotError."""
     try:
         raw = json.loads(text)
     except ValueError as error:

@@ -15,7 +15,7 @@ from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle
 from vcpusched.model import PPM_PER_POINT, Granularity
 from vcpusched.plan.planner import Cause, Move
-from vcpusched.report import messages
+from vcpusched.report import messages, state_file
 from vcpusched.report.lasting import Lasting
 from vcpusched.report.messages import CATALOGUE, Entry, PastPin, Pause, Priority, Service
 from vcpusched.report.recent import Recent
@@ -191,7 +191,7 @@ class Announcer:
         """Bring the status line, the state file and the metrics file up to date."""
         hour, day = self._recent.counts(time.time())
         self.know(pins_last_hour=hour, pins_last_day=day)
-        state = messages.state_as_json(self.service, time.time())
+        state = state_file.state_as_json(self.service, time.time())
         if state["status"] != self._status:
             self._status = state["status"]
             systemd.notify(f"STATUS={self._status}")

@@ -157,8 +157,8 @@ def scaled(workload: Workload, mean_ppm: int) -> Workload:
     else:
         share = len(loads) * PPM // (workload.cpu_count * workload.periods)
         raise WorkloadError(
-            f"a mean load of {mean_ppm / PPM_PER_POINT:.0f} % is out of reach:"
-            f" with all vCPUs at 100 % it would be {share / PPM_PER_POINT:.0f} %"
+            f"a mean load of {mean_ppm / PPM_PER_POINT:.0f}% is out of reach:"
+            f" with all vCPUs at 100% it would be {share / PPM_PER_POINT:.0f}%"
         )
     guests = tuple(
         dataclasses.replace(

@@ -51,9 +51,9 @@ SLACK_FILES: Final = 1
 """A file of the run directory is open for a moment, now and then."""
 
 PINNED: Final = re.compile(
-    r"Pinned vCPU (\d+) of (\S+) \(\d+ ?%\) from pCPUs? \S+ to pCPUs? ([0-9,-]+): "
+    r"(?:: p|Unp)inned vCPU (\d+) of (\S+) \(~\d+%\), pCPUs? \S+ -> pCPUs? ([0-9,-]+): "
 )
-BY_HAND: Final = re.compile(r"Another hand (?:pinned|lets) vCPU (\d+) of (\S+) ")
+BY_HAND: Final = re.compile(r"Someone else (?:pinned|set the affinity of) vCPU (\d+) of (\S+) ")
 
 
 @dataclass

@@ -1,0 +1,150 @@
+"""The state file of the service, as the service writes it and as `status` and `top` read it.
+
+Rule: text and values only. Loads are decimal pCPUs, times are seconds since the epoch.
+"""
+
+import json
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
+
+from vcpusched.act.cycle import Cycle
+from vcpusched.model import PPM, PPM_PER_POINT, Host
+from vcpusched.report.messages import Service, gap_now_ppm, status_line
+from vcpusched.report.snapshot import Entry, Number, host_as_json, parse, plan_as_json, validated
+
+STATE_VERSION: Final = 1
+WAIT_SHOWN_PPM: Final = PPM_PER_POINT // 2
+"""Below this a wait rounds to 0% and is left out: nearly every vCPU of a large host has one."""
+
+AGE_MAX_S: Final = 15.0
+
+_Finite = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
+class SavedPin(Entry):
+    """A pin that the service made."""
+
+    at: float = Field(ge=0, le=1e11)
+    domain: str
+    vcpu: int
+    from_cpus: str = Field(alias="from")
+    to_cpus: str = Field(alias="to")
+    uuid: str = ""
+    reason: str = ""
+
+
+class SavedWait(Entry):
+    """A vCPU that waited, and the share of the last period for which it did."""
+
+    uuid: str
+    id: int
+    vcpu: int
+    wait: float = Field(ge=0, allow_inf_nan=False)
+
+
+class SavedCpus(Entry):
+    """pCPUs that are not managed, and why."""
+
+    cpus: str
+    why: str
+
+
+class SavedState(Entry):
+    """What the service last wrote of itself."""
+
+    version: Literal[1]
+    pid: int
+    started_at: float = Field(ge=0, le=1e11)
+    at: float = Field(ge=0, le=1e11)
+    uri: str
+    period: float
+    connected: bool
+    cycle: int
+    status: str
+    untold: str = ""
+    trouble: str | None
+    pins_failing: list[str]
+    last_pins: list[SavedPin]
+    loads: dict[Number, _Finite]
+    gap: _Finite | None = None
+    balance_threshold: _Finite = 0.0
+    dry_run: bool = False
+    pins: int = 0
+    pins_last_hour: int = 0
+    pins_last_day: int = 0
+    waits: list[SavedWait] = Field(default_factory=list)
+    left_alone: list[SavedCpus] = Field(default_factory=list)
+    pin_to: Literal["auto", "cpu", "core", "cache", "node"] = "cpu"
+    snapshot: dict[str, Any] | None = None
+
+    @property
+    def age_max_s(self) -> float:
+        """How old a state can be while the service does not hang."""
+        return max(3 * self.period, AGE_MAX_S)
+
+    def is_healthy(self, age_s: float) -> bool:
+        """Return whether the host is read, no pin fails, and the service does not hang."""
+        fine = self.connected and self.trouble is None and not self.pins_failing
+        return fine and age_s <= self.age_max_s
+
+
+def parse_state(text: str) -> SavedState:
+    """Read a state file. Raises SnapshotError."""
+    return validated(SavedState, text, "state")
+
+
+def saved_host(state: SavedState) -> Host | None:
+    """Return the host in a state file, None before the first loads. Raises SnapshotError."""
+    return None if state.snapshot is None else parse(json.dumps(state.snapshot))
+
+
+def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
+    """Return the state file, version 1."""
+    cycle = service.cycle or Cycle(0, 0)
+    plan = cycle.plan
+    return {
+        "version": STATE_VERSION,
+        "pid": service.pid,
+        "started_at": service.started_at_s,
+        "at": at_s,
+        "uri": service.uri,
+        "period": service.period_s,
+        "balance_threshold": service.threshold_ppm / PPM_PER_POINT,
+        "dry_run": service.dry_run,
+        "paused": service.paused is not None,
+        "paused_until": service.paused.until_s if service.paused is not None else None,
+        "connected": service.connected,
+        "trouble": service.trouble,
+        "pin_to": service.granularity.value,
+        "status": status_line(service),
+        "untold": service.untold,
+        "pins": service.pins,
+        "pins_last_hour": service.pins_last_hour,
+        "pins_last_day": service.pins_last_day,
+        "pins_failing": list(service.pins_failing),
+        "last_pins": [
+            {
+                "at": pin.at_s,
+                "domain": pin.move.domain,
+                "uuid": pin.move.vcpu.uuid,
+                "vcpu": pin.move.vcpu.vcpu,
+                "from": str(pin.move.from_cpus),
+                "to": str(pin.move.to_cpus),
+                "reason": pin.move.reason,
+            }
+            for pin in service.last_pins
+        ],
+        "cycle": cycle.number,
+        "domains": cycle.domains,
+        "gap": gap_now_ppm(cycle, plan) / PPM if plan else None,
+        "waits": [
+            {"uuid": vcpu.uuid, "id": vcpu.domain_id, "vcpu": vcpu.vcpu, "wait": wait_ppm / PPM}
+            for vcpu, wait_ppm in cycle.waits.items()
+            if wait_ppm >= WAIT_SHOWN_PPM
+        ],
+        "left_alone": [{"cpus": str(cpus), "why": why} for why, cpus in cycle.left_alone.items()],
+        "loads": {str(cpu): ppm / PPM for cpu, ppm in plan.loads_before_ppm} if plan else {},
+        "plan": plan_as_json(plan) if plan else None,
+        "snapshot": host_as_json(cycle.host) if cycle.host else None,
+    }
