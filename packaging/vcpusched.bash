@@ -30,7 +30,7 @@ _vcpusched() {
     run) words="--once --dry-run --exit-when-idle --uri --config --help" ;;
     plan) words="--from --explain --json --uri --config --help" ;;
     snapshot) words="-o --uri --config --help" ;;
-    status) words="--json --help" ;;
+    status) words="-v --json --help" ;;
     top) words="--help" ;;
     history) words="--since --domain --json --help" ;;
     restore | release | check-config) words="--uri --config --help" ;;

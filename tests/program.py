@@ -14,8 +14,9 @@ PROGRAM = (sys.executable, "-m", "vcpusched.cli.main")
 
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Give our environment without VCPUSCHED_ variables, with those given."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("VCPUSCHED")}
+    """Give our environment without what changes the output, with the variables given."""
+    ours = ("VCPUSCHED", "COLUMNS")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     return {**kept, **(variables or {})}
 
 

@@ -89,6 +89,24 @@ def shown(directory: Path, of: Service, *options: str, **variables: str) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize("drawn", [DRAWN, (2, 4, 4), (4, 32, 2)])
+@pytest.mark.parametrize("granularity", [Granularity.CPU, Granularity.AUTO])
+def test_it_fits_a_small_terminal(
+    directory: Path, drawn: Host | tuple[int, int, int], granularity: Granularity
+) -> None:
+    """80 columns and 24 lines, whatever the host, with who may not be moved as counts."""
+    cpus = machine(*drawn) if isinstance(drawn, tuple) else DRAWN.cpus
+    pins = tuple(PastPin(time.time() - 9, move) for move in CROWDED.moves * 10)
+    held = (dataclasses.replace(vcpu, fixed=True, why="held") for vcpu in DRAWN.vcpus)
+    of = dataclasses.replace(DRAWN, cpus=cpus, vcpus=tuple(held))
+    text = shown(directory, service(of, granularity, last_pins=pins), COLUMNS="80")
+    lines = text.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert "3 guests may not be moved: held" in lines
+    assert "g1/0 95" in shown(directory, service(), COLUMNS="80")
+
+
 def test_names_are_no_markup(directory: Path) -> None:
     """What looks like markup of the library that draws is shown as it is, and breaks nothing."""
     name = "[/x][link=http://evil]:smile:"
@@ -98,17 +116,17 @@ def test_names_are_no_markup(directory: Path) -> None:
 
 def test_piped(directory: Path) -> None:
     """Health, gap against threshold, pCPUs as they are built, what is left alone, the last pins."""
-    text = shown(directory, service())
+    text = shown(directory, service(), "-v")
     assert "\x1b" not in text
     lines = text.splitlines()
     assert lines[0].startswith(
-        "vcpusched is healthy: Unbalanced, nothing worth a pin (vCPU 0 of g1 is alone on pCPU 1,"
+        "vcpusched is healthy. Unbalanced, nothing worth a pin (vCPU 0 of g1 is alone on pCPU 1,"
         " the busiest), gap 95 points (threshold 10); "
     )
     assert any(line.startswith("last cycle  number 41, ") for line in lines)
     assert "pins        1 in the last hour, 7 in the last day, 7 since it started" in lines
     gap = next(line for line in lines if line.startswith("gap"))
-    assert gap.endswith("95 points, threshold 10")
+    assert gap.endswith("95 points (threshold 10)")
     assert "pCPUs 8-9 are not balanced: isolated by the kernel" in lines
     assert "May be moved: g0, g1, g2" in lines
     assert lines[-1].endswith("g0/0  0 → 1  " + CROWDED.moves[0].reason)
@@ -133,7 +151,7 @@ def test_on_a_terminal(directory: Path) -> None:
 
 def test_where_there_are_no_blocks(directory: Path) -> None:
     """A terminal of another encoding gets letters that it has, no question marks."""
-    text = shown(directory, service(), PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
+    text = shown(directory, service(), "-v", PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
     assert re.search(r" #{19} +95%!  g1/0 95\n", text)
     assert "?" not in text
 
@@ -147,7 +165,7 @@ def test_states_that_need_a_word(directory: Path) -> None:
     )
     done = vcpusched("status", RUNTIME_DIRECTORY=str(directory))
     assert done.returncode == 1
-    assert done.stdout.startswith("vcpusched is degraded: ")
+    assert done.stdout.startswith("vcpusched is degraded. ")
     assert "it hangs, or is suspended" in done.stdout
     assert "failing     ?]0;owned??web" in done.stdout
     assert not set("\x1b\x07") & set(done.stdout)
@@ -179,7 +197,7 @@ def test_a_state_of_an_older_service(directory: Path) -> None:
 def test_512_pcpus_by_node_and_cache(directory: Path) -> None:
     """One row for each cache, on no more lines than there are caches and a few."""
     large = dataclasses.replace(DRAWN, cpus=machine(4, 16, 4))
-    lines = shown(directory, service(large)).splitlines()
+    lines = shown(directory, service(large), "-v").splitlines()
     rows = [line for line in lines if line.startswith("node ")]
     assert len(rows) == 64
     assert rows[0].startswith("node 0, cache 0  0-3,256-259 ")
@@ -192,15 +210,15 @@ SETS = of_caches(host([50, 40], [], [], [], [40], [40], [], []), 2)
 def test_sets_are_told_as_such(directory: Path) -> None:
     """One row a set, the gap between sets, and apart from it that inside them."""
     drawn = service(SETS, Granularity.AUTO)
-    lines = shown(directory, drawn, COLUMNS="80").splitlines()
+    lines = shown(directory, drawn, "-v", COLUMNS="80").splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("pCPUs"))
     assert [line.split()[0] for line in lines[first + 1 : first + 3]] == ["0-3", "4-7"]
     assert lines[first + 1].endswith("22%  g0/0 50 on 0, g1/0 40 on 0")
     assert lines[first + 3] == ""
     gap = next(number for number, line in enumerate(lines) if line.startswith("gap"))
-    assert lines[gap].endswith(" 2 points between sets, threshold 10")
+    assert lines[gap].endswith(" 2 points between sets (threshold 10)")
     assert lines[gap + 1].strip() == "Largest gap inside a set: ~90 points (pCPUs 0-3)"
-    alone = shown(directory, service(SETS))
+    alone = shown(directory, service(SETS), "-v")
     assert "inside a set" not in alone
     assert "between sets" not in alone
     assert json.loads(shown(directory, drawn, "--json"))["pin_to"] == "auto"
@@ -209,14 +227,14 @@ def test_sets_are_told_as_such(directory: Path) -> None:
 def test_long_lists_of_pcpus_are_cut(directory: Path) -> None:
     """Where every other pCPU is on the other node, what is beside them must keep its room."""
     cpus = tuple(HostCpu(Cpu(number, node=number % 2)) for number in range(32))
-    text = shown(directory, service(dataclasses.replace(SETS, cpus=cpus), Granularity.NODE))
+    text = shown(directory, service(dataclasses.replace(SETS, cpus=cpus), Granularity.NODE), "-v")
     assert re.search(r"^0,2,4,6,8,10,12… +\S* +[0-9]+%  g0/0 50 on 0, ", text, re.MULTILINE)
 
 
 def test_a_set_of_many_vcpus_is_still_a_row(directory: Path) -> None:
     """The largest are named and the others counted."""
     crowded = of_caches(host([1] * 30, *[[]] * 3, [30], [], [], []), 2)
-    text = shown(directory, service(crowded, Granularity.AUTO))
+    text = shown(directory, service(crowded, Granularity.AUTO), "-v")
     assert "g4/0 1 on 0, 25 more\n" in text
     assert "g29/0 1 on 0" not in text
 
@@ -224,7 +242,7 @@ def test_a_set_of_many_vcpus_is_still_a_row(directory: Path) -> None:
 def test_128_sets_of_512_pcpus(directory: Path) -> None:
     """A letter a set, one row a node, and no line wider than a terminal."""
     large = dataclasses.replace(DRAWN, cpus=machine(4, 32, 2))
-    lines = shown(directory, service(large, Granularity.AUTO)).splitlines()
+    lines = shown(directory, service(large, Granularity.AUTO), "-v").splitlines()
     rows = [line for line in lines if line.startswith("node ")]
     assert [row.split()[2] for row in rows] == [
         "0-63,256-319",

@@ -56,7 +56,7 @@ def test_who_is_held_stays(lab: Lab) -> None:
         }
         assert all(places[name] == {0} for name in held)
         assert len(service.lines("Guest typo is held, because its metadata says policy=")) == 1
-        told = service.ask("status").stdout
+        told = service.ask("status", "-v").stdout
         for name, why in held.items():
             assert f"\n{name} stays: {why}\n" in told
         treatment = json.loads(service.ask("plan", "--json", "--uri", lab.uri).stdout)["treatment"]
@@ -106,7 +106,7 @@ def test_definitions_that_are_edited_while_guests_run(lab: Lab) -> None:
         service.wait_cycles(5)
         places = {name: guest.affinity(0) for name, guest in lab.guests.items()}
         assert {name for name, cpus in places.items() if cpus == {0}} == set(held)
-        told = service.ask("status").stdout
+        told = service.ask("status", "-v").stdout
         for name, why in held.items():
             assert f"\n{name} stays: {why}\n" in told
 

@@ -146,9 +146,9 @@ def test_status_plan_and_snapshot_beside_the_service(lab: Lab) -> None:
         lab.add_guest(f"g{index}", [0.08], pin=index)
     with running(lab, "0.5") as service:
         service.wait("loads", lambda: service.state.get("snapshot") is not None)
-        status = service.ask("status")
+        status = service.ask("status", "-v")
         assert status.returncode == 0
-        assert status.stdout.startswith("vcpusched is healthy: ")
+        assert status.stdout.startswith("vcpusched is healthy. ")
         assert re.search(r"g0/0 \d+", status.stdout)
         state = json.loads(service.ask("status", "--json").stdout)
         assert (state["health"], state["connected"], state["version"]) == ("healthy", True, 1)

@@ -46,7 +46,7 @@ def moved(lab: Lab) -> Guest:
 
 def status(service: Service) -> str:
     """Give what `vcpusched status` shows."""
-    return service.ask("status").stdout
+    return service.ask("status", "-v").stdout
 
 
 def test_a_person_pins(lab: Lab) -> None:

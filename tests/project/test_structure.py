@@ -49,7 +49,6 @@ DOORS = {
 LINES_MAX = 350
 
 LONGER = {
-    "cli.top",
     "observe.observe",
     "service.daemon",
 }

@@ -38,7 +38,7 @@ def test_installing_starts_nothing(container: Container) -> None:
     """Enabling it is the administrator's word; `plan` works before, and the guests stay."""
     assert shown(container, "ActiveState") == "inactive"
     told = container.say("vcpusched", "plan")  # whether a move pays is for the host's other work
-    assert "as no service runs whose state to use" in told
+    assert "(the service is not running here)" in told
     assert "May be moved: g0, g1, g2, g3" in told
     assert "0" in container.say("virsh", "vcpupin", "g0", "--live").split()[-1]
 
@@ -87,7 +87,7 @@ def test_exposure(container: Container) -> None:
 def test_status_needs_no_privilege(container: Container) -> None:
     """Any user sees how it is doing."""
     text = container.say("setpriv", "--reuid=nobody", "--clear-groups", "vcpusched", "status")
-    assert text.startswith("vcpusched is healthy: Balanced, gap ")
+    assert text.startswith("vcpusched is healthy. Balanced, gap ")
 
 
 def test_a_second_run_is_refused(container: Container) -> None:
@@ -168,7 +168,7 @@ def test_the_environment_outranks_the_file(container: Container) -> None:
     )
     container.say("systemctl", "daemon-reload")
     container.say("systemctl", "restart", "vcpusched")
-    wait_for("state", lambda: "every 2 s" in container.say("vcpusched", "status", check=False))
+    wait_for("state", lambda: "every 2s" in container.say("vcpusched", "status", check=False))
 
 
 def test_libvirtd_restarts_and_goes(container: Container) -> None:

@@ -159,7 +159,6 @@ def _status(options: argparse.Namespace) -> int:
     from vcpusched.cli import sources
     from vcpusched.report import display, snapshot, treatments
     from vcpusched.service import run_directory
-    from vcpusched.text import printable
 
     try:
         live = sources.live()
@@ -179,8 +178,9 @@ def _status(options: argparse.Namespace) -> int:
         answer = {"health": health, **json.loads(text), "treatment": treatment}
         print(as_json(answer, indent=2))
     else:
-        headline = f"vcpusched is {health}: {printable(state.status, 1000)}"
-        display.show(display.draw_status(headline, state, host, time.time()))
+        now_s, verbose = time.time(), options.verbose
+        drawn = display.draw_status(state, host, now_s, is_healthy=healthy, verbose=verbose)
+        display.show(drawn)
     return exits.OK if healthy else exits.DEGRADED
 
 

@@ -136,6 +136,9 @@ def make_parser() -> argparse.ArgumentParser:
             "domains", nargs="*", metavar="GUEST", help="name or UUID (default: all guests)"
         )
     _add_simulate_options(commands["simulate"])
+    commands["status"].add_argument(
+        "-v", dest="verbose", action="store_true", help="show every pCPU, guest and recent pin"
+    )
     for name in ("plan", "status", "history", "simulate"):
         commands[name].add_argument("--json", action="store_true", help="print JSON")
     for name in ("run", "plan", "snapshot", "restore", "release", "check-config"):

@@ -1,10 +1,13 @@
-"""Draws a host, a plan and the service's state for a person at a terminal.
+"""Draws what the commands show to a person, plans, states and results, from values.
 
 Rule: draws values, asks nobody. Where the output is no terminal, rich leaves colours out and the
 same text stays.
 """
 
 import contextlib
+import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -13,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity, Host
+from vcpusched.model import PPM, PPM_PER_POINT, Granularity, Host
 from vcpusched.plan.explain import Explanation
 from vcpusched.plan.planner import Plan, Policy
 from vcpusched.report import draw, history, treatments
@@ -21,91 +24,125 @@ from vcpusched.report.history import Event, History
 from vcpusched.report.messages import change_text
 from vcpusched.report.plan_text import inside_text, plan_text, sets_of
 from vcpusched.report.simulation import About, Result
-from vcpusched.report.state_file import SavedState
+from vcpusched.report.state_file import SavedPin, SavedState
 from vcpusched.text import counted, percent, points, printable, vcpu_text
 
 _LINE_LENGTH: Final = 40
+_WIDE: Final = 10_000
 
 LINES_MAX: Final = 40
-"""Of the guests that stay and of those that may be moved no more are told to a person."""
+"""Of the guests that stay and of those that may be moved no more are shown to a person."""
+
+SHORT_MAX: Final = 3
+"""So many of the last pins, and of reasons for which guests stay, are shown without `verbose`."""
+
+SHORT_LINES: Final = 24
+"""So many lines of 80 columns a status has without `verbose`, whatever the host."""
 
 
 def show(*parts: RenderableType) -> None:
-    """Print to standard output, as wide as the terminal; plain and unwrapped when piped."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=200)
+    """Print to standard output: as wide as COLUMNS or a terminal says, else without folding."""
+    width = None
+    if not sys.stdout.isatty() and not os.environ.get("COLUMNS", "").isdigit():
+        try:
+            width = os.get_terminal_size(2).columns  # where a pager's output is seen
+        except OSError:
+            width = _WIDE
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
     with console.capture() as capture:
-        console.print(*parts, sep="\n")
-    text = draw.fitting(capture.get(), console.encoding)
-    print("\n".join(line.rstrip() for line in text.splitlines()))
+        console.print(draw.Fitting(Group(*parts)))
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def draw_plan(host: Host, plan: Plan, policy: Policy, source: str) -> Group:
-    """Draw the host before and after, and each move with its reason."""
+    """Draw what a plan does, first and last in a sentence: the host, and each move's reason."""
     threshold_ppm, who = policy.balance_threshold_ppm, _treatments(host)
     sets, after = sets_of(host, policy.pin_to), plan if plan.moves else None
+    text = plan_text(plan, host, policy.pin_to, threshold_ppm)
+    verdict = Text(f"Plan: {text}" if plan.moves else text, "bold")
     drawn = draw.draw_host(host, dict(plan.loads_before_ppm), sets, after)
-    parts: list[RenderableType] = [source, "", drawn, "", *who, *([""] if who else [])]
+    parts: list[RenderableType] = [source, verdict]
     if inside := inside_text(host, sets, threshold_ppm, after):
         parts.append(inside)
-    text = plan_text(plan, host, policy.pin_to, threshold_ppm)
-    parts.append(f"Plan: {text}" if plan.moves else text)
+    parts += ["", drawn, *([""] if who else []), *who]
+    parts += [""] if plan.moves else []
     digits = len(str(len(plan.moves)))
     for number, move in enumerate(plan.moves, 1):
         whose = vcpu_text(move.vcpu.vcpu, move.domain)
         line = Text(f"{whose}, {change_text(move)}", "bold")
         line.append(f": {move.reason}", "not bold")
         parts.append(_hanging(f"  {number:{digits}}. ", line))
+    parts += ["", verdict] if plan.moves else []
     return Group(*parts)
 
 
-def draw_status(headline: str, state: SavedState, host: Host | None, now_s: float) -> Group:
-    """Draw the state of the service."""
+def headline(state: SavedState, *, is_healthy: bool) -> str:
+    """Word how the service is, and what it says of the host."""
+    health = "healthy" if is_healthy else "degraded"
+    return f"vcpusched is {health}. {printable(state.status, 1000)}"
+
+
+def draw_status(
+    state: SavedState, host: Host | None, now_s: float, *, is_healthy: bool, verbose: bool
+) -> Group:
+    """Draw the state of the service; what is long of it only where it is asked for."""
+    headed = headline(state, is_healthy=is_healthy)
+    facts = _facts(state, host, now_s)
+    left = [f"pCPUs {one.cpus} are not balanced: {one.why}" for one in state.left_alone]
+    who = [printable(line, 300) for line in (left if verbose else left[:SHORT_MAX])]
+    if host is not None:
+        who += _treatments(host) if verbose else _reasons(host)
+    pins = draw.table("last pins", "_pin", "why", fold=("why",))
+    for pin in state.last_pins if verbose else state.last_pins[-SHORT_MAX:]:
+        why = Text(printable(pin.reason, 400), no_wrap=not verbose, overflow="ellipsis")
+        pins.add_row(draw.clock(pin.at, "%m-%d %H:%M:%S"), pin_text(pin), why)
+    parts: list[RenderableType] = [Text(headed, "bold"), "", facts]
+    if host is not None:
+        used = len(headed) // 80 + facts.row_count + len(who) + pins.row_count + 6
+        cpus = draw_cpus(state, host, None if verbose else max(SHORT_MAX, SHORT_LINES - used))
+        parts += ["", cpus]
+    parts += ["", *who] if who else []
+    parts += ["", pins] if pins.row_count else []
+    return Group(*parts)
+
+
+def draw_cpus(state: SavedState, host: Host, room: int | None) -> Table:
+    """Draw the pCPUs with their loads as the service last reported them."""
+    loads_ppm = {int(cpu): round(load * PPM) for cpu, load in state.loads.items()}
+    return draw.draw_host(host, loads_ppm, sets_of(host, Granularity(state.pin_to)), room=room)
+
+
+def gap_texts(state: SavedState, host: Host | None) -> list[Text]:
+    """Draw the gap against the threshold, and what there is to say of gaps inside sets."""
+    if state.gap is None:
+        return [Text("not known yet")]
     sets = sets_of(host, Granularity(state.pin_to)) if host is not None else ()
-    parts: list[RenderableType] = [Text(headline, "bold"), "", _facts(state, host, sets, now_s)]
-    if host is not None:
-        loads_ppm = {int(cpu): round(load * PPM) for cpu, load in state.loads.items()}
-        parts += ["", draw.draw_host(host, loads_ppm, sets)]
-    if host is not None or state.left_alone:
-        parts.append("")
-    for left in state.left_alone:
-        line = f"pCPUs {printable(left.cpus)} are not balanced: {left.why}"
-        parts.append(printable(line, 300))
-    if host is not None:
-        parts += _treatments(host)
-    if state.last_pins:
-        pins = draw.table("last pins", "vCPU", "_places", "why", fold=("why",))
-        for pin in state.last_pins:
-            whose = f"{printable(pin.domain)}/{pin.vcpu}"
-            places = f"{printable(pin.from_cpus)} → {printable(pin.to_cpus)}"
-            when = draw.clock(pin.at, "%m-%d %H:%M:%S")
-            pins.add_row(when, whose, places, printable(pin.reason, 400))
-        parts += ["", pins]
-    return Group(*parts)
+    gap_ppm, threshold_ppm = round(state.gap * PPM), round(state.balance_threshold * PPM_PER_POINT)
+    text = f" {points(gap_ppm)}{' between sets' if sets else ''}"
+    text += f" (threshold {state.balance_threshold:g})"
+    inside = inside_text(host, sets, threshold_ppm) if host is not None else ""
+    return [draw.gauge(gap_ppm, threshold_ppm) + Text(text), *([Text(inside)] if inside else [])]
 
 
-def _facts(state: SavedState, host: Host | None, sets: Sequence[CpuSet], now_s: float) -> Table:
+def pin_text(pin: SavedPin) -> str:
+    """Word which vCPU was pinned, from where and to where."""
+    whose = f"{printable(pin.domain)}/{pin.vcpu}"
+    return f"{whose}  {printable(pin.from_cpus)} → {printable(pin.to_cpus)}"
+
+
+def _facts(state: SavedState, host: Host | None, now_s: float) -> Table:
     age_s = max(0.0, now_s - state.at)
     started = draw.clock(state.started_at)
-    every = f"one every {state.period:g}s"
     facts: list[tuple[str, RenderableType]] = [
         ("process", f"{state.pid}, since {started}, at {printable(state.uri, 200)}"),
-        ("last cycle", f"number {state.cycle}, {age_s:.0f}s ago; {every}"),
+        ("last cycle", f"number {state.cycle}, {age_s:.0f}s ago; one every {state.period:g}s"),
     ]
     if age_s > state.age_max_s:
         stuck = "the process is alive but stopped reporting: it hangs, or is suspended"
         facts.append(("", stuck))
     if state.dry_run:
         facts.append(("dry run", "nothing is changed"))
-    if state.gap is not None:
-        gap_ppm = round(state.gap * PPM)
-        threshold_ppm = round(state.balance_threshold * PPM_PER_POINT)
-        gauge, between = draw.gauge(gap_ppm, threshold_ppm), " between sets" if sets else ""
-        text = f" {points(gap_ppm)}{between}, threshold {state.balance_threshold:g}"
-        facts.append(("gap", gauge + Text(text)))
-        if host is not None and (inside := inside_text(host, sets, threshold_ppm)):
-            facts.append(("", inside))
+    facts += zip(("gap", ""), gap_texts(state, host), strict=False)
     counts = f"{state.pins_last_hour} in the last hour, {state.pins_last_day} in the last day"
     facts.append(("pins", f"{counts}, {state.pins} since it started"))
     if state.untold:
@@ -127,6 +164,15 @@ def _treatments(host: Host) -> list[str]:
         more = f"… and {len(lines) - LINES_MAX} more (--json tells all)"
         lines = [*lines[: LINES_MAX - 1], more, lines[-1]]
     return lines
+
+
+def _reasons(host: Host) -> list[str]:
+    """Count who may not be moved, by the reason."""
+    held = [one for one in treatments.treatments(host) if one.held]
+    counts = Counter(one.why or "fixed" for one in held).most_common()
+    lines = [f"{counted(count, 'guest')} may not be moved: {why}" for why, count in counts]
+    more = len(lines) - SHORT_MAX
+    return [*lines[:SHORT_MAX], *([f"… and {more} more reasons (status -v)"] if more > 0 else [])]
 
 
 def draw_settings(rows: Sequence[tuple[str, str, str]]) -> Table:

@@ -1,7 +1,7 @@
-"""What pictures of a host are made of: bars, colours, and its pCPUs as they are built.
+"""Draws a host: its pCPUs as they are built, with loads and vCPUs, for every command alike.
 
-Rule: draws values, knows no verb. Colour is never all that tells something: what is hot has a mark
-and a figure, too. The three colours differ for the colour-blind, and stand out on dark and light.
+Rule: draws values, knows no command. Colour never says something alone: what is hot has a mark and
+a figure, too. The three colours differ for the colour-blind, and stand out on dark and light.
 """
 
 import itertools
@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -70,19 +71,22 @@ class Block:
 
     @property
     def numbers(self) -> CpuSet:
-        """The numbers of its pCPUs."""
+        """Return the numbers of its pCPUs."""
         return CpuSet(sum(unit.cpus.bits for unit in self.units))
 
 
-def blocks(host: Host, sets: Sequence[CpuSet] = ()) -> list[Block]:
-    """Return the managed pCPUs or sets as they are built, without what the host does not tell."""
+def blocks(host: Host, sets: Sequence[CpuSet] = (), levels: int = 2) -> list[Block]:
+    """Return the managed pCPUs or sets by node and cache, where the host reports these.
+
+    With one of the two `levels` by node alone, as sets always are; with none all are one block.
+    """
     by_id = {host_cpu.id: host_cpu.cpu for host_cpu in host.cpus}
     first_of: dict[int | None, int] = {}
     for cpu in by_id.values():
         first_of.setdefault(cpu.core, cpu.id)
 
-    def place(unit: Unit) -> tuple[int, int]:
-        return _place(unit.cpu)[0], -1 if sets else _place(unit.cpu)[1]
+    def place(unit: Unit) -> tuple[int, ...]:
+        return _place(unit.cpu)[: min(levels, 1) if sets else levels]
 
     def core(cpu: Cpu) -> int:
         return cpu.id if sets or cpu.core is None else first_of[cpu.core]
@@ -90,9 +94,9 @@ def blocks(host: Host, sets: Sequence[CpuSet] = ()) -> list[Block]:
     units = [Unit(by_id[next(iter(cpus))], cpus) for cpus in sets or map(_only, by_id)]
     units.sort(key=lambda unit: (place(unit), core(unit.cpu), unit.cpu.id))
     found = []
-    for (node, cache), those in itertools.groupby(units, key=place):
-        names = [f"node {node}"] if node >= 0 else []
-        names += [f"cache {cache}"] if cache >= 0 else []
+    for where, those in itertools.groupby(units, key=place):
+        told = zip(("node", "cache"), where, strict=False)
+        names = [f"{level} {number}" for level, number in told if number >= 0]
         found.append(Block(", ".join(names), tuple(those)))
     return found
 
@@ -106,7 +110,7 @@ def _place(cpu: Cpu) -> tuple[int, int]:
 
 
 def style_of(load_ppm: int) -> str:
-    """Give the colour of a load."""
+    """Return the colour of a load."""
     return HOT if load_ppm >= _HOT_PPM else WARM if load_ppm >= _WARM_PPM else COOL
 
 
@@ -123,12 +127,11 @@ def figure(load_ppm: int) -> Text:
     return Text(percent(load_ppm) + ("!" if hot else " "), HOT if hot else "")
 
 
-def strip(loads_ppm: Iterable[int], length: int = STRIP_LENGTH) -> Text:
-    """Draw a level for each pCPU, in lines of at most `length`."""
-    drawn = Text()
-    for position, load_ppm in enumerate(loads_ppm):
-        if position and position % length == 0:
-            drawn.append("\n")
+def strip(loads_ppm: Sequence[int]) -> Text:
+    """Draw a level for each load; where these are too many, for the highest of some in a row."""
+    drawn, each = Text(), -(-len(loads_ppm) // STRIP_LENGTH)
+    for first in range(0, len(loads_ppm), each):
+        load_ppm = max(loads_ppm[first : first + each])
         level = LEVELS[min(load_ppm, PPM - 1) * len(LEVELS) // PPM]
         drawn.append(level, style_of(load_ppm))
     return drawn
@@ -137,7 +140,7 @@ def strip(loads_ppm: Iterable[int], length: int = STRIP_LENGTH) -> Text:
 def table(
     *columns: str, right: Sequence[str] = (), fold: Sequence[str] = (), apart: int = 2
 ) -> Table:
-    """Give a table without lines, whose columns are as wide as they need to be.
+    """Return a table without lines, whose columns are as wide as they need to be.
 
     Names that begin with "_" are not shown; `right` and `fold` say which columns are aligned so;
     `apart` is how many spaces are between them.
@@ -153,9 +156,18 @@ def table(
     return drawn
 
 
-def fitting(text: str, encoding: str) -> str:
-    """Give text with other letters for blocks where a terminal of this encoding has none."""
-    return text if "utf" in encoding.lower() else text.translate(PLAINER)
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """Something drawn with the letters that a terminal has: others where it has no blocks."""
+
+    drawn: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.drawn, options):
+            if "utf" in console.encoding.lower():
+                yield segment
+            else:
+                yield Segment(segment.text.translate(PLAINER), segment.style, segment.control)
 
 
 def draw_host(
@@ -163,17 +175,35 @@ def draw_host(
     loads_ppm: Mapping[int, int],
     sets: Sequence[CpuSet] = (),
     plan: Plan | None = None,
+    room: int | None = None,
 ) -> Table:
-    """Draw every pCPU, or set, with its load and the vCPUs on it, as the machine is built.
+    """Draw the pCPUs, or sets, with their loads and vCPUs, as the machine is built.
 
-    Where a plan is given, before and after it are beside each other.
+    With a plan, before and after are beside each other. In the lines that there are, `room` or any
+    number, a row is a pCPU or set; where these are too many it is a cache, a node, or all.
     """
     loads = [loads_ppm, dict(plan.loads_after_ppm)] if plan is not None else [loads_ppm]
     built = blocks(host, sets)
-    if sum(len(block.units) for block in built) > ROWS_MAX:
-        return _in_strips(host, built, loads)
-    moved = {move.vcpu: move.to_cpus for move in plan.moves} if plan else {}
-    return _in_rows(host, built, loads, moved)
+    count = sum(len(block.units) for block in built)
+    if count <= ROWS_MAX and (room is None or count + len(built) < room):
+        moved = {move.vcpu: move.to_cpus for move in plan.moves} if plan else {}
+        return _in_rows(host, built, loads, moved, fold=room is None)
+    for levels in (1, 0):
+        if room is not None and len(built) >= room:
+            built = blocks(host, sets, levels)
+    return _in_strips(host, built, loads)
+
+
+def _columns(has_plan: bool, are_sets: bool) -> Table:  # noqa: FBT001  of one function
+    which = "pCPUs" if are_sets else "pCPU"
+    loads, what = ["load", "_load"], "vCPUs, ~load in %"
+    if has_plan:
+        loads, what = ["before", "_before", "after", "_after"], f"{what}; + comes, - leaves"
+    right = loads[1::2] if are_sets else [which, *loads[1::2]]
+    drawn = table(which, *loads, what, right=right, fold=(what,))
+    for column in drawn.columns[1:-1:2]:
+        column.min_width = BAR_LENGTH * 2 // len(loads)  # so that a bar shows what is not used
+    return drawn
 
 
 def _in_rows(
@@ -181,20 +211,12 @@ def _in_rows(
     built: Sequence[Block],
     loads: Sequence[Mapping[int, int]],
     moved: Mapping[VcpuId, CpuSet],
+    *,
+    fold: bool,
 ) -> Table:
     units = [unit for block in built for unit in block.units]
     are_sets = any(len(unit.cpus) > 1 for unit in units)
-    which = "pCPUs" if are_sets else "pCPU"
-    bars, figures, what = ["load"], ["_load"], "vCPUs pinned here, load in %"
-    if len(loads) > 1:
-        bars, figures = ["before", "after"], ["_before", "_after"]
-        what = "vCPUs here, load in %; + comes, - leaves"
-    columns = itertools.chain.from_iterable(zip(bars, figures, strict=True))
-    right = figures if are_sets else [which, *figures]
-    drawn = table(which, *columns, what, right=right, fold=(what,))
-    length = BAR_LENGTH // len(loads)
-    for column in drawn.columns[1:-1:2]:
-        column.min_width = length  # so that a bar shows what is not used, too
+    drawn, length = _columns(len(loads) > 1, are_sets), BAR_LENGTH // len(loads)
     there, floating = _places(host, units, moved)
     marks = {} if are_sets else _marks(unit.cpu for unit in units)
 
@@ -205,7 +227,10 @@ def _in_rows(
             cell = figure(ppm[first]) if first in ppm else Text("not managed")
             cells += [bar(ppm.get(first, 0), length), cell]
         vcpus = there.pop(cpus, [])
-        drawn.add_row(name, *cells, Text(", ").join(_shortened(vcpus) if are_sets else vcpus))
+        drawn.add_row(name, *cells, listed(_shortened(vcpus) if are_sets else vcpus))
+
+    def listed(vcpus: Sequence[Text]) -> Text:
+        return Text(", ", no_wrap=not fold, overflow="fold" if fold else "ellipsis").join(vcpus)
 
     for block in built:
         if block.name and (len(block.units) > 1 or not are_sets):
@@ -215,7 +240,7 @@ def _in_rows(
     for left in sorted(there, key=lambda cpus: cpus.bits):
         row(left, str(left))
     if floating:
-        drawn.add_row("float", *[""] * (len(drawn.columns) - 2), Text(", ").join(floating))
+        drawn.add_row("float", *[""] * (len(drawn.columns) - 2), listed(floating))
     return drawn
 
 
@@ -229,7 +254,7 @@ def _shortened(vcpus: Sequence[Text]) -> list[Text]:
 
 
 def _marks(cpus: Iterable[Cpu]) -> dict[int, str]:
-    """Give what binds the pCPUs together that share a core, and nothing for the others."""
+    """Return what binds the pCPUs together that share a core, and nothing for the others."""
     marks: dict[int, str] = {}
     for (_, core), siblings in itertools.groupby(cpus, key=lambda cpu: (_place(cpu), cpu.core)):
         first, *others = (cpu.id for cpu in siblings)
@@ -276,7 +301,7 @@ def _bound_to(cpus: CpuSet, of_cpu: Mapping[int, CpuSet]) -> CpuSet | None:
 
 
 def _in_strips(host: Host, built: Sequence[Block], loads: Sequence[Mapping[int, int]]) -> Table:
-    """Draw a level for each pCPU or set, a row for each block; with a plan those it changes."""
+    """Draw a row for each block, a level for each pCPU or set; with a plan those it changes."""
     # 16 pCPUs to a cache, with numbers of three digits, fit into 80 columns.
     figures = ("least", "mean", "most")
     are_sets = any(len(unit.cpus) > 1 for block in built for unit in block.units)
@@ -288,31 +313,29 @@ def _in_strips(host: Host, built: Sequence[Block], loads: Sequence[Mapping[int, 
         if len(each) > 1 and each[0] == each[1]:
             alike += 1
             continue
-        where = [block.name or "all", str(block.numbers)]
-        for when, here_ppm in zip(
-            ("before", "after") if len(each) > 1 else ("",), each, strict=True
-        ):
+        where = [block.name or "all", printable(str(block.numbers), NUMBERS_MAX)]
+        for when, here_ppm in zip(("before", "after")[-len(each) :], each, strict=True):
             shown = (min(here_ppm), sum(here_ppm) // len(here_ppm), max(here_ppm))
-            drawn.add_row(*where, when, *map(figure, shown), strip(here_ppm))
+            told = when if len(each) > 1 else ""
+            drawn.add_row(*where, told, *map(figure, shown), strip(here_ppm))
             where = ["", ""]
     if alike:
         drawn.add_row(f"{alike} more", *[""] * 5, Text("stay as they are"))
     of_cpu = _of_cpu(unit for block in built for unit in block.units)
-    floating = sum(_bound_to(vcpu.cpus, of_cpu) is None for vcpu in host.vcpus)
-    if floating:
+    if floating := sum(_bound_to(vcpu.cpus, of_cpu) is None for vcpu in host.vcpus):
         drawn.add_row("float", f"{floating} vCPUs")
     return drawn
 
 
 def gauge(gap_ppm: int, threshold_ppm: int) -> Text:
-    """Draw a gap against the threshold, which is marked in the middle."""
-    filled = min(BAR_LENGTH, gap_ppm * BAR_LENGTH // max(1, 2 * threshold_ppm))
+    """Draw a gap, full at 100 points, with a mark at the threshold."""
+    filled = min(gap_ppm, PPM) * BAR_LENGTH // PPM
     style = HOT if gap_ppm >= threshold_ppm else COOL
     drawn = Text("█" * filled, style) + Text("·" * (BAR_LENGTH - filled), "dim")
-    middle = BAR_LENGTH // 2
-    return drawn[:middle] + Text("│") + drawn[middle:]
+    at = min(threshold_ppm, PPM) * BAR_LENGTH // PPM
+    return drawn[:at] + Text("│") + drawn[at:]
 
 
 def clock(at_s: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
-    """Give a time as a person here reads the clock."""
+    """Return a time as a person here reads the clock."""
     return time.strftime(form, time.localtime(at_s))
