@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import completion
 import pytest
 from program import vcpusched
 
 from vcpusched import __version__
-from vcpusched.cli.parser import GROUPS
 from vcpusched.report import messages
 from vcpusched.service import daemon, exits
 
@@ -176,54 +176,43 @@ def test_documents_link_what_exists() -> None:
                 assert anchor in [title.replace(" ", "-") for title in anchors], (document, anchor)
 
 
-def completed(*words: str) -> set[str]:
-    """Give what bash offers for the last word of a command line."""
-    script = """. "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _vcpusched
-        printf '%s\n' "${COMPREPLY[@]}" """
-    return set(run("bash", "-c", script, "-", str(COMPLETION), "vcpusched", *words).split())
+def completed(*words: str, path: str = "") -> list[str]:
+    """Return what bash offers for the last word of a command line."""
+    script = """. "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_vcpusched
+        printf '%s\\n' "${COMPREPLY[@]}" """
+    env = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
+    command = ("bash", "-c", script, "-", str(COMPLETION), "vcpusched", *words)
+    return run(*command, env=env).splitlines()
 
 
-def test_completion_knows_every_verb_option_and_choice() -> None:
-    """What bash offers is what the parser takes."""
-    assert set(VERBS) == {verb for group in GROUPS.values() for verb in group}
-    assert completed("") == {*VERBS, "--version", "--help"}
-    assert completed("re") == {"restore", "release", "resume"}
-    for verb in VERBS:
-        told = vcpusched(verb, "--help").stdout
-        options = re.findall(r"^  (?:-h, )?(-[a-z-]+)", told, re.MULTILINE)
-        assert completed(verb, "-") == set(options), verb
-        for option, choices in re.findall(r"^  (--[a-z-]+) \{(.*)\}", told, re.MULTILINE):
-            assert completed(verb, option, "") == set(choices.split(",")), option
+def test_the_completion_is_generated() -> None:
+    """packaging/completion.py writes from the parser what is there, for bash and zsh."""
+    for path, text in completion.generated():
+        assert path.read_text() == text, path.name
 
 
-def test_completion_offers_files_and_guests(tmp_path: Path) -> None:
-    """A file where one is meant; guests as libvirt names them, where there is one."""
+def test_completion_offers_commands_options_and_files(tmp_path: Path) -> None:
+    """A file where one is meant."""
+    assert set(completed("")) == set(VERBS)
+    assert set(completed("re")) == {"restore", "release", "resume"}
+    assert "--exit-when-idle" in completed("run", "--e")
+    assert set(completed("simulate", "--place", "r")) == {"random", "round-robin"}
     (tmp_path / "shop.toml").touch()
-    assert completed("simulate", f"{tmp_path}/s") == {f"{tmp_path}/shop.toml"}
-    assert completed("plan", "--from", f"{tmp_path}/s") == {f"{tmp_path}/shop.toml"}
-    virsh = tmp_path / "virsh"
-    virsh.write_text("#!/bin/sh\nprintf 'shop\\nshelf\\nmail\\n'\n")
-    virsh.chmod(0o755)
-    script = """. "$1"; COMP_WORDS=(vcpusched restore sh); COMP_CWORD=2; _vcpusched
-        printf '%s\n' "${COMPREPLY[@]}" """
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    said = run("bash", "-c", script, "-", str(COMPLETION), env={**os.environ, "PATH": path})
-    assert said.split() == ["shop", "shelf"]
+    for words in (("simulate",), ("simulate", "--trace"), ("plan", "--from"), ("run", "--config")):
+        assert completed(*words, f"{tmp_path}/s") == [f"{tmp_path}/shop.toml"]
 
 
-def test_completion_runs_no_name(tmp_path: Path) -> None:
-    """Whoever names a guest must not have a command run for that by whoever presses Tab."""
-    virsh = tmp_path / "virsh"
-    ran = tmp_path / "ran"
-    virsh.write_text(f"#!/bin/sh\necho 'x$(touch${{IFS}}{ran})'\necho 'x`touch${{IFS}}{ran}` y'\n")
+def test_completion_offers_guests_and_runs_no_name(tmp_path: Path) -> None:
+    """Those that run, quoted: the name of a guest must not be run as a command by pressing Tab."""
+    virsh, ran = tmp_path / "virsh", tmp_path / "ran"
+    names = ("shop", f"s$(touch${{IFS}}{ran})", f"s`touch${{IFS}}{ran}` y", "mail")
+    virsh.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(names) + "\nEND\n")
     virsh.chmod(0o755)
-    for words in ("restore x", "release x", "plan --explain x", "history --domain x"):
-        script = f""". "$1"; COMP_WORDS=(vcpusched {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
-            _vcpusched; printf '%s\\n' "${{COMPREPLY[@]}}" """
-        path = f"{tmp_path}:{os.environ['PATH']}"
-        said = run("bash", "-c", script, "-", str(COMPLETION), env={**os.environ, "PATH": path})
-        assert len(said.splitlines()) == 2, words
-        assert said.startswith("x\\$\\(touch"), words
+    for words in ("restore", "release mail", "plan --explain", "history --domain"):
+        found = completed(*words.split(), "s", path=str(tmp_path))
+        assert len(found) == 3, words
+        assert found[0] == "shop"
+        assert found[1].startswith("s\\$\\(touch"), words
         assert not ran.exists(), words
 
 

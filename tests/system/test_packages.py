@@ -150,6 +150,7 @@ def test_the_deb_comes_and_goes(fresh: Fresh) -> None:
         "usr/lib/systemd/system/vcpusched.service",
         "usr/lib/sysusers.d/vcpusched.conf",
         "usr/share/bash-completion/completions/vcpusched",
+        "usr/share/zsh/vendor-completions/_vcpusched",
         "usr/share/polkit-1/rules.d/60-vcpusched.rules",
         "usr/share/man/man5/vcpusched.toml.5.gz",
         "usr/share/man/man7/vcpusched-metrics.7.gz",
