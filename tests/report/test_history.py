@@ -17,7 +17,7 @@ from vcpusched.act.ledger import Changed
 from vcpusched.model import CpuSet, Granularity
 from vcpusched.plan.planner import Cause, Move, Policy, plan
 from vcpusched.report import display, history, messages
-from vcpusched.report.history import History, Kind, Told
+from vcpusched.report.history import History, Kind, Record
 from vcpusched.report.messages import Entry
 from vcpusched.service import systemd
 from vcpusched.text import as_json
@@ -32,11 +32,11 @@ CYCLE = Cycle(7, 4, host=CROWDED, plan=FOUND, executed=True, pinned=FOUND.moves)
 PROOF = Proof(7, Verdict.HELPED, 1_000_000, 0, 60_000, 4, 560_000, 10_000, 20_000)
 
 
-def told(entry: Entry | None, at_s: float, **trusted: str) -> Told:
+def told(entry: Entry | None, at_s: float, **trusted: str) -> Record:
     """Give an entry as the journal would."""
     assert entry is not None
     from_journald = {"_UID": "0", "_PID": "10", "_BOOT_ID": "b", **trusted}
-    return Told(at_s, {**entry.fields, "MESSAGE": entry.message, **from_journald})
+    return Record(at_s, {**entry.fields, "MESSAGE": entry.message, **from_journald})
 
 
 def pin_entry(move: Move) -> Entry:
@@ -44,7 +44,7 @@ def pin_entry(move: Move) -> Entry:
     return messages.changed_entry(Changed(move, 7))
 
 
-def a_plan(at_s: float = NOON_S, *, proven: bool = True, **trusted: str) -> list[Told]:
+def a_plan(at_s: float = NOON_S, *, proven: bool = True, **trusted: str) -> list[Record]:
     """Give what the service writes about a plan of two pins, and what came of it."""
     entries = [
         told(messages.changed_entry(Changed(move, 7)), at_s, **trusted) for move in FOUND.moves
@@ -55,7 +55,7 @@ def a_plan(at_s: float = NOON_S, *, proven: bool = True, **trusted: str) -> list
     return entries
 
 
-def past(entries: Iterable[Told], domain: str = "", own_uid: int = 0) -> History:
+def past(entries: Iterable[Record], domain: str = "", own_uid: int = 0) -> History:
     """Give the history of the day before noon and the minute after."""
     return history.history(entries, NOON_S - DAY_S, NOON_S + 60, domain=domain, own_uid=own_uid)
 
@@ -173,7 +173,7 @@ def test_nonsense_is_left_out(
     fields: Mapping[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What cannot be read is unknown, and nothing breaks."""
-    entries = [Told(one.at_s, {**one.fields, **fields}) for one in a_plan()]
+    entries = [Record(one.at_s, {**one.fields, **fields}) for one in a_plan()]
     shown = drawn(past(entries), capsys)
     assert "\x1b" not in shown
     json.dumps(history.as_json(past(entries)), allow_nan=False)
@@ -183,7 +183,7 @@ def test_hostile_names_reach_no_terminal(capsys: pytest.CaptureFixture[str]) -> 
     """Neither an escape sequence nor a line of its own, in text and in JSON."""
     hostile = {f"VCPUSCHED_{key}": HOSTILE for key in ("DOMAIN", "FROM", "TO", "REASON")}
     hostile["MESSAGE"] = HOSTILE
-    found = past([Told(one.at_s, {**one.fields, **hostile}) for one in a_plan()])
+    found = past([Record(one.at_s, {**one.fields, **hostile}) for one in a_plan()])
     shown = drawn(found, capsys)
     assert "x?]0;owned??web?9" in shown
     assert not set("\x1b\x07\u202e") & set(shown)
@@ -237,7 +237,7 @@ def test_piped(capsys: pytest.CaptureFixture[str]) -> None:
     assert drawn(past([]), capsys).startswith("No pin changed, since ")
 
 
-def journal_file(directory: Path, entries: Iterable[Told]) -> None:
+def journal_file(directory: Path, entries: Iterable[Record]) -> None:
     """Write entries as journald does, by systemd's own tool for that."""
     export = b""
     for index, one in enumerate(entries):
@@ -261,10 +261,10 @@ def journal_file(directory: Path, entries: Iterable[Told]) -> None:
 def test_a_real_journal(tmp_path: Path) -> None:
     """What is not ours and what is older is not read; fields come as they were written."""
     odd = [
-        Told(one.at_s, {**one.fields, "VCPUSCHED_DOMAIN": "\udcff" + HOSTILE}) for one in a_plan()
+        Record(one.at_s, {**one.fields, "VCPUSCHED_DOMAIN": "\udcff" + HOSTILE}) for one in a_plan()
     ]
-    other = Told(NOON_S, {"MESSAGE": "something else", "MESSAGE_ID": "0" * 32, "_UID": "0"})
-    old = [Told(one.at_s, {**one.fields}) for one in a_plan(NOON_S - 2 * DAY_S)]
+    other = Record(NOON_S, {"MESSAGE": "something else", "MESSAGE_ID": "0" * 32, "_UID": "0"})
+    old = [Record(one.at_s, {**one.fields}) for one in a_plan(NOON_S - 2 * DAY_S)]
     journal_file(tmp_path, [*old, other, *odd])
     entries = list(systemd.past(history.MESSAGE_IDS, NOON_S - DAY_S, tmp_path))
     assert len(entries) == len(odd)

@@ -49,64 +49,39 @@ _HOT_PPM: Final = 900_000
 _WARM_PPM: Final = 600_000
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A pCPU, or a set of them that counts as one and is where its first `cpu` is."""
+def blocks(host: Host, sets: Sequence[CpuSet] = (), levels: int = 2) -> dict[str, list[CpuSet]]:
+    """Return the managed pCPUs, each by itself, or sets by the node and cache that they share.
 
-    cpu: Cpu
-    cpus: CpuSet
-
-    @property
-    def name(self) -> str:
-        """Return its numbers, cut where they would take the room of all else."""
-        return printable(str(self.cpus), NUMBERS_MAX)
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """What shares a node and a cache, siblings of a core beside each other; sets by node alone."""
-
-    name: str
-    units: tuple[Unit, ...]
-
-    @property
-    def numbers(self) -> CpuSet:
-        """Return the numbers of its pCPUs."""
-        return CpuSet(sum(unit.cpus.bits for unit in self.units))
-
-
-def blocks(host: Host, sets: Sequence[CpuSet] = (), levels: int = 2) -> list[Block]:
-    """Return the managed pCPUs or sets by node and cache, where the host reports these.
-
-    With one of the two `levels` by node alone, as sets always are; with none all are one block.
+    Siblings of a core are beside each other. What the host does not report is not named. With one
+    of the two `levels` they are by node alone, as sets always are; with none all are together.
     """
-    by_id = {host_cpu.id: host_cpu.cpu for host_cpu in host.cpus}
-    first_of: dict[int | None, int] = {}
-    for cpu in by_id.values():
-        first_of.setdefault(cpu.core, cpu.id)
+    cpus = {cpu.id: cpu.cpu for cpu in host.cpus}
+    first_of = {cpu.core: cpu.id for cpu in reversed(cpus.values()) if cpu.core is not None}
 
-    def place(unit: Unit) -> tuple[int, ...]:
-        return _place(unit.cpu)[: min(levels, 1) if sets else levels]
+    def order(unit: CpuSet) -> tuple[int, ...]:
+        cpu = cpus[_first(unit)]
+        core = cpu.id if sets or cpu.core is None else first_of[cpu.core]
+        return *_place(cpu), core, cpu.id
 
-    def core(cpu: Cpu) -> int:
-        return cpu.id if sets or cpu.core is None else first_of[cpu.core]
-
-    units = [Unit(by_id[next(iter(cpus))], cpus) for cpus in sets or map(_only, by_id)]
-    units.sort(key=lambda unit: (place(unit), core(unit.cpu), unit.cpu.id))
-    found = []
-    for where, those in itertools.groupby(units, key=place):
-        told = zip(("node", "cache"), where, strict=False)
-        names = [f"{level} {number}" for level, number in told if number >= 0]
-        found.append(Block(", ".join(names), tuple(those)))
+    shared = ("node", "cache")[: min(levels, 1) if sets else levels]
+    found: dict[str, list[CpuSet]] = {}
+    for unit in sorted(sets or [CpuSet.of([cpu]) for cpu in cpus], key=order):
+        named = zip(shared, order(unit), strict=False)
+        name = ", ".join(f"{level} {number}" for level, number in named if number >= 0)
+        found.setdefault(name, []).append(unit)
     return found
 
 
-def _only(cpu: int) -> CpuSet:
-    return CpuSet(1 << cpu)
+def _first(cpus: CpuSet) -> int:
+    return next(iter(cpus))
 
 
 def _place(cpu: Cpu) -> tuple[int, int]:
     return -1 if cpu.node is None else cpu.node, -1 if cpu.cache is None else cpu.cache
+
+
+def _named(cpus: CpuSet) -> str:
+    return printable(str(cpus), NUMBERS_MAX)
 
 
 def style_of(load_ppm: int) -> str:
@@ -184,7 +159,7 @@ def draw_host(
     """
     loads = [loads_ppm, dict(plan.loads_after_ppm)] if plan is not None else [loads_ppm]
     built = blocks(host, sets)
-    count = sum(len(block.units) for block in built)
+    count = sum(map(len, built.values()))
     if count <= ROWS_MAX and (room is None or count + len(built) < room):
         moved = {move.vcpu: move.to_cpus for move in plan.moves} if plan else {}
         return _in_rows(host, built, loads, moved, fold=room is None)
@@ -208,35 +183,35 @@ def _columns(has_plan: bool, are_sets: bool) -> Table:  # noqa: FBT001  of one f
 
 def _in_rows(
     host: Host,
-    built: Sequence[Block],
+    built: Mapping[str, Sequence[CpuSet]],
     loads: Sequence[Mapping[int, int]],
     moved: Mapping[VcpuId, CpuSet],
     *,
     fold: bool,
 ) -> Table:
-    units = [unit for block in built for unit in block.units]
-    are_sets = any(len(unit.cpus) > 1 for unit in units)
+    units = list(itertools.chain.from_iterable(built.values()))
+    are_sets = any(len(unit) > 1 for unit in units)
     drawn, length = _columns(len(loads) > 1, are_sets), BAR_LENGTH // len(loads)
     there, floating = _places(host, units, moved)
-    marks = {} if are_sets else _marks(unit.cpu for unit in units)
-
-    def row(cpus: CpuSet, name: str) -> None:
-        cells: list[RenderableType] = []
-        first = next(iter(cpus))
-        for ppm in loads:
-            cell = figure(ppm[first]) if first in ppm else Text("not managed")
-            cells += [bar(ppm.get(first, 0), length), cell]
-        vcpus = there.pop(cpus, [])
-        drawn.add_row(name, *cells, listed(_shortened(vcpus) if are_sets else vcpus))
+    marks = {} if are_sets else _marks(host, units)
 
     def listed(vcpus: Sequence[Text]) -> Text:
         return Text(", ", no_wrap=not fold, overflow="fold" if fold else "ellipsis").join(vcpus)
 
-    for block in built:
-        if block.name and (len(block.units) > 1 or not are_sets):
-            drawn.add_row("", Text(block.name, "italic"))
-        for unit in block.units:
-            row(unit.cpus, marks.get(unit.cpu.id, "  " if marks else "") + unit.name)
+    def row(cpus: CpuSet, name: str) -> None:
+        cells: list[RenderableType] = []
+        for ppm in loads:
+            load_ppm = ppm.get(_first(cpus))
+            cells.append(bar(load_ppm or 0, length))
+            cells.append("not managed" if load_ppm is None else figure(load_ppm))
+        vcpus = there.pop(cpus, [])
+        drawn.add_row(name, *cells, listed(_shortened(vcpus) if are_sets else vcpus))
+
+    for name, those in built.items():
+        if name and (len(those) > 1 or not are_sets):
+            drawn.add_row("", Text(name, "italic"))
+        for unit in those:
+            row(unit, marks.get(unit, "  " if marks else "") + _named(unit))
     for left in sorted(there, key=lambda cpus: cpus.bits):
         row(left, str(left))
     if floating:
@@ -253,21 +228,22 @@ def _shortened(vcpus: Sequence[Text]) -> list[Text]:
     return [*changed, *others[:VCPUS_MAX], *more]
 
 
-def _marks(cpus: Iterable[Cpu]) -> dict[int, str]:
+def _marks(host: Host, units: Sequence[CpuSet]) -> dict[CpuSet, str]:
     """Return what binds the pCPUs together that share a core, and nothing for the others."""
-    marks: dict[int, str] = {}
-    for (_, core), siblings in itertools.groupby(cpus, key=lambda cpu: (_place(cpu), cpu.core)):
-        first, *others = (cpu.id for cpu in siblings)
-        if core is not None and others:
+    core = {CpuSet.of([cpu.id]): (_place(cpu.cpu), cpu.cpu.core) for cpu in host.cpus}
+    marks: dict[CpuSet, str] = {}
+    for (_, number), siblings in itertools.groupby(units, key=lambda unit: core[unit]):
+        first, *others = siblings
+        if number is not None and others:
             marks |= dict.fromkeys(others, "│ ") | {first: "┌ ", others[-1]: "└ "}
     return marks
 
 
 def _places(
-    host: Host, units: Iterable[Unit], moved: Mapping[VcpuId, CpuSet]
+    host: Host, units: Iterable[CpuSet], moved: Mapping[VcpuId, CpuSet]
 ) -> tuple[dict[CpuSet, list[Text]], list[Text]]:
     """Return who is bound to each pCPU or set, the largest first, and who floats."""
-    of_cpu = _of_cpu(units)
+    of_cpu = {cpu: unit for unit in units for cpu in unit}
     there: defaultdict[CpuSet, list[Text]] = defaultdict(list)
     floating: list[Text] = []
     for vcpu in sorted(host.vcpus, key=lambda vcpu: (-vcpu.load_ppm, vcpu.id)):
@@ -287,10 +263,6 @@ def _places(
     return there, floating
 
 
-def _of_cpu(units: Iterable[Unit]) -> dict[int, CpuSet]:
-    return {cpu: unit.cpus for unit in units for cpu in unit.cpus}
-
-
 def _bound_to(cpus: CpuSet, of_cpu: Mapping[int, CpuSet]) -> CpuSet | None:
     """Return the pCPU or set that a vCPU of this affinity stays on, None where it floats."""
     if len(cpus) == 1:
@@ -300,28 +272,30 @@ def _bound_to(cpus: CpuSet, of_cpu: Mapping[int, CpuSet]) -> CpuSet | None:
     return one if len(one) > 1 else None
 
 
-def _in_strips(host: Host, built: Sequence[Block], loads: Sequence[Mapping[int, int]]) -> Table:
+def _in_strips(
+    host: Host, built: Mapping[str, Sequence[CpuSet]], loads: Sequence[Mapping[int, int]]
+) -> Table:
     """Draw a row for each block, a level for each pCPU or set; with a plan those it changes."""
     # 16 pCPUs to a cache, with numbers of three digits, fit into 80 columns.
     figures = ("least", "mean", "most")
-    are_sets = any(len(unit.cpus) > 1 for block in built for unit in block.units)
-    each_of = "each set" if are_sets else "each pCPU"
+    units = list(itertools.chain.from_iterable(built.values()))
+    each_of = "each set" if any(len(unit) > 1 for unit in units) else "each pCPU"
     drawn = table("_where", "pCPUs", "_when", *figures, each_of, right=figures, apart=1)
     alike = 0
-    for block in built:
-        each = [[ppm.get(unit.cpu.id, 0) for unit in block.units] for ppm in loads]
+    for name, those in built.items():
+        each = [[ppm.get(_first(unit), 0) for unit in those] for ppm in loads]
         if len(each) > 1 and each[0] == each[1]:
             alike += 1
             continue
-        where = [block.name or "all", printable(str(block.numbers), NUMBERS_MAX)]
-        for when, here_ppm in zip(("before", "after")[-len(each) :], each, strict=True):
+        where = [name or "all", _named(CpuSet(sum(unit.bits for unit in those)))]
+        whens = ("before", "after") if len(each) > 1 else ("",)
+        for when, here_ppm in zip(whens, each, strict=True):
             shown = (min(here_ppm), sum(here_ppm) // len(here_ppm), max(here_ppm))
-            told = when if len(each) > 1 else ""
-            drawn.add_row(*where, told, *map(figure, shown), strip(here_ppm))
+            drawn.add_row(*where, when, *map(figure, shown), strip(here_ppm))
             where = ["", ""]
     if alike:
         drawn.add_row(f"{alike} more", *[""] * 5, Text("stay as they are"))
-    of_cpu = _of_cpu(unit for block in built for unit in block.units)
+    of_cpu = {cpu: unit for unit in units for cpu in unit}
     if floating := sum(_bound_to(vcpu.cpus, of_cpu) is None for vcpu in host.vcpus):
         drawn.add_row("float", f"{floating} vCPUs")
     return drawn

@@ -9,13 +9,13 @@ or original affinities restored.
 """
 
 import enum
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from vcpusched.act.feedback import PATIENCE_NS, Verdict
-from vcpusched.model import PPM
 from vcpusched.plan.planner import Cause
 from vcpusched.report.messages import (
     MESSAGE_ID_GIVEN_BACK,
@@ -49,7 +49,8 @@ SYSTEM_UID_MAX: Final = 999
 MESSAGE_MAX: Final = 1000
 
 _APART_S: Final = 10.0
-_NUMBER_LENGTH_MAX: Final = 12
+_NUMBER: Final = re.compile("[0-9]{1,12}")
+_DECIMAL: Final = re.compile("[0-9]{1,12}[.][0-9]{1,12}|[0-9]{1,12}")
 
 
 class Kind(enum.StrEnum):
@@ -66,7 +67,7 @@ _JOINED: Final = {MESSAGE_ID_RESET: Kind.RESET, MESSAGE_ID_GIVEN_BACK: Kind.GIVE
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Record:
     """One entry of the journal: its time, in seconds since the epoch, and its fields."""
 
     at_s: float
@@ -81,20 +82,15 @@ class Told:
         """Return a field of ours, empty where it is missing."""
         return self.fields.get(f"VCPUSCHED_{key}", "")
 
-    def ppm(self, key: str) -> int | None:
-        """Return a field of ours that is a decimal, in ppm; None where it is none."""
-        whole, _, part = self.text(key).partition(".")
-        are_digits = _whole(whole) is not None and _whole(part or "0") is not None
-        return round(float(f"{whole}.{part}") * PPM) if are_digits else None
-
-    def pcpus(self, key: str) -> float | None:
+    def decimal(self, key: str) -> float | None:
         """Return a field of ours that is a decimal; None where it is none."""
-        load_ppm = self.ppm(key)
-        return None if load_ppm is None else load_ppm / PPM
+        text = self.text(key)
+        return float(text) if _DECIMAL.fullmatch(text) else None
 
     def number(self, key: str) -> int | None:
         """Return a field of ours that is a whole number; None where it is none."""
-        return _whole(self.text(key))
+        text = self.text(key)
+        return int(text) if _NUMBER.fullmatch(text) else None
 
 
 @dataclass(slots=True)
@@ -107,10 +103,10 @@ class Event:
     kind: Kind
     at_s: float
     cycle: int | None = None
-    moves: list[Told] = field(default_factory=list)
+    moves: list[Record] = field(default_factory=list)
     others: int = 0
-    plan: Told | None = None
-    outcome: Told | None = None
+    plan: Record | None = None
+    outcome: Record | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +119,7 @@ class History:
 
 
 def history(
-    entries: Iterable[Told], since_s: float, until_s: float, *, domain: str = "", own_uid: int = 0
+    entries: Iterable[Record], since_s: float, until_s: float, *, domain: str = "", own_uid: int = 0
 ) -> History:
     """Put entries together, which are in the order they were written in.
 
@@ -132,50 +128,45 @@ def history(
     """
     of_cycle: dict[tuple[str, str, int], Event] = {}
     every: list[Event] = []
-    for told in entries:
-        if not _is_trusted(told, own_uid):
+    for record in entries:
+        if not _is_trusted(record, own_uid):
             continue
-        kind = told.fields.get("MESSAGE_ID", "")
-        is_move, cycle = told.number("VCPU") is not None, told.number("CYCLE")
+        kind = record.fields.get("MESSAGE_ID", "")
+        is_move, cycle = record.number("VCPU") is not None, record.number("CYCLE")
         if kind in _JOINED:
             if is_move:
-                _join(every, told, _JOINED[kind])
+                _join(every, record, _JOINED[kind])
             continue
         if cycle is None:
             continue
-        key = told.fields.get("_BOOT_ID", ""), told.fields.get("_PID", ""), cycle
+        key = record.fields.get("_BOOT_ID", ""), record.fields.get("_PID", ""), cycle
         event = of_cycle.get(key)
         if kind == MESSAGE_ID_PIN and is_move:
             if event is None:
-                event = of_cycle[key] = Event(Kind.PINS, told.at_s, cycle)
+                event = of_cycle[key] = Event(Kind.PINS, record.at_s, cycle)
                 every.append(event)
-            event.moves.append(told)
+            event.moves.append(record)
         elif kind == MESSAGE_ID_PLAN and event is not None:
-            event.kind, event.plan = Kind.PLAN, told
+            event.kind, event.plan = Kind.PLAN, record
         elif kind == MESSAGE_ID_OUTCOME and event is not None:
-            event.outcome = told
+            event.outcome = record
     events = (_of_domain(event, domain) for event in every if event.at_s >= since_s)
     return History(since_s, until_s, tuple(event for event in events if event.moves))
 
 
-def _whole(text: str) -> int | None:
-    is_number = text.isascii() and text.isdigit() and len(text) <= _NUMBER_LENGTH_MAX
-    return int(text) if is_number else None
-
-
-def _is_trusted(told: Told, own_uid: int) -> bool:
+def _is_trusted(record: Record, own_uid: int) -> bool:
     """Return whether the system wrote an entry, or the caller; `_UID` is added by journald."""
-    uid = _whole(told.fields.get("_UID", ""))
-    return uid is not None and (uid <= SYSTEM_UID_MAX or uid == own_uid)
+    uid = record.fields.get("_UID", "")
+    return bool(_NUMBER.fullmatch(uid)) and (int(uid) <= SYSTEM_UID_MAX or int(uid) == own_uid)
 
 
-def _join(every: list[Event], told: Told, kind: Kind) -> None:
+def _join(every: list[Event], record: Record, kind: Kind) -> None:
     """Add to what was done of the kind just before, or begin anew."""
     last = every[-1] if every else None
-    if last is None or last.kind is not kind or told.at_s - last.moves[-1].at_s > _APART_S:
-        last = Event(kind, told.at_s)
+    if last is None or last.kind is not kind or record.at_s - last.moves[-1].at_s > _APART_S:
+        last = Event(kind, record.at_s)
         every.append(last)
-    last.moves.append(told)
+    last.moves.append(record)
 
 
 def _of_domain(event: Event, domain: str) -> Event:
@@ -250,8 +241,8 @@ def as_json(past: History) -> dict[str, Any]:
                 "kind": event.kind.value,
                 "at": event.at_s,
                 "cycle": event.cycle,
-                "gap_before": event.plan and event.plan.pcpus("GAP_BEFORE"),
-                "gap_planned": event.plan and event.plan.pcpus("GAP_AFTER"),
+                "gap_before": event.plan and event.plan.decimal("GAP_BEFORE"),
+                "gap_planned": event.plan and event.plan.decimal("GAP_AFTER"),
                 "outcome": event.outcome and _outcome_as_json(event.outcome),
                 "moves": [_move_as_json(moved) for moved in event.moves],
                 "others": event.others,
@@ -261,26 +252,26 @@ def as_json(past: History) -> dict[str, Any]:
     }
 
 
-def _outcome_as_json(told: Told) -> dict[str, Any]:
+def _outcome_as_json(record: Record) -> dict[str, Any]:
     return {
-        "at": told.at_s,
-        "verdict": told.text("VERDICT"),
-        "gap": told.pcpus("GAP_MEASURED"),
-        "waiting": told.number("WAITING") or 0,
-        "wait_before": told.pcpus("WAIT_BEFORE"),
-        "wait_planned": told.pcpus("WAIT_AFTER"),
-        "wait": told.pcpus("WAIT_MEASURED"),
+        "at": record.at_s,
+        "verdict": record.text("VERDICT"),
+        "gap": record.decimal("GAP_MEASURED"),
+        "waiting": record.number("WAITING") or 0,
+        "wait_before": record.decimal("WAIT_BEFORE"),
+        "wait_planned": record.decimal("WAIT_AFTER"),
+        "wait": record.decimal("WAIT_MEASURED"),
     }
 
 
-def _move_as_json(told: Told) -> dict[str, Any]:
+def _move_as_json(record: Record) -> dict[str, Any]:
     return {
-        "at": told.at_s,
-        "domain": told.text("DOMAIN"),
-        "uuid": told.text("DOMAIN_UUID"),
-        "vcpu": told.number("VCPU"),
-        "from": told.text("FROM"),
-        "to": told.text("TO"),
-        "load": told.pcpus("LOAD"),
-        "reason": told.text("REASON"),
+        "at": record.at_s,
+        "domain": record.text("DOMAIN"),
+        "uuid": record.text("DOMAIN_UUID"),
+        "vcpu": record.number("VCPU"),
+        "from": record.text("FROM"),
+        "to": record.text("TO"),
+        "load": record.decimal("LOAD"),
+        "reason": record.text("REASON"),
     }
