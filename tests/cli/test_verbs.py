@@ -143,7 +143,7 @@ def test_plan_explains_a_domain() -> None:
     assert explanation == {"vcpu": 0, "movable": False, "moved": False, "text": why}
     done = vcpusched("plan", "--from", "-", "--explain", "web3\n", stdin=json.dumps(HELD))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith('vcpusched: --explain: "web3\\n": no vCPU of such a domain')
+    assert done.stderr.startswith('vcpusched: --explain: "web3\\n": no guest of this name')
 
 
 def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:

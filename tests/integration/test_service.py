@@ -154,14 +154,15 @@ def test_status_plan_and_snapshot_beside_the_service(lab: Lab) -> None:
         assert (state["health"], state["connected"], state["version"]) == ("healthy", True, 1)
         assert service.is_balanced()
         plan = service.ask("plan", VCPUSCHED_URI=lab.uri)
-        assert f"running service (process {service.pid})" in plan.stdout
+        assert plan.stdout.startswith("As the service saw it ")
+        assert f" ago (process {service.pid})\n" in plan.stdout
         snapshot = service.ask("snapshot", VCPUSCHED_URI=lab.uri)
         assert {vcpu["domain"] for vcpu in json.loads(snapshot.stdout)["vcpus"]} == {"g0", "g1"}
         service.terminate()
         assert service.ask("status").returncode == 3
         sampled = service.ask("plan", VCPUSCHED_URI=lab.uri, VCPUSCHED_PERIOD="0.5")
         assert sampled.returncode == 0
-        assert "for 0.5 s, as no service runs" in sampled.stdout
+        assert "for 0.5s (the service is not running here)" in sampled.stdout
         file = service.directory / "saved.json"
         saved = service.ask("snapshot", "-o", str(file), VCPUSCHED_URI=lab.uri)
         assert saved.returncode == 0

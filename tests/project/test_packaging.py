@@ -8,7 +8,6 @@ from pathlib import Path
 
 import completion
 import pytest
-from program import vcpusched
 
 from vcpusched import __version__
 from vcpusched.report import messages

@@ -1,4 +1,4 @@
-"""The verbs.
+"""The commands.
 
 Rule: turns a command line into calls, and errors into one line and an exit status. The rest is
 imported where it is used, so that `--help` is quick and `plan --from` needs no libvirt.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; gives the exit status."""
+    """Run one command; return the exit status."""
     options = make_parser().parse_args(arguments)
     command = _COMMANDS[options.name]
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if command is _run:
             raise
-        # Nothing may be flushed there at exit.
+        # Nothing may be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
-            return exits.OK  # whoever read our output has seen enough
+            return exits.OK  # the reader of the output has seen enough
         print(f"vcpusched: standard output: cannot be written: {error.strerror}", file=sys.stderr)
         return exits.FAILURE
     return status
@@ -114,8 +114,8 @@ def _plan(options: argparse.Namespace) -> int:
     untold = treatments.untold((cpu.cpu for cpu in host.cpus), policy.pin_to)
     explanations = explain.explained(host, plan, policy, options.explain or "")
     if options.explain is not None and not explanations:
-        text = f"--explain: {json.dumps(options.explain)}: no vCPU of such a domain has a load here"
-        raise exits.Refusal(exits.USAGE, text)
+        text = "no guest of this name or UUID has a vCPU whose load is known"
+        raise exits.Refusal(exits.USAGE, f"--explain: {json.dumps(options.explain)}: {text}")
     if options.json:
         answer = snapshot.plan_as_json(plan) | {"treatment": treatments.treatments_as_json(host)}
         if untold:
@@ -163,7 +163,9 @@ def _status(options: argparse.Namespace) -> int:
     try:
         live = sources.live()
     except (run_directory.RunDirectoryError, snapshot.SnapshotError) as error:
-        raise exits.Refusal(exits.DEGRADED, f"the daemon's state cannot be read: {error}") from None
+        raise exits.Refusal(
+            exits.DEGRADED, f"the service's state cannot be read: {error}"
+        ) from None
     if live is None:
         if options.json:
             print(json.dumps({"version": 1, "health": "not running"}))

@@ -1,7 +1,6 @@
-"""Where a one-shot verb gets the host from.
+"""Where a command gets the host from: a file, the running service, or libvirt.
 
-Rule: a saved snapshot, what the running service last wrote, or libvirt, looked at twice; errors
-become one line and an exit status. libvirt is imported only where it is asked.
+Rule: errors become one line and an exit status; libvirt is imported only where it is asked.
 """
 
 import contextlib
@@ -18,12 +17,12 @@ from vcpusched.service import exits, run_directory
 from vcpusched.settings import Settings
 from vcpusched.text import printable
 
-ONE_SHOT_PATIENCE_S: Final = 10.0
-"""How long a one-shot verb waits for libvirt beyond the period that it samples."""
+SAMPLE_TIMEOUT_S: Final = 10.0
+"""How long a command waits for libvirt beyond the period that it samples."""
 
 
 def saved(name: str) -> tuple[Host, str]:
-    """Give the host of a snapshot in a file (-: standard input), and where that was.
+    """Return the host of a snapshot in a file (-: standard input), and where that was.
 
     Raises Refusal.
     """
@@ -42,16 +41,16 @@ def saved(name: str) -> tuple[Host, str]:
 
 
 def present(settings: Settings) -> tuple[Host, str]:
-    """Give the host as the running daemon sees it, else as sampled for one period; and which.
+    """Return the host as the running service sees it, else as sampled for one period; and which.
 
     Raises Refusal.
     """
     try:
-        told = live()
+        found = live()
     except (run_directory.RunDirectoryError, snapshot.SnapshotError):
-        told = None  # `status` tells what is wrong with it; here it is only a shortcut
-    if told is not None:
-        _text, state, host = told
+        found = None  # `status` says what is wrong with it; here it is only a shortcut
+    if found is not None:
+        _text, state, host = found
         age_s = max(0.0, time.time() - state.at)
         if host is not None and state.uri == settings.uri and age_s <= state.age_max_s:
             return host, f"As the service saw it {age_s:.0f}s ago (process {state.pid})"
@@ -71,7 +70,7 @@ def _sampled(settings: Settings) -> Host:
 
     def sample_twice() -> Host:
         session = LibvirtHost.open(settings.uri, read_only=True)
-        # Who is held, and whose pin is whose, the last run of the service wrote down.
+        # The last run of the service recorded which vCPUs are held, and which pins are ours.
         book = Book(LedgerFile(run_directory.locate()), settings.uri, writes=False)
         reconciler = Reconciler(session, book)
         before = reconciler.sample()
@@ -83,7 +82,7 @@ def _sampled(settings: Settings) -> Host:
         print(f"vcpusched: sampling for {settings.period:g}s …", file=sys.stderr)
     with reached(settings.uri):
         try:
-            host: Host = call_within(settings.period + ONE_SHOT_PATIENCE_S, sample_twice)
+            host: Host = call_within(settings.period + SAMPLE_TIMEOUT_S, sample_twice)
         except TimeoutError:
             _end_at_once(exits.UNAVAILABLE, f"libvirt at {settings.uri} does not answer")
     return host
@@ -115,7 +114,7 @@ def _end_at_once(status: int, line: str) -> NoReturn:
 
 
 def live() -> tuple[str, state_file.SavedState, Host | None] | None:
-    """Give what the running daemon last wrote, as text and as values; None where none runs.
+    """Return what the running service last wrote, as text and as values; None where none runs.
 
     Raises RunDirectoryError and SnapshotError.
     """

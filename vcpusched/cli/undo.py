@@ -1,4 +1,4 @@
-"""The verbs that take back what the service did, or keep it from doing more.
+"""The commands that undo what the service did, or keep it from doing more.
 
 Rule: through the running service, which answers requests in its run directory; under its lock where
 none runs. Errors become one line and an exit status.
@@ -16,16 +16,16 @@ from vcpusched.text import printable
 if TYPE_CHECKING:
     from vcpusched.settings import Settings
 
-CONNECT_PATIENCE_S: Final = 10.0
-WORK_PATIENCE_S: Final = 600.0
-"""Each domain that is busy may take 30 s."""
+CONNECT_TIMEOUT_S: Final = 10.0
+WORK_TIMEOUT_S: Final = 600.0
+"""Each guest that is busy may take 30 s."""
 
 LINE_MAX: Final = 10_000
 """A line on a domain of 500 vCPUs."""
 
 
 def pause(duration: str | None) -> int:
-    """Have nothing pinned for a while, whether a service runs or not. Raises Refusal."""
+    """Begin a pause, whether a service runs or not. Raises Refusal."""
     directory = run_directory.locate()
     try:
         seconds = None if duration is None else control.parse_duration(duration)
@@ -51,7 +51,7 @@ def resume() -> int:
 
 
 def carry_out(settings: "Settings", verb: str, domains: Sequence[str]) -> int:
-    """Give original affinities back, or end holds; gives the exit status. Raises Refusal."""
+    """Restore original affinities, or end holds; return the exit status. Raises Refusal."""
     asked = Request(Verb(verb), tuple(domains))
     directory = run_directory.locate()
     try:
@@ -59,10 +59,10 @@ def carry_out(settings: "Settings", verb: str, domains: Sequence[str]) -> int:
         if answer is None:
             answer = _do_alone(directory, settings, asked)
     except TimeoutError:
-        line = f"the running service did not answer within {control.ANSWER_PATIENCE_S:.0f} s"
+        line = f"the running service did not answer within {control.ANSWER_PATIENCE_S:.0f}s"
         raise exits.Refusal(exits.FAILURE, line) from None
     except control.AnswerError:
-        line = "the running service gave an answer that cannot be understood"
+        line = "the answer of the running service cannot be read"
         raise exits.Refusal(exits.FAILURE, line) from None
     except run_directory.AlreadyRunningError:
         line = "the service started just now: try again"
@@ -71,7 +71,7 @@ def carry_out(settings: "Settings", verb: str, domains: Sequence[str]) -> int:
         raise exits.Refusal(exits.NOT_PERMITTED, f"{error}; run it as root") from None
     except OSError as error:
         raise _unwritable(directory, error) from None
-    # Whoever may write into the run directory may have answered.
+    # Anyone who may write into the run directory may have answered.
     for line in answer.lines:
         print(printable(line, LINE_MAX))
     sys.stdout.flush()
@@ -95,16 +95,16 @@ def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
     from vcpusched.service.worker import call_within
 
     if asked.verb is Verb.RELEASE and not asked.domains and not (directory / LEDGER).exists():
-        # What is pinned a guest itself may say; what is held nobody but the ledger.
+        # Pins can be read off the guests, by their marks; holds are in the ledger alone.
         return Answer(exits.OK, ("No vCPU is held.",))
     with run_directory.locked(directory):
         book = Book(LedgerFile(directory), settings.uri)
         if book.problem:
             return Answer(exits.FAILURE, problems=(book.problem,))
         with reached(settings.uri):
-            session = call_within(CONNECT_PATIENCE_S, lambda: LibvirtHost.open(settings.uri))
+            session = call_within(CONNECT_TIMEOUT_S, lambda: LibvirtHost.open(settings.uri))
             reconciler = Reconciler(session, book)
             answer: Answer = call_within(
-                WORK_PATIENCE_S, lambda: carry_out(reconciler, asked, beside_service=False)
+                WORK_TIMEOUT_S, lambda: carry_out(reconciler, asked, beside_service=False)
             )
         return answer

@@ -158,7 +158,7 @@ def draw_explanations(domain: str, explanations: Sequence[Explanation], source: 
 
 
 def _treatments(host: Host) -> list[str]:
-    """Tell who may be moved and who may not."""
+    """Return who may be moved and who may not, no more lines than a person reads."""
     lines = treatments.told(host)
     if len(lines) > LINES_MAX:
         more = f"… and {len(lines) - LINES_MAX} more (--json tells all)"

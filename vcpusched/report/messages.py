@@ -145,7 +145,7 @@ def change_text(move: Move) -> str:
 
 
 def missing_text(cpus: CpuSet) -> str:
-    """Say which pCPUs of an original affinity could not be restored."""
+    """Word which pCPUs of an original affinity could not be restored."""
     return f"; {cpus_text(cpus)} of it cannot be used now, so it stays recorded" if cpus else ""
 
 
@@ -270,7 +270,7 @@ def status_line(service: Service) -> str:
     elif cycle.host is not None and not cycle.host.cpus:
         what = "No pCPU to balance: check the setting cpus"
     else:
-        verdict = _verdict(cycle, cycle.plan, service.granularity)
+        verdict = _verdict(service, cycle, cycle.plan)
         what = f"{verdict}, gap {points(gap_now_ppm(cycle, cycle.plan))}"
         what += f" (threshold {service.threshold_ppm / PPM_PER_POINT:g})"
     pins = f"{counted(service.pins, 'pin')} so far"
@@ -281,16 +281,22 @@ def status_line(service: Service) -> str:
     return f"{prefix}{what}; {pins}; {counted(cycle.domains if cycle else 0, 'guest')}"
 
 
-def _verdict(cycle: Cycle, plan: Plan, pin_to: Granularity) -> str:
+def _verdict(service: Service, cycle: Cycle, plan: Plan) -> str:
     if plan.balanced:
         return "Balanced"
     if plan.moves and not only_lets_in(plan):
         if cycle.pinned:
             return "Rebalanced"
         if cycle.confirmed < cycle.confirm:
-            return f"Rebalancing ({cycle.confirmed} of {cycle.confirm} periods)"
+            rests = service.dry_run or service.paused is not None
+            doing = "Unbalanced" if rests else "Rebalancing"
+            return f"{doing} ({cycle.confirmed} of {cycle.confirm} periods)"
         return "Unbalanced"
-    why = settled(cycle.host, plan, pin_to) if cycle.host is not None else "no pin is worth it"
+    why = (
+        settled(cycle.host, plan, service.granularity)
+        if cycle.host is not None
+        else "no pin is worth it"
+    )
     return f"{SETTLED} ({why})"
 
 
@@ -303,7 +309,7 @@ def gap_now_ppm(cycle: Cycle, plan: Plan) -> int:
 def _entry(
     message: str, message_id: str = "", priority: Priority = Priority.INFO, **fields: object
 ) -> Entry:
-    """Give an entry with fields of ours, which get our prefix."""
+    """Return an entry with fields of ours, which get our prefix."""
     told = {f"VCPUSCHED_{key}": str(value) for key, value in fields.items()}
     return Entry(priority, message, {"MESSAGE_ID": message_id, **told} if message_id else told)
 

@@ -84,7 +84,7 @@ class Metrics:
         self._last_ns: int | None = None
 
     def _counter(self, name: str, text: str, **words: Iterable[str]) -> Counter:
-        """Return a counter with all words of its one label, since nobody sees a first increase."""
+        """Return a counter with all words of its one label: rates miss a first value above 0."""
         ((label, values),) = words.items()
         counter = Counter(PREFIX + name, text, [label], registry=self._registry)
         for value in values:
@@ -145,7 +145,7 @@ class Metrics:
             yield from self._of_domains(cycle.host, per_vcpu=per_vcpu)
 
     def _of_domains(self, host: Host, *, per_vcpu: bool) -> Iterator[Metric]:
-        # Who reads the file may have a terminal, so names are made fit to be shown.
+        # The file may be shown on a terminal, so names are made fit for that.
         vcpus = [(printable(vcpu.domain), str(vcpu.id.vcpu), vcpu) for vcpu in host.vcpus]
         guests = {(vcpu.id.uuid, vcpu.id.domain_id): name for name, _, vcpu in vcpus}
         yield _counters(
@@ -239,7 +239,7 @@ def _counters(name: str, text: str, labels: tuple[str, ...], values: _Values) ->
 
 
 def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: _Values) -> Metric:
-    """Add up what has the same labels: a series that is told twice voids all of a scrape."""
+    """Add up what has the same labels: a series that occurs twice voids all of a scrape."""
     sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
     for labels, value in values:
         sums[labels] += value
@@ -255,5 +255,5 @@ class _Collected(Collector):
         self._metrics = tuple(metrics)
 
     def collect(self) -> Iterable[Metric]:
-        """Give them."""
+        """Return them."""
         return self._metrics

@@ -25,12 +25,12 @@ def sets_of(host: Host, pin_to: Granularity) -> tuple[CpuSet, ...]:
 
 
 def lets_in(from_cpus: CpuSet, to_cpus: CpuSet) -> bool:
-    """Tell whether a vCPU stays in its set, of which it may use all afterwards."""
+    """Return whether a vCPU stays in its set, of which it may use all afterwards."""
     return from_cpus != to_cpus and from_cpus.is_within(to_cpus)
 
 
 def only_lets_in(plan: Plan) -> bool:
-    """Tell whether a plan has moves, none of which leads to another set."""
+    """Return whether a plan has moves, none of which leads to another set."""
     return bool(plan.moves) and all(lets_in(move.from_cpus, move.to_cpus) for move in plan.moves)
 
 

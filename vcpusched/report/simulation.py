@@ -1,4 +1,4 @@
-"""What came of a simulated run, as values and as JSON.
+"""The results of a simulated run, as values and as JSON.
 
 Rule: values only. Times are whole nanoseconds, shares parts per million.
 """
@@ -66,7 +66,7 @@ class VcpuResult:
 
     @property
     def waiting_ppm(self) -> int:
-        """Of the time in which it had work, the part in which it was kept waiting."""
+        """Return the part that it waited of the time in which it had work."""
         return _share(self.wait_ns, self.run_ns + self.wait_ns)
 
 
@@ -82,43 +82,43 @@ class Result:
 
     @property
     def gap_ppm(self) -> int:
-        """The mean gap between the most and the least loaded pCPU."""
+        """Return the mean gap between the busiest and the least loaded pCPU."""
         return sum(period.gap_ppm for period in self.periods) // max(1, len(self.periods))
 
     @property
     def unmet_ppm(self) -> int:
-        """The part of all demand that was not met."""
+        """Return the part of all demand that was not met."""
         return self._of_demand(sum(period.unmet_ns for period in self.periods))
 
     @property
     def wait_ppm(self) -> int:
-        """The time in which vCPUs had work and did not run, as a part of all demand."""
+        """Return the time in which vCPUs had work and did not run, as a part of all demand."""
         return self._of_demand(sum(period.wait_ns for period in self.periods))
 
     @property
     def waiting_ppm(self) -> int:
-        """Of the time in which vCPUs had work, the part in which they were kept waiting."""
+        """Return the part that they waited of the time in which vCPUs had work."""
         wait_ns = sum(period.wait_ns for period in self.periods)
         return _share(wait_ns, wait_ns + sum(period.run_ns for period in self.periods))
 
     @property
     def plans(self) -> int:
-        """How many plans were carried out."""
+        """Return how many plans were carried out."""
         return sum(period.planned for period in self.periods)
 
     @property
     def refused(self) -> int:
-        """How many pins failed."""
+        """Return how many pins failed."""
         return sum(period.refused for period in self.periods)
 
     @property
     def moved_back(self) -> int:
-        """How many pin changes undid one of the last few periods."""
+        """Return how many pins undid one of the last few periods."""
         return sum(pin.back for pin in self.pins)
 
     @property
     def worst(self) -> VcpuResult | None:
-        """The vCPU kept waiting for the largest part of its time; None if none wanted any."""
+        """Return the vCPU that waited for the largest part of its time; None if none had work."""
         wanting = [vcpu for vcpu in self.vcpus if vcpu.demanded_ns]
         return max(wanting, key=lambda vcpu: vcpu.waiting_ppm, default=None)
 
@@ -142,7 +142,7 @@ def about_as_json(about: About) -> dict[str, Any]:
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """Give a run in its JSON form; loads and gaps in pCPUs, shares of 1."""
+    """Return a run as JSON: loads and gaps in pCPUs, shares of 1."""
     worst = result.worst
     return {
         "gap_mean": result.gap_ppm / PPM,

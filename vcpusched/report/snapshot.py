@@ -159,7 +159,7 @@ def _vcpu(entry: _VcpuEntry, where: str, online: CpuSet) -> Vcpu:
     if not cpus:
         raise SnapshotError(f"{where}: cpus: must name at least one pCPU")
     return Vcpu(
-        # Without a UUID the name tells domains apart, as it does for libvirt.
+        # Without a UUID the name identifies a domain, as it does for libvirt.
         id=VcpuId(DomainUuid(entry.uuid or entry.domain), entry.id, entry.vcpu),
         domain=entry.domain,
         load_ppm=_ppm(entry.load),
@@ -177,7 +177,7 @@ def _vcpu(entry: _VcpuEntry, where: str, online: CpuSet) -> Vcpu:
 
 
 def host_as_json(host: Host) -> dict[str, Any]:
-    """Give the snapshot of a host."""
+    """Return a host as JSON, version 1."""
     distances: dict[str, dict[str, int]] = {}
     for (node, other), distance in host.node_distances.items():
         distances.setdefault(str(node), {})[str(other)] = distance
@@ -222,7 +222,7 @@ def host_as_json(host: Host) -> dict[str, Any]:
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
-    """Give a plan as JSON, version 1."""
+    """Return a plan as JSON, version 1."""
     return {
         "version": VERSION,
         "balanced": plan.balanced,
