@@ -146,8 +146,7 @@ class Settings(BaseModel):
     """Names or globs of the guests whose vCPUs may be moved. The others count as load."""
 
     exclude_domains: Annotated[list[str], AfterValidator(_globs)] = []
-    """Names or globs of guests whose vCPUs are not moved even so. The policy in a guest's metadata
-    outranks both lists."""
+    """Names or globs of guests whose vCPUs are not moved even so."""
 
     on_stop: Literal["restore", "leave"] = "restore"
     """What a stop of the service does: "restore" the affinity that each vCPU had before its first
