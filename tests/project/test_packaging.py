@@ -134,6 +134,16 @@ def test_the_man_pages_tell_of_everything() -> None:
         assert others <= set(re.findall(r"^\.BR (.* \(\d\))", seen, re.MULTILINE)), page
 
 
+def test_the_manual_tells_of_the_metrics_in_use() -> None:
+    """Those of the alerts, the dashboard and the README."""
+    users = ("contrib/prometheus/rules.yml", "contrib/grafana/vcpusched.json", "README.md")
+    text = "".join((TOP / user).read_text() for user in users)
+    used = set(re.findall(r"vcpusched_([a-z_]+?)(?:_bucket|_count|_sum)?\b", text))
+    manual = (PACKAGING / "vcpusched-metrics.7").read_text()
+    assert len(used) > 20
+    assert used <= set(re.findall(r"\w+", manual))
+
+
 def test_each_way_to_install_brings_every_page() -> None:
     """The Debian package, the RPM and the program for other hosts."""
     deb = (PACKAGING / "debian" / "vcpusched.manpages").read_text().split()
