@@ -99,9 +99,9 @@ def steps_of(found: Plan) -> list[tuple[Move, ...]]:
 def _loads(drawn: Host, policy: Policy, found: Plan) -> tuple[list[int], dict[VcpuId, int]]:
     """Return the load of each bin as the planner compares it, and where each vCPU counts."""
     bins = bins_of(drawn, policy.pin_to)
-    vcpus = sorted(drawn.vcpus, key=lambda vcpu: vcpu.id)
-    problem = problem_of(drawn, vcpus, bins, 1, 0, measured=found.binds_floaters)
-    places = {vcpu.id: bin_ for vcpu, bin_ in zip(vcpus, problem.home, strict=True) if bin_ >= 0}
+    problem = problem_of(drawn, bins, policy, measured=found.binds_floaters)
+    homes = zip(problem.vcpus, problem.home, strict=True)
+    places = {vcpu.id: bin_ for vcpu, bin_ in homes if bin_ >= 0}
     return problem.levels(), places
 
 
@@ -136,14 +136,7 @@ def check_figures(drawn: Host, policy: Policy, found: Plan) -> None:
     bins = bins_of(drawn, policy.pin_to)
     after = carried_out(drawn, found)
     before_levels, _ = _loads(drawn, policy, found)
-    problem = problem_of(
-        after,
-        sorted(after.vcpus, key=lambda vcpu: vcpu.id),
-        bins,
-        1,
-        0,
-        measured=found.binds_floaters,
-    )
+    problem = problem_of(after, bins, policy, measured=found.binds_floaters)
     # In the measured view those that were bound count where they are now, like all others.
     after_levels = problem.levels()
     closed = {bins.of_cpu[cpu] for cpu in drawn.unsettled if cpu in bins.of_cpu}

@@ -18,18 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from vcpusched.model import (
-    PPM,
-    PPM_PER_POINT,
-    Cpu,
-    CpuSet,
-    Granularity,
-    Host,
-    HostCpu,
-    Vcpu,
-    resolved,
-    sets,
-)
+from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, Granularity, Host, resolved, sets
 from vcpusched.text import cpus_text
 
 FURTHER_THREAD_PPM: Final = 250_000
@@ -38,52 +27,54 @@ FURTHER_THREAD_PPM: Final = 250_000
 RUNNABLE_PPM: Final = PPM_PER_POINT
 """The load from which on a vCPU is taken to run now and then."""
 
+SAME, CORE, CACHE, NODE, ACROSS = range(5)
+"""How far apart two bins are: on one core, on one cache, on one node, or not even that."""
+
 
 @dataclass(frozen=True)
 class Bins:
     """The bins of a host by position, in rising order of their lowest pCPU.
 
-    `members` are the pCPUs of each and `of_cpu` the bin of each pCPU; `sites` tell where a bin is,
-    None where all bins are equally near; `base` is the load without vCPUs, with what a bin lacks;
-    `gives` what it can do, `thread` what one vCPU can get there, None where that is the same
-    everywhere. All of these in ppm of `whole`, which is that many ppm of a pCPU. Among `isolated`
-    pCPUs the kernel moves nothing. `cores` are the bins on the core of each, as bits, none where it
-    has several.
+    `members` are the pCPUs of each and `of_cpu` the bin of each pCPU; `judged` are the bins that
+    give and take, all but those with unsettled pCPUs; `sites` tell where a bin is, None where all
+    are equally near, and `distances` how far NUMA nodes are apart; `base` is the load without
+    vCPUs, with what a bin `lacks`; `gives` what it can do, `thread` what one vCPU can get there,
+    None where that is the same everywhere. All of these in ppm of `whole`, which is that many ppm
+    of a pCPU. Among `isolated` pCPUs the kernel moves nothing. `cores` are the bins on the core of
+    each, as bits, none where it has several. `waiting` tells how many vCPUs with load a set has
+    more than pCPUs, where that can be said.
     """
 
     members: tuple[CpuSet, ...]
     of_cpu: Mapping[int, int]
+    judged: tuple[int, ...]
     sites: tuple[Cpu, ...] | None
+    distances: Mapping[tuple[int, int], int]
     base: tuple[int, ...]
     lacks: tuple[int, ...]
     gives: tuple[int, ...]
     thread: tuple[int, ...] | None
     whole: int
-    granularity: Granularity
     isolated: CpuSet
     cores: tuple[int, ...]
+    waiting: Mapping[int, int]
 
     @property
     def are_sets(self) -> bool:
         """Whether a bin has more than one pCPU."""
         return len(self.members) < len(self.of_cpu)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether each bin is one pCPU that can do all that the best can."""
-        return self.whole == PPM and not any(self.lacks) and not self.are_sets
-
-    def home(self, vcpu: Vcpu) -> int | None:
-        """Return the bin that a vCPU is bound to; None if it floats or is on no managed pCPU."""
-        if not (vcpu.is_bound or self.are_sets):
+    def home(self, cpus: CpuSet) -> int | None:
+        """Return the bin that a vCPU with this affinity is bound to; None if it floats."""
+        if len(cpus) > 1 and not self.are_sets:
             return None
-        touched = self.within(vcpu.cpus, whole=False)
-        return touched.bit_length() - 1 if touched.bit_count() == 1 else None
+        touched = {self.of_cpu[cpu] for cpu in cpus if cpu in self.of_cpu}
+        return touched.pop() if len(touched) == 1 else None
 
-    def target(self, vcpu: Vcpu, bin_: int) -> CpuSet:
-        """Return what a vCPU is pinned to on a bin."""
-        members = self.members[bin_]
-        return members & vcpu.allowed if len(members) > 1 else members
+    def within(self, cpus: CpuSet, *, whole: bool) -> int:
+        """Return a bit for each bin of which these pCPUs hold all (`whole`), or any."""
+        touched = {self.of_cpu[cpu] for cpu in cpus if cpu in self.of_cpu}
+        return sum(1 << bin_ for bin_ in touched if not whole or self.members[bin_].is_within(cpus))
 
     def shown(self, levels: Sequence[int], bin_: int) -> int:
         """Return the load of a bin as people are shown it: as a share of what it can do."""
@@ -97,124 +88,156 @@ class Bins:
         return [f"pCPU {cpu}" for cpu in self.of_cpu]
 
     @cached_property
-    def managed(self) -> int:
-        """All pCPUs, as bits."""
-        return sum(1 << cpu for cpu in self.of_cpu)
+    def siblings(self) -> list[tuple[int, ...]]:
+        """The other threads of each bin's core, none where not all are judged; else empty."""
+        judged = sum(1 << bin_ for bin_ in self.judged)
+        found = [
+            tuple(other for other in CpuSet(core) if other != bin_)
+            if core & ~judged == 0 and judged >> bin_ & 1
+            else ()
+            for bin_, core in enumerate(self.cores)
+        ]
+        return found if any(found) else []
 
     @cached_property
-    def _is_contiguous(self) -> bool:
-        return all(cpu == bin_ for cpu, bin_ in self.of_cpu.items())
+    def rings(self) -> list[tuple[Sequence[int], int]]:
+        """The judged bins of each cache, each node, and all; with how far apart they are."""
+        rings: list[tuple[Sequence[int], int]] = []
+        sites = self.sites or ()
+        for far in (CACHE, NODE) if sites else ():
+            found: defaultdict[tuple[int | None, ...], list[int]] = defaultdict(list)
+            for bin_ in self.judged:
+                site = sites[bin_]
+                found[(site.node, site.cache) if far == CACHE else (site.node,)].append(bin_)
+            rings += [(bins, far) for bins in found.values() if 1 < len(bins) < len(self.judged)]
+        return [*rings, (self.judged, ACROSS)]
 
-    def within(self, cpus: CpuSet, *, whole: bool) -> int:
-        """Return a bit for each bin of which these pCPUs hold all (`whole`), or any."""
-        bits, found = cpus.bits, 0
-        if not self.are_sets:
-            managed = bits & self.managed
-            if self._is_contiguous:
-                return managed
-            return sum(1 << self.of_cpu[cpu] for cpu in CpuSet(managed))
-        for index, members in enumerate(self.members):
-            if members.bits & ~bits == 0 if whole else members.bits & bits:
-                found |= 1 << index
-        return found
+    def distance(self, one: int, other: int) -> int:
+        """Return how far apart two bins are."""
+        if one == other:
+            return SAME
+        if self.sites is None:
+            return CACHE
+        a, b = self.sites[one], self.sites[other]
+        if a.core is not None and a.core == b.core:
+            return CORE
+        if a.node != b.node:
+            return ACROSS
+        return CACHE if a.cache == b.cache else NODE
+
+    def gap(self, levels: Sequence[int]) -> int:
+        """Return the load of the busiest less that of the least loaded judged bin."""
+        judged = [levels[bin_] for bin_ in self.judged]
+        return max(judged, default=0) - min(judged, default=0)
+
+    def second(self, levels: Sequence[int], bin_: int) -> int:
+        """Return the load of the second busiest thread of a bin's core, 0 where there is none."""
+        others = self.siblings[bin_]
+        if len(others) == 1:
+            return min(levels[bin_], levels[others[0]])
+        return sorted((levels[bin_], *(levels[other] for other in others)))[-2] if others else 0
+
+    @cached_property
+    def firsts(self) -> list[int]:
+        """The first thread of each core of several."""
+        return [bin_ for bin_, others in enumerate(self.siblings) if others and bin_ < min(others)]
+
+
+def by_core(cpus: Iterable[Cpu]) -> dict[int, list[Cpu]]:
+    """Return the pCPUs of each core; one whose core is not known is one by itself."""
+    cores: defaultdict[int, list[Cpu]] = defaultdict(list)
+    for cpu in cpus:
+        cores[~cpu.id if cpu.core is None else cpu.core].append(cpu)
+    return cores
 
 
 def capacity_ppm(cpus: Iterable[Cpu]) -> int:
     """Return what pCPUs can do together: of each core one thread in full, others a quarter."""
-    cores: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for cpu in cpus:
-        cores[(0, cpu.id) if cpu.core is None else (1, cpu.core)].append(cpu.capacity_ppm)
     total = 0
-    for threads in cores.values():
-        first, *others = sorted(threads, reverse=True)
+    for core in by_core(cpus).values():
+        first, *others = sorted((cpu.capacity_ppm for cpu in core), reverse=True)
         total += first + sum(thread * FURTHER_THREAD_PPM // PPM for thread in others)
     return total
 
 
 def bins_of(host: Host, granularity: Granularity) -> Bins:
     """Return the bins of a host."""
-    cpus = sorted(host.cpus, key=lambda cpu: cpu.id)
-    granularity = resolved([cpu.cpu for cpu in cpus], granularity)
-    groups = [[cpu] for cpu in cpus]
+    by_id = {cpu.id: cpu.cpu for cpu in sorted(host.cpus, key=lambda cpu: cpu.id)}
+    granularity = resolved(by_id.values(), granularity)
+    groups = [[cpu] for cpu in by_id.values()]
     if granularity is not Granularity.CPU:
-        by_id = {cpu.id: cpu for cpu in cpus}
-        these = sets((cpu.cpu for cpu in cpus), granularity)
-        groups = [[by_id[cpu] for cpu in group] for group in these]
+        groups = [[by_id[cpu] for cpu in group] for group in sets(by_id.values(), granularity)]
     of_cpu = {cpu.id: bin_ for bin_, group in enumerate(groups) for cpu in group}
-    sites = tuple(group[0].cpu for group in groups)
-    base = [sum(cpu.host_load_ppm for cpu in group) for group in groups]
+    base = [0] * len(groups)
+    for cpu in host.cpus:
+        base[of_cpu[cpu.id]] += cpu.host_load_ppm
     lacks, gives, thread, whole = [0] * len(groups), [PPM] * len(groups), None, PPM
-    if granularity is not Granularity.CPU or any(site.capacity_ppm != PPM for site in sites):
-        strongest = [max(cpu.cpu.capacity_ppm for cpu in group) for group in groups]
+    cores = by_core(by_id.values())
+    if granularity is not Granularity.CPU or any(cpu.capacity_ppm != PPM for cpu in by_id.values()):
+        strongest = [max(cpu.capacity_ppm for cpu in group) for group in groups]
+        capacity = [max(1, capacity_ppm(group)) for group in groups]
+        whole, gives = max(capacity, default=PPM), capacity
         if granularity is Granularity.CPU:
-            capacity = _by_thread(cpus)
-            whole, gives = max(strongest), strongest
-        else:
-            capacity = [max(1, capacity_ppm(cpu.cpu for cpu in group)) for group in groups]
-            whole, gives = max(capacity, default=PPM), capacity
-        lacks = _lacks(host, capacity, sum(base), CpuSet.of(of_cpu))
-        lacks = [lack * PPM // whole for lack in lacks]
+            # A thread has its part of the core when all threads are busy.
+            shares = {
+                cpu.id: max(1, capacity_ppm(core) // len(core))
+                for core in cores.values()
+                for cpu in core
+            }
+            capacity = [shares[cpu] for cpu in of_cpu]
+        lacks = [lack * PPM // whole for lack in _lacks(host, capacity, sum(base), of_cpu)]
         base = [load * PPM // whole + lack for load, lack in zip(base, lacks, strict=True)]
         gives = [max(1, give * PPM // whole) for give in gives]
         if len(set(strongest)) > 1:
             thread = tuple(one * PPM // whole for one in strongest)
-    on_core = [
-        {(0, cpu.id) if cpu.cpu.core is None else (1, cpu.cpu.core) for cpu in group}
-        for group in groups
-    ]
-    beside: defaultdict[tuple[int, int], int] = defaultdict(int)
-    for bin_, keys in enumerate(on_core):
-        for key in keys:
-            beside[key] |= 1 << bin_
+    on_core = {core: sum({1 << of_cpu[cpu.id] for cpu in cpus}) for core, cpus in cores.items()}
+    sites = tuple(group[0] for group in groups)
     is_flat = len({(site.node, site.cache) for site in sites}) <= 1
-    is_flat = is_flat and not any(bins & (bins - 1) for bins in beside.values())
+    is_flat = is_flat and not any(bins & (bins - 1) for bins in on_core.values())
     return Bins(
         members=tuple(CpuSet.of(cpu.id for cpu in group) for group in groups),
         of_cpu=of_cpu,
+        judged=tuple(sorted({*of_cpu.values()} - {of_cpu.get(cpu) for cpu in host.unsettled})),
         sites=None if is_flat else sites,
+        distances=host.node_distances,
         base=tuple(base),
         lacks=tuple(lacks),
         gives=tuple(gives),
         thread=thread,
         whole=whole,
-        granularity=granularity,
-        isolated=CpuSet.of(cpu.id for cpu in cpus if cpu.cpu.isolated),
-        cores=tuple(beside[min(keys)] if len(keys) == 1 else 0 for keys in on_core),
+        isolated=CpuSet.of(cpu.id for cpu in by_id.values() if cpu.isolated),
+        cores=tuple(
+            on_core[min(touched)] if len(touched := by_core(group)) == 1 else 0 for group in groups
+        ),
+        waiting=_waiting(host, groups, of_cpu) if granularity is not Granularity.CORE else {},
     )
 
 
-def _by_thread(cpus: Sequence[HostCpu]) -> list[int]:
-    """Return what each pCPU has of its core's capacity when all threads of the core are busy."""
-    found: dict[int, int] = {}
-    by_id = {cpu.id: cpu.cpu for cpu in cpus}
-    for core in sets(by_id.values(), Granularity.CORE):
-        together = capacity_ppm([by_id[cpu] for cpu in core])
-        found |= dict.fromkeys(core, max(1, together // len(core)))
-    return [found[cpu.id] for cpu in cpus]
-
-
-def _lacks(host: Host, capacity: Sequence[int], own: int, managed: CpuSet) -> list[int]:
+def _lacks(host: Host, capacity: Sequence[int], own: int, managed: Mapping[int, int]) -> list[int]:
     """Return what each bin would do more at the mean use if it were as strong as the largest."""
-    used = own + sum(vcpu.load_ppm for vcpu in host.vcpus if vcpu.cpus.bits & managed.bits)
+    online = CpuSet.of(managed)
+    used = own + sum(vcpu.load_ppm for vcpu in host.vcpus if vcpu.cpus & online)
     total, largest = max(1, sum(capacity)), max(capacity, default=0)
     return [(largest - one) * used // total for one in capacity]
 
 
-def waiting(host: Host, bins: Bins) -> dict[int, int]:
+def _waiting(
+    host: Host, groups: Sequence[Sequence[Cpu]], of_cpu: Mapping[int, int]
+) -> dict[int, int]:
     """Return how many vCPUs with load each set has more than pCPUs; nobody else gains by leaving.
 
-    The threads of one core share it, so for a core that cannot be said.
+    Not asked of cores, whose threads share one.
     """
-    if not bins.are_sets or bins.granularity is Granularity.CORE:
+    if len(groups) == len(of_cpu):
         return {}
-    more = {bin_: -len(members) for bin_, members in enumerate(bins.members)}
+    more = {bin_: -len(group) for bin_, group in enumerate(groups)}
     for vcpu in host.vcpus:
         if vcpu.load_ppm >= RUNNABLE_PPM:
-            for bin_ in {bins.of_cpu[cpu] for cpu in vcpu.cpus if cpu in bins.of_cpu}:
+            for bin_ in {of_cpu[cpu] for cpu in vcpu.cpus if cpu in of_cpu}:
                 more[bin_] += 1
     for cpu in host.cpus:
         # What the host itself keeps busy is no pCPU for a vCPU.
-        more[bins.of_cpu[cpu.id]] += cpu.host_load_ppm > PPM // 2
+        more[of_cpu[cpu.id]] += cpu.host_load_ppm > PPM // 2
     return more
 
 

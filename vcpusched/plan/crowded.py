@@ -27,7 +27,7 @@ def with_crowded(found: Plan, host: Host, bins: Bins, policy: Policy) -> Plan:
     inside: defaultdict[int, list[Vcpu]] = defaultdict(list)
     for before in host.vcpus:
         vcpu = replace(before, cpus=moved.get(before.id, before.cpus))
-        if (bin_ := bins.home(vcpu)) is not None:
+        if (bin_ := bins.home(vcpu.cpus)) is not None:
             inside[bin_].append(vcpu)
     by_id, span_ppm = {cpu.id: cpu for cpu in host.cpus}, policy.balance_threshold_ppm
     more = []

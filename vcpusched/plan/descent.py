@@ -54,7 +54,7 @@ def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = Fa
 
 def undo(state: Assignment) -> None:
     """Take back moves and exchanges that do not pay, the least useful first."""
-    problem, changed = state.problem, set(state.problem.judged)
+    problem, changed = state.problem, set(state.problem.bins.judged)
     while changed:
         moved = problem.moved(state.place)
         backs: list[Step] = [(item, problem.home[item]) for item in moved]
@@ -125,7 +125,11 @@ def _step_to(state: Assignment, bin_: int, rank: "_Rank", lacks: int) -> tuple[i
 
 def lift(state: Assignment) -> None:
     """Put items that want more than their bin can give on stronger bins, or exchange them."""
-    thread, size, bins = state.problem.thread or (), state.problem.size, state.problem.judged
+    thread, size, bins = (
+        state.problem.bins.thread or (),
+        state.problem.size,
+        state.problem.bins.judged,
+    )
     misfits = [
         (-load, item) for bin_ in bins for load, item in state.own[bin_] if load > thread[bin_]
     ]
@@ -158,13 +162,13 @@ def part(state: Assignment) -> None:
     def load(bin_: int) -> int:
         return level[bin_] + sum(level[other] for other in state.siblings[bin_])
 
-    idle = [bin_ for bin_ in problem.judged if load(bin_) < span]
-    for core in sorted(problem.judged, key=load, reverse=True) if state.siblings else ():
-        if not idle or problem.second(level, core) < span or level[core] < span:
+    idle = [bin_ for bin_ in problem.bins.judged if load(bin_) < span]
+    for core in sorted(problem.bins.judged, key=load, reverse=True) if state.siblings else ():
+        if not idle or problem.bins.second(level, core) < span or level[core] < span:
             continue
         steps = []
         for bin_ in (core, *state.siblings[core]):
-            targets = sorted(idle, key=lambda target: problem.distance(bin_, target))[:NEAREST]
+            targets = sorted(idle, key=lambda target: problem.bins.distance(bin_, target))[:NEAREST]
             steps += [
                 (
                     state.price(item, bin_, target),
@@ -190,7 +194,7 @@ class _Rank:
         self._order = sorted((state.level[bin_], bin_) for bin_ in bins)
         self.is_close = len(self._order) <= CLOSE and not state.hurry
         # On a large host a choice of partners, and exchanges, are for what no cache can do alone.
-        is_inner = state.hurry and len(bins) < len(state.problem.judged)
+        is_inner = state.hurry and len(bins) < len(state.problem.bins.judged)
         few = (1, 0) if is_inner else (PARTNERS, EXCHANGED)
         self._tried, self.exchanged = (CLOSE, CLOSE) if self.is_close else few
 

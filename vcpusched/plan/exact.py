@@ -70,7 +70,7 @@ class _Search:
         self.bottoms = [bin_ for bin_ in group if bin_ not in problem.filled]
         if balanced:
             self.span = problem.span
-            others = {bin_: self.level[bin_] for bin_ in problem.judged if bin_ not in group}
+            others = {bin_: self.level[bin_] for bin_ in problem.bins.judged if bin_ not in group}
             self.top = max(others.values(), default=self.top)
             for bin_ in problem.filled & others.keys():
                 del others[bin_]

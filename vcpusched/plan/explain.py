@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vcpusched.model import PPM, Granularity, Host, Vcpu
-from vcpusched.plan.cpu_groups import Bins, bins_of, waiting
+from vcpusched.plan.cpu_groups import Bins, bins_of
 from vcpusched.plan.planner import MIN_WAIT_PPM, Floating, Plan, Policy, Stop
 from vcpusched.text import cpus_text, percent, vcpu_text
 
@@ -64,7 +64,7 @@ def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
         return f"no vCPU that is pinned to {name}, the busiest, may be moved elsewhere"
     if len(there) == 1:
         return f"{vcpu_text(there[0].id.vcpu, there[0].domain)} is alone on {name}, the busiest"
-    if waiting(host, bins).get(busiest, 1) <= 0:
+    if bins.waiting.get(busiest, 1) <= 0:
         return f"{name}, the busiest, have a pCPU for each vCPU that runs there"
     return "no pin is worth it: each would gain less than min_gain"
 
@@ -76,7 +76,7 @@ def trimmed(plan: Plan) -> str:
 
 def _on(host: Host, bins: Bins, bin_: int) -> list[Vcpu]:
     """Return the vCPUs with load that are bound to a bin."""
-    return [vcpu for vcpu in host.vcpus if vcpu.load_ppm and bins.home(vcpu) == bin_]
+    return [vcpu for vcpu in host.vcpus if vcpu.load_ppm and bins.home(vcpu.cpus) == bin_]
 
 
 def _explained(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> Explanation:
@@ -102,7 +102,7 @@ def _why_not(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> 
         yield "the host is balanced"
     if not vcpu.load_ppm:
         yield "it has no load, so that moving it would change nothing"
-    bin_ = bins.home(vcpu)
+    bin_ = bins.home(vcpu.cpus)
     if bin_ is None and not vcpu.is_bound:
         yield from _why_floating(plan, policy, bins, vcpu)
     elif bin_ is None:
@@ -134,7 +134,7 @@ def _why_bound(host: Host, plan: Plan, bins: Bins, vcpu: Vcpu, bin_: int) -> Ite
         yield "a vCPU is on its pCPU whose load is not known yet"
     if plan.binds_floaters:
         yield "this plan only pins vCPUs that may use several pCPUs"
-    if waiting(host, bins).get(bin_, 1) <= 0:
+    if bins.waiting.get(bin_, 1) <= 0:
         yield "its set has a pCPU for each vCPU that runs there"
     loads_ppm = dict(plan.loads_before_ppm)
     load_ppm, is_alone = loads_ppm[next(iter(bins.members[bin_]))], len(_on(host, bins, bin_)) == 1

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from vcpusched.model import CpuSet, Granularity, VcpuId
+from vcpusched.model import PPM, CpuSet, Granularity, VcpuId
 from vcpusched.plan.cpu_groups import Bins
 from vcpusched.plan.problem import Problem
 from vcpusched.text import percent, vcpu_text
@@ -40,6 +40,10 @@ class Floating(enum.StrEnum):
     AUTO = "auto"
     PIN = "pin"
     KERNEL = "kernel"
+
+
+MIN_WAIT_PPM: Final = {Floating.PIN: 0, Floating.AUTO: 50_000, Floating.KERNEL: PPM + 1}
+"""For how much of the period a floater must have waited, beside room, to be bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +129,17 @@ class Plan:
 
 
 def steps_between(problem: Problem, place: Sequence[int]) -> list[Step]:
-    """Return the steps to a placement: pairs that change places with each other, and the others."""
-    home, count = problem.home, len(problem.base)
-    waiting: dict[int, list[int]] = {}
+    """Return the steps to a placement: pairs that change places, the larger first, and others."""
+    home, size = problem.home, problem.size
+    waiting: dict[tuple[int, int], list[int]] = {}
     steps: list[Step] = []
     for item in problem.moved(place):
         source, target = home[item], place[item]
-        if partners := waiting.get(target * count + source):
-            steps.append((partners.pop(0), item))
+        if partners := waiting.get((target, source)):
+            other = partners.pop(0)
+            steps.append((item, other) if size[item] > size[other] else (other, item))
         else:
-            waiting.setdefault(source * count + target, []).append(item)
+            waiting.setdefault((source, target), []).append(item)
     return steps + [(item,) for items in waiting.values() for item in items]
 
 
@@ -144,35 +149,19 @@ def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
         return None
     if any(gone > max(0, more) for _, more, gone in problem.leaving(place)):
         return None
-    steps = steps_between(problem, place)
-    size, home, before = problem.size, problem.home, list(problem.base)
-    poured = problem.levels() if problem.pools else before
-    peak = max((poured[bin_] for bin_ in problem.judged), default=0)
-    moves = []
-    for step in steps:
-        lead, load = step[0], size[step[0]]
-        if step[1:]:
-            # Of two that change places the one first that leaves the lower peak in between.
-            lead, other = sorted(step, key=lambda item: (-size[item], item))
-            load = size[lead] - size[other]
-        moves.append((step, home[lead], place[lead], load))
-    found = _ordered(moves, before, peak)
+    size, moves = problem.size, []
+    for step in steps_between(problem, place):
+        load = size[step[0]] - sum(size[other] for other in step[1:])
+        moves.append((step, problem.home[step[0]], place[step[0]], load))
+    levels = problem.levels()
+    peak = max((levels[bin_] for bin_ in problem.bins.judged), default=0)
+    found = _ordered(moves, problem.base, peak)
     if found is None:
         back = [(step, target, source, load) for step, source, target, load in moves]
         found = _ordered(back, problem.at(place), peak)
-        if found is None:
-            return None
-        found.reverse()
-    level, ordered = before, []
-    for one in found:
-        step = one
-        if step[1:]:
-            step = tuple(sorted(step, key=lambda item: (level[place[item]] + size[item], item)))
-        ordered.append(step)
-        for item in step:
-            level[home[item]] -= size[item]
-            level[place[item]] += size[item]
-    return ordered
+        if found is not None:
+            found.reverse()
+    return found
 
 
 def _ordered(
@@ -202,15 +191,10 @@ def _ordered(
 
 
 def plan_of(
-    problem: Problem,
-    bins: Bins,
-    steps: Sequence[Step],
-    place: Sequence[int],
-    *,
-    is_cut: bool = False,
+    problem: Problem, steps: Sequence[Step], place: Sequence[int], *, is_cut: bool = False
 ) -> Plan:
     """Turn steps into a plan, each move with its reason."""
-    moves: list[Move] = []
+    bins, moves = problem.bins, list[Move]()
     base, first = list(problem.base), problem.levels()
     # To pour floaters anew for each of hundreds of steps takes seconds.
     poured = len(steps) <= POURED_STEPS_MAX
@@ -236,15 +220,15 @@ def plan_of(
                 f"{exchange}{bins.names[source]} {verb} at {was[at]} and {bins.names[target]} at "
                 f"{was[1 - at]}; {both}this makes them {becomes[at]} and {becomes[1 - at]}"
             )
-            to = bins.target(vcpu, target)
+            to = bins.members[target]
             moves.append(Move(vcpu.id, vcpu.domain, vcpu.cpus, to, vcpu.load_ppm, reason, back))
     last = problem.levels(base)
-    gap = problem.gap(last)
+    gap = bins.gap(last)
     stop = Stop.MOVE_LIMIT if is_cut else Stop.NO_GAIN
     return Plan(
-        balanced=problem.gap(first) < problem.span,
+        balanced=bins.gap(first) < problem.span,
         stop=Stop.BALANCED if gap < problem.span else stop,
-        gap_before_ppm=problem.gap(first),
+        gap_before_ppm=bins.gap(first),
         gap_after_ppm=gap,
         loads_before_ppm=_each(bins, first),
         loads_after_ppm=_each(bins, last),
@@ -254,5 +238,4 @@ def plan_of(
 
 
 def _each(bins: Bins, levels: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    loads = levels if bins.is_plain else [bins.shown(levels, bin_) for bin_ in range(len(levels))]
-    return tuple((cpu, loads[bin_]) for cpu, bin_ in sorted(bins.of_cpu.items()))
+    return tuple((cpu, bins.shown(levels, bin_)) for cpu, bin_ in sorted(bins.of_cpu.items()))

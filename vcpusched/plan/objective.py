@@ -72,15 +72,13 @@ class Assignment:
         self.place, self.level = list(problem.home), list(problem.base)
         self.own = [members.copy() for members in problem.own]
         self.guest = problem.guest
-        self.there: Counter[tuple[int, int]] = Counter()
+        self.there = Counter[tuple[str, int]]()
         if self.guest is not None:
             self.there.update(zip(self.guest, problem.home, strict=True))
-        self.siblings = problem.siblings
-        self.is_plain = problem.sites is None and problem.thread is None
+        self.siblings = problem.bins.siblings
+        self.is_plain = problem.bins.sites is None and problem.bins.thread is None
         self.total = SCALE * self.overload
-        for bin_, others in enumerate(self.siblings):
-            if others and bin_ < min(others):
-                self.total += self.contention(bin_)
+        self.total += sum(map(self.contention, problem.bins.firsts))
         if place is not None:
             for item in problem.moved(place):
                 self.move(item, place[item])
@@ -95,13 +93,13 @@ class Assignment:
     @property
     def least(self) -> int:
         """What a step costs at least; in a hurry an item is taken to be at home."""
-        is_dear = self.hurry and self.problem.thread is None
+        is_dear = self.hurry and self.problem.bins.thread is None
         return self.problem.prices[1] if is_dear else BESIDE
 
     @property
     def overload(self) -> int:
         """The load outside the band."""
-        return sum(map(self.outside, self.problem.judged))
+        return sum(map(self.outside, self.problem.bins.judged))
 
     def outside(self, bin_: int) -> int:
         """Return how far a bin is outside the band."""
@@ -112,7 +110,7 @@ class Assignment:
         """Return what the second busiest thread of a bin's core costs."""
         if self.level[bin_] <= self.begin and len(self.siblings[bin_]) < 2:  # noqa: PLR2004
             return 0
-        second = self.problem.second(self.level, bin_) - self.begin
+        second = self.problem.bins.second(self.level, bin_) - self.begin
         return SCALE * second // 2 if second > 0 else 0
 
     def shift(self, source: int, target: int, load: int) -> int:  # noqa: C901  called most
@@ -181,7 +179,7 @@ class Assignment:
                 return False  # nobody waits there any more
         if not problem.spread or self.guest is None:
             return True
-        core = problem.cores[bin_]
+        core = problem.bins.cores[bin_]
         return not any(
             core >> where & 1
             for other in problem.spread.get(self.guest[item], ())
@@ -248,9 +246,9 @@ class Assignment:
         most = SCALE * most if most > 0 else 0
         if self.siblings and self.siblings[source]:
             most += self.contention(source)
-        if self.hurry and self.problem.thread is None:
+        if self.hurry and self.problem.bins.thread is None:
             # Nearly all that are there are at home, and this is what it costs them to go.
-            most -= self.problem.prices[self.problem.distance(source, target)]
+            most -= self.problem.prices[self.problem.bins.distance(source, target)]
         return rise, fall, most
 
     def best_relocation(self, source: int, target: int, beats: int) -> tuple[int, Step]:

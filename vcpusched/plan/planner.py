@@ -27,17 +27,27 @@ Properties: no vCPU is moved twice; what is not feasible is never done. The gap 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from typing import Final
 
-from vcpusched.model import PPM, Granularity, Host
-from vcpusched.plan.cpu_groups import Bins, bins_of
+from vcpusched.model import Granularity, Host
+from vcpusched.plan.cpu_groups import bins_of
 from vcpusched.plan.crowded import with_crowded
 from vcpusched.plan.descent import lift, part
 from vcpusched.plan.fairness import trim
-from vcpusched.plan.moves import Cause, Floating, Move, Plan, Policy, Step, Stop, in_order, plan_of
+from vcpusched.plan.moves import (
+    MIN_WAIT_PPM,
+    Cause,
+    Floating,
+    Move,
+    Plan,
+    Policy,
+    Step,
+    Stop,
+    in_order,
+    plan_of,
+)
 from vcpusched.plan.objective import Assignment, best_band
 from vcpusched.plan.problem import SCALE, Problem
 from vcpusched.plan.search import (
@@ -50,14 +60,21 @@ from vcpusched.plan.search import (
 )
 from vcpusched.plan.views import problem_of
 
-__all__ = ["Cause", "Floating", "Granularity", "Move", "Plan", "Policy", "Stop", "plan"]
+__all__ = [
+    "MIN_WAIT_PPM",
+    "Cause",
+    "Floating",
+    "Granularity",
+    "Move",
+    "Plan",
+    "Policy",
+    "Stop",
+    "plan",
+]
 
 SATURATION_PPM: Final = 900_000
 """Load from which on a pCPU counts as saturated for binding floaters: above it bursts of the vCPUs
 bound there collide where floating ones would have gone elsewhere."""
-
-MIN_WAIT_PPM: Final = {Floating.PIN: 0, Floating.AUTO: 50_000, Floating.KERNEL: PPM + 1}
-"""For how much of the period a floater must have waited, beside room, to be bound."""
 
 ENDS: Final = 4
 """Between how many of the busiest and of the least loaded bins one move is looked for."""
@@ -69,28 +86,27 @@ rounds, and one in 5,000 a second try."""
 
 def plan(host: Host, policy: Policy) -> Plan:
     """Plan the pin changes of one decision."""
-    bins = bins_of(host, policy.pin_to)
-    vcpus = sorted(host.vcpus, key=attrgetter("id.uuid", "id.domain_id", "id.vcpu"))
-
-    span, gain = policy.balance_threshold_ppm, policy.min_gain_ppm
-    wait = MIN_WAIT_PPM[policy.floating]
-    binds = any(vcpu.wait_ppm >= wait and vcpu.cpus.bits.bit_count() > 1 for vcpu in vcpus)
+    bins, wait = bins_of(host, policy.pin_to), MIN_WAIT_PPM[policy.floating]
+    binds = any(vcpu.wait_ppm >= wait and vcpu.cpus.bits.bit_count() > 1 for vcpu in host.vcpus)
     for measured in (True, False) if binds else (False,):
-        problem = problem_of(host, vcpus, bins, span, gain, measured=measured, min_wait=wait)
-        place, steps, refused = _fair_places(host, problem, bins, policy)
+        problem = problem_of(host, bins, policy, measured=measured)
+        place, steps = _rounds(problem, policy) if policy.max_moves != 0 else (problem.home, [])
+        steps, refused = _fair(host, problem, place, steps) if policy.fair_shares else (steps, "")
         # A plan is judged whole, however much of it is made at once.
-        if measured and _binds_well(plan_of(problem, bins, steps, place), problem, bins):
+        if measured and _binds_well(plan_of(problem, steps, place), problem):
             break
-    found = replace(_limited(problem, bins, place, steps, policy.max_moves), refused=refused)
+    begun = _begun(problem, place, steps, policy.max_moves)
+    found = plan_of(problem, begun, place, is_cut=len(begun) < len(steps))
+    found = replace(found, refused=refused)
     return with_crowded(found, host, bins, policy) if bins.are_sets else found
 
 
-def _binds_well(found: Plan, problem: Problem, bins: Bins) -> bool:
+def _binds_well(found: Plan, problem: Problem) -> bool:
     """Tell whether the floaters that a plan binds are better off than with the kernel.
 
     Those on isolated pCPUs are so anyway: they may be bound without the others, too.
     """
-    seen = {vcpu.id: vcpu.on for vcpu in problem.vcpus}
+    bins, seen = problem.bins, {vcpu.id: vcpu.on for vcpu in problem.vcpus}
     freely = [move for move in found.moves if (seen[move.vcpu] or 0) not in bins.isolated]
     loads = dict(found.loads_after_ppm)
     touched = {cpu for move in freely for cpu in (*move.to_cpus, seen[move.vcpu])}
@@ -98,52 +114,44 @@ def _binds_well(found: Plan, problem: Problem, bins: Bins) -> bool:
     return bool(freely) and found.stop is Stop.BALANCED and not full
 
 
-def _limited(
-    problem: Problem, bins: Bins, place: Sequence[int], steps: list[Step], most: int | None
-) -> Plan:
-    """Return the plan of as many steps as are allowed at once."""
-    kept, moves = list[Step](), 0
-    for step in steps:
-        moves += len(step)
-        if most is not None and moves > most:
-            break
-        kept.append(step)
-    is_cut = len(kept) < len(steps)
-    if is_cut:
-        kept = _cut(problem, place, steps, kept, most or 0)
-    return plan_of(problem, bins, kept, place, is_cut=is_cut)
-
-
-def _fair_places(
-    host: Host, problem: Problem, bins: Bins, policy: Policy
-) -> tuple[Sequence[int], list[Step], str]:
-    """Return where to go on one view of the host, the steps there, and what was not fair."""
-    place, steps = (problem.home, []) if policy.max_moves == 0 else _rounds(problem, policy)
-    if policy.fair_shares and steps:
-        return _fair(host, problem, bins, place, steps)
-    return place, steps, ""
-
-
 def _fair(
-    host: Host, problem: Problem, bins: Bins, place: Sequence[int], steps: list[Step]
-) -> tuple[Sequence[int], list[Step], str]:
-    """Return what of a plan is fair, and why the rest is not; nothing where that is no plan."""
-    vcpus = problem.vcpus
-    asked = [
-        [(vcpus[item].id, bins.target(vcpus[item], place[item])) for item in step] for step in steps
-    ]
-    trimmed = trim(host, asked, bins.isolated)
+    host: Host, problem: Problem, place: Sequence[int], steps: list[Step]
+) -> tuple[list[Step], str]:
+    """Return the steps that are fair, and why the others are not; none where that is no plan."""
+    members, vcpus = problem.bins.members, problem.vcpus
+    asked = [[(vcpus[item].id, members[place[item]]) for item in step] for step in steps]
+    trimmed = trim(host, asked, problem.bins.isolated)
     if not trimmed.refusals:
-        return place, steps, ""
+        return steps, ""
     kept = {vcpu for step in trimmed.steps for vcpu, _ in step}
-    left = [
-        bin_ if vcpu.id in kept else home
-        for vcpu, bin_, home in zip(vcpus, place, problem.home, strict=True)
-    ]
-    ordered = in_order(problem, left)
-    if ordered is None or not _is_better_at(problem, left):
-        left, ordered = list(problem.home), []
-    return left, ordered, trimmed.refusals[0].why
+    left = _after(problem, place, (step for step in steps if vcpus[step[0]].id in kept))
+    ordered = in_order(problem, left) if _is_better_at(problem, left) else None
+    return ordered or [], trimmed.refusals[0].why
+
+
+def _begun(
+    problem: Problem, place: Sequence[int], steps: list[Step], most: int | None
+) -> list[Step]:
+    """Return the longest beginning that is allowed at once and better than nothing.
+
+    Where there is none, any step that is.
+    """
+    ends = list(itertools.accumulate(map(len, steps)))
+    if most is None or not steps or ends[-1] <= most:
+        return steps
+    begins = [steps[: at + 1] for at, end in enumerate(ends) if end <= most]
+    single = [[step] for step in steps if len(step) <= most]
+    tries = itertools.chain(reversed(begins), single)
+    helps = (some for some in tries if _is_better_at(problem, _after(problem, place, some)))
+    return next(helps, [])
+
+
+def _after(problem: Problem, place: Sequence[int], steps: Iterable[Step]) -> Sequence[int]:
+    """Return where the items are once some of the steps to their places are made."""
+    found = list(problem.home)
+    for item in itertools.chain.from_iterable(steps):
+        found[item] = place[item]
+    return found
 
 
 def _rounds(problem: Problem, policy: Policy) -> tuple[Sequence[int], list[Step]]:
@@ -152,13 +160,13 @@ def _rounds(problem: Problem, policy: Policy) -> tuple[Sequence[int], list[Step]
     What leads to places to which there is no order from here is refused, and searched for anew, so
     that the next plan has nothing to do either.
     """
-    if problem.gap(problem.levels()) < problem.span:
+    if problem.bins.gap(problem.levels()) < problem.span:
         return problem.home, []
     for _ in range(TRIES):
         now, place, steps = problem, problem.home, list[Step]()
         for _ in range(ROUNDS_LARGE if is_large(problem) else ROUNDS_MAX):
             found = _round(now.without_lone(), policy)
-            if list(found) == list(now.home) and now.siblings:
+            if list(found) == list(now.home) and now.bins.siblings:
                 part(state := Assignment(now, 0))
                 found = state.place if _is_better_at(now, state.place) else now.home
             if list(found) == list(now.home):
@@ -167,33 +175,13 @@ def _rounds(problem: Problem, policy: Policy) -> tuple[Sequence[int], list[Step]
             if ordered is None:
                 break
             place, steps = found, ordered
-            if problem.gap(problem.levels(problem.at(place))) < problem.span:
+            if problem.bins.gap(problem.levels(problem.at(place))) < problem.span:
                 return place, steps
             now = now.then(place)
         else:
             return place, steps
         problem = problem.but(refused=problem.refused | {tuple(place)})
     return problem.home, []
-
-
-def _cut(
-    problem: Problem, place: Sequence[int], steps: Sequence[Step], kept: list[Step], most: int
-) -> list[Step]:
-    """Return the longest beginning that is better than nothing, else any step that is."""
-    before = problem.levels()
-
-    def helps(some: Sequence[Step]) -> bool:
-        then = list(problem.home)
-        for step in some:
-            for item in step:
-                then[item] = place[item]
-        return _is_better(problem, before, problem.levels(problem.at(then)))
-
-    while kept and not helps(kept):
-        kept.pop()
-    if kept:
-        return kept
-    return next(([step] for step in steps if len(step) <= most and helps([step])), [])
 
 
 def _round(problem: Problem, policy: Policy) -> Sequence[int]:
@@ -219,14 +207,14 @@ def _one_move(problem: Problem) -> Sequence[int]:
     """
     state, levels = Assignment(problem, 0), problem.levels()
     near, found = _near(problem, levels), list[tuple[int, int, int, list[int]]]()
-    order = sorted(problem.judged, key=lambda bin_: (levels[bin_], problem.base[bin_]))
+    order = sorted(problem.bins.judged, key=lambda bin_: (levels[bin_], problem.base[bin_]))
     for source, target in itertools.product(order[-ENDS:], order[:ENDS]):
         for size, item in problem.own[source] if source != target else ():
             price, place = problem.price(item, target), list(problem.home)
             place[item] = target
             if price <= _value(problem) and state.fits(item, target):
                 after = problem.levels(problem.at(place))
-                gap = problem.gap(after)
+                gap = problem.bins.gap(after)
                 better = gap < near and _is_better(problem, levels, after)
                 if better and in_order(problem, place):
                     found.append((price, gap, size, place))
@@ -235,7 +223,7 @@ def _one_move(problem: Problem) -> Sequence[int]:
 
 def _value(problem: Problem) -> int:
     """Return what balance is worth beside what pays by itself."""
-    return problem.prices[1] * (1 + len(problem.judged) // 4)
+    return problem.prices[1] * (1 + len(problem.bins.judged) // 4)
 
 
 def _near(problem: Problem, levels: Sequence[int]) -> int:
@@ -244,7 +232,7 @@ def _near(problem: Problem, levels: Sequence[int]) -> int:
     Noise around the threshold must not plan again and again, so the gap must fall well below.
     """
     deadband = min(problem.span, 2 * problem.min_gain) * 3 // 10
-    return min(problem.span, problem.gap(levels) - deadband + 1)
+    return min(problem.span, problem.bins.gap(levels) - deadband + 1)
 
 
 def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
@@ -258,8 +246,8 @@ def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
         return home
     paying = problem.but(min_gain=max(problem.min_gain, UNREACHED_PPM))
     value = _value(problem)
-    levels = [problem.base[bin_] for bin_ in problem.judged]
-    if problem.thread is not None:
+    levels = [problem.base[bin_] for bin_ in problem.bins.judged]
+    if problem.bins.thread is not None:
         # What nothing but a stronger pCPU can give comes first, so that the rest is balanced by it.
         lift(state := Assignment(paying, problem.limits[1]))
         if _is_better_at(real, state.place):
@@ -289,11 +277,15 @@ def _is_better_at(problem: Problem, place: Sequence[int]) -> bool:
 
 def _is_better(problem: Problem, before: Sequence[int], after: Sequence[int]) -> bool:
     """Tell whether the gap does not grow and the loads, the largest first, shrink."""
-    if problem.gap(after) > problem.gap(before):
+    if problem.bins.gap(after) > problem.bins.gap(before):
         return False
     then, now = (
-        sorted((one[bin_] for bin_ in problem.judged), reverse=True) for one in (after, before)
+        sorted((one[bin_] for bin_ in problem.bins.judged), reverse=True) for one in (after, before)
     )
-    if then == now and problem.siblings:
-        then, now = (problem.contention(one) for one in (after, before))
+    if then == now:
+        bins = problem.bins
+        then, now = (
+            sorted((bins.second(one, bin_) for bin_ in bins.firsts), reverse=True)
+            for one in (after, before)
+        )
     return then < now

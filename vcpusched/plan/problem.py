@@ -14,24 +14,21 @@ Properties: what must not be is a missing bit in `allowed`: masks, fixed vCPUs, 
 """
 
 import operator
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress, count
 from typing import Final
 
-from vcpusched.model import PPM_PER_POINT, Cpu, Vcpu
-from vcpusched.plan.cpu_groups import pour
+from vcpusched.model import PPM_PER_POINT, Vcpu
+from vcpusched.plan.cpu_groups import ACROSS, CACHE, CORE, NODE, Bins, pour
 
 SCALE: Final = 1_000  # units of the objective per ppm of load
 
 PIN: Final = 100  # what each pin costs beyond its price, so that the fewest win
 
 NOWHERE: Final = -1  # where an item is that floats, or is on no managed pCPU
-
-SAME, CORE, CACHE, NODE, ACROSS = range(5)
-"""How far apart two bins are: on one core, on one cache, on one node, or not even that."""
 
 OTHER_CACHE, OTHER_NODE = 5, 8
 """What a pin to another cache or node must gain, in halves of what one to a neighbour must."""
@@ -45,9 +42,6 @@ POURINGS: Final = 12
 NEEDS: Final[dict[str, set[str]]] = {
     "own": {"home", "allowed"},
     "limits": {"base", "floating", "home", "allowed", "span"},
-    "siblings": set(),
-    "rings": set(),
-    "spread": set(),
     "_company": {"home"},
 }
 """What is worked out once, and kept as long as what it needs stays the same."""
@@ -57,43 +51,38 @@ NEEDS: Final[dict[str, set[str]]] = {
 class Problem:
     """Items on bins, and what each may do; `span` is the threshold, `min_gain` the price of a pin.
 
-    `guest` tells which guest each item is of; None where each is the only one of its guest.
-    `allowed` has a bit for each bin that an item may be put on, 0 for one that stays at home;
-    `base` are the loads without floaters; `judged` are the bins that give and take; `origin` is
-    where items were before the plan. `lacks` are the loads that weak bins count too much, `thread`
-    what one item can get on each, and `cores` the bins on its core, as bits. On `filled` bins
-    floaters fill what is missing, `floating` in all. Of the bins in `surplus` so many items may
-    leave, net. `refused` are places to which there is no way.
+    `guest` tells which guest each item is of, None where each is the only one of its guest;
+    `spread` are the items of guests that keep theirs on different cores. `allowed` has a bit for
+    each bin that an item may be put on, 0 for one that stays at home; `base` are the loads without
+    floaters; `origin` is where items were before the plan. On `filled` bins floaters fill what is
+    missing, `floating` in all. Of the bins in `surplus` so many items may leave, net. `refused` are
+    places to which there is no way.
     """
 
+    bins: Bins
+    vcpus: Sequence[Vcpu]
     size: Sequence[int]
     home: Sequence[int]
     allowed: Sequence[int]
     base: Sequence[int]
-    judged: Sequence[int]
     span: int
     min_gain: int
-    vcpus: Sequence[Vcpu]
-    guest: Sequence[int] | None
+    guest: Sequence[str] | None
+    spread: Mapping[str, Sequence[int]]
     origin: Sequence[int]
-    lacks: Sequence[int]
-    pools: tuple[tuple[tuple[int, ...], int], ...] = ()
-    sites: Sequence[Cpu] | None = None
-    thread: Sequence[int] | None = None
-    memory: Mapping[int, int] = field(default_factory=dict)
-    distances: Mapping[tuple[int, int], int] = field(default_factory=dict)
-    measured: bool = False
-    cores: Sequence[int] = ()
+    pools: tuple[tuple[tuple[int, ...], int], ...]
+    memory: Mapping[int, int]
+    surplus: Mapping[int, int]
+    measured: bool
     filled: frozenset[int] = frozenset()
     floating: int = 0
-    surplus: Mapping[int, int] = field(default_factory=dict)
     refused: frozenset[tuple[int, ...]] = frozenset()
 
     @cached_property
     def prices(self) -> tuple[int, ...]:
         """What a pin costs by distance."""
         near = self.min_gain * SCALE + PIN
-        if self.sites is None:
+        if self.bins.sites is None:
             return (0, near, near, near, near)
         return (0, near, near + CACHE, near * OTHER_CACHE // 2, near * OTHER_NODE // 2)
 
@@ -120,7 +109,7 @@ class Problem:
         for bin_, members in enumerate(own):
             for size, _ in members:
                 fixed[bin_] -= size
-        active = set(self.judged)
+        active = set(self.bins.judged)
         least = min((fixed[bin_] for bin_ in active), default=0)
         rest, mean = sum(self.base[bin_] for bin_ in active) + self.floating, 0
         while active:
@@ -140,80 +129,31 @@ class Problem:
         return max(0, mean - span + 1), mean
 
     @cached_property
-    def siblings(self) -> list[tuple[int, ...]]:
-        """The other threads of each bin's core; none where not all of them are judged."""
-        cores: defaultdict[int, list[int]] = defaultdict(list)
-        for bin_ in self.judged:
-            cores[self.cores[bin_]].append(bin_)
-        found: list[tuple[int, ...]] = [()] * len(self.base)
-        for mask, threads in cores.items():
-            if 1 < len(threads) == mask.bit_count():
-                for bin_ in threads:
-                    found[bin_] = tuple(other for other in threads if other != bin_)
-        return found if any(found) else []
-
-    @cached_property
-    def rings(self) -> list[tuple[Sequence[int], int]]:
-        """The judged bins of each cache, each node, and all; with how far apart they are."""
-        rings: list[tuple[Sequence[int], int]] = []
-        if self.sites is not None:
-            for far in (CACHE, NODE):
-                sets: defaultdict[tuple[int | None, ...], list[int]] = defaultdict(list)
-                for bin_ in self.judged:
-                    site = self.sites[bin_]
-                    sets[(site.node, site.cache) if far == CACHE else (site.node,)].append(bin_)
-                rings += [(bins, far) for bins in sets.values() if 1 < len(bins) < len(self.judged)]
-        return [*rings, (self.judged, ACROSS)]
-
-    @cached_property
-    def spread(self) -> dict[int, list[int]]:
-        """The items of each guest that keeps them on different cores."""
-        members: defaultdict[int, list[int]] = defaultdict(list)
-        if self.guest:
-            for item, guest in enumerate(self.guest):
-                if self.vcpus[item].spread:
-                    members[guest].append(item)
-        return {guest: items for guest, items in members.items() if len(items) > 1}
-
-    @cached_property
-    def _company(self) -> Counter[tuple[int, int | None, int, int | None]]:
+    def _company(self) -> Counter[tuple[str, int | None, int, int | None]]:
         """How many items of each guest, or cell of it, are on each cache and on each node."""
-        company: Counter[tuple[int, int | None, int, int | None]] = Counter()
-        if self.guest is not None and self.sites is not None:
+        company = Counter[tuple[str, int | None, int, int | None]]()
+        if self.guest is not None and self.bins.sites is not None:
             for item, home in enumerate(self.home):
                 if home != NOWHERE:
-                    cell, site = (self.guest[item], self.memory.get(item)), self.sites[home]
+                    cell, site = (self.guest[item], self.memory.get(item)), self.bins.sites[home]
                     company[*cell, CACHE, site.cache] += 1
                     company[*cell, NODE, site.node] += 1
         return company
-
-    def distance(self, one: int, other: int) -> int:
-        """Return how far apart two bins are."""
-        if one == other:
-            return SAME
-        if self.sites is None:
-            return CACHE
-        a, b = self.sites[one], self.sites[other]
-        if a.core is not None and a.core == b.core:
-            return CORE
-        if a.node != b.node:
-            return ACROSS
-        return CACHE if a.cache == b.cache else NODE
 
     def price(self, item: int, bin_: int) -> int:
         """Return what it costs to have an item on a bin rather than at home, balance aside."""
         home = self.home[item]
         if bin_ == home:
             return 0
-        if self.sites is None:
+        if self.bins.sites is None:
             price = self.prices[CACHE]
         else:
-            far = self.distance(home, bin_)
+            far = self.bins.distance(home, bin_)
             price = self.prices[far]
             if far >= NODE:
                 price += self._apart(item, home, bin_, far)
-        if self.thread is not None:
-            size, thread = self.size[item], self.thread
+        if self.bins.thread is not None:
+            size, thread = self.size[item], self.bins.thread
             price += SCALE * (max(0, size - thread[bin_]) - max(0, size - thread[home]))
             if size <= thread[home] < thread[bin_]:
                 price += self.prices[CORE]  # strong pCPUs are for those that need them
@@ -221,7 +161,7 @@ class Problem:
 
     def _apart(self, item: int, home: int, bin_: int, far: int) -> int:
         """Return what it costs to go so far: away from memory, from company, over long ways."""
-        sites = self.sites or ()
+        sites = self.bins.sites or ()
         here, there, more = sites[home], sites[bin_], 0
         memory = self.memory.get(item)
         if memory is not None and far == ACROSS:
@@ -229,9 +169,18 @@ class Problem:
                 more = self.prices[NODE] - self.prices[ACROSS]
             elif here.node == memory:
                 more = 2 * self.tie
-        if far == ACROSS and self.distances and here.node is not None and there.node is not None:
-            longest = max(self.distances.values())
-            more += self.tie * self.distances.get((here.node, there.node), longest) // (2 * longest)
+        if (
+            far == ACROSS
+            and self.bins.distances
+            and here.node is not None
+            and there.node is not None
+        ):
+            longest = max(self.bins.distances.values())
+            more += (
+                self.tie
+                * self.bins.distances.get((here.node, there.node), longest)
+                // (2 * longest)
+            )
         if self.guest is not None:
             cell, company = (self.guest[item], memory), self._company
             leaves = company[*cell, CACHE, here.cache] - 1 > company[*cell, CACHE, there.cache]
@@ -274,25 +223,6 @@ class Problem:
                     levels[bin_] += amount
         return levels
 
-    def gap(self, levels: Sequence[int]) -> int:
-        """Return the load of the busiest less that of the least loaded judged bin."""
-        judged = [levels[bin_] for bin_ in self.judged]
-        return max(judged, default=0) - min(judged, default=0)
-
-    def second(self, levels: Sequence[int], bin_: int) -> int:
-        """Return the load of the second busiest thread of a bin's core, 0 where there is none."""
-        others = self.siblings[bin_]
-        if len(others) == 1:
-            return min(levels[bin_], levels[others[0]])
-        return sorted((levels[bin_], *(levels[other] for other in others)))[-2] if others else 0
-
-    def contention(self, levels: Sequence[int]) -> list[int]:
-        """Return the loads of the second busiest threads of all cores, the largest first."""
-        firsts = (
-            bin_ for bin_, others in enumerate(self.siblings) if others and bin_ < min(others)
-        )
-        return sorted((self.second(levels, bin_) for bin_ in firsts), reverse=True)
-
     def without_lone(self) -> "Problem":
         """Return the problem in which items stay that are well off where they are.
 
@@ -302,10 +232,10 @@ class Problem:
         item wants more than the bin can give.
         """
         levels, own = self.levels(), self.own
-        peak = max((levels[bin_] for bin_ in self.judged), default=0)
-        thread = self.thread or [peak] * len(levels)  # where all are alike none lacks anything
+        peak = max((levels[bin_] for bin_ in self.bins.judged), default=0)
+        thread = self.bins.thread or [peak] * len(levels)  # where all are alike none lacks anything
         strongest = max(thread, default=0)
-        alone = [bin_ for bin_ in self.judged if len(own[bin_]) == 1]
+        alone = [bin_ for bin_ in self.bins.judged if len(own[bin_]) == 1]
         crowd = Counter(self.home if alone else ())
         lone = [
             own[bin_][0][1]
@@ -313,8 +243,8 @@ class Problem:
             if (levels[bin_] == peak or thread[bin_] < strongest)
             and crowd[bin_] == 1
             and own[bin_][0][0] <= thread[bin_]
-            and levels[bin_] - self.lacks[bin_] - own[bin_][0][0] < self.span
-            and not (self.siblings and self.second(levels, bin_) >= self.span)
+            and levels[bin_] - self.bins.lacks[bin_] - own[bin_][0][0] < self.span
+            and not (self.bins.siblings and self.bins.second(levels, bin_) >= self.span)
         ]
         resting = [bin_ for bin_, more in self.surplus.items() if more <= 0]
         stay = [*lone, *(item for bin_ in resting for _, item in own[bin_])]

@@ -17,11 +17,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
+from vcpusched.plan.cpu_groups import ACROSS, CACHE, NODE
 from vcpusched.plan.descent import descend, undo
 from vcpusched.plan.exact import improve
 from vcpusched.plan.moves import in_order
 from vcpusched.plan.objective import Assignment, best_band
-from vcpusched.plan.problem import ACROSS, CACHE, NODE, SCALE, Problem
+from vcpusched.plan.problem import SCALE, Problem
 
 SMALL_BINS, SMALL_ITEMS, SMALL_STEPS = 4, 16, 4
 """Hosts up to here are searched as a whole, for so many times the steps."""
@@ -43,7 +44,7 @@ moves rather than by chance."""
 
 def is_large(problem: Problem) -> bool:
     """Tell whether there is time for a descent only."""
-    return len(problem.judged) > LARGE_BINS or sum(map(len, problem.own)) > LARGE_ITEMS
+    return len(problem.bins.judged) > LARGE_BINS or sum(map(len, problem.own)) > LARGE_ITEMS
 
 
 def search_balance(problem: Problem, steps: int, pins_max: int) -> Assignment:
@@ -51,9 +52,9 @@ def search_balance(problem: Problem, steps: int, pins_max: int) -> Assignment:
 
     Where none are found, what comes near; not searched for where that takes more than `pins_max`.
     """
-    if len(problem.judged) <= SMALL_BINS and sum(map(len, problem.own)) <= SMALL_ITEMS:
+    if len(problem.bins.judged) <= SMALL_BINS and sum(map(len, problem.own)) <= SMALL_ITEMS:
         free = _any_band(problem, problem.home)
-        _, proven = improve(free, problem.judged, SMALL_STEPS * steps, balanced=True)
+        _, proven = improve(free, problem.bins.judged, SMALL_STEPS * steps, balanced=True)
         free = _centred(free)
         if proven or not free.overload:
             return free
@@ -86,7 +87,7 @@ def _descended(problem: Problem) -> Assignment:
     every = []
     for begin in sorted(begins):
         state = Assignment(problem, begin)
-        for bins, _ in problem.rings:
+        for bins, _ in problem.bins.rings:
             descend(state, bins)
         if in_order(problem, state.place) is None:
             state = Assignment(problem, begin)
@@ -100,17 +101,17 @@ def search_large(problem: Problem, value: int) -> Sequence[int]:
     Cheap moves are made where they bring every load within the band, and that is worth it.
     """
     state = Assignment(problem, max(0, problem.limits[1] - problem.span * 3 // 8), hurry=True)
-    for bins, far in problem.rings:
+    for bins, far in problem.bins.rings:
         if far == ACROSS or (far == CACHE and problem.min_gain > UNREACHED_PPM):
             descend(state, bins)
     cheap = problem.min_gain <= UNREACHED_PPM
     # Each bin outside the band takes a pin, and within caches no more of them pay.
-    loads = [state.level[bin_] for bin_ in problem.judged if state.outside(bin_)]
+    loads = [state.level[bin_] for bin_ in problem.bins.judged if state.outside(bin_)]
     over = sum(load > state.high for load in loads)
-    least = max(over, len(loads) - over) * problem.prices[NODE if problem.sites else CACHE]
+    least = max(over, len(loads) - over) * problem.prices[NODE if problem.bins.sites else CACHE]
     if cheap or least <= state.overload * SCALE + value:
         state.reprice(problem.but(min_gain=0))
-        descend(state, problem.judged, all_or_nothing=True)
+        descend(state, problem.bins.judged, all_or_nothing=True)
         if not state.overload:
             undo(state)
             place = list(state.place)
@@ -144,7 +145,9 @@ def _any_band(problem: Problem, place: Sequence[int]) -> Assignment:
 
 def _centred(state: Assignment) -> Assignment:
     """Return the same in the band that suits these loads best."""
-    loads = [state.level[bin_] for bin_ in state.problem.judged if bin_ not in state.problem.filled]
+    loads = [
+        state.level[bin_] for bin_ in state.problem.bins.judged if bin_ not in state.problem.filled
+    ]
     return Assignment(state.problem, best_band(loads, state.problem.span)[1], state.place)
 
 
@@ -161,17 +164,17 @@ def _mend(state: Assignment, steps: int, *, balanced: bool) -> int:
         near[state.place[item]].append(problem.home[item])
     taken, proven = 0, list[set[int]]()  # groups in which nothing costs less, as things are
     while taken < steps and moved and (balanced or state.overload):
-        group = [bin_ for bin_ in problem.judged if state.outside(bin_)]
+        group = [bin_ for bin_ in problem.bins.judged if state.outside(bin_)]
         if group and not balanced and draw() < OUTSIDE_SHARE:
             group = [pick(group)]
         else:
             item = pick(moved)
             group = list(dict.fromkeys((problem.home[item], state.place[item])))
         # Bins between which items were moved, and some by chance.
-        size = min(len(problem.judged), pick(GROUP_BINS))
+        size = min(len(problem.bins.judged), pick(GROUP_BINS))
         while len(group) < size:
             beside = near[pick(group)]
-            bin_ = pick(beside if beside and draw() < NEAR_SHARE else problem.judged)
+            bin_ = pick(beside if beside and draw() < NEAR_SHARE else problem.bins.judged)
             if bin_ not in group:
                 group.append(bin_)
         taken += SET_UP
