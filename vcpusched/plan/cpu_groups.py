@@ -90,13 +90,12 @@ class Bins:
     @cached_property
     def siblings(self) -> list[tuple[int, ...]]:
         """The other threads of each bin's core, none where not all are judged; else empty."""
-        judged = sum(1 << bin_ for bin_ in self.judged)
-        found = [
-            tuple(other for other in CpuSet(core) if other != bin_)
-            if core & ~judged == 0 and judged >> bin_ & 1
-            else ()
-            for bin_, core in enumerate(self.cores)
-        ]
+        found: list[tuple[int, ...]] = [()] * len(self.cores)
+        judged = {*self.judged}
+        for core in {core for core in self.cores if core & (core - 1)}:
+            threads = {*CpuSet(core)}
+            for bin_ in threads if threads <= judged else ():
+                found[bin_] = tuple(sorted(threads - {bin_}))
         return found if any(found) else []
 
     @cached_property

@@ -5,14 +5,13 @@ Rule: pure; changes the assignment that it is given, and only so that its object
 Algorithm: off each bin that has too much, the busiest first, the best move to one of the least
     loaded bins is made, or where none pays the best exchange; then likewise to each bin that lacks.
     On machines whose pCPUs differ, items that want more than their bin can give are put on
-    stronger ones. `undo` takes back moves and exchanges that do not pay.
+    stronger ones. `undo` takes back moves that do not pay.
 """
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Final
 
-from vcpusched.plan.moves import steps_between
 from vcpusched.plan.objective import Assignment, Step
 from vcpusched.plan.problem import SCALE
 
@@ -24,9 +23,6 @@ SWEEPS: Final = 4
 
 NEAREST: Final = 4
 """To how many idle pCPUs the busy threads of a core are tried to part."""
-
-MANY_MOVES: Final = 512
-"""From here on there is no time to look for exchanges to undo."""
 
 
 def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = False) -> None:
@@ -53,14 +49,10 @@ def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = Fa
 
 
 def undo(state: Assignment) -> None:
-    """Take back moves and exchanges that do not pay, the least useful first."""
+    """Take back moves that do not pay, the least useful first."""
     problem, changed = state.problem, set(state.problem.bins.judged)
     while changed:
-        moved = problem.moved(state.place)
-        backs: list[Step] = [(item, problem.home[item]) for item in moved]
-        if len(moved) <= MANY_MOVES:
-            pairs = [step for step in steps_between(problem, state.place) if step[1:]]
-            backs += [(a, problem.home[a], b, problem.home[b]) for a, b in pairs]
+        backs = [(item, problem.home[item]) for item in problem.moved(state.place)]
         useless = sorted(
             (-gain, back)
             for back in backs
@@ -69,8 +61,7 @@ def undo(state: Assignment) -> None:
         )
         changed = set()
         for _, back in useless:
-            there = all(state.place[item] != problem.home[item] for item in back[::2])
-            if there and (gain := state.gain(back)) > 0:
+            if (gain := state.gain(back)) > 0:
                 for bin_ in (back[1], state.place[back[0]]):
                     changed |= {bin_, *(state.siblings[bin_] if state.siblings else ())}
                 state.make(back, gain)

@@ -136,10 +136,8 @@ def is_worth(state: Assignment, problem: Problem, value: int) -> bool:
 def _any_band(problem: Problem, place: Sequence[int]) -> Assignment:
     """Return an assignment by whose bounds the band may begin wherever it is to be tried."""
     first, last = problem.limits
-    state = Assignment(problem, first)
+    state = Assignment(problem, first, place)
     state.high = last + problem.span - 1
-    for item in problem.moved(place):
-        state.move(item, place[item])
     return state
 
 
@@ -162,7 +160,7 @@ def _mend(state: Assignment, steps: int, *, balanced: bool) -> int:
     for item in moved:
         near[problem.home[item]].append(state.place[item])
         near[state.place[item]].append(problem.home[item])
-    taken, proven = 0, list[set[int]]()  # groups in which nothing costs less, as things are
+    taken = 0
     while taken < steps and moved and (balanced or state.overload):
         group = [bin_ for bin_ in problem.bins.judged if state.outside(bin_)]
         if group and not balanced and draw() < OUTSIDE_SHARE:
@@ -177,14 +175,5 @@ def _mend(state: Assignment, steps: int, *, balanced: bool) -> int:
             bin_ = pick(beside if beside and draw() < NEAR_SHARE else problem.bins.judged)
             if bin_ not in group:
                 group.append(bin_)
-        taken += SET_UP
-        if any(one.issuperset(group) for one in proven):
-            continue
-        before = state.total
-        spent, is_proven = improve(state, group, GROUP_STEPS, balanced=balanced)
-        taken += spent
-        if state.total != before:
-            proven.clear()
-        elif is_proven:
-            proven.append(set(group))
+        taken += SET_UP + improve(state, group, GROUP_STEPS, balanced=balanced)[0]
     return taken
