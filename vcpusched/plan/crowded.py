@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vcpusched.model import CpuSet, Granularity, Host, HostCpu, Vcpu, sets
-from vcpusched.plan.cpu_groups import Bins, capacity_ppm, pour
+from vcpusched.model import CpuSet, Host, HostCpu, Vcpu
+from vcpusched.plan.cpu_groups import Bins, by_core, capacity_ppm, pour
 from vcpusched.plan.moves import Move, Plan, Policy
 from vcpusched.text import cpus_text
 
@@ -24,51 +24,48 @@ from vcpusched.text import cpus_text
 def with_crowded(found: Plan, host: Host, bins: Bins, policy: Policy) -> Plan:
     """Return a plan with the vCPUs to let into all of their set, too."""
     moved = {move.vcpu: move.to_cpus for move in found.moves}
-    inside: defaultdict[int, list[Vcpu]] = defaultdict(list)
-    for before in host.vcpus:
-        vcpu = replace(before, cpus=moved.get(before.id, before.cpus))
-        if (bin_ := bins.home(vcpu.cpus)) is not None:
-            inside[bin_].append(vcpu)
-    by_id, span_ppm = {cpu.id: cpu for cpu in host.cpus}, policy.balance_threshold_ppm
+    inside: defaultdict[int, list[tuple[Vcpu, CpuSet]]] = defaultdict(list)
+    for vcpu in sorted(host.vcpus, key=lambda vcpu: (-vcpu.load_ppm, vcpu.id)):
+        cpus = moved.get(vcpu.id, vcpu.cpus)
+        if (bin_ := bins.home(cpus)) is not None:
+            inside[bin_].append((vcpu, cpus & bins.members[bin_]))
     more = []
     for bin_, vcpus in inside.items():
         members = bins.members[bin_]
-        if len(members) > 1 and not members & host.unsettled:
-            let_out = _let_out([by_id[cpu] for cpu in members], vcpus, span_ppm)
-            more += [_let_in(vcpu, members) for vcpu in let_out if vcpu.id not in moved]
+        cpus_in = [cpu for cpu in host.cpus if cpu.id in members]
+        crowded = [] if members & host.unsettled else _crowded(cpus_in, vcpus, policy)
+        for vcpu, part in crowded:
+            verb = "were" if len(part) > 1 else "was"
+            reason = (
+                f"{cpus_text(part)} {verb} crowded while {cpus_text(members)} had room; now the "
+                "kernel may run it on all of these"
+            )
+            move = Move(vcpu.id, vcpu.domain, vcpu.cpus, members, vcpu.load_ppm, reason)
+            more += [move] if vcpu.id not in moved else []
     more.sort(key=lambda move: move.vcpu)
     room = None if policy.max_moves is None else max(0, policy.max_moves - len(moved))
     return replace(found, moves=(*found.moves, *more[:room]))
 
 
-def _let_in(vcpu: Vcpu, members: CpuSet) -> Move:
-    part = vcpu.cpus & members
-    verb = "were" if len(part) > 1 else "was"
-    reason = (
-        f"{cpus_text(part)} {verb} crowded while {cpus_text(members)} had room; now the kernel may "
-        "run it on all of these"
-    )
-    return Move(vcpu.id, vcpu.domain, vcpu.cpus, members, vcpu.load_ppm, reason)
-
-
-def _let_out(cpus: Sequence[HostCpu], vcpus: Sequence[Vcpu], span_ppm: int) -> list[Vcpu]:
-    """Return the vCPUs of a set to let into all of it."""
+def _crowded(
+    cpus: Sequence[HostCpu], vcpus: Sequence[tuple[Vcpu, CpuSet]], policy: Policy
+) -> list[tuple[Vcpu, CpuSet]]:
+    """Return the vCPUs of a set to let into all of it, with the part of it that each is in."""
     bound, floating = {cpu.id: cpu.host_load_ppm for cpu in cpus}, 0
     every, narrow = CpuSet.of(bound), list[tuple[int, Vcpu, CpuSet]]()
-    for vcpu in sorted(vcpus, key=lambda vcpu: (-vcpu.load_ppm, vcpu.id)):
-        part = vcpu.cpus & every
+    for vcpu, part in vcpus:
+        share = vcpu.load_ppm // len(part)
         if part == every:
             floating += vcpu.load_ppm
             continue
-        share = vcpu.load_ppm // len(part)
         for cpu in part:
             bound[cpu] += share
         if share and not vcpu.fixed and every.is_within(vcpu.allowed):
             narrow.append((share, vcpu, part))
-    found, by_id = list[Vcpu](), {cpu.id: cpu.cpu for cpu in cpus}
+    found = list[tuple[Vcpu, CpuSet]]()
     cores = [
-        (core, capacity_ppm([by_id[cpu] for cpu in core]))
-        for core in sets(by_id.values(), Granularity.CORE)
+        ([cpu.id for cpu in core], capacity_ppm(core))
+        for core in by_core(cpu.cpu for cpu in cpus).values()
     ]
     while True:
         use = {
@@ -81,13 +78,13 @@ def _let_out(cpus: Sequence[HostCpu], vcpus: Sequence[Vcpu], span_ppm: int) -> l
         crowded = [
             (share, vcpu, part)
             for share, vcpu, part in narrow
-            if max(use[cpu] for cpu in part) - max(share, least) >= span_ppm
+            if max(use[cpu] for cpu in part) - max(share, least) >= policy.balance_threshold_ppm
         ]
         if not crowded:
             return found
         share, vcpu, part = crowded[0]
         narrow.remove(crowded[0])
-        found.append(vcpu)
+        found.append((vcpu, part))
         floating += vcpu.load_ppm
         for cpu in part:
             bound[cpu] -= share

@@ -102,29 +102,20 @@ def _why_not(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> 
         yield "the host is balanced"
     if not vcpu.load_ppm:
         yield "it has no load, so that moving it would change nothing"
-    bin_ = bins.home(vcpu.cpus)
-    if bin_ is None and not vcpu.is_bound:
-        yield from _why_floating(plan, policy, bins, vcpu)
-    elif bin_ is None:
-        yield "that pCPU is not managed"
-    else:
+    bin_, left = bins.home(vcpu.cpus), _LEFT.get(policy.floating, "")
+    if bin_ is not None:
         yield from _why_bound(host, plan, bins, vcpu, bin_)
+    elif vcpu.is_bound:
+        yield "that pCPU is not managed"
+    elif not plan.binds_floaters:
+        is_isolated = vcpu.on is not None and vcpu.on in bins.isolated
+        if left and vcpu.wait_ppm < MIN_WAIT_PPM[policy.floating] and not is_isolated:
+            yield f"it may use several pCPUs and {left}"
+        why = "to pin it would not end balanced without a saturated one"
+        yield f"it may use several pCPUs, and {why}"
     if plan.refused:
         yield trimmed(plan)
     yield _ENDS[plan.stop]
-
-
-def _why_floating(plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> Iterator[str]:
-    if plan.binds_floaters:
-        return
-    left = _LEFT.get(policy.floating, "")
-    if (
-        left
-        and vcpu.wait_ppm < MIN_WAIT_PPM[policy.floating]
-        and (vcpu.on is None or vcpu.on not in bins.isolated)
-    ):
-        yield f"it may use several pCPUs and {left}"
-    yield "it may use several pCPUs, and to pin it would not end balanced without a saturated one"
 
 
 def _why_bound(host: Host, plan: Plan, bins: Bins, vcpu: Vcpu, bin_: int) -> Iterator[str]:

@@ -28,13 +28,13 @@ Properties: exact but for rounding where all vCPUs are bound. Neither order nor 
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from operator import floordiv
 from typing import Final, NamedTuple
 
 from vcpusched.model import NO_CPUS, PPM, PPM_PER_POINT, CpuSet, Host, HostCpu, VcpuId
+from vcpusched.plan.cpu_groups import by_core, capacity_ppm
 from vcpusched.text import vcpu_text
 
 LEVEL_BITS: Final = 44
@@ -44,49 +44,32 @@ Step = Sequence[tuple[VcpuId, CpuSet]]
 """Moves that are made together, as vCPU and new affinity: one, or an exchange of two."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """Why a plan does not pass, as the end of a sentence.
 
-    `vcpu` is the one that would lose most, `steps` the positions of the steps that are blamed, the
-    one that brings most first.
+    `steps` are the positions of the steps that are blamed, the one that brings most first.
     """
 
     why: str
-    vcpu: VcpuId
     steps: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Trimmed:
-    """The steps of a plan that pass together, and why the others do not."""
+def trim(
+    host: Host, steps: Sequence[Step], isolated: CpuSet = NO_CPUS
+) -> tuple[list[int], list[Refusal]]:
+    """Return the positions of the steps that pass together, in their order, and why others do not.
 
-    steps: tuple[Step, ...]
-    refusals: tuple[Refusal, ...]
-
-
-def judge(host: Host, steps: Sequence[Step], isolated: CpuSet = NO_CPUS) -> tuple[Refusal, ...]:
-    """Return why a plan does not pass, the greatest loss first; nothing: it does.
-
-    On `isolated` pCPUs the kernel moves no floater, so its load counts where it ran.
+    What is left is fair as a whole. Whether it still improves the loads the caller must see. On
+    `isolated` pCPUs the kernel moves no floater, so its load counts where it ran.
     """
-    judging = _Judge(host, isolated)
-    return tuple(judging.refusals(judging.moves(steps)))
-
-
-def trim(host: Host, steps: Sequence[Step], isolated: CpuSet = NO_CPUS) -> Trimmed:
-    """Return as much of a plan as passes, in its order.
-
-    What is left is fair as a whole. Whether it still improves the loads the caller must see.
-    """
-    judging = _Judge(host, isolated)
+    judging = Judge(host, isolated)
     kept, refusals, most = judging.moves(steps), list[Refusal](), 1
     while refused := judging.refusals(kept):
         refusals += refused
         for at in chain(*[refusal.steps[:most] for refusal in refused]):
             kept.pop(at, None)
         most += 1
-    return Trimmed(tuple(steps[at] for at in kept), tuple(refusals))
+    return list(kept), refusals
 
 
 def unmet_ppm(host: Host) -> int:
@@ -116,23 +99,20 @@ class _Core(NamedTuple):
         return sum(wants) - min(self.most_ppm, sum(map(min, wants, self.threads.values())))
 
 
-def _cores(cpus: Iterable[HostCpu]) -> list[_Core]:
+def _cores(cpus: Sequence[HostCpu]) -> list[_Core]:
     """Return the cores of a host; each further thread of one is worth a quarter.
 
     The host's own load leaves half of a pCPU or core at least.
     """
-    siblings: defaultdict[tuple[bool, int], list[HostCpu]] = defaultdict(list)
-    for cpu in sorted(cpus, key=lambda cpu: cpu.id):
-        core = cpu.cpu.core
-        siblings[core is None, cpu.id if core is None else core].append(cpu)
-    found = []
-    for threads in siblings.values():
-        can = {1 << cpu.id: cpu.cpu.capacity_ppm for cpu in threads}
-        own = {1 << cpu.id: cpu.host_load_ppm for cpu in threads}
-        gives = {bit: max(1, can[bit] - own[bit], can[bit] // 2) for bit in can}
-        whole = max(can.values()) + (sum(can.values()) - max(can.values())) // 4
-        most = min(sum(gives.values()), max(1, whole - sum(own.values()), whole // 2))
-        found.append(_Core(sum(gives), gives, most))
+    own, found = {cpu.id: cpu.host_load_ppm for cpu in cpus}, []
+    for threads in by_core(cpu.cpu for cpu in sorted(cpus, key=lambda cpu: cpu.id)).values():
+        gives = {
+            1 << cpu.id: max(1, cpu.capacity_ppm - own[cpu.id], cpu.capacity_ppm // 2)
+            for cpu in threads
+        }
+        whole = capacity_ppm(threads)
+        most = max(1, whole - sum(own[cpu.id] for cpu in threads), whole // 2)
+        found.append(_Core(sum(gives), gives, min(sum(gives.values()), most)))
     return found
 
 
@@ -190,7 +170,7 @@ Moves = Mapping[int, Sequence[tuple[int, int, int]]]
 """By the position of a step: vCPUs by position, the place that each leaves, and that it enters."""
 
 
-class _Judge:
+class Judge:
     """Judges several plans for one host: what is true of the host is worked out once."""
 
     def __init__(self, host: Host, isolated: CpuSet) -> None:
@@ -266,7 +246,7 @@ class _Judge:
                 was, gets = (f"~{got[index] / PPM_PER_POINT:.3g}%" for got in (before, after))
                 name = vcpu_text(vcpu.id.vcpu, vcpu.domain)
                 why = f"would cut {name} from {was} to {gets} of a pCPU{end}"
-                found[place] = Refusal(why, vcpu.id, self.blamed(steps, place, after))
+                found[place] = Refusal(why, self.blamed(steps, place, after))
         return [*found.values()]
 
     def blamed(self, steps: Moves, place: int, got_ppm: Sequence[int]) -> tuple[int, ...]:

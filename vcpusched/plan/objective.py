@@ -113,30 +113,12 @@ class Assignment:
         second = self.problem.bins.second(self.level, bin_) - self.begin
         return SCALE * second // 2 if second > 0 else 0
 
-    def shift(self, source: int, target: int, load: int) -> int:  # noqa: C901  called most
+    def shift(self, source: int, target: int, load: int) -> int:
         """Return by how much moving so much load lowers the objective, prices aside."""
-        level, high = self.level, self.high
-        here, there, gain = level[source], level[target], 0
-        low = self.low[source]
-        if here > high:
-            gain += here - high
-        elif here < low:
-            gain += low - here
-        here -= load
-        if here > high:
-            gain -= here - high
-        elif here < low:
-            gain -= low - here
-        low = self.low[target]
-        if there > high:
-            gain += there - high
-        elif there < low:
-            gain += low - there
-        there += load
-        if there > high:
-            gain -= there - high
-        elif there < low:
-            gain -= low - there
+        here, there, high = self.level[source], self.level[target], self.high
+        least, low = self.low[source], self.low[target]
+        gain = max(here - high, least - here, 0) - max(here - load - high, least - here + load, 0)
+        gain += max(there - high, low - there, 0) - max(there + load - high, low - there - load, 0)
         gain *= SCALE
         if self.siblings:
             one, other = self.siblings[source], self.siblings[target]

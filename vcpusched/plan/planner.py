@@ -120,13 +120,12 @@ def _fair(
     """Return the steps that are fair, and why the others are not; none where that is no plan."""
     members, vcpus = problem.bins.members, problem.vcpus
     asked = [[(vcpus[item].id, members[place[item]]) for item in step] for step in steps]
-    trimmed = trim(host, asked, problem.bins.isolated)
-    if not trimmed.refusals:
+    kept, refusals = trim(host, asked, problem.bins.isolated)
+    if not refusals:
         return steps, ""
-    kept = {vcpu for step in trimmed.steps for vcpu, _ in step}
-    left = _after(problem, place, (step for step in steps if vcpus[step[0]].id in kept))
+    left = _after(problem, place, [steps[at] for at in kept])
     ordered = in_order(problem, left) if _is_better_at(problem, left) else None
-    return ordered or [], trimmed.refusals[0].why
+    return ordered or [], refusals[0].why
 
 
 def _begun(
