@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from vcpusched.act.comparison import RESETS_NS, YOUNG_NS, annotated, reconcile, suspects
+from vcpusched.act.comparison import RESETS_NS, YOUNG_NS, reconcile
 from vcpusched.act.ledger import RESETS_MAX, Ledger
 from vcpusched.model import ALL_CPUS, Cpu, CpuSet, DomainUuid, Topology, VcpuId
 from vcpusched.plan.planner import Cause, Move
@@ -56,12 +56,7 @@ def seen(*samples: Sample, ledger: Ledger | None = None) -> tuple[Ledger, list[C
     """Compare samples one after the other; returns the ledger and what was changed by others."""
     ledger, causes = ledger or Ledger(), list[Cause]()
     for one in samples:
-        asked = {
-            domain.uuid: domain.definition
-            for domain in one.domains
-            if domain.uuid in suspects(ledger, one)
-        }
-        found = reconcile(ledger, one, asked)
+        found = reconcile(ledger, one, reconcile(ledger, one).unclear)
         ledger = found.ledger
         causes += [changed.move.cause for changed in found.changes]
     return ledger, causes
@@ -125,7 +120,7 @@ def test_nothing_is_mended_while_a_guest_is_young() -> None:
     for at_s, is_known in ((0.0, False), (9.0, False), (11.0, True)):
         first = sample(0, "5", "0-7", defined=wakes)
         now = sample(at_s, "5", "0-7", defined=wakes)
-        (domain,) = annotated(now, seen(first, now)[0]).domains
+        (domain,) = reconcile(seen(first)[0], now).sample.domains
         assert domain.vcpus[0].ours
         assert (domain.vcpus[0].pin is not None) == is_known
 
@@ -253,9 +248,10 @@ def test_a_cpuset_that_cuts_a_set_is_nobodys_pin(*, ours: bool) -> None:
         )
         first = intended.made(VcpuId(UUID, 1, 0))
     cut = sample(20.0, "5" if ours else "4-5")
-    assert suspects(first, cut) == {UUID}
+    assert reconcile(first, cut).unclear == {UUID}
     read = dataclasses.replace(definition(books="5-7"), cpuset=CpuSet.parse("0-5"))
-    found = reconcile(first, cut, {UUID: read})
+    cut = sample(20.0, "5" if ours else "4-5", defined=read)
+    found = reconcile(first, cut, {UUID})
     assert found.changes == ()
     assert of(found.ledger) == (("5-7", "4-7", "") if ours else ("4-7", "", ""))
 

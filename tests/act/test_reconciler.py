@@ -1112,6 +1112,30 @@ def test_one_batch_for_all_moves_of_a_guest(tmp_path: Path, tried: int) -> None:
     assert not host.definitions["g"].origin
 
 
+def test_what_is_intended_stays_written_until_it_is_tried(tmp_path: Path) -> None:
+    """Between two moves of one guest another one's are written down."""
+    host = Pairs("0")
+    host.add("h", 0.5, "0")
+    kept = Watched(host, Book(LedgerFile(tmp_path)), [])
+    for _ in range(2):
+        kept.look()
+        grow_up(kept, host)
+    first, between, second = (
+        VcpuId(DomainUuid(name), host.domain_ids[name], number)
+        for name, number in (("g", 0), ("h", 0), ("g", 1))
+    )
+    there, to = CpuSet.of([0]), CpuSet.of([2])
+    kept.intend([Move(one, "g", there, to, 0, "") for one in (first, second)])
+    kept.pin(first, to)
+    kept.intend([Move(between, "h", there, to, 0, "")])
+    kept.pin(between, to)
+    record = Book(LedgerFile(tmp_path)).ledger.record(second)
+    assert record is not None
+    assert (record.original, record.pending) == (there, to)
+    kept.pin(second, to)
+    assert len(kept.restore()) == 3
+
+
 class TwoVcpus(MemoryHost):
     """Guests have two vCPUs each, alike."""
 

@@ -11,7 +11,7 @@ from watched import NAMES, Watched, balanced, keeper, run, vcpu
 from vcpusched.act.comparison import YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.ledger import Changed
-from vcpusched.act.reconciler import BOOKS_MAX
+from vcpusched.act.reconciler import ASKED_MAX
 from vcpusched.model import ALL_CPUS, CpuSet, DomainUuid
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.plan.planner import Cause, Move
@@ -138,7 +138,7 @@ def test_a_pin_stays_that_an_edited_definition_allows_again(tmp_path: Path) -> N
 
 def test_a_slice_that_is_narrowed_is_asked_about_a_few_guests_at_a_time(tmp_path: Path) -> None:
     """No cycle waits for hundreds of definitions, and in the end it was nobody's pin."""
-    names = [f"g{number}" for number in range(3 * BOOKS_MAX)]
+    names = [f"g{number}" for number in range(3 * ASKED_MAX)]
     host = Remembers(dict.fromkeys(names, 0.01), dict.fromkeys(names, "0-3"), 4)
     changes: list[Changed] = []
     kept = keeper(host, tmp_path, changes)
@@ -154,7 +154,7 @@ def test_a_slice_that_is_narrowed_is_asked_about_a_few_guests_at_a_time(tmp_path
         kept.look()
         host.pass_time()
         read.append(host.definitions_read - before)
-    assert (read, changes) == ([BOOKS_MAX] * 3 + [0] * 2, [])
+    assert (read, changes) == ([ASKED_MAX] * 3 + [0] * 2, [])
     # Whom a person confines then is a suspect like any other.
     host.pin(vcpu(host, "g7"), CpuSet.of([1]))
     kept.look()

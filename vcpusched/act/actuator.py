@@ -7,7 +7,7 @@ whoever wants it. What undoes a pin is written down by what stands before the hy
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vcpusched.act.ledger import Changed
@@ -59,7 +59,10 @@ def never() -> bool:
 
 
 class Account(Protocol):
-    """A hypervisor before which is written down what undoes a pin, or nothing is."""
+    """A hypervisor before which is written down what undoes a pin, or nothing is.
+
+    Every method may raise a `HypervisorError`.
+    """
 
     def sample(self) -> Sample:
         """Read the host; nothing is changed."""
@@ -70,39 +73,26 @@ class Account(Protocol):
     def settle(self, on_event: Callable[[Event], None], *, rests: bool) -> None:
         """Write down what the last sample showed, and tell it; before anything is done.
 
-        While it `rests` no guest is touched. Raises ConnectionLostError.
+        While it `rests` no guest is touched.
         """
 
     def intend(self, moves: Sequence[Move]) -> None:
-        """Write down what undoes these moves of one guest. Raises a `HypervisorError`."""
+        """Write down what undoes these moves of one guest."""
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> CpuSet | None:
-        """Pin, and return the offline pCPUs that stay missing, if any. Raises as intended."""
-
-
-@dataclass(slots=True)
-class Done:
-    """What came of moves; `lost` says why the connection is, and `in_doubt` what it was asked."""
-
-    made: list[Move] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    lost: str | None = None
-    in_doubt: Move | None = None
+        """Pin as intended, and return the offline pCPUs that stay missing, if any."""
 
 
 Objection = Callable[[Move, Definition], str]
 """Says what speaks against a move by a definition that was read just now; nothing if none."""
 
 
-class _CancelledError(Exception):
-    """No further move is to be made."""
-
-
 class Actuator:
     """Makes moves in one cycle, or outside of one (`number` 0).
 
     Once `cancelled` says yes, no further move is made, but that which takes back half an exchange.
-    `on_event` is told of each move at once when it is made or fails.
+    `on_event` is told of each move at once when it is made or fails, and `events` keeps them. Where
+    the connection is lost `lost` says why, and `in_doubt` is what was asked of it then.
     """
 
     def __init__(
@@ -111,62 +101,63 @@ class Actuator:
         number: int = 0,
         cancelled: Callable[[], bool] = never,
         on_event: Callable[[Event], None] = ignore,
+        objection: Objection | None = None,
     ) -> None:
         self._account = account
         self._number = number
         self._cancelled = cancelled
         self._on_event = on_event
+        self._objection = objection
         self._definitions: dict[DomainUuid, Definition] = {}
+        self.events: list[Event] = []
+        self.lost: str | None = None
+        self.in_doubt: Changed | None = None
 
-    def act(self, moves: Sequence[Move], objection: Objection | None = None) -> Done:
+    @property
+    def made(self) -> tuple[Move, ...]:
+        """The moves that were made."""
+        return tuple(event.move for event in self.events if isinstance(event, Changed))
+
+    def act(self, moves: Sequence[Move]) -> None:
         """Make moves in their order.
 
         The moves of a plan may need each other, so it ends at the first that fails; half an
         exchange is taken back. Any other move stands alone.
         """
-        done, intended = Done(), set[DomainUuid]()
+        intended = set[DomainUuid]()
         for position, move in enumerate(moves):
-            before = moves[position - 1] if position else None
+            uuid, before = move.vcpu.uuid, moves[position - 1] if position else None
             half = before if before is not None and move.exchanged_with == before.vcpu else None
             try:
-                self._check(move, objection)
-                if move.vcpu.uuid not in intended:
-                    its = [one for one in moves[position:] if one.vcpu.uuid == move.vcpu.uuid]
-                    self._account.intend(its)
-                    intended.add(move.vcpu.uuid)
-                missing = self._account.pin(move.vcpu, move.to_cpus)
+                if not self._cancelled():
+                    self._check(move)
+                if self._cancelled():  # to read a definition takes calls, too
+                    self._take_back(half)
+                    break
+                if uuid not in intended:
+                    self._account.intend([one for one in moves[position:] if one.vcpu.uuid == uuid])
+                    intended.add(uuid)
+                self._pin(move)
             except ConnectionLostError as error:
-                # Whether libvirtd still made this pin shows in the next sample.
-                done.lost, done.in_doubt = str(error), move
-                break
-            except _CancelledError:
-                self._take_back(half, done)
+                self._lose(error, move)
                 break
             except HypervisorError as error:
-                done.failures.append(self._failure(move, error))
-                self._on_event(done.failures[-1])
+                self._tell(self._failure(move, error))
                 if move.cause is Cause.BALANCE:
-                    self._take_back(half, done)
+                    self._take_back(half)
                     break
-            else:
-                self._note(move, done, missing or NO_CPUS)
-        return done
 
-    def _check(self, move: Move, objection: Objection | None) -> None:
+    def _check(self, move: Move) -> None:
         """Raise VanishedError where something speaks against a move by now."""
-        if self._cancelled():
-            raise _CancelledError
-        if objection is None:
+        if self._objection is None:
             return
         uuid = move.vcpu.uuid
         if uuid not in self._definitions:
             self._definitions[uuid] = self._account.definition(uuid)
-        if why := objection(move, self._definitions[uuid]):
+        if why := self._objection(move, self._definitions[uuid]):
             raise VanishedError(why)
-        if self._cancelled():  # reading took calls, too
-            raise _CancelledError
 
-    def _take_back(self, move: Move | None, done: Done) -> None:
+    def _take_back(self, move: Move | None) -> None:
         """Undo the first half of an exchange, if there is one, whose second half was not made."""
         if move is None:
             return
@@ -178,17 +169,23 @@ class Actuator:
         )
         try:
             self._account.intend([back])
-            self._account.pin(back.vcpu, back.to_cpus)
+            self._pin(back)
         except ConnectionLostError as error:
-            done.lost, done.in_doubt = str(error), back
+            self._lose(error, back)
         except HypervisorError:
             pass  # the next plan goes on from there
-        else:
-            self._note(back, done)
 
-    def _note(self, move: Move, done: Done, missing: CpuSet = NO_CPUS) -> None:
-        done.made.append(move)
-        self._on_event(Changed(move, self._number, missing=missing))
+    def _pin(self, move: Move) -> None:
+        missing = self._account.pin(move.vcpu, move.to_cpus) or NO_CPUS
+        self._tell(Changed(move, self._number, missing=missing))
+
+    def _tell(self, event: Event) -> None:
+        self.events.append(event)
+        self._on_event(event)
+
+    def _lose(self, error: ConnectionLostError, move: Move) -> None:
+        # Whether libvirtd still made this pin shows in the next sample.
+        self.lost, self.in_doubt = str(error), Changed(move, self._number)
 
     def _failure(self, move: Move, error: HypervisorError) -> Failure:
         """Say what failed, and who is to blame: by the definition, for a pCPU that was refused."""

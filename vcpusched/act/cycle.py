@@ -7,10 +7,10 @@ promised, when one had nothing to do, a pin whose answer was lost with the conne
 leave alone for a while (`table`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from vcpusched.act.actuator import Account, Actuator, Done, Event, Failure, ignore, never
+from vcpusched.act.actuator import Account, Actuator, Event, Failure, ignore, never
 from vcpusched.act.feedback import (
     Look,
     Promise,
@@ -19,14 +19,14 @@ from vcpusched.act.feedback import (
     Verdict,
     promised,
     proven,
-    worse_bound,
 )
 from vcpusched.act.ledger import Changed
+from vcpusched.act.repairs import objection, repairs, worse_bound
 from vcpusched.act.table import VcpuTable
-from vcpusched.model import NO_CPUS, CpuSet, DomainUuid, Host, VcpuId
+from vcpusched.model import CpuSet, DomainUuid, Host, VcpuId
 from vcpusched.observe.demand import WAITS_PPM
 from vcpusched.observe.observe import Observed, Smoothing, baseline, observe
-from vcpusched.observe.placement_rules import House, HouseRules, why_unclear
+from vcpusched.observe.placement_rules import HouseRules, why_unclear
 from vcpusched.plan.planner import Cause, Move, Plan, Policy, plan
 from vcpusched.sample import Definition, Sample, Unread
 
@@ -140,23 +140,40 @@ class Scheduler:
         host cannot be read; a connection lost later is told in the `Cycle`.
         """
         sample = account.sample()
-        rests = rules.dry_run or rules.paused
-        account.settle(on_event, rests=rests)
+        account.settle(on_event, rests=rules.dry_run or rules.paused)
         self._clear_doubt(sample, on_event)
         self._number += 1
         before, self._before = self._before, baseline(self._before, sample)
-        self._observed = observe(before, sample, self._observed, rules.smoothing, rules.house)
-        seen = _seen(self._number, sample, rules, self._observed)
-        actuator = Actuator(account, self._number, cancelled, on_event)
-        wanted = list(repairs(sample, self._observed.house))
-        if rests:
+        observed = observe(before, sample, self._observed, rules.smoothing, rules.house)
+        self._observed = observed
+        seen = _seen(self._number, sample, rules, observed)
+
+        def note(event: Event) -> None:
+            self._note(event, seen)
+            on_event(event)
+
+        def object_to(move: Move, definition: Definition) -> str:
+            return objection(move, definition, observed.house)
+
+        actuator = Actuator(account, self._number, cancelled, note, object_to)
+        wanted = tuple(repairs(sample, observed.house))
+        if rules.dry_run or rules.paused:
             withheld = sum(move.cause is Cause.NOT_ALLOWED for move in wanted)
             seen = replace(seen, withheld=withheld)
         else:
-            seen = self._noted(seen, actuator.act(self._willing(wanted), self._objection))
-        if before is None or seen.lost is not None:
-            return seen
-        return self._planned(seen, sample, rules, actuator)
+            actuator.act(self._willing(wanted))
+        if before is not None and actuator.lost is None:
+            seen = self._planned(seen, sample, rules, actuator)
+        self._in_doubt = actuator.in_doubt
+        if self._in_doubt is not None:
+            self._table.pinned(self._in_doubt.move)
+        return replace(
+            seen,
+            pinned=tuple(move for move in actuator.made if move.cause is Cause.BALANCE),
+            repaired=tuple(move for move in actuator.made if move.cause is not Cause.BALANCE),
+            failures=tuple(event for event in actuator.events if isinstance(event, Failure)),
+            lost=actuator.lost,
+        )
 
     def _planned(self, seen: Cycle, sample: Sample, rules: Rules, actuator: Actuator) -> Cycle:
         """Plan, judge the plan before, and act on both."""
@@ -171,24 +188,22 @@ class Scheduler:
         proofs = self._prove(look)
         seen = replace(seen, proofs=proofs, waits=observed.waits, host=host, plan=found)
         seen = replace(seen, refused=bool(self._table.quarantined(self._number)))
-        if not (rests or seen.repaired):  # else the sample is not so any more
-            done = actuator.act(self._willing(worse_bound(sample, look)), self._objection)
-            seen = self._noted(seen, done)
-        if seen.repaired:
+        if not (rests or actuator.made):  # else the sample is not so any more
+            actuator.act(self._willing(worse_bound(sample, look)))
+        if actuator.made:
             self._wanted = self._wanted_binding = 0
-        if seen.repaired or seen.lost is not None:
+        if actuator.made or actuator.lost is not None:
             return seen
         seen = replace(seen, confirmed=self._confirm(found))
         if not found.moves or seen.confirmed < rules.confirm or rules.paused:
             return seen
         self._wanted = self._wanted_binding = 0
-        if rules.dry_run:
-            return replace(seen, executed=True)
-        done = actuator.act(found.moves, self._objection)
-        seen = replace(self._noted(seen, done), executed=True)
-        if done.made:
+        seen = replace(seen, executed=True)
+        if not rules.dry_run:
+            actuator.act(found.moves)
+        if actuator.made:
             seen = replace(seen, proofs=seen.proofs + self._prove(look, is_last=True))
-            self._promise = promised(seen.number, look, seen.pinned)
+            self._promise = promised(seen.number, look, actuator.made)
         return seen
 
     def _willing(self, moves: Iterable[Move]) -> list[Move]:
@@ -196,40 +211,15 @@ class Scheduler:
         quarantined = self._table.quarantined(self._number)
         return [move for move in moves if move.vcpu.uuid not in quarantined]
 
-    def _noted(self, seen: Cycle, done: Done) -> Cycle:
-        """Return the cycle with what moves came to, and remember who is then left alone."""
-        for move in done.made:
-            cools = move.cause is not Cause.RESET
-            self._table.pinned(move.vcpu, move.to_cpus, cools=cools)
-            if move.cause is Cause.WORSE_OFF:
-                self._table.back_off(move.vcpu, seen.at_ns)
-        for failure in done.failures:
-            for blamed in failure.blamed:
+    def _note(self, event: Event, seen: Cycle) -> None:
+        """Remember who is left alone after a move, or for its failure."""
+        if isinstance(event, Changed):
+            self._table.pinned(event.move)
+            if event.move.cause is Cause.WORSE_OFF:
+                self._table.back_off(event.move.vcpu, seen.at_ns)
+        else:
+            for blamed in event.blamed:
                 self._table.refused(blamed, seen.number)
-        if done.in_doubt is not None:
-            self._in_doubt = Changed(done.in_doubt, seen.number)
-            self._table.pinned(done.in_doubt.vcpu, done.in_doubt.to_cpus)
-        of_plan = tuple(move for move in done.made if move.cause is Cause.BALANCE)
-        repaired = tuple(move for move in done.made if move.cause is not Cause.BALANCE)
-        return replace(
-            seen,
-            pinned=of_plan,
-            repaired=(*seen.repaired, *repaired),
-            failures=(*seen.failures, *done.failures),
-            lost=done.lost,
-        )
-
-    def _objection(self, move: Move, definition: Definition) -> str:
-        """Say what speaks against a move by a definition that was read just now."""
-        if move.cause is Cause.WORSE_OFF:
-            # That undoes what was done, so what plans may use does not matter.
-            stays = move.to_cpus.is_within(definition.allowed.get(move.vcpu.vcpu, NO_CPUS))
-            return "" if stays else "the domain's definition does not allow that any more"
-        house = self._observed.house if self._observed is not None else None
-        if move.cause is Cause.NOT_ALLOWED:
-            why = _objection(house, move.domain, definition, move.vcpu.vcpu, move.from_cpus)
-            return "" if why else "its pin is allowed again"
-        return _objection(house, move.domain, definition, move.vcpu.vcpu, move.to_cpus)
 
     def _prove(self, look: Look, *, is_last: bool = False) -> tuple[Proof, ...]:
         if self._promise is None:
@@ -237,7 +227,7 @@ class Scheduler:
         proof = proven(self._promise, look, is_last=is_last)
         if proof is None:
             return ()
-        for vcpu in self._promise.moved:
+        for vcpu in {move.vcpu for move in self._promise.moves}:
             if proof.verdict is Verdict.HELPED:
                 self._table.helped(vcpu)
             elif proof.verdict is Verdict.NO_HELP:
@@ -311,40 +301,3 @@ def _seen(number: int, sample: Sample, rules: Rules, observed: Observed) -> Cycl
         ),
         left_alone=observed.house.left_alone if observed.house is not None else {},
     )
-
-
-def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
-    """Return the moves that end pins of ours that are not allowed any more, and mend the others.
-
-    What is not allowed any more is so by the settings, or by definitions: the guest's own, or those
-    of others that reserve pCPUs.
-    """
-    online = sample.topology.online
-    for domain in sample.domains:
-        definition = domain.definition
-        for reading in domain.vcpus:
-            pin, original = reading.pin, reading.original
-            if pin is None or original is None or reading.held or not definition.allowed:
-                continue
-            why = _objection(house, domain.name, definition, reading.vcpu, pin & online)
-            to_cpus = (original if why else pin) & online & definition.cpuset
-            # Of an original with pCPUs that are offline the rest may be in force already.
-            if (why or reading.undone) and to_cpus != reading.affinity:
-                yield Move(
-                    vcpu=VcpuId(domain.uuid, domain.domain_id, reading.vcpu),
-                    domain=domain.name,
-                    from_cpus=reading.affinity,
-                    to_cpus=to_cpus,
-                    load_ppm=0,
-                    reason=why,
-                    cause=Cause.NOT_ALLOWED if why else Cause.RESET,
-                )
-
-
-def _objection(
-    house: House | None, name: str, definition: Definition, vcpu: int, cpus: CpuSet
-) -> str:
-    # While the machine's nodes are not known no pin is wrong for them.
-    if house is None or not (house.nodes or vcpu not in definition.memory_strict):
-        return ""
-    return house.objection(name, definition, vcpu, cpus)

@@ -1,11 +1,9 @@
-"""Judges whether what was done helped, and finds vCPUs that were better off unbound.
+"""Judges whether what was done helped, and whether there is anything new to be done.
 
 Rule: judges what was measured, remembers nothing, and knows no clock but that of the samples.
 
-Problem: loads are estimates and plans are promises. A pin that helps nobody is worse than none, and
-    a vCPU that floated may have been better off.
-Approach: note who waited before a plan and what the plan promises them; look again. And look at
-    every vCPU that was bound by us although it may use more: does it wait while these idle?
+Problem: loads are estimates and plans are promises. A pin that helps nobody is worse than none.
+Approach: note who waited before a plan and what the plan promises them; look again.
 Terms: touched by a plan are the vCPUs that it moved, and those bound to where they came from. A
     vCPU waits when it was kept from running for 5 % of the time or more, by others on its pCPU. On
     a pCPU of which more is wanted than it has, by a factor f, a vCPU will wait for 1 - 1/f of what
@@ -15,16 +13,14 @@ Properties: what was not measured is not judged. A plan that touched nobody who 
 """
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu, VcpuId
-from vcpusched.observe.demand import CROWDED_PPM, WAITS_PPM
-from vcpusched.plan.planner import MIN_WAIT_PPM, Cause, Move, Plan, Policy
-from vcpusched.sample import Sample
-from vcpusched.text import percent
+from vcpusched.observe.demand import WAITS_PPM
+from vcpusched.plan.planner import MIN_WAIT_PPM, Move, Plan, Policy
 
 PATIENCE_NS: Final = 20_000_000_000
 """So long after a plan the wait may take to fall."""
@@ -64,20 +60,16 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What was executed in a cycle, and what it promised to those who waited.
+    """The `moves` that were made in a cycle, the look before, and what is promised for it.
 
-    `waits` gives, per vCPU that waited, for which share of the time it did, and for which it is
-    promised to.
+    `waits` gives, per vCPU that waited, for which share of the time it did and for which it is
+    promised to, and the pCPU on which it will be.
     """
 
     number: int
-    made_at_ns: int
-    moved: frozenset[VcpuId]
-    gap_before_ppm: int
-    gap_promised_ppm: int
-    waits: Mapping[VcpuId, tuple[int, int]]
-    cpus: Mapping[VcpuId, int]
-    loads_ppm: Mapping[int, int]
+    look: Look
+    moves: tuple[Move, ...]
+    waits: Mapping[VcpuId, tuple[int, int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +94,7 @@ def promised(number: int, look: Look, pinned: tuple[Move, ...]) -> Promise:
     left = {cpu for move in pinned for cpu in move.from_cpus}
     loads = dict(plan.loads_after_ppm)
     factors = {cpu.id: max(PPM, loads.get(cpu.id, 0)) for cpu in host.cpus}
-    promises: dict[VcpuId, tuple[int, int]] = {}
-    places: dict[VcpuId, int] = {}
+    promises: dict[VcpuId, tuple[int, int, int]] = {}
     for vcpu in host.vcpus:
         move = moved.get(vcpu.id)
         cpus = move.to_cpus if move is not None else vcpu.cpus
@@ -113,18 +104,8 @@ def promised(number: int, look: Look, pinned: tuple[Move, ...]) -> Promise:
         cpu = min((cpu for cpu in cpus if cpu in factors), key=factors.__getitem__, default=None)
         if cpu is not None:
             wait_ppm = vcpu.load_ppm - vcpu.load_ppm * PPM // factors[cpu]
-            promises[vcpu.id] = waits[vcpu.id], min(waits[vcpu.id], wait_ppm)
-            places[vcpu.id] = cpu
-    return Promise(
-        number=number,
-        made_at_ns=look.at_ns,
-        moved=frozenset(moved),
-        gap_before_ppm=plan.gap_before_ppm,
-        gap_promised_ppm=plan.gap_after_ppm,
-        waits=promises,
-        cpus=places,
-        loads_ppm=loads,
-    )
+            promises[vcpu.id] = waits[vcpu.id], min(waits[vcpu.id], wait_ppm), cpu
+    return Promise(number, look, pinned, promises)
 
 
 def proven(promise: Promise, look: Look, *, is_last: bool = False) -> Proof | None:
@@ -144,7 +125,7 @@ def proven(promise: Promise, look: Look, *, is_last: bool = False) -> Proof | No
         verdict = Verdict.HELPED
     elif not asked or is_last:
         verdict = Verdict.UNCLEAR
-    elif look.at_ns - promise.made_at_ns < PATIENCE_NS:
+    elif look.at_ns - promise.look.at_ns < PATIENCE_NS:
         return None
     else:
         is_like = len(waits) == len(asked) and not _wants_more(promise, asked, look.plan)
@@ -153,8 +134,8 @@ def proven(promise: Promise, look: Look, *, is_last: bool = False) -> Proof | No
     return Proof(
         number=promise.number,
         verdict=verdict,
-        gap_before_ppm=promise.gap_before_ppm,
-        gap_promised_ppm=promise.gap_promised_ppm,
+        gap_before_ppm=promise.look.plan.gap_before_ppm,
+        gap_promised_ppm=promise.look.plan.gap_after_ppm,
         gap_ppm=look.plan.gap_before_ppm,
         waiting=len(asked),
         wait_before_ppm=before_ppm // count,
@@ -163,54 +144,15 @@ def proven(promise: Promise, look: Look, *, is_last: bool = False) -> Proof | No
     )
 
 
-def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
-    """Give back the original affinity of each vCPU that we bound, waits, and need not.
-
-    It need not where the other pCPUs of its original affinity were idle for as long as it waited,
-    together. What one takes the next cannot have. Where its own pCPU had room it is only jostled.
-    """
-    cpus = [cpu.id for cpu in look.host.cpus if not cpu.cpu.isolated]  # there nobody is moved
-    idle_ppm = {cpu: PPM - look.busy.get(cpu, PPM) for cpu in cpus}
-    loads_ppm = {vcpu.id: vcpu.load_ppm for vcpu in look.host.vcpus}
-    for domain in sample.domains:
-        for reading in domain.vcpus:
-            vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
-            wait_ppm = look.waits.get(vcpu, 0)
-            # The kernel takes none that is offline, or outside of the guest's cpuset.
-            may = sample.topology.online & domain.definition.cpuset
-            original = reading.original and reading.original & may
-            if original is None or len(original) <= len(reading.affinity) or reading.held:
-                continue
-            others = [cpu for cpu in original if cpu in idle_ppm and cpu not in reading.affinity]
-            room_ppm = sum(idle_ppm[cpu] for cpu in others)
-            crowded = all(look.busy.get(cpu, 0) >= CROWDED_PPM for cpu in reading.affinity)
-            if wait_ppm < WAITS_PPM or room_ppm < wait_ppm or not crowded:
-                continue
-            for cpu in others:
-                idle_ppm[cpu] -= idle_ppm[cpu] * wait_ppm // room_ppm
-            yield Move(
-                vcpu=vcpu,
-                domain=domain.name,
-                from_cpus=reading.affinity,
-                to_cpus=original,
-                load_ppm=loads_ppm.get(vcpu, 0),
-                reason=(
-                    f"it waited for {percent(wait_ppm)} of the time on pCPU {reading.affinity}, "
-                    f"while others of its original affinity {original} idled"
-                ),
-                cause=Cause.WORSE_OFF,
-            )
-
-
 def _is_bound_to(vcpu: Vcpu, cpus: set[int]) -> bool:
     return len(vcpu.cpus) == 1 and vcpu.cpus.is_within(CpuSet.of(cpus))
 
 
 def _wants_more(promise: Promise, asked: list[VcpuId], found: Plan) -> bool:
     """Tell whether more is wanted than was planned, where those are that were promised less."""
-    loads = dict(found.loads_before_ppm)
-    cpus = {promise.cpus[vcpu] for vcpu in asked}
-    planned_ppm = sum(promise.loads_ppm.get(cpu, 0) for cpu in cpus)
+    loads, planned = dict(found.loads_before_ppm), dict(promise.look.plan.loads_after_ppm)
+    cpus = {promise.waits[vcpu][2] for vcpu in asked}
+    planned_ppm = sum(planned.get(cpu, 0) for cpu in cpus)
     return sum(loads.get(cpu, 0) for cpu in cpus) * 100 > planned_ppm * MORE_PERCENT
 
 

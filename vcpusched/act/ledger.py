@@ -12,6 +12,10 @@ Terms: a pin is pending from before it is asked for until it was seen in force; 
     is undone while the kernel has the vCPU elsewhere and libvirt's books still have the pin.
 Algorithm: 1. Write down original and pending affinity. 2. Pin. 3. What a later sample shows tells
     whether 2 happened.
+The mark: live pins go with a guest that is migrated or saved, and the ledger does not. So before a
+    pin it is written into the domain's live metadata where its vCPUs were, and which pins are ours:
+    the one in force and the one that is about to be made. A mark counts only beside one of these,
+    or a person's pin would be taken for ours by whoever reads it next.
 Properties: between any two steps the original is in the ledger, or in force, or both. A vCPU whose
     affinity is the original one again has no pin of ours. A record is one run of one vCPU: its UUID
     and number, and a CPU time not below what was recorded, since libvirtd may give domain ids anew
@@ -19,18 +23,23 @@ Properties: between any two steps the original is in the ledger, or in force, or
 """
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vcpusched.model import NO_CPUS, CpuSet, DomainUuid, VcpuId
+from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, Origin, Sample, VcpuId
 from vcpusched.plan.planner import Cause, Move
+from vcpusched.text import printable
 
 RESETS_MAX: Final = 3
 """How often a pin of ours that was undone is made again."""
 
 TO_ORIGINAL: Final = frozenset({Cause.WORSE_OFF, Cause.NOT_ALLOWED, Cause.RESTORED})
 """The causes of moves that end a pin of ours."""
+
+
+Mark = Mapping[int, Origin]
+"""What the mark in a domain says of its vCPUs, by their numbers; nothing where there is none."""
 
 
 class Hold(enum.StrEnum):
@@ -100,9 +109,40 @@ class Entry:
         """Whether libvirt may still be putting vCPUs where they belong."""
         return any(record.young_ns for record in self.records.values())
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a vCPU of it is held."""
+        return self.held or any(record.held is not None for record in self.records.values())
+
     def is_kept(self) -> bool:
         """Tell whether there is anything that outlives the process."""
         return self.held or self.marked or any(map(is_kept, self.records.values()))
+
+    def mark(self, sample: Sample) -> Mark:
+        """Return what the domain's mark should say: something of each vCPU with a pin of ours."""
+        mark = {}
+        for vcpu, record in self.records.items():
+            if record.original is None:
+                continue
+            pins = {record.affinity, record.pending or record.affinity}
+            # What the kernel undid while pCPUs were offline was made again without these.
+            pins |= {pin & sample.topology.online for pin in pins}
+            # Other hosts have other pCPUs.
+            is_anywhere = (sample.present - sample.isolated).is_within(record.original)
+            original = ALL_CPUS if is_anywhere else record.original
+            mark[vcpu] = Origin(original, frozenset(pins) - {NO_CPUS})
+        return mark
+
+    def why_held(self, record: Record) -> str:
+        """Say why a vCPU is held and how that ends; nothing when it is not."""
+        if record.held is None and not self.held:
+            return ""
+        ends = f'until its domain restarts or "vcpusched release {printable(self.name)}"'
+        if record.held is Hold.PINNED:
+            return f"another hand pinned it to pCPU {record.affinity}, {ends}"
+        if record.held is Hold.RESET:
+            return f"its pin was undone again and again, {ends}"
+        return f"given back by restore, {ends}"
 
 
 def is_kept(record: Record) -> bool:
@@ -167,9 +207,9 @@ class Ledger:
         return self.noting(vcpu, record)
 
     def marking(self, uuid: DomainUuid, *, marked: bool) -> "Ledger":
-        """Give the ledger with a domain marked or not. Raises KeyError for one never seen."""
-        entry = self.entries[uuid]
-        if entry.marked == marked:
+        """Return the ledger with a domain marked or not, where it knows it."""
+        entry = self.entries.get(uuid)
+        if entry is None or entry.marked == marked:
             return self
         return self._with_entry(uuid, replace(entry, marked=marked))
 
@@ -193,6 +233,21 @@ class Ledger:
 
     def _with_entry(self, uuid: DomainUuid, entry: Entry) -> "Ledger":
         return Ledger({**self.entries, uuid: entry})
+
+
+def tells(mark: Mark, should: Mark, vcpus: Collection[int] | None = None) -> bool:
+    """Return whether a mark says of some vCPUs what it should, or of all and of no other.
+
+    It may name more pins.
+    """
+    if vcpus is None and mark.keys() != should.keys():
+        return False
+    return all(
+        (known := mark.get(vcpu)) is not None
+        and known.original == should[vcpu].original
+        and should[vcpu].pins <= known.pins
+        for vcpu in (should if vcpus is None else vcpus)
+    )
 
 
 def settled(record: Record) -> Record:

@@ -7,18 +7,18 @@ writes and pins nothing. It reads no clock.
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
 from vcpusched.act.actuator import Actuator, Event, ignore, never
-from vcpusched.act.comparison import Books, annotated, is_held, reconcile, suspects
-from vcpusched.act.ledger import TO_ORIGINAL, Changed, Ledger, Record
+from vcpusched.act.comparison import Reconciled, reconcile
+from vcpusched.act.ledger import TO_ORIGINAL, Changed, Entry, Ledger, Mark, Record, tells
 from vcpusched.act.ledger_file import Book
-from vcpusched.act.marks import Marks
 from vcpusched.host.hypervisor import (
     BusyError,
     ConnectionLostError,
+    CpuRefusedError,
     HypervisorError,
     MarkingHypervisor,
     NotRecordedError,
@@ -28,13 +28,16 @@ from vcpusched.host.hypervisor import (
 )
 from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, Topology, VcpuId
 from vcpusched.plan.planner import Cause, Move
-from vcpusched.sample import Definition, Origin, Sample
+from vcpusched.sample import Definition, Sample
 
 SAVE_NS: Final = 60 * 1_000_000_000
 """How old the CPU times in the file may be, which tell a domain that was started anew."""
 
-BOOKS_MAX: Final = 32
-"""Of so many guests libvirt's books are read in one cycle; those of others in the next ones."""
+ASKED_MAX: Final = 32
+"""Of so many guests definitions are read in one cycle; those of others in the next ones."""
+
+NOT_MADE: Final = (BusyError, OvertakenError, PermissionDeniedError, VanishedError)
+"""What a pin raises that was certainly not made."""
 
 FIND_NS: Final = 60 * 1_000_000_000
 """How long libvirtd may take to find its guests once it answers."""
@@ -45,36 +48,62 @@ class Reconciler:
 
     def __init__(self, hypervisor: MarkingHypervisor, book: Book) -> None:
         self._hypervisor = hypervisor
-        self._marks = Marks(self._mark)
         self._book = book
         self._unseen = set(book.ledger.entries)
         self._began_ns: int | None = None
         self._sample = Sample(Topology(()), ())
         self._changes: list[Changed] = []
-        self._untried: dict[VcpuId, Record] = {}
-        """What was known of vCPUs before the moves that are intended and not tried yet."""
+        self._intended: dict[VcpuId, Move] = {}
+        """What the file has of moves that were not tried yet; the ledger in memory has none."""
+        self._marks: dict[DomainUuid, Mark] = {}
+        """What the marks of running domains say, where that is known."""
         self._saved_ns: int | None = None
         self._last_asked = DomainUuid("")
 
     def sample(self) -> Sample:
         """Read the host, and mark which affinities are ours and which vCPUs are held."""
         sample = self._hypervisor.sample()
-        self._drop_untried()
-        before = self._book.ledger
-        books = self._books(suspects(before, sample))
-        # What was read just now is what repairs and plans go by, too.
-        domains = (
-            replace(domain, definition=books.get(domain.uuid, domain.definition))
-            for domain in sample.domains
-        )
-        sample = replace(sample, domains=tuple(domains))
-        found = reconcile(before, sample, books, unseen=self._unseen, uri=self._book.uri)
-        self._marks.learn(sample)
-        after = self._book.ledger = self._marks.applied(found.ledger)
+        self._intended.clear()
+        found = self._reconciled(sample)
+        if definitions := self._definitions(found.unclear):
+            # Repairs and plans go by these, too.
+            domains = (
+                replace(domain, definition=definitions.get(domain.uuid, domain.definition))
+                for domain in sample.domains
+            )
+            found = self._reconciled(replace(sample, domains=tuple(domains)), definitions)
+        self._book.ledger = found.ledger
         self._changes += found.changes
-        self._sample = sample
-        self._find(sample)
-        return annotated(sample, after)
+        self._sample = found.sample
+        self._marks = {uuid: self._marks.get(uuid, {}) for uuid in sample.unread} | {
+            domain.uuid: domain.definition.origin
+            for domain in sample.domains
+            if domain.definition.allowed
+        }
+        self._unseen -= {domain.uuid for domain in sample.domains}
+        if self._began_ns is None and sample.domains:
+            self._began_ns = self._now_ns
+        if self._began_ns is not None and self._now_ns - self._began_ns >= FIND_NS:
+            self._unseen &= set(sample.unread)
+        return found.sample
+
+    def _reconciled(self, sample: Sample, asked: Collection[DomainUuid] = ()) -> Reconciled:
+        ledger, uri = self._book.ledger, self._book.uri
+        return reconcile(ledger, sample, asked, unseen=self._unseen, uri=uri)
+
+    def _definitions(self, uuids: Iterable[DomainUuid]) -> dict[DomainUuid, Definition]:
+        """Read those of some, in turn: a slice that is narrowed makes all its guests unclear."""
+        definitions, order = {}, sorted(uuids)
+        turn = bisect_right(order, self._last_asked)
+        for uuid in (order[turn:] + order[:turn])[:ASKED_MAX]:
+            self._last_asked = uuid
+            try:
+                definitions[uuid] = self._hypervisor.definition(uuid)
+            except ConnectionLostError:
+                raise
+            except HypervisorError:
+                continue  # the next sample asks again
+        return definitions
 
     def settle(self, on_event: Callable[[Event], None] = ignore, *, rests: bool = False) -> None:
         """Tell what others changed, and bring file and marks up to date; no mark while it `rests`.
@@ -105,30 +134,23 @@ class Reconciler:
         those back to the originals, which are written already.
         """
         before = ledger = self._book.ledger
-        for move in moves:
-            if before.record(move.vcpu) is None:
-                raise VanishedError("the vCPU was not in the last sample")
+        self._intended |= {move.vcpu: move for move in moves}
+        for move in self._intended.values():
+            self._record(move.vcpu)
             ledger = ledger.intending(move)
-        if ledger is not before:
-            try:
-                self._save(ledger)
-            except NotRecordedError:
-                if any(move.cause is Cause.BALANCE for move in moves):
-                    raise
-                self._book.ledger = ledger
-        self._untried |= {
-            move.vcpu: record
-            for move in moves
-            if move.cause is not Cause.RESET and (record := before.record(move.vcpu)) is not None
-        }
+        entry = ledger.entries[moves[0].vcpu.uuid]
         try:
-            for move in moves:
-                if move.cause not in TO_ORIGINAL:
-                    self._marks.before_pin(move.vcpu, ledger.entries[move.vcpu.uuid])
-        except HypervisorError:
-            # It may have been written, if the connection broke; the next sample shows it.
-            self._drop_untried()
-            raise
+            self._save(ledger)
+        except NotRecordedError:
+            if any(move.cause is Cause.BALANCE for move in moves):
+                raise
+        # What is never tried is no pin of ours, and another's to the same pCPU is not taken for it.
+        self._book.ledger = before.marking(moves[0].vcpu.uuid, marked=entry.marked)
+        self._mark(
+            moves[0].vcpu.uuid,
+            entry,
+            {move.vcpu.vcpu for move in moves if move.cause not in TO_ORIGINAL},
+        )
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> CpuSet:
         """Make a move that was intended; returns the offline pCPUs that the kernel did not take.
@@ -136,23 +158,18 @@ class Reconciler:
         Raises OvertakenError when the vCPU is not where the last sample saw it, since another has
         pinned it: then no pin was made, nor where the domain is busy or does not let us.
         """
-        record = self._book.ledger.record(vcpu)
-        if record is None:
-            raise VanishedError("the vCPU was not in the last sample")
+        before, known = self._book.ledger, self._record(vcpu)
         if not cpus:
-            self._drop_untried(vcpu)
-            raise HypervisorError(f"pCPUs {record.pending or record.affinity} are offline")
+            raise CpuRefusedError(f"pCPUs {known.original or known.affinity} are offline")
+        self._book.ledger = before.intending(self._intended.pop(vcpu))
+        record = self._record(vcpu)
         try:
-            self._check_unchanged(vcpu, self._untried.get(vcpu, record), record)
-            is_of_plan = record.pending not in {None, record.original}
-            whole = record.pending or record.affinity
-            missing = self._pin_whole(vcpu, whole, is_of_plan=is_of_plan)
-        except (BusyError, OvertakenError, PermissionDeniedError, VanishedError):
+            self._check_unchanged(vcpu, known, record)
+            missing = self._pin_whole(vcpu, record)
+        except NOT_MADE:
             # Or another's pin to the same pCPU would be taken for this one, however late.
-            self._drop_untried(vcpu)
+            self._book.ledger = before
             raise
-        finally:
-            self._untried.pop(vcpu, None)
         # Not written yet: the next one who reads that it was pending finds it in force. The next
         # sample writes it, before another's pin to where the vCPU was could be taken for ours.
         self._book.ledger = self._book.ledger.made(vcpu, but_for=missing)
@@ -189,17 +206,12 @@ class Reconciler:
             for uuid in wanted & set(ledger.entries):
                 ledger = ledger.holding(uuid)
             self._save(ledger)
-        events: list[Event] = []
-
-        def note(event: Event) -> None:
-            events.append(event)
-            on_event(event)
-
-        done = Actuator(self, cancelled=cancelled, on_event=note).act(moves)
-        if done.lost is not None:
-            raise ConnectionLostError(done.lost)
+        actuator = Actuator(self, cancelled=cancelled, on_event=on_event)
+        actuator.act(moves)
+        if actuator.lost is not None:
+            raise ConnectionLostError(actuator.lost)
         self._tidy(sorted(wanted))
-        return events
+        return actuator.events
 
     def elsewhere(self) -> str:
         """Say on one line what the ledger has of another libvirt's; nothing where it has none."""
@@ -208,7 +220,7 @@ class Reconciler:
     def still_marked(self, uuids: Iterable[DomainUuid] | None = None) -> list[str]:
         """Give the names of running domains that bear our mark and have no pin of ours any more.
 
-        Of some domains or of all. It is tried again to take it away, once a minute.
+        Of some domains or of all. Each cycle tries to take it away.
         """
         entries = self._book.ledger.entries
         return [
@@ -224,7 +236,7 @@ class Reconciler:
         names = []
         for uuid in sorted(ledger.entries if uuids is None else uuids):
             entry = ledger.entries.get(uuid)
-            if entry is not None and entry.is_at(self._book.uri) and is_held(entry):
+            if entry is not None and entry.is_at(self._book.uri) and entry.is_held:
                 names.append(entry.name)
                 ledger = ledger.releasing(uuid)
         self._save(ledger)
@@ -232,7 +244,6 @@ class Reconciler:
 
     def save(self) -> None:
         """Bring the file up to date, where it can be written; the next sample tries again."""
-        self._drop_untried()
         with contextlib.suppress(OSError):
             self._book.save(self._book.ledger)
 
@@ -244,28 +255,28 @@ class Reconciler:
     def _running(self) -> set[DomainUuid]:
         return {domain.uuid for domain in self._sample.domains} | set(self._sample.unread)
 
+    def _record(self, vcpu: VcpuId) -> Record:
+        record = self._book.ledger.record(vcpu)
+        if record is None:
+            raise VanishedError("the vCPU was not in the last sample")
+        return record
+
     def _sampled(self, vcpu: VcpuId) -> Iterator[CpuSet]:
         for domain in self._sample.domains:
             if domain.uuid == vcpu.uuid:
                 yield from (one.affinity for one in domain.vcpus if one.vcpu == vcpu.vcpu)
 
-    def _drop_untried(self, *vcpus: VcpuId) -> None:
-        """Forget what was intended and not tried, of some vCPUs or of all; a mark may be there."""
-        for vcpu in vcpus or tuple(self._untried):
-            if (record := self._untried.pop(vcpu, None)) is not None:
-                ledger = self._book.ledger.noting(vcpu, record)
-                self._book.ledger = ledger.marking(vcpu.uuid, marked=True)
-
-    def _pin_whole(self, vcpu: VcpuId, whole: CpuSet, *, is_of_plan: bool) -> CpuSet:
+    def _pin_whole(self, vcpu: VcpuId, record: Record) -> CpuSet:
         """Pin to all of a set, offline pCPUs included; returns what is missing."""
         self._check_ours()
+        whole = record.pending or record.affinity
         present = whole & self._sample.present
         try:
             self._hypervisor.pin(vcpu, present)
-        except (BusyError, ConnectionLostError, PermissionDeniedError, VanishedError):
+        except (*NOT_MADE, ConnectionLostError):
             raise
         except HypervisorError:
-            if is_of_plan:
+            if record.pending not in {None, record.original}:  # plans know another pCPU
                 raise
             # With version 1 of cgroups no group takes a pCPU that is offline or not its parent's,
             # and its parent may have others by now.
@@ -277,9 +288,14 @@ class Reconciler:
             return whole - cpus
         return whole - present
 
-    def _mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
-        self._check_ours()
-        self._hypervisor.mark(uuid, domain_id, origin)
+    def _mark(self, uuid: DomainUuid, entry: Entry, vcpus: Collection[int] | None = None) -> None:
+        """See to it that a mark says of some vCPUs what it should; or of all, and of no other."""
+        should = entry.mark(self._sample)
+        if not tells(self._marks.get(uuid, {}), should, vcpus):
+            self._check_ours()
+            self._hypervisor.mark(uuid, entry.domain_id, should)
+            self._marks[uuid] = should
+            self._book.ledger = self._book.ledger.marking(uuid, marked=bool(should))
 
     def _check_ours(self) -> None:
         """Drop all that was about to be done once the book is closed: another keeps it then."""
@@ -289,11 +305,11 @@ class Reconciler:
     def _check_unchanged(self, vcpu: VcpuId, before: Record, record: Record) -> None:
         """Raise OvertakenError for a vCPU that is neither as it was seen nor where it was sent."""
         now, online = self._hypervisor.affinity(vcpu), self._sample.topology.online
-        sent = before.affinity if before.pending is None else before.pending
+        known = {cpus & online for cpus in (before.affinity, before.pending) if cpus is not None}
         # Where pCPUs are offline what was seen differs from all that is known. A single pCPU that
         # a young vCPU is on may be a person's choice.
         seen = () if before.young_ns and len(now) == 1 else self._sampled(vcpu)
-        if now in {*seen, before.affinity & online, sent & online}:
+        if now in {*known, *seen}:
             return
         # On its way back what is wider is what the kernel made of it.
         if record.pending is None or record.pending != record.original or len(now) == 1:
@@ -307,33 +323,20 @@ class Reconciler:
                 f"the original affinity cannot be written down: {error.strerror or error}"
             ) from None
 
-    def _find(self, sample: Sample) -> None:
-        """Note whom this libvirtd was seen to run; who is not found for long does not run."""
-        self._unseen -= {domain.uuid for domain in sample.domains}
-        if self._began_ns is None and sample.domains:
-            self._began_ns = self._now_ns
-        if self._began_ns is not None and self._now_ns - self._began_ns >= FIND_NS:
-            self._unseen &= set(sample.unread)
-
-    def _tidy(self, uuids: Iterable[DomainUuid] | None = None) -> None:
+    def _tidy(self, uuids: Collection[DomainUuid] | None = None) -> None:
+        """Correct marks, of some domains at once, or of all that libvirt is done with."""
         before = self._book.ledger
         try:
-            self._marks.tidy(before, uuids)
+            for uuid in tuple(self._marks) if uuids is None else uuids:
+                entry = before.entries.get(uuid)
+                if entry is None or (uuids is None and entry.is_young):
+                    continue
+                try:
+                    self._mark(uuid, entry)
+                except ConnectionLostError:
+                    raise
+                except HypervisorError:
+                    continue  # the next cycle tries again
         finally:
-            self._book.ledger = self._marks.applied(before)
             if uuids is not None or self._book.ledger is not before:
                 self.save()
-
-    def _books(self, suspected: Iterable[DomainUuid]) -> Books:
-        """Read those of some, in turn: a slice that is narrowed makes all its guests suspects."""
-        books, uuids = {}, sorted(suspected)
-        turn = bisect_right(uuids, self._last_asked)
-        for uuid in (uuids[turn:] + uuids[:turn])[:BOOKS_MAX]:
-            self._last_asked = uuid
-            try:
-                books[uuid] = self._hypervisor.definition(uuid)
-            except ConnectionLostError:
-                raise
-            except HypervisorError:
-                continue  # the next sample asks again
-        return books

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from vcpusched.model import CpuSet, DomainUuid, Host, Vcpu, VcpuId
+from vcpusched.plan.planner import Cause, Move
 from vcpusched.sample import Sample
 
 QUARANTINE_CYCLES, QUARANTINE_MAX = 10, 640
@@ -48,11 +49,12 @@ class VcpuTable:
         self._quarantine: dict[DomainUuid | int, _Left] = {}
         """By guest, and by the number of a pCPU."""
 
-    def pinned(self, vcpu: VcpuId, cpus: CpuSet, *, cools: bool = True) -> None:
-        """Note that a vCPU was pinned to these pCPUs, or may have been."""
-        if cools:
-            self._vcpus[vcpu] = replace(self._of(vcpu), cools=True, cools_from_ns=None)
-        for proven in (vcpu.uuid, *cpus):
+    def pinned(self, move: Move) -> None:
+        """Note that a move was made, or may have been."""
+        if move.cause is not Cause.RESET:
+            known = self._of(move.vcpu)
+            self._vcpus[move.vcpu] = replace(known, cools=True, cools_from_ns=None)
+        for proven in (move.vcpu.uuid, *move.to_cpus):
             self._quarantine.pop(proven, None)
 
     def refused(self, what: DomainUuid | int, number: int) -> None:

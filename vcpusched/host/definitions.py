@@ -5,7 +5,7 @@ Rule: no I/O and no clock: what libvirt says and the time are passed in.
 
 import pwd
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 from xml.etree import ElementTree as ET
@@ -14,7 +14,7 @@ from vcpusched.host import libvirt_xml
 from vcpusched.host.cgroups import Limits
 from vcpusched.host.hypervisor import HypervisorError
 from vcpusched.model import DomainUuid
-from vcpusched.sample import Definition
+from vcpusched.sample import Definition, Origin
 
 Key = tuple[DomainUuid, int]
 """One run of a guest: its UUID, and the number that libvirt gives each run."""
@@ -101,6 +101,12 @@ class Definitions:
             quota_ppm=min(known.definition.quota_ppm, limits.quota_ppm),
         )
         self._known[key] = replace(known, definition=definition, is_bound=True)
+
+    def marked(self, key: Key, origin: Mapping[int, Origin]) -> None:
+        """Take in the mark that was written into a guest."""
+        if (known := self._known.get(key)) is not None:
+            definition = replace(known.definition, origin=dict(origin))
+            self._known[key] = replace(known, definition=definition)
 
     def postpone(self, key: Key, now_ns: int) -> None:
         """Keep what is known until the guest's next moment, because it was not told now."""

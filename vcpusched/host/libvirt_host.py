@@ -195,17 +195,20 @@ class LibvirtHost:
         Like a pin this takes the domain's job, and is refused to whoever may not pin.
         """
         xml = libvirt_xml.origin_xml(origin) if origin else None
-        self._change(
-            uuid,
-            domain_id,
-            lambda domain: domain.setMetadata(
-                libvirt.VIR_DOMAIN_METADATA_ELEMENT,
-                xml,
-                ORIGIN_PREFIX,
-                libvirt_xml.ORIGIN,
-                libvirt.VIR_DOMAIN_AFFECT_LIVE,
-            ),
-        )
+        # What is to be taken away may not be there.
+        with contextlib.suppress(*[] if origin else [VanishedError]):
+            self._change(
+                uuid,
+                domain_id,
+                lambda domain: domain.setMetadata(
+                    libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+                    xml,
+                    ORIGIN_PREFIX,
+                    libvirt_xml.ORIGIN,
+                    libvirt.VIR_DOMAIN_AFFECT_LIVE,
+                ),
+            )
+        self._definitions.marked((uuid, domain_id), origin)
 
     def _change(self, uuid: DomainUuid, domain_id: int, change: Callable[[Any], object]) -> None:
         """Change a running domain, unless that would block."""

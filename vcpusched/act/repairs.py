@@ -1,0 +1,112 @@
+"""Moves of no plan: pins of ours that are mended, and ways back to original affinities.
+
+Rule: pure; says which moves a sample asks for, and what speaks against a move by a definition that
+was read since. A vCPU that is held is left alone.
+"""
+
+from collections.abc import Iterator
+
+from vcpusched.act.feedback import Look
+from vcpusched.model import (
+    NO_CPUS,
+    PPM,
+    CpuSet,
+    Definition,
+    DomainReading,
+    Sample,
+    VcpuId,
+    VcpuReading,
+)
+from vcpusched.observe.demand import CROWDED_PPM, WAITS_PPM
+from vcpusched.observe.placement_rules import House
+from vcpusched.plan.planner import Cause, Move
+from vcpusched.text import percent
+
+
+def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
+    """Return the moves that end pins of ours that are not allowed any more, and mend the others.
+
+    What is not allowed any more is so by the settings, or by definitions: the guest's own, or those
+    of others that reserve pCPUs.
+    """
+    online = sample.topology.online
+    for domain, reading, pin, original in _pins(sample):
+        if not domain.definition.allowed:
+            continue
+        why = _why_not(house, domain.name, domain.definition, reading.vcpu, pin & online)
+        to_cpus = (original if why else pin) & online & domain.definition.cpuset
+        # Of an original with pCPUs that are offline the rest may be in force already.
+        if (why or reading.undone) and to_cpus != reading.affinity:
+            cause = Cause.NOT_ALLOWED if why else Cause.RESET
+            yield _move(domain, reading, to_cpus, cause, why)
+
+
+def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
+    """Give back the original affinity of each vCPU that we bound, waits, and need not.
+
+    It need not where the other pCPUs of its original affinity were idle for as long as it waited,
+    together. What one takes the next cannot have. Where its own pCPU had room it is only jostled.
+    """
+    cpus = [cpu.id for cpu in look.host.cpus if not cpu.cpu.isolated]  # there nobody is moved
+    idle_ppm = {cpu: PPM - look.busy.get(cpu, PPM) for cpu in cpus}
+    loads_ppm = {vcpu.id: vcpu.load_ppm for vcpu in look.host.vcpus}
+    for domain, reading, _pin, whole in _pins(sample):
+        vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
+        wait_ppm = look.waits.get(vcpu, 0)
+        # The kernel takes none that is offline, or outside of the guest's cpuset.
+        original = whole & sample.topology.online & domain.definition.cpuset
+        others = [cpu for cpu in original if cpu in idle_ppm and cpu not in reading.affinity]
+        room_ppm = sum(idle_ppm[cpu] for cpu in others)
+        is_crowded = all(look.busy.get(cpu, 0) >= CROWDED_PPM for cpu in reading.affinity)
+        is_wider = len(original) > len(reading.affinity)
+        if not (is_wider and is_crowded and WAITS_PPM <= wait_ppm <= room_ppm):
+            continue
+        for cpu in others:
+            idle_ppm[cpu] -= idle_ppm[cpu] * wait_ppm // room_ppm
+        why = (
+            f"it waited for {percent(wait_ppm)} of the time on pCPU {reading.affinity}, while"
+            f" others of its original affinity {original} idled"
+        )
+        yield _move(domain, reading, original, Cause.WORSE_OFF, why, loads_ppm.get(vcpu, 0))
+
+
+def objection(move: Move, definition: Definition, house: House | None) -> str:
+    """Say what speaks against a move by a definition that was read just now; nothing if none."""
+    if move.cause is Cause.WORSE_OFF:
+        # That undoes what was done, so what plans may use does not matter.
+        stays = move.to_cpus.is_within(definition.allowed.get(move.vcpu.vcpu, NO_CPUS))
+        return "" if stays else "the domain's definition does not allow that any more"
+    ends = move.cause is Cause.NOT_ALLOWED
+    cpus = move.from_cpus if ends else move.to_cpus
+    why = _why_not(house, move.domain, definition, move.vcpu.vcpu, cpus)
+    return why if not ends else "" if why else "its pin is allowed again"
+
+
+def _why_not(
+    house: House | None, name: str, definition: Definition, vcpu: int, cpus: CpuSet
+) -> str:
+    # While the machine's nodes are not known no pin is wrong for them.
+    if house is None or not (house.nodes or vcpu not in definition.memory_strict):
+        return ""
+    return house.objection(name, definition, vcpu, cpus)
+
+
+def _pins(sample: Sample) -> Iterator[tuple[DomainReading, VcpuReading, CpuSet, CpuSet]]:
+    """Return the pins of ours that are not held, and the original affinities."""
+    for domain in sample.domains:
+        for reading in domain.vcpus:
+            pin, original = reading.pin, reading.original
+            if pin is not None and original is not None and not reading.held:
+                yield domain, reading, pin, original
+
+
+def _move(  # noqa: PLR0913, PLR0917  all of a move
+    domain: DomainReading,
+    reading: VcpuReading,
+    to_cpus: CpuSet,
+    cause: Cause,
+    reason: str,
+    load_ppm: int = 0,
+) -> Move:
+    vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
+    return Move(vcpu, domain.name, reading.affinity, to_cpus, load_ppm, reason=reason, cause=cause)
