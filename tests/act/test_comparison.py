@@ -259,7 +259,7 @@ def test_a_cpuset_that_cuts_a_set_is_nobodys_pin(*, ours: bool) -> None:
 def test_libvirts_counters_are_no_new_run() -> None:
     """They count in steps: a guest that the kernel hides from now on keeps what is known of it."""
     first, _causes = seen(*(sample(second, "0-7", "0-7") for second in (0.0, 11.0)))
-    ledger = pinned(first, 6).holding(UUID)
+    ledger = pinned(first, 6).holding([UUID])
     ledger, causes = seen(sample(12.0, "6", "0-7", runs_s=(10.985, 10.985)), ledger=ledger)
     assert (causes, of(ledger)) == ([], ("6", "0-7", ""))
     assert ledger.entries[UUID].held

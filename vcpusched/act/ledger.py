@@ -133,6 +133,13 @@ class Entry:
             mark[vcpu] = Origin(original, frozenset(pins) - {NO_CPUS})
         return mark
 
+    def released(self) -> "Entry":
+        """Return it without holds."""
+        records = {
+            vcpu: replace(record, held=None, resets=0) for vcpu, record in self.records.items()
+        }
+        return replace(self, held=False, records=records)
+
     def why_held(self, record: Record) -> str:
         """Say why a vCPU is held and how that ends; nothing when it is not."""
         if record.held is None and not self.held:
@@ -191,7 +198,7 @@ class Ledger:
         original = record.affinity if record.original is None else record.original
         pending = original if move.cause in TO_ORIGINAL else move.to_cpus
         intended = Record(record.run_ns, record.affinity, original, pending, record.held)
-        return self.noting(move.vcpu, intended).marking(move.vcpu.uuid, marked=True)
+        return self._noting(move.vcpu, intended).marking(move.vcpu.uuid, marked=True)
 
     def made(self, vcpu: VcpuId, but_for: CpuSet = NO_CPUS) -> "Ledger":
         """Return the ledger after the pin that was pending, or undone.
@@ -204,35 +211,37 @@ class Ledger:
             record = settled(replace(record, affinity=record.pending - but_for, pending=None))
         elif record.undone:
             record = replace(record, undone=False, resets=record.resets + 1)
-        return self.noting(vcpu, record)
+        return self._noting(vcpu, record)
 
     def marking(self, uuid: DomainUuid, *, marked: bool) -> "Ledger":
         """Return the ledger with a domain marked or not, where it knows it."""
         entry = self.entries.get(uuid)
         if entry is None or entry.marked == marked:
             return self
-        return self._with_entry(uuid, replace(entry, marked=marked))
+        return Ledger({**self.entries, uuid: replace(entry, marked=marked)})
 
-    def holding(self, uuid: DomainUuid) -> "Ledger":
-        """Give the ledger with a domain held. Raises KeyError for one that was never seen."""
-        return self._with_entry(uuid, replace(self.entries[uuid], held=True))
+    def holding(self, uuids: Collection[DomainUuid]) -> "Ledger":
+        """Return the ledger with some domains held."""
+        return Ledger(
+            {
+                uuid: replace(entry, held=True) if uuid in uuids else entry
+                for uuid, entry in self.entries.items()
+            }
+        )
 
-    def releasing(self, uuid: DomainUuid) -> "Ledger":
-        """Give the ledger without holds in a domain. Raises KeyError for one never seen."""
-        entry = self.entries[uuid]
-        records = {
-            vcpu: replace(record, held=None, resets=0) for vcpu, record in entry.records.items()
-        }
-        return self._with_entry(uuid, replace(entry, held=False, records=records))
+    def releasing(self, uuids: Collection[DomainUuid]) -> "Ledger":
+        """Return the ledger without holds in some domains."""
+        return Ledger(
+            {
+                uuid: entry.released() if uuid in uuids else entry
+                for uuid, entry in self.entries.items()
+            }
+        )
 
-    def noting(self, vcpu: VcpuId, record: Record) -> "Ledger":
-        """Return the ledger with another record of a vCPU."""
+    def _noting(self, vcpu: VcpuId, record: Record) -> "Ledger":
         entry = self.entries[vcpu.uuid]
         records = {**entry.records, vcpu.vcpu: record}
-        return self._with_entry(vcpu.uuid, replace(entry, records=records))
-
-    def _with_entry(self, uuid: DomainUuid, entry: Entry) -> "Ledger":
-        return Ledger({**self.entries, uuid: entry})
+        return Ledger({**self.entries, vcpu.uuid: replace(entry, records=records)})
 
 
 def tells(mark: Mark, should: Mark, vcpus: Collection[int] | None = None) -> bool:

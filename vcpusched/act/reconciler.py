@@ -134,23 +134,22 @@ class Reconciler:
         those back to the originals, which are written already.
         """
         before = ledger = self._book.ledger
-        self._intended |= {move.vcpu: move for move in moves}
-        for move in self._intended.values():
+        for move in moves:
             self._record(move.vcpu)
+            self._intended[move.vcpu] = move
+        for move in self._intended.values():
             ledger = ledger.intending(move)
-        entry = ledger.entries[moves[0].vcpu.uuid]
+        uuid = moves[0].vcpu.uuid
+        entry = ledger.entries[uuid]
         try:
             self._save(ledger)
         except NotRecordedError:
             if any(move.cause is Cause.BALANCE for move in moves):
                 raise
         # What is never tried is no pin of ours, and another's to the same pCPU is not taken for it.
-        self._book.ledger = before.marking(moves[0].vcpu.uuid, marked=entry.marked)
-        self._mark(
-            moves[0].vcpu.uuid,
-            entry,
-            {move.vcpu.vcpu for move in moves if move.cause not in TO_ORIGINAL},
-        )
+        self._book.ledger = before.marking(uuid, marked=entry.marked)
+        pinned = {move.vcpu.vcpu for move in moves if move.cause not in TO_ORIGINAL}
+        self._mark(uuid, entry, pinned)
 
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> CpuSet:
         """Make a move that was intended; returns the offline pCPUs that the kernel did not take.
@@ -202,10 +201,7 @@ class Reconciler:
             for shown in [original & online & cpusets.get(vcpu.uuid, ALL_CPUS)]
         ]
         if hold:
-            ledger = self._book.ledger
-            for uuid in wanted & set(ledger.entries):
-                ledger = ledger.holding(uuid)
-            self._save(ledger)
+            self._save(self._book.ledger.holding(wanted))
         actuator = Actuator(self, cancelled=cancelled, on_event=on_event)
         actuator.act(moves)
         if actuator.lost is not None:
@@ -217,7 +213,7 @@ class Reconciler:
         """Say on one line what the ledger has of another libvirt's; nothing where it has none."""
         return self._book.elsewhere()
 
-    def still_marked(self, uuids: Iterable[DomainUuid] | None = None) -> list[str]:
+    def still_marked(self, uuids: Collection[DomainUuid] | None = None) -> list[str]:
         """Give the names of running domains that bear our mark and have no pin of ours any more.
 
         Of some domains or of all. Each cycle tries to take it away.
@@ -230,17 +226,16 @@ class Reconciler:
             if uuids is None or uuid in uuids
         ]
 
-    def release(self, uuids: Iterable[DomainUuid] | None = None) -> list[str]:
+    def release(self, uuids: Collection[DomainUuid] | None = None) -> list[str]:
         """End the holds of some domains, or of all; gives the names of those that had any."""
         ledger = self._book.ledger
-        names = []
-        for uuid in sorted(ledger.entries if uuids is None else uuids):
-            entry = ledger.entries.get(uuid)
-            if entry is not None and entry.is_at(self._book.uri) and entry.is_held:
-                names.append(entry.name)
-                ledger = ledger.releasing(uuid)
-        self._save(ledger)
-        return names
+        held = {
+            uuid: entry.name
+            for uuid, entry in sorted(ledger.entries.items())
+            if entry.is_held and entry.is_at(self._book.uri) and (uuids is None or uuid in uuids)
+        }
+        self._save(ledger.releasing(held))
+        return list(held.values())
 
     def save(self) -> None:
         """Bring the file up to date, where it can be written; the next sample tries again."""

@@ -27,17 +27,22 @@ class _Left:
     until: int
     length: int
 
+    @classmethod
+    def longer(cls, before: "_Left | None", now: int, first: int, longest: int) -> "_Left":
+        """Leave it alone from now on: twice as long as before, if it was."""
+        length = first if before is None else min(before.length * 2, longest)
+        return cls(now + length, length)
+
 
 @dataclass(frozen=True, slots=True)
 class _Vcpu:
     """What is remembered of a vCPU.
 
-    It `cools` down since it was moved, from when it was first seen there; it has a `back_off` since
-    it was moved in vain.
+    It was first seen at `moved_ns` where it was moved to, 0 until that is so; it has a `back_off`
+    since it was moved in vain.
     """
 
-    cools: bool = False
-    cools_from_ns: int | None = None
+    moved_ns: int | None = None
     back_off: _Left | None = None
 
 
@@ -52,26 +57,24 @@ class VcpuTable:
     def pinned(self, move: Move) -> None:
         """Note that a move was made, or may have been."""
         if move.cause is not Cause.RESET:
-            known = self._of(move.vcpu)
-            self._vcpus[move.vcpu] = replace(known, cools=True, cools_from_ns=None)
+            self._vcpus[move.vcpu] = replace(self._of(move.vcpu), moved_ns=0)
         for proven in (move.vcpu.uuid, *move.to_cpus):
             self._quarantine.pop(proven, None)
 
     def refused(self, what: DomainUuid | int, number: int) -> None:
         """Note that a guest or pCPU refused a pin in the cycle of this number."""
-        known = self._quarantine.get(what)
-        cycles = QUARANTINE_CYCLES if known is None else min(known.length * 2, QUARANTINE_MAX)
-        self._quarantine[what] = _Left(number + cycles, cycles)
+        before = self._quarantine.get(what)
+        self._quarantine[what] = _Left.longer(before, number, QUARANTINE_CYCLES, QUARANTINE_MAX)
 
     def quarantined(self, number: int) -> frozenset[DomainUuid | int]:
-        """Return the guests and pCPUs that refused a pin lately, in the cycle of this number."""
+        """Return the guests and pCPUs that refused a pin before the cycle of this number."""
         return frozenset(what for what, left in self._quarantine.items() if number < left.until)
 
     def back_off(self, vcpu: VcpuId, now_ns: int) -> None:
         """Note that a vCPU was moved in vain."""
-        known = self._of(vcpu).back_off
-        length_ns = BACK_OFF_NS if known is None else min(known.length * 2, BACK_OFF_MAX_NS)
-        self._vcpus[vcpu] = replace(self._of(vcpu), back_off=_Left(now_ns + length_ns, length_ns))
+        known = self._of(vcpu)
+        left = _Left.longer(known.back_off, now_ns, BACK_OFF_NS, BACK_OFF_MAX_NS)
+        self._vcpus[vcpu] = replace(known, back_off=left)
 
     def helped(self, vcpu: VcpuId) -> None:
         """Note that to move a vCPU helped."""
@@ -82,7 +85,7 @@ class VcpuTable:
 
         What does not run any more is forgotten.
         """
-        self._forget(host, sample, cooldown_s)
+        self._forget(host, sample)
         now_ns = {domain.uuid: domain.at_ns for domain in sample.domains}
         quarantined = self.quarantined(number)
         refused = CpuSet.of(what for what in quarantined if isinstance(what, int))
@@ -102,7 +105,7 @@ class VcpuTable:
     def _of(self, vcpu: VcpuId) -> _Vcpu:
         return self._vcpus.get(vcpu, _Vcpu())
 
-    def _forget(self, host: Host, sample: Sample, cooldown_s: float) -> None:
+    def _forget(self, host: Host, sample: Sample) -> None:
         """Keep what is known of what is in the sample, and of guests that could not be read."""
         at_ns = {
             VcpuId(domain.uuid, domain.domain_id, reading.vcpu): domain.at_ns
@@ -111,25 +114,19 @@ class VcpuTable:
         }
         known = {*(domain.uuid for domain in sample.domains), *sample.unread, *host.online}
         self._quarantine = {what: left for what, left in self._quarantine.items() if what in known}
+        # A cooldown counts from the first sample after the pin, so never less than was asked for.
         self._vcpus = {
-            vcpu: _cooled(known, at_ns.get(vcpu), cooldown_s)
+            vcpu: replace(known, moved_ns=at_ns[vcpu]) if first else known
             for vcpu, known in self._vcpus.items()
             if vcpu in at_ns or vcpu.uuid in sample.unread
+            for first in [known.moved_ns == 0 and vcpu in at_ns]
         }
 
     def _why(self, vcpu: VcpuId, now_ns: int, cooldown_s: float) -> str:
         known = self._of(vcpu)
-        if known.cools:
+        if known.moved_ns is not None and now_ns - known.moved_ns < cooldown_s * 1e9:
             return f"moved less than {cooldown_s:g} s ago"
         if known.back_off is not None and now_ns < known.back_off.until:
             minutes = -(-(known.back_off.until - now_ns) // 60_000_000_000)
             return f"moved in vain, so left alone for {minutes} min more"
         return ""
-
-
-def _cooled(known: _Vcpu, at_ns: int | None, cooldown_s: float) -> _Vcpu:
-    """Count the cooldown from the first sample after the pin, so never less than was asked for."""
-    if not known.cools or at_ns is None:
-        return known
-    from_ns = at_ns if known.cools_from_ns is None else known.cools_from_ns
-    return replace(known, cools=at_ns - from_ns < cooldown_s * 1e9, cools_from_ns=from_ns)
