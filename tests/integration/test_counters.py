@@ -13,7 +13,8 @@ from lab import Lab, Schedstat
 
 from vcpusched.host.libvirt_host import LibvirtHost
 from vcpusched.model import PPM
-from vcpusched.observe.observe import UNCERTAIN_MAX, observe
+from vcpusched.observe.intervals import UNCERTAIN_MAX
+from vcpusched.observe.observe import observe
 from vcpusched.sample import DomainReading, Sample
 
 

@@ -20,7 +20,7 @@ ZERO = Waited(0, 0)
 
 def demand(usage: int, after: Waited, busy: int = PPM) -> int:
     """Give the demand after 10 s."""
-    return demand_ppm(usage, ZERO, after, busy)
+    return demand_ppm(usage, wait_ppm(ZERO, after), after.quota_ppm, busy)
 
 
 def test_who_never_sleeps_on_a_saturated_pcpu_wants_all_of_it() -> None:
@@ -45,14 +45,14 @@ def test_the_share_of_the_time_that_was_waited() -> None:
     assert wait_ppm(ZERO, waited(2, throttled_s=2.5)) == 0
     # Where a quota is taken away nothing is counted any more.
     assert wait_ppm(Waited(0, 0, SECOND_NS, 250_000), waited(2)) == 200_000
-    assert wait_ppm(None, waited(2)) == wait_ppm(ZERO, None) == 0
-    assert wait_ppm(ZERO, Waited(SECOND_NS // 10, SECOND_NS // 10)) == 0
+    assert wait_ppm(None, waited(2)) is None
+    assert wait_ppm(ZERO, None) is None
+    assert wait_ppm(ZERO, Waited(SECOND_NS // 10, SECOND_NS // 10)) is None
 
 
 def test_without_a_reading_of_wait_demand_is_usage() -> None:
     """One reading says nothing about the time between two."""
-    assert demand_ppm(400_000, None, waited(5), PPM) == 400_000
-    assert demand_ppm(400_000, ZERO, None, PPM) == 400_000
+    assert demand_ppm(400_000, None, None, PPM) == 400_000
 
 
 def test_a_throttled_vcpu_is_not_hungry() -> None:

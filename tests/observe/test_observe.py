@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, DomainUuid, Granularity, Topology
-from vcpusched.observe.demand import INTERVAL_MIN_NS, Track, smoothed
-from vcpusched.observe.observe import Observed, Smoothing, baseline, observe, usage_ppm
+from vcpusched.observe.demand import INTERVAL_MIN_NS, Track
+from vcpusched.observe.intervals import baseline, usage_ppm
+from vcpusched.observe.observe import Observed, Smoothing, observe
 from vcpusched.observe.placement_rules import HouseRules
 from vcpusched.sample import Busy, Definition, DomainReading, Sample, Unread, VcpuReading, Waited
 
@@ -318,7 +319,7 @@ def follow(usages: Sequence[float], half_life_s: float, interval_s: float = 3.0)
     track, seen = Track(), []
     for usage in usages:
         interval_ns = round(interval_s * SECOND_NS)
-        track = smoothed(track, round(usage * PPM_PER_POINT), interval_ns, half_life_s)
+        track = track.smoothed(round(usage * PPM_PER_POINT), interval_ns, half_life_s)
         assert track.load_ppm is not None
         seen.append(track.load_ppm / PPM_PER_POINT)
     return seen
@@ -339,10 +340,10 @@ def test_a_usage_counts_half_after_the_half_life() -> None:
 
 def test_the_measured_interval_decides_the_weight() -> None:
     """Two intervals of 3 s leave as much of what was before as one of 6 s."""
-    once = smoothed(Track(load_ppm=0, weight_ppm=PPM), 40_000, 6 * SECOND_NS, 6.0)
+    once = Track(load_ppm=0, weight_ppm=PPM).smoothed(40_000, 6 * SECOND_NS, 6.0)
     twice = Track(load_ppm=0, weight_ppm=PPM)
     for _ in range(2):
-        twice = smoothed(twice, 40_000, 3 * SECOND_NS, 6.0)
+        twice = twice.smoothed(40_000, 3 * SECOND_NS, 6.0)
     assert once.load_ppm == pytest.approx(twice.load_ppm, abs=2) == 20_000
 
 
@@ -371,12 +372,12 @@ def test_a_load_lies_between_the_usages(
     """Whatever the half-life, no load is outside what was seen; one usage for ever is the load."""
     track = Track()
     for usage in usages:
-        track = smoothed(track, usage, interval_ns, half_life_s)
+        track = track.smoothed(usage, interval_ns, half_life_s)
         assert track.load_ppm is not None
         assert min(usages) <= track.load_ppm <= max(usages)
         assert 0 <= track.weight_ppm <= PPM
     for _ in range(3):
-        track = smoothed(track, 123_456, interval_ns, 0)
+        track = track.smoothed(123_456, interval_ns, 0)
     assert track.load_ppm == 123_456
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcpusched.model import PPM, CpuSet
-from vcpusched.observe.demand import HostTrack, Track, explained, smoothed
+from vcpusched.observe.demand import HostTrack, Track, explained
 
 SECOND_NS = 1_000_000_000
 PERIOD_NS = 3 * SECOND_NS
@@ -22,7 +22,7 @@ def known(ppm: int) -> Track:
 def after(track: Track, estimates: list[int]) -> Track:
     """Give the track after these estimates, one a period, in all of which 50 % was run."""
     for estimate in estimates:
-        track = smoothed(track, 500_000, PERIOD_NS, HALF_LIFE_S, estimate)
+        track = track.smoothed(500_000, PERIOD_NS, HALF_LIFE_S, estimate)
     return track
 
 
@@ -84,5 +84,5 @@ def test_what_counts_lies_between_usage_and_estimate(values: list[int]) -> None:
         assert usage <= track.wanted_ppm(usage, estimate) <= estimate
         assert usage <= track.known_ppm(usage)
         track = track.undisturbed(second, 0, PERIOD_NS, HALF_LIFE_S)
-        track = smoothed(track, usage, PERIOD_NS, HALF_LIFE_S, estimate)
+        track = track.smoothed(usage, PERIOD_NS, HALF_LIFE_S, estimate)
         assert 0 <= track.restless_ppm <= PPM

@@ -25,7 +25,8 @@ from vcpusched.act.repairs import objection, repairs, worse_bound
 from vcpusched.act.table import VcpuTable
 from vcpusched.model import CpuSet, DomainUuid, Host, VcpuId
 from vcpusched.observe.demand import WAITS_PPM
-from vcpusched.observe.observe import Observed, Smoothing, baseline, observe
+from vcpusched.observe.intervals import baseline
+from vcpusched.observe.observe import Observed, Smoothing, observe
 from vcpusched.observe.placement_rules import HouseRules, why_unclear
 from vcpusched.plan.planner import Cause, Move, Plan, Policy, plan
 from vcpusched.sample import Definition, Sample, Unread

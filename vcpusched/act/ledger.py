@@ -27,8 +27,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, Origin, Sample, VcpuId
+from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Cause, Move
+from vcpusched.sample import Origin, Sample
 from vcpusched.text import printable
 
 RESETS_MAX: Final = 3

@@ -7,19 +7,11 @@ was read since. A vCPU that is held is left alone.
 from collections.abc import Iterator
 
 from vcpusched.act.feedback import Look
-from vcpusched.model import (
-    NO_CPUS,
-    PPM,
-    CpuSet,
-    Definition,
-    DomainReading,
-    Sample,
-    VcpuId,
-    VcpuReading,
-)
+from vcpusched.model import NO_CPUS, PPM, CpuSet, VcpuId
 from vcpusched.observe.demand import CROWDED_PPM, WAITS_PPM
 from vcpusched.observe.placement_rules import House
 from vcpusched.plan.planner import Cause, Move
+from vcpusched.sample import Definition, DomainReading, Sample, VcpuReading
 from vcpusched.text import percent
 
 

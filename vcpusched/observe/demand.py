@@ -22,10 +22,9 @@ Properties: demand lies between usage and one pCPU; equal to usage without wait,
     and the estimate.
 """
 
-import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Topology
@@ -86,12 +85,13 @@ def busy_ppm(before: Busy | None, after: Busy | None) -> Mapping[int, int]:
     }
 
 
-class Capacities:
-    """What time on the pCPUs of an affinity is worth on average; few affinities are different."""
+class Affinities:
+    """What is known of the pCPUs of an affinity together; few affinities are different."""
 
     def __init__(self, topology: Topology, busy: Mapping[int, int]) -> None:
-        self._by_cpu: dict[int, int] = {}
-        self._known: dict[int, int] = {}
+        self._can_ppm: dict[int, int] = {}
+        self._busy = busy
+        self._known: dict[int, tuple[int, int]] = {}
         if all(cpu.capacity_ppm == PPM for cpu in topology.cpus):
             return
         on_core: Counter[int | None] = Counter()
@@ -102,45 +102,47 @@ class Capacities:
             beside_ppm = 0 if alone else on_core[cpu.core] - busy.get(cpu.id, 0)
             # Of n busy threads of a core each does (3 + n) / 4n of what it does alone (`units`).
             can_ppm = cpu.capacity_ppm * (4 * PPM + beside_ppm) // (4 * (PPM + beside_ppm))
-            self._by_cpu[cpu.id] = max(1, can_ppm)
+            self._can_ppm[cpu.id] = max(1, can_ppm)
 
-    def of(self, affinity: CpuSet) -> int:
-        """Give it in ppm of the strongest pCPU when its siblings idle, above 0."""
-        if not self._by_cpu:
-            return PPM
+    def of(self, affinity: CpuSet) -> tuple[int, int]:
+        """Return what time on its pCPUs is worth on average, and how busy the least busy was.
+
+        The first in ppm of the strongest pCPU when its siblings idle, above 0.
+        """
         known = self._known.get(affinity.bits)
         if known is None:
-            found = [self._by_cpu[cpu] for cpu in affinity if cpu in self._by_cpu]
-            known = self._known[affinity.bits] = sum(found) // len(found) if found else PPM
+            can_ppm = [self._can_ppm[cpu] for cpu in affinity if cpu in self._can_ppm]
+            worth_ppm = sum(can_ppm) // len(can_ppm) if can_ppm else PPM
+            # The kernel lets nobody wait who may use a pCPU that idles.
+            least_ppm = min((self._busy.get(cpu, 0) for cpu in affinity), default=0)
+            known = self._known[affinity.bits] = worth_ppm, least_ppm
         return known
 
 
-def wait_ppm(before: Waited | None, after: Waited | None) -> int:
-    """Give for which share of the time a vCPU was kept from running by others; 0 where unknown.
+def wait_ppm(before: Waited | None, after: Waited | None) -> int | None:
+    """Return for which share of the time a vCPU was kept from running by others.
 
-    Time for which the kernel held it back because of its quota is no such wait.
+    None where that is not known. Time for which the kernel held it back because of its quota is no
+    such wait.
     """
-    if before is None or after is None:
-        return 0
-    interval_ns = after.at_ns - before.at_ns
+    if before is None or after is None or after.at_ns - before.at_ns < INTERVAL_MIN_NS:
+        return None
     # Where a quota was taken away nothing counts any more what it held back.
     throttled_ns = max(0, after.throttled_ns - before.throttled_ns)
     waited_ns = after.wait_ns - before.wait_ns - throttled_ns
-    return max(0, waited_ns) * PPM // interval_ns if interval_ns >= INTERVAL_MIN_NS else 0
+    return max(0, waited_ns) * PPM // (after.at_ns - before.at_ns)
 
 
-def is_undisturbed(before: Waited | None, after: Waited | None, busy: int) -> bool:
-    """Tell whether a vCPU got what it wanted, from its wait and how busy its freest pCPU was.
+def is_undisturbed(waited_ppm: int | None, busy: int) -> bool:
+    """Return whether a vCPU got what it wanted, from its wait and its least busy pCPU.
 
     Where its wait is not known, its pCPU was free for a fifth of the time.
     """
-    if before is None or after is None:
-        return busy < CROWDED_PPM
-    return busy < CROWDED_PPM or wait_ppm(before, after) < UNDISTURBED_WAIT_PPM
+    return busy < CROWDED_PPM or (waited_ppm is not None and waited_ppm < UNDISTURBED_WAIT_PPM)
 
 
-def demand_ppm(usage_ppm: int, before: Waited | None, after: Waited | None, busy: int) -> int:
-    """Give what a vCPU wants, from its usage, its wait, and how busy its freest pCPU was.
+def demand_ppm(usage_ppm: int, waited_ppm: int | None, quota_ppm: int | None, busy: int) -> int:
+    """Return what a vCPU wants, from its usage, its wait, its quota and its least busy pCPU.
 
     Run time plus wait * (run / (run + sleep))^3. To the first power this is the usual estimate of a
     closed loop: had it not waited, it would have run and slept on in the proportion in which it
@@ -151,12 +153,9 @@ def demand_ppm(usage_ppm: int, before: Waited | None, after: Waited | None, busy
     pCPU. Time for which the kernel held it back because of its quota is no such wait, and nobody
     can want more than its quota.
     """
-    if before is None or after is None:
-        return usage_ppm
-    waited_ppm = wait_ppm(before, after)
-    most_ppm = PPM if after.quota_ppm is None else max(usage_ppm, min(PPM, after.quota_ppm))
     if not waited_ppm or busy <= SATURATED_FROM_PPM:
         return usage_ppm
+    most_ppm = PPM if quota_ppm is None else max(usage_ppm, min(PPM, quota_ppm))
     waited_ppm = min(PPM - usage_ppm, waited_ppm)
     awake_ppm = usage_ppm * PPM // max(1, PPM - waited_ppm)
     missed_ppm = waited_ppm * awake_ppm**3 // PPM**3
@@ -211,7 +210,7 @@ class Track:
 
     def at(self, affinity: CpuSet) -> "Track":
         """Return it with the affinity that the vCPU has now."""
-        return self if affinity == self.affinity else dataclasses.replace(self, affinity=affinity)
+        return self if affinity == self.affinity else replace(self, affinity=affinity)
 
     def remembers(self, usage_ppm: int) -> bool:
         """Tell whether it may still want what it did when undisturbed, now that it runs so much."""
@@ -238,18 +237,37 @@ class Track:
         """Remember what it ran in this time, in which it was undisturbed."""
         # What it ran before it was disturbed for long counts as little as its age says.
         since_ns = from_ns if self.undisturbed_ppm is None else self.undisturbed_at_ns
+        keep_ppm = kept_ppm(to_ns - since_ns, half_life_s)
         mean_ppm, weight_ppm = mixed(
+            self.undisturbed_ppm, self.undisturbed_weight_ppm, usage_ppm, keep_ppm
+        )
+        return Track(  # thousands a cycle: `replace` takes three times as long
+            self.judged_from_ns,
+            self.load_ppm,
+            self.weight_ppm,
+            self.affinity,
+            mean_ppm,
+            weight_ppm,
+            to_ns,
+            self.restless_ppm,
+        )
+
+    def smoothed(
+        self, wanted_ppm: int, interval_ns: int, half_life_s: float, estimate_ppm: int = 0
+    ) -> "Track":
+        """Mix what it wanted into its load, and the estimate of that into how restless it is."""
+        keep_ppm = kept_ppm(interval_ns, half_life_s)
+        load_ppm, weight_ppm = mixed(self.load_ppm, self.weight_ppm, wanted_ppm, keep_ppm)
+        restless = PPM if estimate_ppm >= RESTLESS_PPM else 0
+        return Track(
+            self.judged_from_ns,
+            load_ppm,
+            weight_ppm,
+            self.affinity,
             self.undisturbed_ppm,
             self.undisturbed_weight_ppm,
-            usage_ppm,
-            to_ns - since_ns,
-            half_life_s,
-        )
-        return dataclasses.replace(
-            self,
-            undisturbed_ppm=mean_ppm,
-            undisturbed_weight_ppm=weight_ppm,
-            undisturbed_at_ns=to_ns,
+            self.undisturbed_at_ns,
+            mixed(self.restless_ppm, PPM, restless, keep_ppm)[0],
         )
 
 
@@ -268,9 +286,8 @@ class HostTrack:
         self, load_ppm: int, interval_ns: int, half_life_s: float, step_ppm: int
     ) -> "HostTrack":
         """Mix a load in; told anew is only what differs by a step from what was told before."""
-        mean_ppm, weight_ppm = mixed(
-            self.load_ppm, self.weight_ppm, load_ppm, interval_ns, half_life_s
-        )
+        keep_ppm = kept_ppm(interval_ns, half_life_s)
+        mean_ppm, weight_ppm = mixed(self.load_ppm, self.weight_ppm, load_ppm, keep_ppm)
         differs = abs(mean_ppm - self.told_ppm) >= step_ppm
         return HostTrack(mean_ppm, weight_ppm, mean_ppm if differs else self.told_ppm)
 
@@ -299,31 +316,16 @@ def explained(
     return CpuSet.of(cpu for cpu, ppm in load_ppm.items() if ppm >= EXPLAINED_FROM_PPM)
 
 
-def smoothed(
-    track: Track, wanted_ppm: int, interval_ns: int, half_life_s: float, estimate_ppm: int = 0
-) -> Track:
-    """Mix what a vCPU wanted into its load, and the estimate of it into how restless it is."""
-    load_ppm, weight_ppm = mixed(
-        track.load_ppm, track.weight_ppm, wanted_ppm, interval_ns, half_life_s
-    )
-    restless = PPM if estimate_ppm >= RESTLESS_PPM else 0
-    restless_ppm, _ = mixed(track.restless_ppm, PPM, restless, interval_ns, half_life_s)
-    return dataclasses.replace(
-        track, load_ppm=load_ppm, weight_ppm=weight_ppm, restless_ppm=restless_ppm
-    )
+def kept_ppm(interval_ns: int, half_life_s: float) -> int:
+    """Return how much of a weight is left after some time: half after each half-life."""
+    return round(PPM * 2 ** (-interval_ns / (half_life_s * 1e9))) if half_life_s > 0 else 0
 
 
-def mixed(
-    mean_ppm: int | None, weight_ppm: int, value_ppm: int, interval_ns: int, half_life_s: float
-) -> tuple[int, int]:
-    """Mix a value into a mean, given with the weight behind it.
+def mixed(mean_ppm: int | None, weight_ppm: int, value_ppm: int, keep_ppm: int) -> tuple[int, int]:
+    """Mix a value into a mean, given with the weight behind it, of which so much is kept.
 
-    A mean whose weights halve every half-life, and add up to one from the first value on.
+    The weights add up to one from the first value on.
     """
-    if half_life_s <= 0:
-        keep_ppm = 0
-    else:
-        keep_ppm = round(PPM * 2 ** (-interval_ns / (half_life_s * 1e9)))
     before_ppm = value_ppm if mean_ppm is None else mean_ppm
     weight_ppm = weight_ppm * keep_ppm // PPM + PPM - keep_ppm
     # Rounded to the nearest, or a long half-life would pull every mean down.
