@@ -73,7 +73,7 @@ def main() -> int:
         reload=lambda: settings,
         open_session=session,
         directory=run_directory.locate(),
-        restore_patience_s=PATIENCE_S,
+        restore_timeout_s=PATIENCE_S,
     )
     return daemon.serve(orders, systemd.choose_log())
 

@@ -85,7 +85,7 @@ def test_the_unit_and_the_code_agree() -> None:
     assert "RuntimeDirectoryPreserve=yes\n" in unit
     limit_s = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert limit_s is not None
-    assert int(limit_s[1]) > daemon.RESTORE_PATIENCE_S
+    assert int(limit_s[1]) > daemon.RESTORE_TIMEOUT_S
     assert not re.search(r"^(Requires|BindsTo|PartOf|Wants)=", unit, re.MULTILINE)
 
 

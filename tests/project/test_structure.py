@@ -48,11 +48,6 @@ DOORS = {
 
 LINES_MAX = 350
 
-LONGER = {
-    "service.daemon",
-}
-"""Modules above the limit. This list only shrinks: one that is no longer above it is taken out."""
-
 
 def imports(path: Path) -> tuple[set[str], set[str]]:
     """Return the modules of ours and the other packages that a module imports anywhere."""
@@ -145,16 +140,16 @@ def test_planning_needs_no_libvirt_and_no_systemd() -> None:
 
 
 def test_no_module_grows_too_long() -> None:
-    """At most 350 lines each, but for those that were longer when the rooms were made."""
+    """At most 350 lines each, so that one is read in a sitting."""
     lengths = {name: len(path.read_text().splitlines()) for name, path in PATHS.items()}
-    assert {name for name, length in lengths.items() if length > LINES_MAX} == LONGER
+    assert {name for name, length in lengths.items() if length > LINES_MAX} == set()
 
 
 def test_the_architecture_names_files_that_there_are() -> None:
-    """Twenty tasks with their modules and tests; and each module that it speaks of exists."""
+    """Twenty tasks or more with their modules and tests; and each module that it speaks of exists."""
     text = ARCHITECTURE.read_text()
     rows = re.findall(r"^\| .+ \| `(vcpusched/\S+)` \| `(tests/\S+)` \|$", text, re.MULTILINE)
-    assert len(rows) == 20
+    assert len(rows) >= 20
     named = {name for row in rows for name in row}
     rooms = "|".join(sorted({room_of(name) for name in MODULES}))
     named |= {f"vcpusched/{name}" for name in re.findall(rf"`((?:{rooms})/[a-z_]+\.py)`", text)}

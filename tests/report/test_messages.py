@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from builders import host
+from test_metrics import reported
 
 from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle, Unclear
@@ -16,8 +17,10 @@ from vcpusched.model import DomainUuid, Granularity
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import messages, snapshot, state_file
 from vcpusched.report.messages import Priority, Service
-from vcpusched.service.announcer import UNTOLD_PATIENCE, Announcer
+from vcpusched.service.reporter import MAX_UNTOLD_CYCLES, Reporter
+from vcpusched.service.state import State
 from vcpusched.service.systemd import StreamLog
+from vcpusched.service.worker import Cycled
 from vcpusched.settings import Settings
 
 SERVICE = Service(
@@ -100,10 +103,14 @@ def test_a_level_that_the_host_does_not_tell() -> None:
 def test_guests_that_libvirt_is_asked_about_are_told_once(tmp_path: Path) -> None:
     """Once for each reason, whichever guests these are; of many not all are named."""
     log = io.StringIO()
-    announcer = Announcer(StreamLog(log), tmp_path, SERVICE, Settings.model_validate({}))
+    settings = Settings.model_validate({})
     names = tuple(f"g{index}" for index in range(7))
-    announcer.cycled(Cycle(1, 7, by_libvirt={"they are hidden": names}))
-    announcer.cycled(Cycle(2, 3, by_libvirt={"they are hidden": names[:2], "else": ("a\nb",)}))
+    reported(
+        Reporter(StreamLog(log), tmp_path, settings),
+        State(settings, SERVICE),
+        Cycled(Cycle(1, 7, by_libvirt={"they are hidden": names})),
+        Cycled(Cycle(2, 3, by_libvirt={"they are hidden": names[:2], "else": ("a\nb",)})),
+    )
     told = [line for line in log.getvalue().splitlines() if "through libvirt" in line]
     assert [line.partition("vCPUs of ")[2].partition(": ")[0] for line in told] == [
         "g0, g1, g2, g3, g4 and 2 more through libvirt, because they are hidden",
@@ -115,17 +122,18 @@ def test_that_is_told_once(tmp_path: Path) -> None:
     """In the journal, when libvirt had time to tell more, and again when settings changed."""
     written = io.StringIO()
     settings = Settings.model_validate({"log_level": "warning"})
-    announcer = Announcer(StreamLog(written), tmp_path, SERVICE, settings)
-    announcer.use(Settings.model_validate({"pin_to": "node"}))
-    resting = dataclasses.replace(ACTED, executed=False, pinned=())
-    for cycles, lines in ((UNTOLD_PATIENCE, 0), (1, 1), (5, 1)):
-        for _ in range(cycles):
-            announcer.cycled(resting)
+    by_node = Settings.model_validate({"log_level": "warning", "pin_to": "node"})
+    reporter = Reporter(StreamLog(written), tmp_path, settings)
+    reporter.reloaded(by_node)
+    state = State(settings, SERVICE).configured(by_node, 0.0)
+    resting = Cycled(dataclasses.replace(ACTED, executed=False, pinned=()))
+    for cycles, lines in ((MAX_UNTOLD_CYCLES, 0), (1, 1), (5, 1)):
+        state = reported(reporter, state, *[resting] * cycles)
         assert written.getvalue().count('pin_to = "node": this host does not tell') == lines
-    state = json.loads((tmp_path / "state.json").read_text())
-    assert state["untold"] == announcer.service.untold
-    announcer.use(Settings.model_validate({}))
-    announcer.cycled(resting)
+    shown = json.loads((tmp_path / "state.json").read_text())
+    assert shown["untold"] == state.service.untold
+    reporter.reloaded(settings)
+    reported(reporter, state.configured(settings, 0.0), resting)
     assert len(written.getvalue().splitlines()) == 1
     assert json.loads((tmp_path / "state.json").read_text())["untold"] == ""
 

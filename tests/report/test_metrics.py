@@ -18,8 +18,10 @@ from vcpusched.plan.fairness import unmet_ppm
 from vcpusched.plan.planner import Cause, Policy, plan
 from vcpusched.report.messages import Service
 from vcpusched.report.metrics import Metrics
-from vcpusched.service.announcer import Announcer
+from vcpusched.service.reporter import Reporter
+from vcpusched.service.state import State, after
 from vcpusched.service.systemd import StreamLog
+from vcpusched.service.worker import Cycled, Outcome
 from vcpusched.settings import ConfigError, Settings, load
 
 RULES = Path(__file__).parents[2] / "contrib" / "prometheus" / "rules.yml"
@@ -244,45 +246,51 @@ def test_unmet_demand(drawn: Host, unmet_ppm_wanted: int) -> None:
     assert unmet_ppm(drawn) == pytest.approx(unmet_ppm_wanted, abs=20)
 
 
+def reported(reporter: Reporter, state: State, *outcomes: Outcome) -> State:
+    """Have outcomes reported, one after the other; return the state after the last one."""
+    for outcome in outcomes:
+        before, state = state, after(state, outcome, 0.0, 1.0)
+        reporter.report(before, outcome, state)
+    return state
+
+
 def test_the_service_writes_it(tmp_path: Path) -> None:
     """Each cycle; a place that cannot be written is told once; the end takes the file away."""
     told, file = io.StringIO(), tmp_path / "metrics" / "vcpusched.prom"
     chosen = Settings.model_validate({"metrics_file": str(file), "log_level": "warning"})
-    announcer = Announcer(StreamLog(told), tmp_path, SERVICE, chosen)
-    announcer.cycled(ACTED, 0.1, 0.1)
-    announcer.cycled(ACTED, 0.1, 0.1)
+    reporter, cycled = Reporter(StreamLog(told), tmp_path, chosen), Cycled(ACTED, 0.1, 0.1)
+    state = reported(reporter, State(chosen, SERVICE), cycled, cycled)
     assert told.getvalue().count("Could not write metrics to") == 1
     file.parent.mkdir()
     move = FOUND.moves[0]
-    for cause in (Cause.BALANCE, Cause.RESTORED, Cause.RESET, Cause.PINNED):
-        announcer.happened(Changed(dataclasses.replace(move, cause=cause)))
-    announcer.cycled(ACTED, 0.1, 0.1)
+    causes = (Cause.BALANCE, Cause.RESTORED, Cause.RESET, Cause.PINNED)
+    changes = [Changed(dataclasses.replace(move, cause=cause)) for cause in causes]
+    reported(reporter, state, *changes, cycled)
     found = series(file.read_text())
     assert found['vcpusched_pin_changes_total{reason="balance"}'] == 1
     assert found['vcpusched_pin_changes_total{reason="reset"}'] == 1
     assert found['vcpusched_pin_changes_total{reason="given_back"}'] == 1
     assert list(file.parent.iterdir()) == [file]
     other = file.with_name("other.prom")
-    announcer.use(Settings.model_validate({"metrics_file": str(other)}))
-    announcer.publish()
+    reporter.reloaded(Settings.model_validate({"metrics_file": str(other)}))
+    reporter.show(SERVICE)
     assert list(file.parent.iterdir()) == [other]
-    announcer.end_metrics()
+    reporter.end_metrics()
     assert not list(file.parent.iterdir())
 
 
-def test_pins_are_failing_while_they_are_refused(tmp_path: Path) -> None:
+def test_pins_are_failing_while_they_are_refused() -> None:
     """As long as a guest or pCPU is left alone for it, not only until a plan does without."""
-    announcer = Announcer(StreamLog(io.StringIO()), tmp_path, SERVICE, Settings.model_validate({}))
-    announcer.cycled(ACTED)
-    failing = announcer.service.pins_failing
+    state = after(State(Settings.model_validate({}), SERVICE), Cycled(ACTED), 0.0, 1.0)
+    failing = state.service.pins_failing
     assert len(failing) > 1
     rests = dataclasses.replace(
         ACTED, executed=False, failures=(), plan=plan(host([10], [10]), Policy()), refused=True
     )
-    announcer.cycled(rests)
-    assert announcer.service.pins_failing == failing
-    announcer.cycled(dataclasses.replace(rests, refused=False))
-    assert not announcer.service.pins_failing
+    state = after(state, Cycled(rests), 1.0, 2.0)
+    assert state.service.pins_failing == failing
+    state = after(state, Cycled(dataclasses.replace(rests, refused=False)), 2.0, 3.0)
+    assert not state.service.pins_failing
 
 
 @pytest.mark.full

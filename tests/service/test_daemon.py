@@ -13,7 +13,7 @@ import pytest
 import served_host
 from program import PROGRAM, environment
 
-from vcpusched.service import daemon
+from vcpusched.service import daemon, state
 
 PATIENCE_S = 60.0
 UNIT = Path(__file__).parents[2] / "packaging/vcpusched.service"
@@ -213,5 +213,5 @@ def test_the_unit_waits_for_as_long() -> None:
     """Or systemd would kill the service in the middle of it."""
     found = re.search(r"^TimeoutStopSec=(\d+)$", UNIT.read_text(), re.MULTILINE)
     assert found is not None
-    longest_s = max(daemon.RESTORE_PATIENCE_S, daemon.STOP_CONNECT_PATIENCE_S)
-    assert longest_s + daemon.STOP_PATIENCE_S < int(found[1])
+    longest_s = max(daemon.RESTORE_TIMEOUT_S, state.STOP_CONNECT_TIMEOUT_S)
+    assert longest_s + daemon.STOP_TIMEOUT_S < int(found[1])

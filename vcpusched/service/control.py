@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from vcpusched.report.messages import Pause
+from vcpusched.report.messages import Entry, Pause, Priority
 from vcpusched.service import run_directory
 from vcpusched.text import printable
 
@@ -161,12 +161,12 @@ def _parsed(path: Path) -> Request | None:
 
 
 class Inbox:
-    """The requests in the run directory, one at a time; `once` is told when a file cannot be used.
+    """The requests in the run directory, one at a time.
 
-    `once` takes a cause and a text.
+    `once` is told, with a cause, when a file cannot be used.
     """
 
-    def __init__(self, directory: Path, once: Callable[[str, str], None]) -> None:
+    def __init__(self, directory: Path, once: Callable[[str, Entry], None]) -> None:
         self._directory = directory
         self._once = once
         self._name: str | None = None
@@ -177,7 +177,7 @@ class Inbox:
             self._name, asked = next(take(self._directory), (None, None))
         except OSError as error:
             text = f"Could not read requests in the run directory: {error.strerror}"
-            self._once("requests", text)
+            self._once("requests", Entry(Priority.WARNING, text))
             return None
         return asked
 
@@ -190,7 +190,7 @@ class Inbox:
             answer(self._directory, name, told)
         except OSError as error:
             text = f"Could not answer a request in the run directory: {error.strerror}"
-            self._once("answer", text)
+            self._once("answer", Entry(Priority.WARNING, text))
 
     def fail(self, status: int, why: str) -> None:
         """Answer what was taken, if anything was, with why it is not done."""

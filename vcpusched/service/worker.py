@@ -31,7 +31,7 @@ from vcpusched.service.restore import carry_out
 
 Result = TypeVar("Result")
 
-CYCLE_MAX_S: Final = 45.0
+MAX_CYCLE_S: Final = 45.0
 """A cycle longer than this is stuck: libvirt itself gives up waiting for a busy domain after 30 s,
 and keepalive ends a dead call after 8 s."""
 
@@ -111,25 +111,24 @@ class Worker:
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._plans_end = threading.Event()
         self._cancelled = threading.Event()
-        self.busy_since_s: float | None = None
         self._thread = threading.Thread(target=self._serve, name="libvirt-worker", daemon=True)
         self._thread.start()
 
     def connect(self) -> None:
         """Begin to open a connection; ends in Alive or Lost, however long that takes."""
-        self._begin(self._do_connect)
+        self._jobs.put(self._do_connect)
 
     def cycle(self, rules: Rules) -> None:
         """Begin a cycle; ends in Cycled or Lost, after an `Event` for each move."""
-        self._begin(lambda: self._do_cycle(rules))
+        self._jobs.put(lambda: self._do_cycle(rules))
 
     def check(self) -> None:
         """Begin to look whether the connection stands; ends in Alive or Lost."""
-        self._begin(self._do_check)
+        self._jobs.put(self._do_check)
 
     def carry_out(self, request: Request, *, beside_service: bool) -> None:
         """Begin to do what is asked for; ends in an Answer or Lost, after an `Event` a move."""
-        self._begin(lambda: self._do_request(request, beside_service=beside_service))
+        self._jobs.put(lambda: self._do_request(request, beside_service=beside_service))
 
     def end_plans(self) -> None:
         """Have no further pin made by a plan, neither by that under way nor by others."""
@@ -151,17 +150,15 @@ class Worker:
         self._book.close()
 
     def take(self) -> list[Outcome]:
-        """Take the outcomes since the last call, without waiting."""
+        """Take the outcomes since the last call, without waiting: once abandoned, events."""
         taken: list[Outcome] = []
         while True:
             try:
                 outcome = self._outcomes.get_nowait()
             except queue.Empty:
                 return taken
-            # With each event it gets on.
-            is_between = isinstance(outcome, Changed | Failure)
-            self.busy_since_s = time.monotonic() if is_between else None
-            taken.append(outcome)
+            if isinstance(outcome, Changed | Failure) or not self._book.is_closed:
+                taken.append(outcome)
 
     @property
     def has_ended(self) -> bool:
@@ -172,12 +169,6 @@ class Worker:
         """Wait for the thread to end; tell whether it did."""
         self._thread.join(timeout_s)
         return self.has_ended
-
-    def _begin(self, job: Callable[[], Outcome]) -> None:
-        if self.busy_since_s is not None:
-            raise AssertionError("the worker is asked one thing at a time")
-        self.busy_since_s = time.monotonic()
-        self._jobs.put(job)
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:

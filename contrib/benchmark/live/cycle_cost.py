@@ -30,10 +30,12 @@ from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.threads import Threads
 from vcpusched.model import Cpu, DomainUuid, Topology
 from vcpusched.report.messages import Service
-from vcpusched.service.announcer import Announcer
 from vcpusched.service.daemon import GARBAGE_EVERY
+from vcpusched.service.reporter import Reporter
 from vcpusched.service.run_directory import LedgerFile
+from vcpusched.service.state import State, after
 from vcpusched.service.systemd import StreamLog
+from vcpusched.service.worker import Cycled
 from vcpusched.settings import Settings
 from vcpusched.simulate.simulator import Place, SimulatedHost
 from vcpusched.simulate.workload import Guest, Workload
@@ -115,20 +117,22 @@ def measure(shape: Shape, directory: Path) -> dict[str, float]:
     host.pass_period()
     simulator_mib = _resident_mib() - alone_mib
     reconciler = Reconciler(host, Book(LedgerFile(directory), "memory"))
-    service = Service(os.getpid(), 0.0, "memory", 3.0, 100_000)
+    state = State(settings, Service(os.getpid(), 0.0, "memory", 3.0, 100_000))
     took_ns: list[tuple[int, int]] = []
     with Path(os.devnull).open("w") as nowhere:
-        announcer = Announcer(StreamLog(nowhere), directory, service, settings)
+        reporter = Reporter(StreamLog(nowhere), directory, settings)
         for _ in range(CYCLES):
             began_ns = time.process_time_ns()
-            cycle = scheduler.cycle(reconciler, settings.rules())
+            cycled = Cycled(scheduler.cycle(reconciler, settings.rules()))
             cycled_ns = time.process_time_ns()
-            announcer.cycled(cycle, 0.0, 0.0)
+            before, state = state, after(state, cycled, 0.0, 0.0)
+            reporter.report(before, cycled, state)
             took_ns.append((cycled_ns - began_ns, time.process_time_ns() - cycled_ns))
             host.period += 1
             host.pass_period()
     memory_mib = _resident_mib() - simulator_mib
-    if cycle.plan is None or cycle.plan.moves:
+    plan = cycled.cycle.plan
+    if plan is None or plan.moves:
         raise SystemExit("there is a plan in the last cycle")
     cycle_ns, state_ns = map(statistics.median, zip(*took_ns[-SETTLED:], strict=True))
     return {
