@@ -37,6 +37,7 @@ def test_a_table_for_a_person(workload: str) -> None:
     done = vcpusched("simulate", workload)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
+    assert vcpusched("simulate", workload, COLUMNS="80").stdout.splitlines()[-6:] == lines[-6:]
     assert lines[0] == (f"{workload}: 4 vCPUs on 4 pCPUs, mean load 25%, 20 periods of 3s, seed 0")
     rows = {line[:20].strip(): line[20:].split() for line in lines[3:]}
     with_it, without = rows["gap over time"]

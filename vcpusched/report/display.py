@@ -27,7 +27,9 @@ from vcpusched.report.simulation import About, Result
 from vcpusched.report.state_file import SavedPin, SavedState
 from vcpusched.text import counted, percent, points, printable, vcpu_text
 
-_LINE_LENGTH: Final = 40
+_LINE_LENGTH: Final = 24
+"""Two of them and their names fit a terminal of 80 columns."""
+
 _WIDE: Final = 10_000
 
 LINES_MAX: Final = 40
@@ -153,7 +155,7 @@ def _facts(state: SavedState, host: Host | None, now_s: float) -> Table:
 
 def draw_explanations(domain: str, explanations: Sequence[Explanation], source: str) -> Group:
     """Draw why the vCPUs of a domain are moved, or are not."""
-    lines = [Text(f"  {one.text}", "bold" if one.moved else "") for one in explanations]
+    lines = [_hanging("  ", Text(one.text, "bold" if one.moved else "")) for one in explanations]
     return Group(Text(source), Text(), Text(f"{printable(domain)}:", "bold"), *lines)
 
 
@@ -234,16 +236,19 @@ def draw_simulation(about: About, balanced: Result, unmoved: Result) -> Group:
         f" {about.period_ns / 1e9:g}s, seed {about.seed}",
         "not bold",
     )
-    what, *headings = ("_what", "with vcpusched", "without vcpusched")
-    table = draw.table(what, *headings, fold=(what,), apart=3)
-    runs = (balanced, unmoved)
-    highest_ppm = max(period.gap_ppm for run in runs for period in run.periods)
-    table.add_row("gap over time", *(Text(_line(run, highest_ppm), "cyan") for run in runs))
-    table.add_row("gap, mean", *(points(run.gap_ppm) for run in runs))
-    table.add_row("demand not met", *(_part(run.unmet_ppm) for run in runs))
-    table.add_row("time kept waiting", *(_part(run.waiting_ppm) for run in runs))
-    table.add_row("worst vCPU", *(_worst(run) for run in runs))
-    table.add_row("pin changes", *(_pins(run) for run in runs))
+    highest_ppm = max(period.gap_ppm for run in (balanced, unmoved) for period in run.periods)
+    rows: dict[str, Callable[[Result], str | Text]] = {
+        "gap over time": lambda run: Text(_line(run, highest_ppm), draw.COOL),
+        "gap, mean": lambda run: points(run.gap_ppm),
+        "demand not met": lambda run: percent(run.unmet_ppm, decimals=1),
+        "time kept waiting": lambda run: percent(run.waiting_ppm, decimals=1),
+        "worst vCPU": _worst,
+        "pin changes": _pins,
+    }
+    columns = ("with vcpusched", "without vcpusched")
+    table = draw.table("_what", *columns, fold=columns, apart=3)
+    for name, cell in rows.items():
+        table.add_row(name, cell(balanced), cell(unmoved))
     return Group(headline, Text(), table)
 
 
@@ -258,14 +263,11 @@ def _line(run: Result, highest_ppm: int) -> str:
     return line
 
 
-def _part(part_ppm: int) -> str:
-    return percent(part_ppm, decimals=1)
-
-
 def _worst(run: Result) -> str:
     if (worst := run.worst) is None:
         return ""
-    return f"{_part(worst.waiting_ppm)} ({printable(worst.domain)}/{worst.vcpu})"
+    share = percent(worst.waiting_ppm, decimals=1)
+    return f"{share} ({printable(worst.domain)}/{worst.vcpu})"
 
 
 def _pins(run: Result) -> str:

@@ -135,16 +135,38 @@ class Metrics:
 
     def families(self, service: Service, at_s: float, *, per_vcpu: bool) -> Iterator[Metric]:
         """Return all metrics, those of the last cycle only while the host can be read."""
-        yield from _of_service(service, at_s)
+        can_read = service.connected and service.trouble is None
+        cycle = service.cycle if can_read else None
+        version = ((__version__,), 1)
+        yield _gauges("build_info", "The version that runs.", ("version",), [version])
+        for name, text, value in (
+            ("start_time_seconds", "When the service began.", service.started_at_s),
+            ("last_update_timestamp_seconds", "When these metrics were updated.", at_s),
+            ("period_seconds", "The setting period.", service.period_s),
+            (
+                "balance_threshold_ratio",
+                "The setting balance_threshold: from this gap on the host is unbalanced.",
+                service.threshold_ppm / PPM,
+            ),
+            ("connected", "1 while the host can be read, 0 while it cannot.", can_read),
+            ("dry_run", "1 while nothing is changed.", service.dry_run),
+            ("paused", "1 while a pause lasts.", service.paused is not None),
+            ("failing_pins", "Pins of the last plan that failed.", len(service.pins_failing)),
+            *(_of_cycle(cycle) if cycle is not None else ()),
+        ):
+            yield GaugeMetricFamily(PREFIX + name, text, value=value)
         yield from self._registry.collect()
-        cycle = service.cycle
-        if not _can_read(service) or cycle is None:
-            return
-        yield from _of_cycle(cycle)
-        if cycle.host is not None:
-            yield from self._of_domains(cycle.host, per_vcpu=per_vcpu)
+        if cycle is not None and cycle.host is not None:
+            yield from self._of_parts(cycle.host, cycle.plan, per_vcpu=per_vcpu)
 
-    def _of_domains(self, host: Host, *, per_vcpu: bool) -> Iterator[Metric]:
+    def _of_parts(self, host: Host, plan: Plan | None, *, per_vcpu: bool) -> Iterator[Metric]:
+        if plan is not None:
+            yield _gauges(
+                "pcpu_load_ratio",
+                "What is wanted of each managed pCPU, by guests and the host.",
+                ("cpu",),
+                (((str(cpu),), load_ppm / PPM) for cpu, load_ppm in plan.loads_before_ppm),
+            )
         # The file may be shown on a terminal, so names are made fit for that.
         vcpus = [(printable(vcpu.domain), str(vcpu.id.vcpu), vcpu) for vcpu in host.vcpus]
         guests = {(vcpu.id.uuid, vcpu.id.domain_id): name for name, _, vcpu in vcpus}
@@ -171,63 +193,20 @@ class Metrics:
         )
 
 
-def _can_read(service: Service) -> bool:
-    return service.connected and service.trouble is None
-
-
-def _of_service(service: Service, at_s: float) -> Iterator[Metric]:
-    version = ((__version__,), 1)
-    yield _gauges("build_info", "The version that runs.", ("version",), [version])
-    yield _gauge("start_time_seconds", "When the service began.", service.started_at_s)
-    yield _gauge("last_update_timestamp_seconds", "When these metrics were updated.", at_s)
-    yield _gauge("period_seconds", "The setting period.", service.period_s)
-    yield _gauge(
-        "balance_threshold_ratio",
-        "The setting balance_threshold: from this gap on the host is unbalanced.",
-        service.threshold_ppm / PPM,
-    )
-    connected = int(_can_read(service))
-    yield _gauge("connected", "1 while the host can be read, 0 while it cannot.", connected)
-    yield _gauge("dry_run", "1 while nothing is changed.", int(service.dry_run))
-    yield _gauge("paused", "1 while a pause lasts.", int(service.paused is not None))
-    yield _gauge(
-        "failing_pins", "Pins of the last plan that could not be made.", len(service.pins_failing)
-    )
-
-
-def _of_cycle(cycle: Cycle) -> Iterator[Metric]:
-    yield _gauge("domains", "Running guests.", cycle.domains)
-    if cycle.host is not None and cycle.plan is not None:
-        yield from _of_host(cycle.host, cycle.plan, gap_now_ppm(cycle, cycle.plan))
-
-
-def _of_host(host: Host, plan: Plan, gap_ppm: int) -> Iterator[Metric]:
-    yield _gauge(
-        "gap_ratio",
-        "Load of the busiest less that of the least loaded pCPU, or set of them.",
-        gap_ppm / PPM,
-    )
-    yield _gauge("balanced", "1 if the host was found balanced.", int(plan.balanced))
-    yield _gauges(
-        "pcpu_load_ratio",
-        "What is wanted of each managed pCPU, by guests and the host.",
-        ("cpu",),
-        (((str(cpu),), load_ppm / PPM) for cpu, load_ppm in plan.loads_before_ppm),
-    )
-    yield _gauge("vcpus", "vCPUs whose load is known.", len(host.vcpus))
-    yield _gauge(
-        "held_vcpus", "vCPUs that may not be moved.", sum(vcpu.fixed for vcpu in host.vcpus)
-    )
-    yield _gauge(
-        "unmet_demand_ratio",
-        "Demand, in pCPUs, that no move on this host can meet.",
-        unmet_ppm(host) / PPM,
-    )
-    yield _gauge("plan_moves", "Pin changes of the last plan.", len(plan.moves))
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(PREFIX + name, text, value=value)
+def _of_cycle(cycle: Cycle) -> Iterator[tuple[str, str, float]]:
+    """Yield the name, text and value of what is known after a cycle."""
+    yield "domains", "Running guests.", cycle.domains
+    host, plan = cycle.host, cycle.plan
+    if host is None or plan is None:
+        return
+    gap = "Load of the busiest less that of the least loaded pCPU, or set of them."
+    unmet = "Demand, in pCPUs, that no move on this host can meet."
+    yield "gap_ratio", gap, gap_now_ppm(cycle, plan) / PPM
+    yield "balanced", "1 if the host was found balanced.", plan.balanced
+    yield "vcpus", "vCPUs whose load is known.", len(host.vcpus)
+    yield "held_vcpus", "vCPUs that may not be moved.", sum(vcpu.fixed for vcpu in host.vcpus)
+    yield "unmet_demand_ratio", unmet, unmet_ppm(host) / PPM
+    yield "plan_moves", "Pin changes of the last plan.", len(plan.moves)
 
 
 def _gauges(name: str, text: str, labels: tuple[str, ...], values: _Values) -> Metric:
