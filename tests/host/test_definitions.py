@@ -2,6 +2,7 @@
 
 import os
 import pwd
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from vcpusched.host.cgroups import Limits
 from vcpusched.host.definitions import MAX_AGE_NS, Definitions
 from vcpusched.host.hypervisor import HypervisorError
 from vcpusched.model import CpuSet, DomainUuid
-from vcpusched.sample import Definition
+from vcpusched.sample import Definition, Origin
 
 S = 1_000_000_000
 GUESTS = [(DomainUuid(f"6f2b0c1e-0000-4000-8000-{index:012}"), index) for index in range(100)]
@@ -52,6 +53,20 @@ def test_a_definition_that_cannot_be_read_stays_as_it_is_known() -> None:
     definitions.forget_all_but([])
     assert definitions.of(KEY) == Definition()
     assert definitions.is_due(KEY, 5)
+
+
+def test_a_mark_that_was_written_is_in_the_definition() -> None:
+    """Until it is read anew; of a guest that is not known nothing is."""
+    definitions = Definitions({}, 100)
+    mark = {0: Origin(CpuSet.of([0]), frozenset({CpuSet.of([1])}))}
+    definitions.marked(KEY, mark)
+    assert definitions.of(KEY) == Definition()
+    definitions.learn(KEY, XML.format(""), XML.format(""), 0)
+    known = definitions.of(KEY)
+    definitions.marked(KEY, mark)
+    assert definitions.of(KEY) == replace(known, origin=mark)
+    definitions.learn(KEY, XML.format(""), XML.format(""), 1)
+    assert definitions.of(KEY) == known
 
 
 def test_the_kernel_bounds_what_libvirt_says() -> None:

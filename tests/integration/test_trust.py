@@ -435,6 +435,39 @@ def test_a_guest_wakes_beside_the_service(lab: Lab) -> None:
         assert not mark(guest)
 
 
+def test_a_person_pins_a_guest_that_has_just_come(lab: Lab) -> None:
+    """With our pin and mark: what the person chose is held, and never taken for ours."""
+    guest = lab.add_guest("g", [0.05])
+    host = LibvirtHost.open(lab.uri)
+    (found,) = host.sample().domains
+    ours = {0: Origin(CpuSet.parse("0-1"), frozenset({CpuSet.of([1])}))}
+    host.mark(found.uuid, found.domain_id, ours)
+    host.close()
+    guest.pin(1)
+    with running(lab, "0.5") as service:
+        service.wait_cycles(2)
+        guest.pin(0)
+        service.wait("held", lambda: bool(service.lines("Another hand pinned", guest.name)))
+        assert f"{guest.name} stays: another hand pinned it to pCPU 0" in status(service)
+        assert "original" not in ledger(service)[guest.name]
+        service.wait("no mark", lambda: not mark(guest))
+        service.terminate()
+        assert guest.affinity(0) == {0}
+
+
+def test_a_mark_is_known_as_it_was_written(lab: Lab) -> None:
+    """By the next sample, without another reading; to take away what is not there is no error."""
+    lab.add_guest("g", [0.05], pin=0)
+    host = LibvirtHost.open(lab.uri)
+    (found,) = host.sample().domains
+    written = {0: Origin(CpuSet.of([0]), frozenset({CpuSet.of([1])}))}
+    for origin in (written, {}, {}):
+        host.mark(found.uuid, found.domain_id, origin)
+        assert host.sample().domains[0].definition.origin == origin
+        assert host.definition(found.uuid).origin == origin
+    host.close()
+
+
 def test_restore_after_a_reboot(lab: Lab) -> None:
     """The run directory is new, a guest that was saved wakes with pin and mark: it is found."""
     crowd(lab)

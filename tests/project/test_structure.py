@@ -146,7 +146,7 @@ def test_no_module_grows_too_long() -> None:
 
 
 def test_the_architecture_names_files_that_there_are() -> None:
-    """Twenty tasks or more with their modules and tests; and each module that it speaks of exists."""
+    """Twenty tasks or more with modules and tests; each module that it speaks of exists."""
     text = ARCHITECTURE.read_text()
     rows = re.findall(r"^\| .+ \| `(vcpusched/\S+)` \| `(tests/\S+)` \|$", text, re.MULTILINE)
     assert len(rows) >= 20
