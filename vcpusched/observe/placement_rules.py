@@ -26,6 +26,7 @@ Properties: a guest that cannot be read keeps what is reserved for it. No answer
 """
 
 import enum
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -94,16 +95,21 @@ class HouseRules:
             if definition.wish == Wish.HOLD:
                 return "held by its metadata"
             return why_unclear(definition)
-        # Domain names are case sensitive, on every system.
-        if not any(fnmatchcase(name, glob) for glob in self.include_domains):
-            return "not in include_domains"
-        for glob in self.exclude_domains:
-            if fnmatchcase(name, glob):
-                return f'excluded by "{printable(glob)}" in exclude_domains'
-        return ""
+        return _why_excluded(name, self.include_domains, self.exclude_domains)
 
 
 DEFAULT_RULES: Final = HouseRules()
+
+
+@functools.lru_cache(maxsize=16_384)  # asked for each vCPU in each cycle
+def _why_excluded(name: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+    # Domain names are case sensitive, on every system.
+    if not any(fnmatchcase(name, glob) for glob in include):
+        return "not in include_domains"
+    for glob in exclude:
+        if fnmatchcase(name, glob):
+            return f'excluded by "{printable(glob)}" in exclude_domains'
+    return ""
 
 
 def why_unclear(definition: Definition) -> str:
@@ -189,16 +195,16 @@ class House:
     def standing(self, domain: DomainReading, reading: VcpuReading) -> Standing:
         """Judge one vCPU."""
         definition, affinity = domain.definition, reading.affinity
-        targets = self._targets(definition, reading.vcpu)
+        mask, reach = self._reach(definition, reading.vcpu)
+        targets = self._targets(definition, reading.vcpu, reach)
         spread = definition.wish == Wish.SPREAD
-        why = reading.held or self._why_held(domain.name, definition, reading.vcpu)
+        why = reading.held or self._why_held(domain.name, definition, reading.vcpu, mask, reach)
         ours = affinity in self.units if reading.ours is None else reading.ours
         if not why and (len(affinity) == 1 or ours):
-            why = self._why_bound(definition, reading, targets)
+            why = self._why_bound(definition, reading, mask, reach, targets)
         elif not why:
-            reach = self._mask(definition, reading.vcpu)
             # What is not pinned libvirt keeps off isolated pCPUs (since 10.4).
-            if affinity & self.managed not in {reach, reach - self.isolated}:
+            if affinity & self.managed not in {mask, mask - self.isolated}:
                 pool = f"another hand keeps it on pCPUs {affinity}"
                 return Standing(affinity, fixed=True, why=pool, spread=spread)
             why = "" if targets else "all pCPUs that it may use are reserved"
@@ -210,8 +216,10 @@ class House:
             asked.append(f"its memory must be on {_nodes_of(definition, reading.vcpu)}")
         return Standing(targets, why=", ".join(asked), spread=spread)
 
-    def _why_held(self, name: str, definition: Definition, vcpu: int) -> str:
-        """Say why a vCPU may not be moved, wherever it is; nothing when it may."""
+    def _why_held(
+        self, name: str, definition: Definition, vcpu: int, mask: CpuSet, reach: CpuSet
+    ) -> str:
+        """Return why a vCPU may not be moved, wherever it is; nothing when it may."""
         why = self.rules.why_held(name, definition)
         if why:
             return why
@@ -219,54 +227,55 @@ class House:
             return "a realtime vCPU"
         if vcpu not in definition.allowed:
             return "its definition does not name it"
-        return self._why_nowhere(definition, vcpu)
+        return "" if reach else self._why_nowhere(definition, vcpu, mask)
 
-    def _why_nowhere(self, definition: Definition, vcpu: int) -> str:
-        """Say why its definition leaves a vCPU no managed pCPU; nothing when it does."""
-        mask = self._mask(definition, vcpu)
+    def _why_nowhere(self, definition: Definition, vcpu: int, mask: CpuSet) -> str:
+        """Return why its definition leaves a vCPU no managed pCPU that is near."""
         if not mask:
             return f"{_said(definition, vcpu)} allows no managed pCPU"
-        near = self._near(definition, vcpu)
-        if not near:
-            return f"which pCPUs are on {_nodes_of(definition, vcpu)} is not known"
-        if not mask & near:
-            there = _nodes_of(definition, vcpu)
-            said = _said(definition, vcpu)
-            return f"{said} allows no managed pCPU of {there}, where its memory must be"
-        return ""
+        there = _nodes_of(definition, vcpu)
+        if not self._near(definition, vcpu):
+            return f"which pCPUs are on {there} is not known"
+        said = _said(definition, vcpu)
+        return f"{said} allows no managed pCPU of {there}, where its memory must be"
 
-    def _why_bound(self, definition: Definition, reading: VcpuReading, targets: CpuSet) -> str:
-        """Say why a vCPU must stay on its pCPU; nothing when that is placement and may change."""
+    def _why_bound(
+        self,
+        definition: Definition,
+        reading: VcpuReading,
+        mask: CpuSet,
+        reach: CpuSet,
+        targets: CpuSet,
+    ) -> str:
+        """Return why a vCPU must stay where it is; nothing when that may change."""
         affinity = reading.affinity
         if not affinity.is_within(self.managed):
             return f"it is on pCPU {affinity}, which is not managed"
         if not targets.is_within(affinity):
             return ""
-        mask = self._mask(definition, reading.vcpu)
         if mask.is_within(affinity):
             return f"{_said(definition, reading.vcpu)} allows no other pCPU"
-        if (mask & self._near(definition, reading.vcpu)).is_within(affinity):
+        if reach.is_within(affinity):
             said, there = _said(definition, reading.vcpu), _nodes_of(definition, reading.vcpu)
             return f"{said} allows no other pCPU of {there}, where its memory must be"
         return "all other pCPUs are reserved"
 
     def objection(self, name: str, definition: Definition, vcpu: int, to_cpus: CpuSet) -> str:
-        """Say what speaks against a move after all, by a definition read anew; nothing if none."""
-        why = self._why_held(name, definition, vcpu)
-        if why:
-            return why
-        if not to_cpus.is_within(self._targets(definition, vcpu)):
+        """Return what speaks against a move after all, by a definition read anew."""
+        mask, reach = self._reach(definition, vcpu)
+        why = self._why_held(name, definition, vcpu, mask, reach)
+        if not why and not to_cpus.is_within(self._targets(definition, vcpu, reach)):
             return "the domain's definition does not allow this pCPU any more"
-        return ""
+        return why
 
-    def _targets(self, definition: Definition, vcpu: int) -> CpuSet:
-        near = self._near(definition, vcpu) & self._mask(definition, vcpu)
-        # Only who names a reserved pCPU may go there, not who may go anywhere.
-        return near - self.reserved if definition.allowed.get(vcpu) == ALL_CPUS else near
+    def _targets(self, definition: Definition, vcpu: int, reach: CpuSet) -> CpuSet:
+        # A vCPU goes to a reserved pCPU only if its definition names that, not if it names none.
+        return reach - self.reserved if definition.allowed.get(vcpu) == ALL_CPUS else reach
 
-    def _mask(self, definition: Definition, vcpu: int) -> CpuSet:
-        """Return the managed pCPUs that the definition and the kernel allow a vCPU."""
-        return definition.allowed.get(vcpu, NO_CPUS) & self.managed & definition.cpuset
+    def _reach(self, definition: Definition, vcpu: int) -> tuple[CpuSet, CpuSet]:
+        """Return the managed pCPUs that a vCPU may use, and those of them that are near it."""
+        mask = definition.allowed.get(vcpu, NO_CPUS) & self.managed & definition.cpuset
+        return mask, mask & self._near(definition, vcpu)
 
     def _near(self, definition: Definition, vcpu: int) -> CpuSet:
         """Give the pCPUs near a vCPU; none where they are not known."""
