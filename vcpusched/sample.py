@@ -77,7 +77,8 @@ class Definition:
     """What a domain's definition says about where its vCPUs belong, and what bounds that.
 
     `allowed` gives, per vCPU number, where it may run: `ALL_CPUS` where nothing is said; a vCPU
-    missing there must not be moved. `cpuset` is where the kernel lets the guest run, by its group.
+    missing there must not be moved; `began` what that was when this run was first seen. `cpuset` is
+    where the kernel lets the guest run, by its group, `is_cpuset_known` whether that could be read.
     `realtime` are the vCPUs with a realtime scheduler, `helper_pins` where its emulator and I/O
     threads are pinned to. `memory_nodes` gives, per vCPU number, the NUMA nodes that the memory
     beside it is asked to be on; a vCPU is missing where nothing is said. `memory_strict` gives
@@ -100,6 +101,8 @@ class Definition:
     origin: Mapping[int, Origin] = field(default_factory=dict)
     cpuset: CpuSet = ALL_CPUS
     helper_pins: tuple[CpuSet, ...] = ()
+    began: Mapping[int, CpuSet] = field(default_factory=dict)
+    is_cpuset_known: bool = True
 
     def before_us(self, vcpu: int, pin: CpuSet) -> CpuSet:
         """Return where a vCPU was before a pin, if that is ours by the mark; else the pin."""

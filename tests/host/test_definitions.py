@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vcpusched.host.cgroups import Limits
-from vcpusched.host.definitions import MAX_AGE_NS, Definitions
+from vcpusched.host.definitions import MAX_AGE_NS, Definitions, FirstSeen
 from vcpusched.host.hypervisor import HypervisorError
 from vcpusched.model import CpuSet, DomainUuid
 from vcpusched.sample import Definition, Origin
@@ -42,7 +42,8 @@ def test_a_definition_that_cannot_be_read_stays_as_it_is_known() -> None:
     definitions.postpone(KEY, 0)
     assert not definitions.is_due(KEY, 0)
     assert definitions.is_due(KEY, MAX_AGE_NS)
-    assert definitions.of(KEY) == Definition()
+    unknown = Definition(is_cpuset_known=False)
+    assert definitions.of(KEY) == unknown
     definitions.learn(KEY, XML.format(""), XML.format(""), 0)
     found = definitions.of(KEY)
     definitions.postpone(KEY, 5)
@@ -51,7 +52,7 @@ def test_a_definition_that_cannot_be_read_stays_as_it_is_known() -> None:
         definitions.learn(KEY, "<domain", None, 6)
     assert definitions.of(KEY) == found
     definitions.forget_all_but([])
-    assert definitions.of(KEY) == Definition()
+    assert definitions.of(KEY) == unknown
     assert definitions.is_due(KEY, 5)
 
 
@@ -80,6 +81,32 @@ def test_the_kernel_bounds_what_libvirt_says() -> None:
     assert found.allowed[0] == CpuSet.of(range(4))
     definitions.bound(KEY, Limits())
     assert definitions.of(KEY).shares == 300
+
+
+def test_what_a_run_began_with_outlives_an_edit_and_a_connection() -> None:
+    """The definition was widened for the next boot; another run begins with that."""
+    first_seen: FirstSeen = {}
+    narrow = XML.format("<cputune><vcpupin vcpu='0' cpuset='2'/></cputune>")
+    Definitions(first_seen, 100).learn(KEY, narrow, narrow, 0)
+    definitions = Definitions(first_seen, 100)
+    for key, began in ((KEY, CpuSet.of([2])), ((KEY[0], KEY[1] + 1), CpuSet.of(range(4)))):
+        definitions.learn(key, narrow, XML.format(""), 1)
+        assert definitions.of(key).allowed[0] == CpuSet.of(range(4))
+        assert definitions.of(key).began[0] == began
+    definitions.forget_all_but([])
+    assert not first_seen
+
+
+def test_the_cpuset_of_a_guest_is_not_known_before_its_groups_are() -> None:
+    """Nor after a definition was read anew, or could not be."""
+    definitions = Definitions({}, 100)
+    assert not definitions.of(KEY).is_cpuset_known
+    definitions.learn(KEY, XML.format(""), None, 0)
+    assert not definitions.of(KEY).is_cpuset_known
+    definitions.bound(KEY, Limits())
+    assert definitions.of(KEY).is_cpuset_known
+    definitions.postpone(KEY, 1)
+    assert not definitions.of(KEY).is_cpuset_known
 
 
 @pytest.mark.parametrize(

@@ -301,6 +301,14 @@ def test_what_no_guests_cpuset_has_is_not_managed() -> None:
     assert str(House.of(HouseRules(), sample()).managed) == "0-7"
 
 
+def test_a_guest_whose_cpuset_is_not_known_widens_nothing() -> None:
+    """It may be in the cpuset of the others; where none is known, all pCPUs are managed."""
+    hidden = guest("hidden", "2", is_cpuset_known=False)
+    narrow = guest("a", "2", cpuset=cpus("2-3"))
+    for seen, managed in ((sample(hidden, narrow), "2-3"), (sample(hidden), "0-7")):
+        assert str(House.of(HouseRules(), seen).managed) == managed
+
+
 def test_a_move_out_of_the_cpuset_is_objected_to() -> None:
     """By a definition read anew, with the cpuset as it is now."""
     house = House.of(HouseRules(), sample(guest("web", "2")))
@@ -349,6 +357,17 @@ def test_nowhere_to_go() -> None:
     all_of_them = guest("pinned", *"01234567", allowed=dict(enumerate(map(cpus, "01234567"))))
     found = standing(guest("web", "0-7"), all_of_them)
     assert (found.fixed, found.why) == (True, "all pCPUs that it may use are reserved")
+
+
+def test_a_definition_widened_for_the_next_boot_reserves_what_the_guest_began_with() -> None:
+    """As long as it runs there, or would but for a pin of ours; once it is let go, nothing."""
+    began = {"began": {0: cpus("2")}}
+    running = guest("pinned", "2", booked={0: cpus("2")}, **began)
+    moved = guest("pinned", "3", booked={0: cpus("3")}, origin={0: Origin(cpus("2"))}, **began)
+    for domain in (running, moved):
+        assert str(House.of(HouseRules(), sample(domain)).reserved) == "2"
+    let_go = guest("pinned", "0-7", booked={0: ALL_CPUS}, **began)
+    assert not House.of(HouseRules(), sample(let_go)).reserved
 
 
 def test_a_guest_that_cannot_be_read_keeps_what_is_reserved_for_it() -> None:

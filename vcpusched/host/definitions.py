@@ -6,7 +6,7 @@ Rule: no I/O and no clock: what libvirt says and the time are passed in.
 import pwd
 import zlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 from xml.etree import ElementTree as ET
 
@@ -20,25 +20,28 @@ Key = tuple[DomainUuid, int]
 """One run of a guest: its UUID, and the number that libvirt gives each run."""
 
 FirstSeen = dict[Key, Definition]
-"""The live definition of each run of a transient guest as it was when it was first seen."""
+"""The definition of each run when it was first seen, the live one where there is no other."""
 
 MAX_AGE_NS: Final = 60 * 1_000_000_000
 """How long a definition is trusted: a change of it is obeyed after this at the latest."""
 
 
+_UNKNOWN: Final = Definition(is_cpuset_known=False)
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     at_ns: int
-    definition: Definition = field(default_factory=Definition)
+    definition: Definition
     user: int | None = None
-    is_bound: bool = False
 
 
 class Definitions:
     """What is known of the definitions of all guests that run.
 
     `first_seen` outlives connections: nobody else remembers where a transient guest was allowed to
-    run before we pinned it. `usual_shares` is the weight of a guest whose definition says nothing.
+    run before we pinned it, and what others began with. `usual_shares` is the weight of a guest
+    whose definition says nothing.
     """
 
     def __init__(self, first_seen: FirstSeen, usual_shares: int) -> None:
@@ -64,12 +67,7 @@ class Definitions:
     def of(self, key: Key) -> Definition:
         """Return a guest's definition, an empty one where it is not known."""
         known = self._known.get(key)
-        return known.definition if known is not None else Definition()
-
-    def is_bound(self, key: Key) -> bool:
-        """Return whether the kernel's limits are in what is known of a guest."""
-        known = self._known.get(key)
-        return known is not None and known.is_bound
+        return known.definition if known is not None else _UNKNOWN
 
     def user_of(self, key: Key) -> int | None:
         """Return which user libvirt runs a guest's QEMU as, where its XML names one."""
@@ -82,13 +80,13 @@ class Definitions:
         Raises HypervisorError where it cannot be understood.
         """
         live = self._parsed(live_xml)
-        if stated_xml is not None:
-            stated = self._parsed(stated_xml)
-        else:
-            # A transient guest has no persistent definition. The live one stands in for it, as it
-            # was when the guest was first seen, because later our own pins are in it.
-            stated = replace(self._first_seen.setdefault(key, live), wish=None)
-        found = libvirt_xml.combined(live, stated)
+        stated = self._parsed(stated_xml) if stated_xml is not None else None
+        first = self._first_seen.setdefault(key, stated or live)
+        # A transient guest has no persistent definition. The live one stands in for it, as it was
+        # when the guest was first seen, because later our own pins are in it.
+        found = libvirt_xml.combined(live, stated or replace(first, wish=None))
+        began = libvirt_xml.combined(live, first).allowed
+        found = replace(found, began=began, is_cpuset_known=False)
         self._known[key] = _Known(now_ns, found, _user(live_xml))
 
     def bound(self, key: Key, limits: Limits) -> None:
@@ -97,10 +95,11 @@ class Definitions:
         definition = replace(
             known.definition,
             cpuset=limits.cpuset,
+            is_cpuset_known=True,
             shares=limits.shares or known.definition.shares,
             quota_ppm=min(known.definition.quota_ppm, limits.quota_ppm),
         )
-        self._known[key] = replace(known, definition=definition, is_bound=True)
+        self._known[key] = replace(known, definition=definition)
 
     def marked(self, key: Key, origin: Mapping[int, Origin]) -> None:
         """Take in the mark that was written into a guest."""
@@ -110,8 +109,9 @@ class Definitions:
 
     def postpone(self, key: Key, now_ns: int) -> None:
         """Keep what is known until the guest's next moment, because it was not told now."""
-        known = self._known.get(key, _Known(now_ns))
-        self._known[key] = replace(known, at_ns=now_ns, is_bound=False)
+        known = self._known.get(key, _Known(now_ns, _UNKNOWN))
+        unbound = replace(known.definition, is_cpuset_known=False)
+        self._known[key] = replace(known, at_ns=now_ns, definition=unbound)
 
     def _parsed(self, xml: str) -> Definition:
         try:

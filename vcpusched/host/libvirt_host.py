@@ -99,7 +99,7 @@ class LibvirtHost:
         since_boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._threads.find({key: self._users(key) for key in running}, since_boot_ns)
         for key in running:
-            if not self._definitions.is_bound(key):
+            if not self._definitions.of(key).is_cpuset_known:
                 self._bound(key)
         # All in one sweep, which libvirtd does not interrupt.
         sweeps = {key: self._threads.read(key) for key in running}

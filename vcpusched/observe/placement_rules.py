@@ -160,9 +160,11 @@ class House:
     def of(cls, rules: HouseRules, sample: Sample, before: "House | None" = None) -> Self:
         """Apply the rules to a sample; `before` is what came of the sample before."""
         online, isolated = sample.topology.online, sample.isolated
-        cpuset = NO_CPUS if sample.domains else online
+        cpuset = NO_CPUS
         for domain in sample.domains:
-            cpuset |= domain.definition.cpuset & online
+            if domain.definition.is_cpuset_known:
+                cpuset |= domain.definition.cpuset & online
+        cpuset = cpuset or online
         managed = rules.managed(online, isolated, cpuset)
         kept = before.reserved_by if before is not None else {}
         reserved_by = {uuid: kept[uuid] for uuid in sample.unread if uuid in kept}
@@ -309,19 +311,20 @@ def _reserved(domain: DomainReading, managed: CpuSet) -> CpuSet:
     """Return the pCPUs that are no others' for this domain's sake."""
     definition = domain.definition
     given: dict[int, set[CpuSet]] = {}
+    dedicated: set[int] = set()
     for vcpu, stated in definition.allowed.items():
-        if stated != ALL_CPUS:
+        masks = (stated, definition.began.get(vcpu, stated))
+        said = [mask for mask in masks if mask != ALL_CPUS]  # whose hash takes long
+        if said:
             # What it runs with until its next boot; before a pin of ours, unless that is stated.
             booked = definition.booked.get(vcpu, stated)
-            given[vcpu] = {definition.before_us(vcpu, booked)} | ({booked} & {stated})
+            given[vcpu] = {definition.before_us(vcpu, booked)} | (
+                {booked} if booked in said else set()
+            )
+        if any(len(mask) == 1 for mask in said):
+            dedicated.add(vcpu)
     # Dedicated: a pCPU that the definition gives to just one vCPU, and that vCPU nothing else.
-    single = Counter(
-        mask
-        for vcpu, masks in given.items()
-        if len(definition.allowed[vcpu]) == 1
-        for mask in masks
-        if len(mask) == 1
-    )
+    single = Counter(mask for vcpu in dedicated for mask in given[vcpu] if len(mask) == 1)
     reserved = CpuSet.of(cpu for mask, vcpus in single.items() if vcpus == 1 for cpu in mask)
     if definition.realtime:
         running = (
