@@ -182,7 +182,16 @@ def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:
         (FAR % '{"0": {"1": 1e400}}', "node_distances.0.1: "),
         ('{"version": 1, "cpus": [{"id": 0, "socket": "0"}], "vcpus": []}', "cpus.0.socket: "),
         (ONE % '"load": NaN, "cpus": "0"', "vcpus.0.load: "),
-        (ONE % '"load": 1, "cpus": "0", "wait": 2', "vcpus.0.wait: "),
+        (
+            ONE % '"load": 1, "cpus": "0", "wait": 2',
+            "vcpus.0.wait: 2 is not allowed: must be at mos",
+        ),
+        (
+            ONE % '"load": 53, "cpus": "0"',
+            "vcpus.0.load: 53 is not allowed: must be at most 2 (in p",
+        ),
+        (ONE % '"load": "x", "cpus": "0"', "vcpus.0.load: must be a number (in pCPUs: 0.53 is 53%"),
+        (ONE % '"cpus": "0"', "vcpus.0.load: is missing"),
         (ONE % '"load": 1, "cpus": "x"', "vcpus.0: 'x' is no list of pCPUs"),
         (ONE % '"load": 1, "cpus": ""', "vcpus.0: cpus: must name at least one pCPU"),
     ],

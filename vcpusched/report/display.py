@@ -191,8 +191,7 @@ def draw_history(past: History) -> Group:
     parts: list[RenderableType] = []
     for event in past.events:
         parts += [*_event(event, past.until_s), Text()]
-    since = draw.clock(past.since_s)
-    return Group(*parts, Text(f"{history.summary(past)}, since {since}.", "bold"))
+    return Group(*parts, Text(f"Since {draw.clock(past.since_s)}: {history.summary(past)}", "bold"))
 
 
 def _event(event: Event, now_s: float) -> Iterator[RenderableType]:

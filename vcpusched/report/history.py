@@ -116,6 +116,8 @@ class History:
     since_s: float
     until_s: float
     events: tuple[Event, ...]
+    left_out: int = 0
+    """Entries that others wrote, who may be forging ours."""
 
 
 def history(
@@ -128,8 +130,10 @@ def history(
     """
     of_cycle: dict[tuple[str, str, int], Event] = {}
     every: list[Event] = []
+    left_out = 0
     for record in entries:
         if not _is_trusted(record, own_uid):
+            left_out += record.at_s >= since_s
             continue
         kind = record.fields.get("MESSAGE_ID", "")
         is_move, cycle = record.number("VCPU") is not None, record.number("CYCLE")
@@ -151,7 +155,7 @@ def history(
         elif kind == MESSAGE_ID_OUTCOME and event is not None:
             event.outcome = record
     events = (_of_domain(event, domain) for event in every if event.at_s >= since_s)
-    return History(since_s, until_s, tuple(event for event in events if event.moves))
+    return History(since_s, until_s, tuple(event for event in events if event.moves), left_out)
 
 
 def _is_trusted(record: Record, own_uid: int) -> bool:
@@ -188,8 +192,14 @@ _WORDS: Final = {
 
 def summary(past: History) -> str:
     """Word in one sentence what happened."""
+    left_out = counted(past.left_out, "entry", "entries")
+    others = f"; {left_out} by other users left out" if past.left_out else ""
+    return f"{_counted(past)}{others}"
+
+
+def _counted(past: History) -> str:
     if not past.events:
-        return "No pin changed"
+        return "no pin changed"
     moves, plans, verdicts = Counter[Kind](), 0, Counter[str]()
     for event in past.events:
         moves[event.kind] += len(event.moves)

@@ -23,7 +23,7 @@ from vcpusched.model import (
     VcpuId,
 )
 from vcpusched.plan.planner import Plan
-from vcpusched.text import place
+from vcpusched.text import place, shown
 
 VERSION: Final = 1
 
@@ -94,8 +94,18 @@ def parse(text: str) -> Host:
 
 _COMPLAINTS: Final = {
     "model_type": "must be an object in braces",
+    "dict_type": "must be an object in braces",
+    "list_type": "must be a list",
     "literal_error": f"must be {VERSION}, the version that this vcpusched reads",
     "too_short": "must not be empty",
+    "missing": "is missing",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "less_than_equal": "{value} is not allowed: must be at most {le:g}",
+    "greater_than_equal": "{value} is not allowed: must be at least {ge:g}",
+    "greater_than": "{value} is not allowed: must be above {gt:g}",
 }
 """What the library would say in its own terms."""
 
@@ -112,7 +122,12 @@ def validated(model: type[_Model], text: str, kind: str) -> _Model:
         return model.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        what = _COMPLAINTS.get(first["type"], first["msg"].lower())
+        what = first["msg"].lower()
+        if first["type"] in _COMPLAINTS:
+            context = first.get("ctx", {})
+            what = _COMPLAINTS[first["type"]].format(value=shown(first["input"], 40), **context)
+        if first["loc"][-1:] in {("load",), ("host_load",)}:
+            what += " (in pCPUs: 0.53 is 53% of one)"
         raise SnapshotError(f"{place(first, kind)}: {what}") from None
 
 
