@@ -25,12 +25,12 @@ def test_tuned_only_with_a_profile_that_pins(tmp_path: Path) -> None:
     """It is on many hosts; only some of its profiles move threads."""
     proc, profile = processes(tmp_path, "tuned"), tmp_path / "active_profile"
     profile.write_text("virtual-host\n")
-    assert rivals.find(proc, profile) == []
+    assert list(rivals.find(proc, profile)) == []
     profile.write_text("cpu-partitioning\n")
-    assert len(rivals.find(proc, profile)) == 1
+    assert len(list(rivals.find(proc, profile))) == 1
 
 
 def test_nothing_to_find(tmp_path: Path) -> None:
     """No rivals, and a /proc that cannot be read: no warning, no error."""
-    assert rivals.find(processes(tmp_path, "bash"), tmp_path / "none") == []
-    assert rivals.find(tmp_path / "nothing", tmp_path / "none") == []
+    assert list(rivals.find(processes(tmp_path, "bash"), tmp_path / "none")) == []
+    assert list(rivals.find(tmp_path / "nothing", tmp_path / "none")) == []

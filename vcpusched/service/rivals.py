@@ -3,7 +3,7 @@
 Rule: a hint for a warning. Nothing depends on it; where /proc hides other processes it finds none.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -13,45 +13,24 @@ TUNED_PROFILE: Final = Path("/etc/tuned/active_profile")
 _TUNED_PINNING: Final = ("cpu-partitioning", "realtime")
 
 
-def find(proc: Path = PROC, tuned_profile: Path = TUNED_PROFILE) -> list[str]:
-    """Give one sentence for each program that is found, in a fixed order."""
-    running = _process_names(proc)
-    return [
-        sentence
-        for name, (applies, sentence) in sorted(_KNOWN.items())
-        if name in running and applies(tuned_profile)
-    ]
-
-
-def _process_names(proc: Path) -> set[str]:
-    names = set()
+def find(proc: Path = PROC, tuned_profile: Path = TUNED_PROFILE) -> Iterator[str]:
+    """Return one sentence for each program that is found, in a fixed order."""
     try:
-        for process in proc.iterdir():
-            if process.name.isdigit():
-                try:
-                    names.add((process / "comm").read_text(encoding="utf-8").strip())
-                except (OSError, UnicodeDecodeError):
-                    continue  # it ended, or is hidden
+        running = {_text(path / "comm").strip() for path in proc.iterdir() if path.name.isdigit()}
     except OSError:
-        pass
-    return names
+        return
+    if "numad" in running:
+        yield "numad is running and binds guests too; the two will undo each other's work: stop one"
+    profile = _text(tuned_profile).split()
+    if "tuned" in running and any(word.startswith(_TUNED_PINNING) for word in profile):
+        yield (
+            "tuned runs with a profile that moves threads too; blacklist the guests there, or"
+            " stop one"
+        )
 
 
-def _tuned_pins(tuned_profile: Path) -> bool:
+def _text(path: Path) -> str:
     try:
-        profile = tuned_profile.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return False
-    return any(word.startswith(_TUNED_PINNING) for word in profile.split())
-
-
-_KNOWN: Final[dict[str, tuple[Callable[[Path], bool], str]]] = {
-    "numad": (
-        lambda _profile: True,
-        "numad is running and binds guests too; the two will undo each other's work: stop one",
-    ),
-    "tuned": (
-        _tuned_pins,
-        "tuned runs with a profile that moves threads too; blacklist the guests there, or stop one",
-    ),
-}
+        return ""  # it ended, or is hidden
