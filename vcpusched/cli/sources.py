@@ -6,16 +6,20 @@ Rule: errors become one line and an exit status; libvirt is imported only where 
 import contextlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
 
 from vcpusched.model import Host
 from vcpusched.report import snapshot, state_file
 from vcpusched.service import exits, run_directory
 from vcpusched.settings import Settings
 from vcpusched.text import printable
+
+Result = TypeVar("Result")
 
 SAMPLE_TIMEOUT_S: Final = 10.0
 """How long a command waits for libvirt beyond the period that it samples."""
@@ -66,7 +70,6 @@ def _sampled(settings: Settings) -> Host:
     from vcpusched.host.libvirt_host import LibvirtHost
     from vcpusched.observe.observe import observe
     from vcpusched.service.run_directory import LedgerFile
-    from vcpusched.service.worker import call_within
 
     def sample_twice() -> Host:
         session = LibvirtHost.open(settings.uri, read_only=True)
@@ -111,6 +114,23 @@ def _end_at_once(status: int, line: str) -> NoReturn:
     """End without waiting for a thread that is stuck in a call."""
     print(f"vcpusched: {line}", file=sys.stderr, flush=True)
     os._exit(status)
+
+
+def call_within(limit_s: float, function: Callable[[], Result]) -> Result:
+    """Run a function that may block for ever; raises TimeoutError after `limit_s` seconds.
+
+    The thread is left behind, and ends with the process.
+    """
+    result: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:  # noqa: BLE001  it is raised again by the caller
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="libvirt-call", daemon=True).start()
+    return result.result(limit_s)
 
 
 def live() -> tuple[str, state_file.SavedState, Host | None] | None:

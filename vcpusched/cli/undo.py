@@ -88,11 +88,10 @@ def _unwritable(directory: Path, error: OSError) -> exits.Refusal:
 def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
     from vcpusched.act.ledger_file import Book
     from vcpusched.act.reconciler import Reconciler
-    from vcpusched.cli.sources import reached
+    from vcpusched.cli.sources import call_within, reached
     from vcpusched.host.libvirt_host import LibvirtHost
     from vcpusched.service.restore import carry_out
     from vcpusched.service.run_directory import LEDGER, LedgerFile
-    from vcpusched.service.worker import call_within
 
     if asked.verb is Verb.RELEASE and not asked.domains and not (directory / LEDGER).exists():
         # Pins can be read off the guests, by their marks; holds are in the ledger alone.

@@ -9,9 +9,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
@@ -28,8 +27,6 @@ from vcpusched.model import Host
 from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.service.control import Answer, Request
 from vcpusched.service.restore import carry_out
-
-Result = TypeVar("Result")
 
 MAX_CYCLE_S: Final = 45.0
 """A cycle longer than this is stuck: libvirt itself gives up waiting for a busy domain after 30 s,
@@ -57,7 +54,7 @@ class Cycled:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The connection stands: it was opened, or looked at."""
+    """The connection stands: it was opened, or checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +120,7 @@ class Worker:
         self._jobs.put(lambda: self._do_cycle(rules))
 
     def check(self) -> None:
-        """Begin to look whether the connection stands; ends in Alive or Lost."""
+        """Begin to check whether the connection stands; ends in Alive or Lost."""
         self._jobs.put(self._do_check)
 
     def carry_out(self, request: Request, *, beside_service: bool) -> None:
@@ -236,20 +233,3 @@ class Worker:
             return plan(host, policy)
         finally:
             self._planned_s += time.monotonic() - began_s
-
-
-def call_within(limit_s: float, function: Callable[[], Result]) -> Result:
-    """Run a function that may block for ever; raises TimeoutError after `limit_s` seconds.
-
-    For the one-shot verbs: the thread is left behind, and ends with the process.
-    """
-    result: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(function())
-        except BaseException as error:  # noqa: BLE001  it is raised again by the caller
-            result.set_exception(error)
-
-    threading.Thread(target=run, name="libvirt-call", daemon=True).start()
-    return result.result(limit_s)
