@@ -19,13 +19,14 @@ def test_asked_and_answered(tmp_path: Path) -> None:
     def serve() -> None:
         with run_directory.locked(tmp_path):
             ready.set()
-            while not asked:
-                for name, found in control.take(tmp_path):
-                    asked.append(found)
-                    control.answer(tmp_path, name, Answer(1, ("shop: …",), ("mail\n",)))
+            while (found := inbox.take()) is None:
                 time.sleep(0.01)
+            asked.append(found)
+            inbox.answer(Answer(1, ("shop: …",), ("mail\n",)))
             done.wait(10)
 
+    warnings: list[object] = []
+    inbox = control.Inbox(tmp_path, lambda *warning: warnings.append(warning))
     ready, done = threading.Event(), threading.Event()
     server = threading.Thread(target=serve)
     server.start()
@@ -35,6 +36,7 @@ def test_asked_and_answered(tmp_path: Path) -> None:
     server.join()
     assert answer == Answer(1, ("shop: …",), ("mail\n",))
     assert asked == [Request(Verb.RESTORE, ("shop", "mail\n"))]
+    assert warnings == []
     assert [path.name for path in tmp_path.iterdir()] == [run_directory.LOCK]
 
 
@@ -171,7 +173,7 @@ def test_old_requests_are_forgotten(tmp_path: Path) -> None:
     """Who asked them has gone long ago."""
     path = tmp_path / "request-1.json"
     path.write_text(json.dumps({"verb": "restore", "domains": []}))
-    long_ago_s = time.time() - control.ANSWER_PATIENCE_S - 1
+    long_ago_s = time.time() - control.ANSWER_TIMEOUT_S - 1
     os.utime(path, (long_ago_s, long_ago_s))
     assert list(control.take(tmp_path)) == []
 
@@ -190,7 +192,7 @@ def test_old_answers_are_taken_away(tmp_path: Path) -> None:
     old, new = tmp_path / "answer-1.json", tmp_path / "answer-2.json"
     for path in (old, new):
         path.touch()
-    long_ago_s = time.time() - control.ANSWER_PATIENCE_S - 1
+    long_ago_s = time.time() - control.ANSWER_TIMEOUT_S - 1
     os.utime(old, (long_ago_s, long_ago_s))
     assert list(control.take(tmp_path)) == []
     assert list(tmp_path.iterdir()) == [new]

@@ -59,7 +59,7 @@ def carry_out(settings: "Settings", verb: str, domains: Sequence[str]) -> int:
         if answer is None:
             answer = _do_alone(directory, settings, asked)
     except TimeoutError:
-        line = f"the running service did not answer within {control.ANSWER_PATIENCE_S:.0f}s"
+        line = f"the running service did not answer within {control.ANSWER_TIMEOUT_S:.0f}s"
         raise exits.Refusal(exits.FAILURE, line) from None
     except control.AnswerError:
         line = "the answer of the running service cannot be read"

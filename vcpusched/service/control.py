@@ -1,13 +1,13 @@
 """How the service is controlled: requests, answers and pauses, as files in the run directory.
 
-Rule: files and values; what is asked for is done elsewhere. No socket: who may write into the run
-directory may ask, and nobody else.
+Rule: files and values; what is asked for is done elsewhere. No socket: only users that may write
+into the run directory may ask.
 
-A request is a file `request-ID.json`. The service takes it away when it begins with it, and leaves
-`answer-ID.json`, which the one who asked takes away. Who asked and sees the service end meanwhile
-asks nobody any more: all that can be asked for may be done twice.
+A request is a file `request-ID.json`. The service removes it when it begins with it, and leaves
+`answer-ID.json`, which the verb removes. A verb that sees the service end meanwhile does the work
+itself: all that can be asked for may be done twice.
 
-A pause is a file that anybody may drop there; it outlives the service, and ends with the machine.
+A pause is a file, made by a verb or by hand; it outlives the service, and ends with the machine.
 An empty file means until it is removed; one with a time such as 2026-11-24T21:00:00Z, until then.
 What cannot be understood pauses until it is removed: a typo must not have vCPUs moved.
 """
@@ -29,7 +29,7 @@ from vcpusched.report.messages import Entry, Pause, Priority
 from vcpusched.service import run_directory
 from vcpusched.text import printable
 
-ANSWER_PATIENCE_S: Final = 120.0
+ANSWER_TIMEOUT_S: Final = 120.0
 """How long an answer is waited for, and how old a request may be."""
 
 POLL_S: Final = 0.05
@@ -52,7 +52,7 @@ _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class AnswerError(Exception):
-    """What lies where the answer should be is none."""
+    """The file of an answer holds none."""
 
 
 class Verb(enum.StrEnum):
@@ -89,12 +89,10 @@ def ask(directory: Path, request: Request) -> Answer | None:
     if not run_directory.is_locked(directory):
         return None
     run_directory.replace_file(question, json.dumps({"version": 1, **asdict(request)}))
-    deadline_s = time.monotonic() + ANSWER_PATIENCE_S
+    deadline_s = time.monotonic() + ANSWER_TIMEOUT_S
     try:
         while time.monotonic() < deadline_s:
-            is_alive = run_directory.is_locked(
-                directory
-            )  # before the look: it answers, then it ends
+            is_alive = run_directory.is_locked(directory)  # first: it answers, then it ends
             if os.path.lexists(answer):
                 return _answered(answer)
             if not is_alive:
@@ -108,8 +106,8 @@ def ask(directory: Path, request: Request) -> Answer | None:
 
 def _answered(path: Path) -> Answer:
     try:
-        told = json.loads(run_directory.read_file(path, ANSWER_SIZE_MAX))
-        status, lines, problems = told["status"], told["lines"], told["problems"]
+        found = json.loads(run_directory.read_file(path, ANSWER_SIZE_MAX))
+        status, lines, problems = found["status"], found["lines"], found["problems"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         raise AnswerError from None
     if not isinstance(status, int) or not (_are_lines(lines) and _are_lines(problems)):
@@ -117,20 +115,20 @@ def _answered(path: Path) -> Answer:
     return Answer(status & 0xFF, tuple(lines), tuple(problems))
 
 
-def _are_lines(told: object) -> bool:
-    return isinstance(told, list) and all(isinstance(line, str) for line in told)
+def _are_lines(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(line, str) for line in found)
 
 
 def take(directory: Path) -> Iterator[tuple[str, Request]]:
-    """Take the requests that wait, with their ids; what is none, or too old, is removed.
+    """Take the requests that wait, with their ids; other files, and old ones, are removed.
 
     Raises OSError when the run directory cannot be read or written. What cannot be removed, such as
-    a directory of that name, is passed over: it keeps nobody else from being heard.
+    a directory of that name, is passed over, so that the requests after it are served.
     """
     for path in directory.glob("answer-*.json"):
-        # Whoever asked was killed, or waits no more.
+        # The verb that asked was killed, or does not wait any more.
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            if time.time() - path.lstat().st_mtime > ANSWER_PATIENCE_S:
+            if time.time() - path.lstat().st_mtime > ANSWER_TIMEOUT_S:
                 path.unlink()
     for path in sorted(directory.glob("request-*.json")):
         name = path.stem.removeprefix("request-")
@@ -139,66 +137,60 @@ def take(directory: Path) -> Iterator[tuple[str, Request]]:
             request = _parsed(path)
             path.unlink()
         except (FileNotFoundError, IsADirectoryError):
-            continue  # whoever asked took it back, or nobody asked
-        if request is not None and age_s <= ANSWER_PATIENCE_S and _NAME.fullmatch(name):
+            continue  # the verb took it back, or it is no request
+        if request is not None and age_s <= ANSWER_TIMEOUT_S and _NAME.fullmatch(name):
             yield name, request
-
-
-def answer(directory: Path, name: str, told: Answer) -> None:
-    """Answer a request. Raises OSError."""
-    run_directory.replace_file(directory / f"answer-{name}.json", json.dumps(asdict(told)))
 
 
 def _parsed(path: Path) -> Request | None:
     try:
-        told = json.loads(run_directory.read_file(path, SIZE_MAX))
-        verb, domains = Verb(told["verb"]), told["domains"]
+        found = json.loads(run_directory.read_file(path, SIZE_MAX))
+        verb, domains = Verb(found["verb"]), found["domains"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
-    if not _are_lines(domains):
-        return None
-    return Request(verb, tuple(domains))
+    return Request(verb, tuple(domains)) if _are_lines(domains) else None
 
 
 class Inbox:
     """The requests in the run directory, one at a time.
 
-    `once` is told, with a cause, when a file cannot be used.
+    `warn` is called with a cause and an entry when files there cannot be used.
     """
 
-    def __init__(self, directory: Path, once: Callable[[str, Entry], None]) -> None:
+    def __init__(self, directory: Path, warn: Callable[[str, Entry], None]) -> None:
         self._directory = directory
-        self._once = once
+        self._warn = warn
         self._name: str | None = None
 
     def take(self) -> Request | None:
         """Take the next request, if there is one; it must be answered before the next."""
         try:
-            self._name, asked = next(take(self._directory), (None, None))
+            self._name, request = next(take(self._directory), (None, None))
         except OSError as error:
             text = f"Could not read requests in the run directory: {error.strerror}"
-            self._once("requests", Entry(Priority.WARNING, text))
+            self._warn("requests", Entry(Priority.WARNING, text))
             return None
-        return asked
+        return request
 
-    def answer(self, told: Answer) -> None:
-        """Answer what was taken, if anything was."""
+    def answer(self, answer: Answer) -> None:
+        """Answer the request that was taken, if one was."""
         name, self._name = self._name, None
         if name is None:
             return
         try:
-            answer(self._directory, name, told)
+            path = self._directory / f"answer-{name}.json"
+            run_directory.replace_file(path, json.dumps(asdict(answer)))
         except OSError as error:
             text = f"Could not answer a request in the run directory: {error.strerror}"
-            self._once("answer", Entry(Priority.WARNING, text))
+            self._warn("answer", Entry(Priority.WARNING, text))
 
     def fail(self, status: int, why: str) -> None:
-        """Answer what was taken, if anything was, with why it is not done."""
+        """Answer the request that was taken, if one was, with why it is not done."""
         self.answer(Answer(status, problems=(why,)))
 
 
 def read_pause(directory: Path) -> Pause | None:
-    """Give the pause that there is now; one that is over is removed."""
+    """Return the pause that there is now; one that is over is removed."""
     path = directory / PAUSE
     try:
         text = run_directory.read_file(path, PAUSE_SIZE_MAX).strip()
@@ -235,7 +227,7 @@ def end_pause(directory: Path) -> bool:
 
 
 def parse_duration(text: str) -> float:
-    """Give the seconds in a time such as 30m. Raises ValueError."""
+    """Return the seconds in a time such as 30m. Raises ValueError."""
     number, unit = text[:-1], text[-1:]
     if number.isascii() and number.isdigit() and len(number) < NUMBER_LENGTH_MAX:
         seconds = int(number) * _UNITS_S.get(unit, 0)
@@ -247,7 +239,7 @@ def parse_duration(text: str) -> float:
 
 
 def _moment_s(text: str) -> float:
-    """Give the seconds since the epoch. Raises ValueError."""
+    """Return the seconds since the epoch. Raises ValueError."""
     with contextlib.suppress(ValueError, OverflowError):
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is not None and moment.year < YEAR_MAX:

@@ -14,7 +14,7 @@ The daemon's life:
                  ├──────── lost ──────────┴───────────┤
                  └──────── stuck: another worker ─────┘
 
-Connecting may take for ever, which is nobody's fault: the state says so, and the attempt goes on.
+Connecting may take for ever, and no fault: the state says so, and the attempt goes on.
 Work has a limit. A worker past it is abandoned with its connection; after `MAX_ABANDONED` of them
 the process ends, and systemd starts it anew.
 
@@ -68,7 +68,7 @@ a cycle a large host makes 200,000, none in a circle: a sixth of its time went i
 RIVALS_S: Final = 600.0
 
 _SERVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-"""SIGUSR1 is the worker's knock: what it has to say is in its queue."""
+"""The worker sends SIGUSR1 when an outcome is in its queue."""
 
 _Act = Callable[[float], None]
 """What can be due; it is given the time, monotonic."""
@@ -194,7 +194,7 @@ class _Daemon:
         self._reporter.report(before, outcome, state)
 
     def _serve_requests(self, now_s: float) -> None:
-        """Begin with a request, if there is one; it waits for work at hand, not for libvirt."""
+        """Begin with a request, if there is one; it waits for work under way, not for libvirt."""
         state, trouble = self._state, self._state.service.trouble
         is_away = state.phase in {Phase.WAITING, Phase.CONNECTING} and trouble is not None
         if state.stop.restores or not (state.phase is Phase.IDLE or is_away):

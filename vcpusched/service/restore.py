@@ -1,4 +1,4 @@
-"""Gives pins back and ends holds, and says of each domain what came of it.
+"""Restores affinities and ends holds, and says of each domain what came of it.
 
 Rule: done through a `Reconciler`, by the service or by a verb under its lock; prints nothing.
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from vcpusched.act.actuator import Event, Failure, ignore, never
+from vcpusched.act.ledger import Changed
 from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
@@ -31,7 +32,7 @@ def carry_out(
 ) -> Answer:
     """Do what is asked for. Raises ConnectionLostError.
 
-    `beside_service`: what is given back would be pinned again, and is held.
+    `beside_service`: what is restored would be pinned again, and is held.
     """
     try:
         sample = reconciler.sample()
@@ -45,7 +46,7 @@ def carry_out(
         if request.verb is Verb.RELEASE:
             return _released(reconciler, wanted, names)
         hold = beside_service or wanted is not None
-        given = reconciler.restore(wanted, hold=hold, cancelled=cancelled, on_event=on_event)
+        events = reconciler.restore(wanted, hold=hold, cancelled=cancelled, on_event=on_event)
     except ConnectionLostError:
         raise
     except NotRecordedError as error:
@@ -60,13 +61,13 @@ def carry_out(
     ]
     if wanted is None and (elsewhere := reconciler.elsewhere()):
         left.append(elsewhere)
-    return _told(given, wanted, names, left, hold=hold)
+    return _restored(events, wanted, names, left, hold=hold)
 
 
 def _named(
     names: dict[DomainUuid, str], domains: Sequence[str]
 ) -> tuple[list[DomainUuid] | None, list[str]]:
-    """Give the UUIDs of domains that are named or given by UUID, and names of nobody."""
+    """Return the UUIDs of domains named by name or UUID (None: of all), and unknown names."""
     if not domains:
         return None, []
     by_name = {name: uuid for uuid, name in names.items()}
@@ -91,8 +92,8 @@ def _released(
     return Answer(exits.OK, tuple(lines or ["No vCPU is held."]))
 
 
-def _told(
-    given: Sequence[Event],
+def _restored(
+    events: Sequence[Event],
     wanted: Sequence[DomainUuid] | None,
     names: dict[DomainUuid, str],
     left: Sequence[str],
@@ -100,33 +101,30 @@ def _told(
     hold: bool,
 ) -> Answer:
     lines, problems = [], []
-    told = set()
-    for uuid, group in groupby(given, key=lambda one: one.move.vcpu.uuid):
-        vcpus = list(group)
+    for _uuid, of_domain in groupby(events, key=lambda event: event.move.vcpu.uuid):
+        vcpus = list(of_domain)
         name = printable(vcpus[0].move.domain)
-        held = _held(name, hold=hold and wanted is not None)
-        told.add(uuid)
-        failures = [one for one in vcpus if isinstance(one, Failure)]
-        back = [
-            f"vCPU {one.move.vcpu.vcpu} to {cpus_text(one.move.to_cpus)}{missing_text(one.missing)}"
-            for one in vcpus
-            if not isinstance(one, Failure)
-        ]
-        if back:
-            lines.append(f"{name}: given back: {', '.join(back)}{held}")
-        if any(one.missing for one in vcpus if not isinstance(one, Failure)):
+        restored = [event for event in vcpus if isinstance(event, Changed)]
+        if restored:
+            vcpu_lines = ", ".join(
+                f"vCPU {event.move.vcpu.vcpu} to {cpus_text(event.move.to_cpus)}"
+                f"{missing_text(event.missing)}"
+                for event in restored
+            )
+            held = _held(name, hold=hold and wanted is not None)
+            lines.append(f"{name}: given back: {vcpu_lines}{held}")
+        if any(event.missing for event in restored):
             problems.append(f"{name}: what is missing stays recorded for the next restore")
-        for failure in failures:
-            vcpu = f"{name}: vCPU {failure.move.vcpu.vcpu}"
-            if failure.is_gone:
+        for event in vcpus:
+            vcpu = f"{name}: vCPU {event.move.vcpu.vcpu}"
+            if isinstance(event, Failure) and event.is_gone:
                 lines.append(f"{vcpu} has ended meanwhile")
-            else:
-                problems.append(f"{vcpu} is not given back: {printable(failure.why, 300)}")
+            elif isinstance(event, Failure):
+                problems.append(f"{vcpu} is not given back: {printable(event.why, 300)}")
     problems += left
-    for uuid in wanted or ():
-        if uuid not in told:
-            name = printable(names[uuid])
-            lines.append(f"{name}: is not pinned by vcpusched{_held(name, hold=hold)}")
+    moved = {event.move.vcpu.uuid for event in events}
+    others = [printable(names[uuid]) for uuid in wanted or () if uuid not in moved]
+    lines += [f"{name}: is not pinned by vcpusched{_held(name, hold=hold)}" for name in others]
     if not lines and not problems:
         lines.append("No vCPU is pinned by vcpusched.")
     if hold and wanted is None:

@@ -26,7 +26,7 @@ LEDGER_SIZE_MAX: Final = 64 << 20
 STATE_SIZE_MAX: Final = 256 << 20
 """Ten times what 10,000 vCPUs take, and more."""
 
-LOCK_PATIENCE_S: Final = 1.0
+LOCK_TIMEOUT_S: Final = 1.0
 """`status` holds the lock for an instant to see whether it is free: a starting daemon waits."""
 
 
@@ -39,7 +39,7 @@ class AlreadyRunningError(Exception):
 
 
 def locate() -> Path:
-    """Give the run directory: the one systemd made for us, else the packaged one."""
+    """Return the run directory: the one systemd made for us, else the packaged one."""
     named = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     return Path(named) if named else DEFAULT
 
@@ -58,7 +58,7 @@ def locked(directory: Path) -> Iterator[None]:
         raise RunDirectoryError(f"{path}: cannot be written: {error.strerror}") from None
     try:
         with contextlib.suppress(PermissionError):
-            # Whoever can open it can lock it, and keep the service from starting.
+            # Who can open it can lock it, and keep the service from starting.
             os.fchmod(lock, 0o600)
         _give_to_owner(lock, directory)
         _acquire(lock, path)
@@ -78,7 +78,7 @@ def _give_to_owner(lock: int, directory: Path) -> None:
 
 
 def _acquire(lock: int, path: Path) -> None:
-    deadline_s = time.monotonic() + LOCK_PATIENCE_S
+    deadline_s = time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,7 +95,7 @@ def _acquire(lock: int, path: Path) -> None:
 
 
 def is_locked(directory: Path) -> bool:
-    """Tell whether a daemon lives, to whoever may open the lock. Raises RunDirectoryError."""
+    """Tell whether a daemon lives, where the lock may be opened. Raises RunDirectoryError."""
     try:
         return _is_locked(directory)
     except OSError as error:
@@ -105,7 +105,7 @@ def is_locked(directory: Path) -> bool:
 def lives(directory: Path) -> bool:
     """Tell whether a daemon lives. Needs no privilege. Raises RunDirectoryError.
 
-    The lock says so for certain. Who may not open it goes by the process that wrote the state.
+    The lock is certain; where it may not be opened, the process that wrote the state says so.
     """
     try:
         return _is_locked(directory)
@@ -140,7 +140,7 @@ def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(temporary, flags, 0o644), "w", encoding="utf-8") as file:
-            # Whatever the umask, and whoever writes: the service, and anybody's `status`, read it.
+            # Whatever the umask and the writing user: the service and any user's `status` read it.
             os.fchmod(file.fileno(), 0o644)
             _give_to_owner(file.fileno(), path.parent)
             file.write(text)
@@ -157,7 +157,7 @@ def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
 
 
 def read_file(path: Path, size_max: int) -> str:
-    """Read a file that anybody might have put there: no link, no pipe, no more than so many bytes.
+    """Read a file of any origin: no link, no pipe, no more than so many bytes.
 
     Raises OSError, and ValueError for what is no such file or no UTF-8 text.
     """
@@ -184,12 +184,12 @@ def _sync_directory(directory: Path) -> None:
 
 def write_state(directory: Path, state: Mapping[str, Any]) -> None:
     """Replace the state file, and say which process wrote it. Raises OSError."""
-    told = {**state, "pid": os.getpid(), "process_start": _process_start(os.getpid())}
-    replace_file(directory / STATE, json.dumps(told, separators=(",", ":")) + "\n")
+    written = {**state, "pid": os.getpid(), "process_start": _process_start(os.getpid())}
+    replace_file(directory / STATE, json.dumps(written, separators=(",", ":")) + "\n")
 
 
 def read_state(directory: Path) -> str | None:
-    """Give the text of the state file, None where there is none. Raises RunDirectoryError."""
+    """Return the text of the state file, None where there is none. Raises RunDirectoryError."""
     path = directory / STATE
     try:
         return read_file(path, STATE_SIZE_MAX)
@@ -200,7 +200,7 @@ def read_state(directory: Path) -> str | None:
 
 
 def _writer(directory: Path) -> tuple[int, int]:
-    """Give the process that wrote the state file and when that began; 0 and 0 if none is told."""
+    """Return the process that wrote the state file and when that began; 0 and 0 if unknown."""
     try:
         state = json.loads(read_state(directory) or "{}")
         pid, start = state["pid"], state["process_start"]
@@ -226,7 +226,7 @@ def _is_process(pid: int, start: int) -> bool:
 
 
 def _process_start(pid: int) -> int:
-    """Give when a process began, in ticks since the machine came up. Raises OSError."""
+    """Return when a process began, in ticks since the machine came up. Raises OSError."""
     # Field 22 of proc(5); the second one is a name in parentheses, which may hold any letter.
     text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     return int(text.rpartition(")")[2].split()[19])
@@ -244,7 +244,7 @@ class LedgerFile:
         self.path = directory / LEDGER
 
     def read(self) -> str | None:
-        """Give the text of the file."""
+        """Return the text of the file."""
         try:
             return read_file(self.path, LEDGER_SIZE_MAX)
         except FileNotFoundError:
@@ -257,7 +257,7 @@ class LedgerFile:
         replace_file(self.path, text, durable=True)
 
     def set_aside(self) -> str:
-        """Give the file a name that is free."""
+        """Return the file a name that is free."""
         number = 1
         while os.path.lexists(there := self.path.with_name(SET_ASIDE.format(number))):
             number += 1

@@ -1,9 +1,9 @@
-"""Where messages go: to journald with their fields, or to stderr; and what systemd is told.
+"""Where messages go: to journald with their fields, or to stderr; and what systemd is notified of.
 
 And where they are read again: journald is the only store there is.
 
-Rule: the only import of `systemd`, and only where it is used: who was not started by systemd needs
-no binding of it. The only question to systemd, too.
+Rule: the only import of `systemd`, and only where it is used, since a process that systemd did not
+start needs no binding of it. The only question to systemd, too.
 
 A service that is restarted gets the same SIGTERM as one that is stopped. The difference is in the
 job that systemd has for the unit meanwhile: one of type "restart" until the old process has ended,
@@ -24,8 +24,8 @@ from vcpusched.report.messages import Entry, Priority
 
 IDENTIFIER: Final = "vcpusched"
 OWN_CGROUP: Final = Path("/proc/self/cgroup")
-PATIENCE_S: Final = 3.0
-"""For so long systemd is asked about the unit."""
+TIMEOUT_S: Final = 3.0
+"""How long systemd may take to say something of the unit."""
 
 
 class Log(Protocol):
@@ -62,7 +62,7 @@ class StreamLog:
         """Write one line: time of day, severity where it matters, message."""
         severity = f"{entry.priority.name.lower()}: " if entry.priority < Priority.INFO else ""
         now = time.strftime("%H:%M:%S")
-        # Nobody reads it any more, or the disk is full: no reason to stop balancing.
+        # The pipe has no reader any more, or the disk is full: no reason to stop balancing.
         with contextlib.suppress(OSError):
             print(f"{now} {severity}{entry.message}", file=self._stream, flush=True)
 
@@ -95,7 +95,7 @@ def reloading() -> None:
 
 
 def watchdog_interval_s() -> float | None:
-    """Give how often systemd wants a ping: half its limit. None where it watches nothing."""
+    """Return how often systemd wants a ping: half its limit. None where it watches nothing."""
     limit_us = os.environ.get("WATCHDOG_USEC", "")
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
@@ -103,16 +103,16 @@ def watchdog_interval_s() -> float | None:
 
 
 class UnreadableError(Exception):
-    """Whoever asks may not read the system's journal, or there is none; the text says so."""
+    """The system's journal may not be read, or there is none; the text says so."""
 
 
 def past(
     message_ids: Iterable[str], since_s: float, directory: Path | None = None
 ) -> Iterator[Record]:
-    """Give the entries with these message IDs since then (seconds since the epoch), in their order.
+    """Return the entries with these message IDs since then, in their order.
 
-    From the journal of this host, or from the files in `directory`. Raises UnreadableError, and
-    OSError for a journal that is damaged.
+    From the journal of this host, or from the files in `directory`; `since_s` is seconds since the
+    epoch. Raises UnreadableError, and OSError for a journal that is damaged.
     """
     from systemd import journal
 
@@ -150,7 +150,7 @@ def _text(value: Any) -> str:  # noqa: ANN401  whatever the library takes it for
 
 
 def own_unit(cgroups: str) -> str | None:
-    """Give the system service that a process belongs to, by its /proc/PID/cgroup, if it does."""
+    """Return the system service that a process belongs to, by its /proc/PID/cgroup, if it does."""
     for line in cgroups.splitlines():
         _number, controllers, path = [*line.split(":", 2), "", ""][:3]
         parts = path.strip("/").split("/")
@@ -178,7 +178,7 @@ def is_restarting() -> bool:
             return False
         asked = ("systemctl", "list-jobs", "--no-legend", "--no-pager", "--full", unit)
         done = subprocess.run(  # noqa: S603  our own words
-            asked, capture_output=True, text=True, timeout=PATIENCE_S, check=True
+            asked, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return False
