@@ -13,16 +13,17 @@ Work: the guests' own count (`Guest.work`), in rounds of their loop. Run and wai
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from lab import Guest
+from lab import Guest, Lab
 from lab_guest import NS_PER_S, WORK_COUNTS
 from live.scenarios import Scenario
 from live.service import LiveError, running
+from live.system import SystemHost
 
 from vcpusched.model import CpuSet
 
@@ -30,19 +31,7 @@ BOOT_S: Final = 2.0
 BOOT_LIMIT_S: Final = 120.0
 
 
-class Host(Protocol):
-    """What runs the guests: a `Lab`, or a `SystemHost`."""
-
-    @property
-    def uri(self) -> str:
-        """Return what the daemon connects to."""
-
-    @property
-    def guests(self) -> dict[str, Guest]:
-        """Return the guests by name."""
-
-    def add_guest(self, name: str, shares: Sequence[float], *, cpuset: str | None = None) -> Guest:
-        """Add a guest whose vCPUs want these shares of a pCPU, and start it."""
+Host = Lab | SystemHost
 
 
 @dataclass(frozen=True, slots=True)
