@@ -127,7 +127,7 @@ def test_piped(directory: Path) -> None:
     assert "pins        1 in the last hour, 7 in the last day, 7 since it started" in lines
     gap = next(line for line in lines if line.startswith("gap"))
     assert gap.endswith("95 points (threshold 10)")
-    assert "pCPUs 8-9 are not balanced: isolated by the kernel" in lines
+    assert "pCPUs 8-9 are not managed: isolated by the kernel" in lines
     assert "May be moved: g0, g1, g2" in lines
     assert lines[-1].endswith("g0/0  0 → 1  " + CROWDED.moves[0].reason)
     drawn = lines[lines.index("      node 0, cache 0") :]

@@ -6,7 +6,6 @@ same text stays.
 
 import contextlib
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -44,13 +43,12 @@ SHORT_LINES: Final = 24
 
 def show(*parts: RenderableType) -> None:
     """Print to standard output: as wide as COLUMNS or a terminal says, else without folding."""
-    width = None
-    if not sys.stdout.isatty() and not os.environ.get("COLUMNS", "").isdigit():
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         try:
-            width = os.get_terminal_size(2).columns  # where a pager's output is seen
+            console.width = os.get_terminal_size(2).columns  # where a pager's output is seen
         except OSError:
-            width = _WIDE
-    console = Console(highlight=False, markup=False, emoji=False, width=width)
+            console.width = _WIDE
     with console.capture() as capture:
         console.print(draw.Fitting(Group(*parts)))
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
@@ -66,7 +64,8 @@ def draw_plan(host: Host, plan: Plan, policy: Policy, source: str) -> Group:
     parts: list[RenderableType] = [source, verdict]
     if inside := inside_text(host, sets, threshold_ppm, after):
         parts.append(inside)
-    parts += ["", drawn, *([""] if who else []), *who]
+    parts += ["", drawn]
+    parts += ["", *who] if who else []
     parts += [""] if plan.moves else []
     digits = len(str(len(plan.moves)))
     for number, move in enumerate(plan.moves, 1):
@@ -90,7 +89,7 @@ def draw_status(
     """Draw the state of the service; what is long of it only where it is asked for."""
     headed = headline(state, is_healthy=is_healthy)
     facts = _facts(state, host, now_s)
-    left = [f"pCPUs {one.cpus} are not balanced: {one.why}" for one in state.left_alone]
+    left = [f"pCPUs {one.cpus} are not managed: {one.why}" for one in state.left_alone]
     who = [printable(line, 300) for line in (left if verbose else left[:SHORT_MAX])]
     if host is not None:
         who += _treatments(host) if verbose else _reasons(host)
