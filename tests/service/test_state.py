@@ -91,6 +91,7 @@ def test_pins_are_counted_and_others_are_not() -> None:
         (Cycled(DECIDED), exits.OK),
         (Cycled(replace(DECIDED, failures=(Failure(MOVE, "no"),))), exits.FAILURE),
         (Cycled(Cycle(1, 0, lost="gone")), None),
+        (Cycled(replace(DECIDED, lost="gone")), None),
         (Lost("gone"), exits.UNAVAILABLE),
         (Lost("no", denied=True), exits.NOT_PERMITTED),
         (Lost("odd", stands=True), exits.FAILURE),

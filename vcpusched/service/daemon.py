@@ -128,7 +128,7 @@ class _Daemon:
         self._inbox = Inbox(orders.directory, self._reporter.once)
         self._ping_every_s = systemd.watchdog_interval_s() or math.inf
         self._ping_at_s = time.monotonic() if self._ping_every_s < math.inf else math.inf
-        self._warn_at_s = 0.0
+        self._rivals_at_s = 0.0
         self._abandoned: list[Worker] = []
         self._worker = self._new_worker(0)
 
@@ -270,7 +270,8 @@ class _Daemon:
     def _deadlines(self) -> dict[_Act, float]:
         """Return what is to be done in this phase, and when."""
         state = self._state
-        due: dict[_Act, float] = {self._ping: self._ping_at_s, self._warn: self._warn_at_s}
+        due: dict[_Act, float] = {self._ping: self._ping_at_s}
+        due[self._find_rivals] = self._rivals_at_s
         match state.phase:
             case Phase.WAITING:
                 due[self._connect] = state.connect_at_s
@@ -288,8 +289,8 @@ class _Daemon:
         self._ping_at_s = now_s + self._ping_every_s
         systemd.notify("WATCHDOG=1")
 
-    def _warn(self, now_s: float) -> None:
-        self._warn_at_s = now_s + RIVALS_S
+    def _find_rivals(self, now_s: float) -> None:
+        self._rivals_at_s = now_s + RIVALS_S
         for warning in rivals.find():
             self._reporter.once(warning, Entry(Priority.WARNING, warning))
 
