@@ -69,6 +69,7 @@ def reconcile(
         if uuid in sample.unread or (entry.is_kept() and (uuid in unseen or not entry.is_at(uri)))
     }
     domains, changes, unclear = list[DomainReading](), list[Changed](), set[DomainUuid]()
+    online = sample.topology.online
     for domain in sample.domains:
         before, definition = ledger.entries.get(domain.uuid), domain.definition
         # One that was written down by another address may well be of the same libvirt.
@@ -83,9 +84,12 @@ def reconcile(
         entry = before or Entry(domain.name, domain.domain_id)
         # A vCPU that is missing is kept: libvirt applies its last pin to one that is plugged in.
         records, readings = dict(entry.records), list[VcpuReading]()
+        # A pCPU outside the guest's cpuset is to it as one that is offline: the kernel shows none,
+        # and has taken the guest off it.
+        shown, is_asked = online & definition.cpuset, domain.uuid in asked
         for reading in domain.vcpus:
             known = records.get(reading.vcpu)
-            found = _followed(known, domain, reading, sample, is_asked=domain.uuid in asked)
+            found = _followed(known, domain, reading, sample, shown, is_asked=is_asked)
             records[reading.vcpu] = found.record
             readings.append(_annotated(reading, entry, found.record))
             if found.is_unclear:
@@ -142,11 +146,12 @@ class _Found:
     is_unclear: bool = False
 
 
-def _followed(
+def _followed(  # noqa: PLR0913  all that is known of one vCPU
     known: Record | None,
     domain: DomainReading,
     reading: VcpuReading,
     sample: Sample,
+    shown: CpuSet,
     *,
     is_asked: bool,
 ) -> _Found:
@@ -157,7 +162,7 @@ def _followed(
         record = _first(domain, reading, sample, known.young_ns)
         if record.young_ns or not record.is_ours:
             return _Found(record)
-    return _compared(record, domain, reading, sample.topology.online, is_asked=is_asked)
+    return _compared(record, domain, reading, shown, is_asked=is_asked)
 
 
 def _first(domain: DomainReading, reading: VcpuReading, sample: Sample, since_ns: int) -> Record:
@@ -204,22 +209,17 @@ def _whole(affinity: CpuSet, named: Iterable[CpuSet], sample: Sample, cpuset: Cp
 def _compared(
     record: Record, domain: DomainReading, reading: VcpuReading, online: CpuSet, *, is_asked: bool
 ) -> _Found:
-    """Compare where a vCPU was left with where it is.
-
-    A pCPU outside the guest's cpuset is to it as one that is offline: the kernel shows none, and
-    has taken the guest off it.
-    """
+    """Compare where a vCPU was left with where it is."""
     definition, now = domain.definition, reading.affinity
-    online &= definition.cpuset
     if record.pending is not None and now == record.pending & online:
         return _Found(settled(replace(record, affinity=record.pending, pending=None)))
     left = record.affinity & online
+    is_left = now == left or (record.held is Hold.RESET and len(now) > 1)
     stated = definition.allowed.get(reading.vcpu, ALL_CPUS)
-    is_pin = len(now) == 1 and not (stated & online).is_within(now)
+    is_pin = not is_left and len(now) == 1 and not (stated & online).is_within(now)
     # The kernel shows only pCPUs that are online; while none is, it lets the vCPU go anywhere that
     # its definition names, and whoever pinned it there was a person.
-    is_kernels = now == left or not (left or is_pin)
-    if is_kernels or (record.held is Hold.RESET and len(now) > 1):
+    if is_left or not (left or is_pin):
         return _Found(_doubted(record, domain.at_ns))
     books = definition.booked.get(reading.vcpu) if is_asked else None
     widened = bool(left) and len(now) > len(left) and (record.is_ours or record.held is not None)

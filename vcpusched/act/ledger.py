@@ -29,7 +29,7 @@ from typing import Final
 
 from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Cause, Move
-from vcpusched.sample import Origin, Sample
+from vcpusched.sample import Origin
 from vcpusched.text import printable
 
 RESETS_MAX: Final = 3
@@ -119,18 +119,20 @@ class Entry:
         """Tell whether there is anything that outlives the process."""
         return self.held or self.marked or any(map(is_kept, self.records.values()))
 
-    def mark(self, sample: Sample) -> Mark:
-        """Return what the domain's mark should say: something of each vCPU with a pin of ours."""
+    def mark(self, online: CpuSet, anywhere: CpuSet) -> Mark:
+        """Return what the domain's mark should say: something of each vCPU with a pin of ours.
+
+        `anywhere` is where the kernel puts what is not bound, offline pCPUs included.
+        """
         mark = {}
         for vcpu, record in self.records.items():
             if record.original is None:
                 continue
             pins = {record.affinity, record.pending or record.affinity}
             # What the kernel undid while pCPUs were offline was made again without these.
-            pins |= {pin & sample.topology.online for pin in pins}
+            pins |= {pin & online for pin in pins}
             # Other hosts have other pCPUs.
-            is_anywhere = (sample.present - sample.isolated).is_within(record.original)
-            original = ALL_CPUS if is_anywhere else record.original
+            original = ALL_CPUS if anywhere.is_within(record.original) else record.original
             mark[vcpu] = Origin(original, frozenset(pins) - {NO_CPUS})
         return mark
 

@@ -52,6 +52,7 @@ class Reconciler:
         self._unseen = set(book.ledger.entries)
         self._began_ns: int | None = None
         self._sample = Sample(Topology(()), ())
+        self._online = self._anywhere = NO_CPUS
         self._changes: list[Changed] = []
         self._intended: dict[VcpuId, Move] = {}
         """What the file has of moves that were not tried yet; the ledger in memory has none."""
@@ -75,6 +76,7 @@ class Reconciler:
         self._book.ledger = found.ledger
         self._changes += found.changes
         self._sample = found.sample
+        self._online, self._anywhere = sample.topology.online, sample.present - sample.isolated
         self._marks = {uuid: self._marks.get(uuid, {}) for uuid in sample.unread} | {
             domain.uuid: domain.definition.origin
             for domain in sample.domains
@@ -189,16 +191,15 @@ class Reconciler:
         being pinned again until they are released. Raises ConnectionLostError, NotRecordedError,
         and HypervisorError when the host cannot be read.
         """
-        if not self._sample.topology.cpus:
+        if not self._online:
             self.sample()
-        running, online = self._running, self._sample.topology.online
-        wanted = running if uuids is None else set(uuids) & running
+        wanted = self._running if uuids is None else set(uuids) & self._running
         cpusets = {domain.uuid: domain.definition.cpuset for domain in self._sample.domains}
         moves = [
             Move(vcpu, entry.name, record.affinity, shown, 0, "", cause=Cause.RESTORED)
             for vcpu, entry, record in self._book.ledger.pins()
             if vcpu.uuid in wanted and (original := record.original) is not None
-            for shown in [original & online & cpusets.get(vcpu.uuid, ALL_CPUS)]
+            for shown in [original & self._online & cpusets.get(vcpu.uuid, ALL_CPUS)]
         ]
         if hold:
             self._save(self._book.ledger.holding(wanted))
@@ -276,7 +277,7 @@ class Reconciler:
             # With version 1 of cgroups no group takes a pCPU that is offline or not its parent's,
             # and its parent may have others by now.
             cpuset = self._hypervisor.definition(vcpu.uuid).cpuset
-            cpus = whole & self._sample.topology.online & cpuset
+            cpus = whole & self._online & cpuset
             if cpus in {present, NO_CPUS}:
                 raise
             self._hypervisor.pin(vcpu, cpus)
@@ -285,7 +286,7 @@ class Reconciler:
 
     def _mark(self, uuid: DomainUuid, entry: Entry, vcpus: Collection[int] | None = None) -> None:
         """See to it that a mark says of some vCPUs what it should; or of all, and of no other."""
-        should = entry.mark(self._sample)
+        should = entry.mark(self._online, self._anywhere)
         if not tells(self._marks.get(uuid, {}), should, vcpus):
             self._check_ours()
             self._hypervisor.mark(uuid, entry.domain_id, should)
@@ -299,8 +300,10 @@ class Reconciler:
 
     def _check_unchanged(self, vcpu: VcpuId, before: Record, record: Record) -> None:
         """Raise OvertakenError for a vCPU that is neither as it was seen nor where it was sent."""
-        now, online = self._hypervisor.affinity(vcpu), self._sample.topology.online
-        known = {cpus & online for cpus in (before.affinity, before.pending) if cpus is not None}
+        now = self._hypervisor.affinity(vcpu)
+        known = {
+            cpus & self._online for cpus in (before.affinity, before.pending) if cpus is not None
+        }
         # Where pCPUs are offline what was seen differs from all that is known. A single pCPU that
         # a young vCPU is on may be a person's choice.
         seen = () if before.young_ns and len(now) == 1 else self._sampled(vcpu)
