@@ -4,8 +4,6 @@ Rule: pure; changes the assignment that it is given, and only so that its object
 
 Algorithm: off each bin that has too much, the busiest first, the best move to one of the least
     loaded bins is made, or where none pays the best exchange; then likewise to each bin that lacks.
-    On machines whose pCPUs differ, items that want more than their bin can give are put on
-    stronger ones. `undo` takes back moves that do not pay.
 """
 
 from bisect import bisect_left, insort
@@ -33,12 +31,12 @@ def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = Fa
     level = state.level
     for _ in range(1 if state.hurry else SWEEPS):
         before, rank = state.total, _Rank(state, bins)
-        for best_of, is_off in ((_step_off, True), (_step_to, False)):
+        for is_off in (True, False):
             for bin_ in sorted(bins, key=level.__getitem__, reverse=is_off):
                 while (
                     rest := level[bin_] - state.high if is_off else state.low[bin_] - level[bin_]
                 ) > 0:
-                    gain, step = best_of(state, bin_, rank, rest)
+                    gain, step = _step(state, bin_, rank, rest, is_off=is_off)
                     if not step:
                         break
                     rank.make(step, gain)
@@ -67,50 +65,33 @@ def undo(state: Assignment) -> None:
                 state.make(back, gain)
 
 
-def _step_off(state: Assignment, bin_: int, rank: "_Rank", over: int) -> tuple[int, Step]:
-    """Return the best move off a bin that has so much too much, or else the best exchange."""
-    own, level, low = state.own[bin_], state.level[bin_], state.low
-    if not own:
-        return 0, ()
-    most = over * SCALE - state.least
-    if state.siblings:
-        most += state.contention(bin_)
+def _step(
+    state: Assignment, bin_: int, rank: "_Rank", rest: int, *, is_off: bool
+) -> tuple[int, Step]:
+    """Return the best move off a bin that has so much too much, or to one that lacks it.
+
+    Where none pays, the best exchange, but to a bin that lacks only where bins are few.
+    """
+    own, siblings, low = state.own[bin_], state.siblings, state.low
+    most = rest * SCALE - state.least + (state.contention(bin_) if siblings else 0)
     # What makes a target busier than the source was is no gain; to part siblings, as busy will do.
-    widest = level - (not state.siblings)
-    smallest = own[0][0]
-    for best_of, partners in (
-        (state.best_relocation, rank.idlest),
-        (state.best_exchange, rank.idlest[: rank.exchanged]),
+    room = state.level[bin_] - (not siblings) - (own[0][0] if own else state.level[bin_])
+    for best_of, count in (
+        (state.best_relocation, rank.tried),
+        (state.best_exchange, rank.exchanged if is_off or rank.is_close else 0),
     ):
         gain: int = 0
         best: Step = ()
-        for load, other in partners:
-            if gain >= most + max(0, low[other] - load) * SCALE or load + smallest > widest:
+        for load, other in rank.idlest(count) if is_off else rank.busiest(count):
+            beyond = low[other] - load if is_off else (load - state.high) * (1 + bool(siblings))
+            if gain >= most + max(0, beyond) * SCALE or (is_off and load > room):
                 break  # where there is less room it is no better
             if other != bin_:
-                gain, found = best_of(bin_, other, gain)
+                gain, found = best_of(*((bin_, other) if is_off else (other, bin_)), gain)
                 best = found or best
         if best:
             return gain, best
-        smallest = 1
-    return 0, ()
-
-
-def _step_to(state: Assignment, bin_: int, rank: "_Rank", lacks: int) -> tuple[int, Step]:
-    """Return the best move to a bin that lacks so much, or, of few bins, the best exchange."""
-    most, high = lacks * SCALE - state.least, state.high
-    ways = (state.best_relocation, state.best_exchange)
-    for best_of in ways if rank.is_close else ways[:1]:
-        gain: int = 0
-        best: Step = ()
-        for load, other in rank.busiest:
-            if gain >= most + max(0, load - high) * SCALE * (2 if state.siblings else 1):
-                break
-            if other != bin_:
-                gain, found = best_of(other, bin_, gain)
-                best = found or best
-        if best:
-            return gain, best
+        room = state.level[bin_] - (not siblings) - 1
     return 0, ()
 
 
@@ -187,17 +168,15 @@ class _Rank:
         # On a large host a choice of partners, and exchanges, are for what no cache can do alone.
         is_inner = state.hurry and len(bins) < len(state.problem.bins.judged)
         few = (1, 0) if is_inner else (PARTNERS, EXCHANGED)
-        self._tried, self.exchanged = (CLOSE, CLOSE) if self.is_close else few
+        self.tried, self.exchanged = (CLOSE, CLOSE) if self.is_close else few
 
-    @property
-    def idlest(self) -> list[tuple[int, int]]:
-        """The least loaded bins."""
-        return self._order[: self._tried]
+    def idlest(self, count: int) -> list[tuple[int, int]]:
+        """Return some of the least loaded bins."""
+        return self._order[:count]
 
-    @property
-    def busiest(self) -> list[tuple[int, int]]:
-        """The busiest bins, the busiest first."""
-        return self._order[: -1 - self._tried : -1]
+    def busiest(self, count: int) -> list[tuple[int, int]]:
+        """Return some of the busiest bins, the busiest first."""
+        return self._order[: -1 - count : -1]
 
     def make(self, step: Step, gain: int) -> None:
         """Make a step that lowers the objective by so much."""

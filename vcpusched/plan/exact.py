@@ -5,17 +5,13 @@ Rule: pure; limited in steps. Changes the assignment that it is given, and only 
 Problem: of a group of bins, or of a small host, find the assignment of the lowest objective: load
     out of bounds, plus the prices of the moves, plus what the ends are too far apart.
 Approach: branch and bound. The bin that is furthest out of bounds must lose an item, or gain one;
-    where none is out of bounds but the ends are too far apart, the busiest must lose or the least
-    loaded must gain one.
-Terms: losses are what leaving items can take off bins with too much, gains what items can bring to
-    bins that lack. Items of equal size, home and mask are of one kind, and interchangeable.
+    where none is, but the ends are too far apart, the busiest must lose or the least loaded gain.
 Algorithm: each move that helps is tried, the most promising first, and forbidden to the tries after
-    it, also for its like. A branch ends when what it has spent, plus the least that is left to pay,
-    is no less than the best found.
-Bound: each pin is one loss and one gain. So n pins bring at most the n largest losses and the n
-    largest gains, each cut to what its bin needs.
-Properties: deterministic; what no order leads to is no answer. Where the steps sufficed, nothing
-    costs less.
+    it, also for its like: items of equal size, home and mask are of one kind. A branch ends when
+    what it has spent, plus the least that is left to pay, is no less than the best found.
+Bound: each pin takes a loss off a bin with too much, and brings a gain to one that lacks. So n pins
+    bring at most the n largest losses and gains, each cut to what its bin needs.
+Properties: what no order leads to is no answer. Where the steps sufficed, nothing costs less.
 """
 
 from collections.abc import Sequence

@@ -16,9 +16,8 @@ Algorithm: 1. Pour the demand of each pool over its pCPUs, to equal use: over co
     2. Where a core cannot meet all claims, divide what it gives by weighted max-min fairness: on
     each thread, then what claims get there on the core. What a pool gets its vCPUs divide likewise.
     3. Refuse a plan by which a vCPU on the cores that a move leaves or enters gets less than nine
-    tenths of what it got and of what the floor would give it. Where nobody starves there is no
-    floor, so nobody may lose more than a tenth. Refuse one, too, by which they get more than a
-    point less in all.
+    tenths of what it got and of what the floor would give it (no floor where nobody starves), or by
+    which all of these get more than a point less.
     4. To trim, drop the step that brings most to each place of such a vCPU, and judge the rest as a
     whole again, since one step may have made room for another. The next time drop two, and so on.
 Properties: exact but for rounding where all vCPUs are bound. Neither order nor names matter. The

@@ -117,8 +117,11 @@ class Assignment:
         """Return by how much moving so much load lowers the objective, prices aside."""
         here, there, high = self.level[source], self.level[target], self.high
         least, low = self.low[source], self.low[target]
-        gain = max(here - high, least - here, 0) - max(here - load - high, least - here + load, 0)
-        gain += max(there - high, low - there, 0) - max(there + load - high, low - there - load, 0)
+        gain = here - high if here > high else least - here if here < least else 0
+        gain += there - high if there > high else low - there if there < low else 0
+        here, there = here - load, there + load
+        gain -= here - high if here > high else least - here if here < least else 0
+        gain -= there - high if there > high else low - there if there < low else 0
         gain *= SCALE
         if self.siblings:
             one, other = self.siblings[source], self.siblings[target]
@@ -230,7 +233,7 @@ class Assignment:
             most += self.contention(source)
         if self.hurry and self.problem.bins.thread is None:
             # Nearly all that are there are at home, and this is what it costs them to go.
-            most -= self.problem.prices[self.problem.bins.distance(source, target)]
+            most -= self.problem.prices[1]
         return rise, fall, most
 
     def best_relocation(self, source: int, target: int, beats: int) -> tuple[int, Step]:

@@ -9,13 +9,11 @@ Approach: what is wanted is one objective (`objective`), what must not be is a m
     (`problem`), and how it is found is one neighbourhood with exact search on groups (`search`).
 Terms: a round is one search from where vCPUs are. Balance has a value of its own: it is worth
     1 pin, plus 1 for every 4 bins, that each gain less than `min_gain`.
-Algorithm: 1. Plan on the measured view, with only those floaters movable that `floating` gives to
-    us; that plan is taken when it ends balanced and leaves every bin that it touches below
-    saturation. Otherwise floaters are the kernel's: plan on the poured view, and move only vCPUs
-    that are bound, or on isolated pCPUs.
-    2. A round first searches for balance as if pins cost next to nothing. Where it finds that, and
-    it is worth it, this is the answer; otherwise it searches for moves that pay, each by itself.
-    Where vCPUs float, the one move is tried first that brings balance as they then flow.
+Algorithm: 1. Plan on the measured view, with those floaters movable that `floating` gives to us.
+    Take that plan if it ends balanced and saturates no bin that it touches; else floaters are the
+    kernel's: plan on the poured view, and move what is bound, or on isolated pCPUs.
+    2. A round searches for balance as if pins cost next to nothing. Where it finds that, and it is
+    worth it, this is the answer; otherwise it searches for moves that pay, each by itself.
     3. Search again from the answer, until nothing is left to do. Put the moves in order, trim them
     to what is fair (`fairness`), and cut them to the limit, whole steps only.
 Properties: no vCPU is moved twice; what is not feasible is never done. The gap never grows, and the
@@ -93,7 +91,7 @@ def plan(host: Host, policy: Policy) -> Plan:
         place, steps = _rounds(problem, policy) if policy.max_moves != 0 else (problem.home, [])
         steps, refused = _fair(host, problem, place, steps) if policy.fair_shares else (steps, "")
         # A plan is judged whole, however much of it is made at once.
-        if measured and _binds_well(plan_of(problem, steps, place), problem):
+        if measured and _binds_well(problem, _after(problem, place, steps)):
             break
     begun = _begun(problem, place, steps, policy.max_moves)
     found = plan_of(problem, begun, place, is_cut=len(begun) < len(steps))
@@ -101,17 +99,16 @@ def plan(host: Host, policy: Policy) -> Plan:
     return with_crowded(found, host, bins, policy) if bins.are_sets else found
 
 
-def _binds_well(found: Plan, problem: Problem) -> bool:
-    """Tell whether the floaters that a plan binds are better off than with the kernel.
+def _binds_well(problem: Problem, place: Sequence[int]) -> bool:
+    """Tell whether the floaters that are bound at these places are better off than with the kernel.
 
     Those on isolated pCPUs are so anyway: they may be bound without the others, too.
     """
-    bins, seen = problem.bins, {vcpu.id: vcpu.on for vcpu in problem.vcpus}
-    freely = [move for move in found.moves if (seen[move.vcpu] or 0) not in bins.isolated]
-    loads = dict(found.loads_after_ppm)
-    touched = {cpu for move in freely for cpu in (*move.to_cpus, seen[move.vcpu])}
-    full = any(loads[cpu] >= SATURATION_PPM for cpu in touched if cpu in bins.of_cpu)
-    return bool(freely) and found.stop is Stop.BALANCED and not full
+    bins, after = problem.bins, problem.levels(problem.at(place))
+    freely = [i for i in problem.moved(place) if (problem.vcpus[i].on or 0) not in bins.isolated]
+    touched = {bin_ for item in freely for bin_ in (problem.home[item], place[item])}
+    full = any(bins.shown(after, bin_) >= SATURATION_PPM for bin_ in touched)
+    return bool(freely) and bins.gap(after) < problem.span and not full
 
 
 def _fair(

@@ -107,8 +107,7 @@ class Problem:
         """Where the band may begin: so that the mean of the bins that can be helped is inside."""
         span, own, fixed = self.span, self.own, list(self.base)
         for bin_, members in enumerate(own):
-            for size, _ in members:
-                fixed[bin_] -= size
+            fixed[bin_] -= sum([size for size, _ in members])
         active = set(self.bins.judged)
         least = min((fixed[bin_] for bin_ in active), default=0)
         rest, mean = sum(self.base[bin_] for bin_ in active) + self.floating, 0
@@ -145,13 +144,10 @@ class Problem:
         home = self.home[item]
         if bin_ == home:
             return 0
-        if self.bins.sites is None:
-            price = self.prices[CACHE]
-        else:
-            far = self.bins.distance(home, bin_)
-            price = self.prices[far]
-            if far >= NODE:
-                price += self._apart(item, home, bin_, far)
+        far = self.bins.distance(home, bin_)
+        price = self.prices[far]
+        if far >= NODE:
+            price += self._apart(item, home, bin_, far)
         if self.bins.thread is not None:
             size, thread = self.size[item], self.bins.thread
             price += SCALE * (max(0, size - thread[bin_]) - max(0, size - thread[home]))

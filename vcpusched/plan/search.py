@@ -3,13 +3,11 @@
 Rule: pure and deterministic; limited in steps, never in seconds.
 
 Problem: find the assignment of the lowest objective (`objective`) that some order leads to.
-Approach: descend from where items are (`descent`), for a few positions of the tolerance band; mend
-    the best answer by searching groups of bins to the end (`exact`). A small host is one group.
-Algorithm: 1. Descend within caches first, then nodes, then everywhere, until nothing pays.
-    2. Groups of 4 to 8 bins, one of them outside the band, are emptied of what was moved and
-    searched to the end. 3. Where all loads are within a band, the same again with groups of moved
-    items, for fewer pins. 4. Undo what does not pay.
-Properties: a result that no order leads to is none: it is refused here.
+Algorithm: 1. For a few positions of the tolerance band, descend from where items are (`descent`):
+    within caches first, then nodes, then everywhere, until nothing pays. 2. Of the best answer,
+    search groups of 4 to 8 bins, one of them outside the band, to the end (`exact`). 3. Where all
+    loads are within a band, do the same with groups of moved items, for fewer pins. 4. Undo what
+    does not pay. A small host is one group.
 """
 
 import random
