@@ -3,13 +3,13 @@
 Rule: with `connection` the only import of `libvirt`; nothing that libvirt made leaves this module.
 Every call may block, so all of it belongs into a worker thread.
 
-What a cycle costs, for any number of guests: two calls to libvirtd, one for the list of guests and
-one for the pCPUs that are online. What vCPUs do and where they may run the kernel says (`threads`).
-A definition costs 3 more calls when a guest is first seen and every 60 s; a plan costs 3 for each
-guest it touches, and 5 for each pin (find the guest, ask twice whether it is busy, and two in
-`pinVcpuFlags`). The mark in a guest's metadata, before a pin that it does not name yet, costs 4.
-The topology costs one, on a connection of its own, whenever other pCPUs are online than before,
-because there is no event for that.
+What a cycle costs, for any number of guests: one call to libvirtd, for the list of guests; another
+when the kernel's list of online pCPUs has changed, for the map of those that libvirt can pin to.
+What vCPUs do and where they may run the kernel says (`threads`). A definition costs 3 more calls
+when a guest is first seen and every 60 s; a plan costs 3 for each guest it touches, and 5 for each
+pin (find the guest, ask twice whether it is busy, and two in `pinVcpuFlags`). The mark in a guest's
+metadata, before a pin that it does not name yet, costs 4. The topology costs one, on a connection
+of its own, whenever other pCPUs are online than before, because there is no event for that.
 
 A guest whose threads cannot be read costs three calls more a cycle, all in `virDomain.vcpus()`: the
 binding asks for the pCPU map and the guest's size before it reads the vCPUs. None of them begins a
@@ -31,6 +31,7 @@ from vcpusched.host import cgroups, libvirt_xml
 from vcpusched.host import cpus as host_cpus
 from vcpusched.host.connection import VANISHED, capabilities, connect, translate
 from vcpusched.host.definitions import Definitions, FirstSeen, Key
+from vcpusched.host.files import read_bytes
 from vcpusched.host.hypervisor import (
     BusyError,
     ConnectionLostError,
@@ -46,6 +47,8 @@ from vcpusched.sample import Definition, DomainReading, Origin, Sample, Unread, 
 ORIGIN_PREFIX: Final = "vcpusched-origin"
 """How the namespace of our mark is called in domain XML; it says nothing."""
 
+_ONLINE: Final = "/sys/devices/system/cpu/online"
+
 BRIEF_JOB_MS: Final = 1000
 """An operation on a domain younger than this is somebody's statistics, and over in a moment."""
 
@@ -56,8 +59,9 @@ class LibvirtHost:
     def __init__(self, uri: str, connection: Any, first_seen: FirstSeen) -> None:  # noqa: ANN401  no types
         self._connection = connection
         self._domains: dict[DomainUuid, Any] = {}
+        self._online_list: bytes | None = None
         self._map_length = 0
-        self._offline = CpuSet()
+        self._online = self._offline = CpuSet()
         self._topologies = Topologies(lambda: capabilities(uri))
         self._definitions = Definitions(first_seen, cgroups.usual_shares())
         self._threads = Threads()
@@ -70,7 +74,7 @@ class LibvirtHost:
         """Connect. Blocks for as long as libvirtd does not answer. Raises HypervisorError.
 
         `first_seen` outlives connections: what transient domains were allowed before we pinned
-        them, which nobody else remembers.
+        them, and what others began with, which nobody else remembers.
         """
         connection = connect(uri, read_only=read_only)
         return cls(uri, connection, first_seen if first_seen is not None else {})
@@ -90,7 +94,8 @@ class LibvirtHost:
 
     def sample(self) -> Sample:
         """Read pCPUs and all running domains."""
-        topology = self._topologies.of(self._online())
+        self._read_online()
+        topology = self._topologies.of(self._online)
         with self._translated():
             listed = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         self._domains = {DomainUuid(domain.UUIDString()): domain for domain in listed}
@@ -246,11 +251,15 @@ class LibvirtHost:
             raise VanishedError("the domain is not running any more")
         return self._domains[uuid]
 
-    def _online(self) -> CpuSet:
-        with self._translated():
-            self._map_length, flags, _count = self._connection.getCPUMap()
-        self._offline = libvirt_xml.from_map([not flag for flag in flags])
-        return libvirt_xml.from_map(flags)
+    def _read_online(self) -> None:
+        """Ask for the map of pCPUs, unless the kernel has the same ones online as before."""
+        listed = read_bytes(_ONLINE)
+        if listed is None or listed != self._online_list:
+            with self._translated():
+                self._map_length, flags, _count = self._connection.getCPUMap()
+            self._online = libvirt_xml.from_map(flags)
+            self._offline = libvirt_xml.from_map([not flag for flag in flags])
+            self._online_list = listed
 
     def _read(self, domain: Any) -> Sweep:  # noqa: ANN401
         """Ask libvirt what it knows of the vCPUs of a guest whose threads cannot be read."""
