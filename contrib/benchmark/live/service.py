@@ -101,7 +101,9 @@ def running(
     with tempfile.TemporaryDirectory(prefix="vcpusched-live-") as name:
         directory = Path(name)
         configuration = directory / "vcpusched.toml"
-        configuration.write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
+        # As packaged it has no variables, and to read one takes a library of 4 MiB.
+        written = {**settings, "uri": json.dumps(uri)}
+        configuration.write_text("".join(f"{key} = {value}\n" for key, value in written.items()))
         program = [sys.executable, "-m", "vcpusched.cli.main", "run"]
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -110,7 +112,6 @@ def running(
                 env={
                     **_environment(),
                     "RUNTIME_DIRECTORY": str(directory / "run"),
-                    "VCPUSCHED_URI": uri,
                     "LIBVIRT_AUTOSTART": "0",
                     **({"NOTIFY_SOCKET": notify} if notify else {}),
                     **({"PYTHONPATH": str(tree)} if tree else {}),
