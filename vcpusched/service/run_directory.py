@@ -5,6 +5,7 @@ Rule: files only; what is in them is for others to know.
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import stat
@@ -72,8 +73,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 def _give_to_owner(lock: int, directory: Path) -> None:
     """Let the service use what root may have made in its directory."""
-    owner = directory.stat()
-    if os.geteuid() == 0 and os.fstat(lock).st_uid != owner.st_uid:
+    if os.geteuid() == 0 and os.fstat(lock).st_uid != (owner := directory.stat()).st_uid:
         os.fchown(lock, owner.st_uid, owner.st_gid)
 
 
@@ -135,15 +135,13 @@ def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
     A durable one is on disk, name and all, when this returns. Raises OSError, and
     UnicodeEncodeError for text that is none.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)  # a namesake left it when it was killed
+    written, temporary = text.encode(), path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o644), "w", encoding="utf-8") as file:
+        with os.fdopen(_created(temporary), "wb") as file:
             # Whatever the umask and the writing user: the service and any user's `status` read it.
             os.fchmod(file.fileno(), 0o644)
             _give_to_owner(file.fileno(), path.parent)
-            file.write(text)
+            file.write(written)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -154,6 +152,15 @@ def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _created(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o644)
+    except FileExistsError:
+        path.unlink()  # a namesake left it when it was killed
+        return os.open(path, flags, 0o644)
 
 
 def read_file(path: Path, size_max: int) -> str:
@@ -184,7 +191,7 @@ def _sync_directory(directory: Path) -> None:
 
 def write_state(directory: Path, state: Mapping[str, Any]) -> None:
     """Replace the state file, and say which process wrote it. Raises OSError."""
-    written = {**state, "pid": os.getpid(), "process_start": _process_start(os.getpid())}
+    written = {**state, "pid": os.getpid(), "process_start": _own_start()}
     replace_file(directory / STATE, json.dumps(written, separators=(",", ":")) + "\n")
 
 
@@ -223,6 +230,11 @@ def _is_process(pid: int, start: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     return True
+
+
+@functools.cache  # written in each cycle
+def _own_start() -> int:
+    return _process_start(os.getpid())
 
 
 def _process_start(pid: int) -> int:
