@@ -14,6 +14,7 @@ from typing import Any, Final
 LIMIT_S: Final = 30.0
 POLL_S: Final = 0.02
 LOG_LINES: Final = 5
+IN_MEMORY: Final = "/dev/shm"  # noqa: S108  where files are memory
 
 
 class LiveError(Exception):
@@ -98,7 +99,8 @@ def running(
     which it says that it is ready, as to systemd; `tree` holds the package of another commit to
     run. Raises LiveError when the daemon does not end, or not with status 0.
     """
-    with tempfile.TemporaryDirectory(prefix="vcpusched-live-") as name:
+    # In memory, as the run directory of a service is.
+    with tempfile.TemporaryDirectory(prefix="vcpusched-live-", dir=IN_MEMORY) as name:
         directory = Path(name)
         configuration = directory / "vcpusched.toml"
         # As packaged it has no variables, and to read one takes a library of 4 MiB.
