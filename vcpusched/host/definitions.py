@@ -31,7 +31,7 @@ _UNKNOWN: Final = Definition(is_cpuset_known=False)
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    at_ns: int
+    due_ns: int
     definition: Definition
     user: int | None = None
 
@@ -62,7 +62,7 @@ class Definitions:
         all at once.
         """
         known = self._known.get(key)
-        return known is None or _turn(key[0], known.at_ns) != _turn(key[0], now_ns)
+        return known is None or now_ns >= known.due_ns
 
     def of(self, key: Key) -> Definition:
         """Return a guest's definition, an empty one where it is not known."""
@@ -87,7 +87,7 @@ class Definitions:
         found = libvirt_xml.combined(live, stated or replace(first, wish=None))
         began = libvirt_xml.combined(live, first).allowed
         found = replace(found, began=began, is_cpuset_known=False)
-        self._known[key] = _Known(now_ns, found, _user(live_xml))
+        self._known[key] = _Known(_due_ns(key, now_ns), found, _user(live_xml))
 
     def bound(self, key: Key, limits: Limits) -> None:
         """Take in what the kernel lets a guest have, which outranks its definition."""
@@ -109,9 +109,9 @@ class Definitions:
 
     def postpone(self, key: Key, now_ns: int) -> None:
         """Keep what is known until the guest's next moment, because it was not told now."""
-        known = self._known.get(key, _Known(now_ns, _UNKNOWN))
+        known = self._known.get(key, _Known(0, _UNKNOWN))
         unbound = replace(known.definition, is_cpuset_known=False)
-        self._known[key] = replace(known, at_ns=now_ns, definition=unbound)
+        self._known[key] = replace(known, due_ns=_due_ns(key, now_ns), definition=unbound)
 
     def _parsed(self, xml: str) -> Definition:
         try:
@@ -120,9 +120,10 @@ class Definitions:
             raise HypervisorError(f"its definition cannot be understood: {error}") from None
 
 
-def _turn(uuid: DomainUuid, now_ns: int) -> int:
-    moment_ns = zlib.crc32(uuid.encode()) * MAX_AGE_NS >> 32
-    return (now_ns + moment_ns) // MAX_AGE_NS
+def _due_ns(key: Key, now_ns: int) -> int:
+    """Return when a guest's next moment comes, once in each minute."""
+    moment_ns = zlib.crc32(key[0].encode()) * MAX_AGE_NS >> 32
+    return now_ns + MAX_AGE_NS - (now_ns + moment_ns) % MAX_AGE_NS
 
 
 def _user(live_xml: str) -> int | None:

@@ -22,7 +22,6 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import libvirt
@@ -124,8 +123,9 @@ class LibvirtHost:
                 continue
             if sweep is not sweeps[key] and (why := self._threads.why_not(key)):
                 by_libvirt[why].append(name)
-            reading = DomainReading(*key, name, sweep.at_ns, sweep.took_ns, sweep.vcpus)
-            domains.append(replace(reading, definition=self._definitions.of(key)))
+            definition = self._definitions.of(key)
+            at_ns, took_ns = sweep.at_ns, sweep.took_ns
+            domains.append(DomainReading(*key, name, at_ns, took_ns, sweep.vcpus, definition))
         return Sample(
             topology=topology,
             domains=tuple(domains),
@@ -142,8 +142,9 @@ class LibvirtHost:
         It is not worth losing the loads for: from 11.0 on libvirt may wait for a busy guest here.
         """
         self._definitions.forget_all_but(running.keys())
+        now_ns = time.monotonic_ns()
         for key in running:
-            if not self._definitions.is_due(key, time.monotonic_ns()):
+            if not self._definitions.is_due(key, now_ns):
                 continue
             try:
                 with self._translated():
