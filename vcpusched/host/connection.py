@@ -109,7 +109,7 @@ def translate(error: Any, *, alive: bool) -> HypervisorError:  # noqa: ANN401  l
 
 
 def on_connecting(error: Any) -> HypervisorError:  # noqa: ANN401
-    """Say what it means that a connection could not be opened."""
+    """Return what it means that a connection could not be opened."""
     # What the kernel says of the socket libvirt tells in words only.
     denied = _ERRORS.get(error.get_error_code()) is PermissionDeniedError
     denied = denied or "Permission denied" in str(error)

@@ -43,17 +43,17 @@ to take first, by 30 % and more, and the bins of a turbo differ by 10 %.
 
 
 def isolated(root: Path = Path("/")) -> CpuSet:
-    """Give the pCPUs that the kernel keeps free of what is not pinned there (isolcpus=)."""
+    """Return the pCPUs that the kernel keeps free of what is not pinned there (isolcpus=)."""
     return read_cpus(root / "sys/devices/system/cpu/isolated")
 
 
 def tickless(root: Path = Path("/")) -> CpuSet:
-    """Give the pCPUs without a scheduler tick (nohz_full=): each is meant for one thread."""
+    """Return the pCPUs without a scheduler tick (nohz_full=): each is meant for one thread."""
     return read_cpus(root / "sys/devices/system/cpu/nohz_full")
 
 
 def capacities(cpus: CpuSet, root: Path = Path("/")) -> Mapping[int, int]:
-    """Tell what each of these pCPUs can do, in ppm of the strongest among them: above 0, up to PPM.
+    """Return what each of these pCPUs can do, in ppm of the strongest of them: above 0, up to PPM.
 
     Empty where the kernel tells of no difference. What it reckons itself (`cpu_capacity`, from 0 to
     1024) comes first. On hybrid x86 that is one and the same for all before Linux 6.12 and wherever
@@ -68,7 +68,7 @@ def capacities(cpus: CpuSet, root: Path = Path("/")) -> Mapping[int, int]:
 
 
 def _by_kernel(cpus: CpuSet, directory: Path) -> dict[int, int]:
-    """Give what the kernel reckons; nothing unless it does for all."""
+    """Return what the kernel reckons; nothing unless it does for all."""
     reckoned = {}
     for cpu in cpus:
         capacity = read_number(directory / f"cpu{cpu}/cpu_capacity")
@@ -80,7 +80,7 @@ def _by_kernel(cpus: CpuSet, directory: Path) -> dict[int, int]:
 
 
 def _by_core_type(cpus: CpuSet, devices: Path) -> dict[int, int]:
-    """Give PPM for big cores, and for small ones what follows from how fast both can be clocked."""
+    """Return PPM for big cores, for small ones what follows from how fast both can be clocked."""
     big = read_cpus(devices / "cpu_core/cpus") & cpus
     small = read_cpus(devices / "cpu_atom/cpus") | read_cpus(devices / "cpu_lowpower/cpus")
     small = (small & cpus) - big
@@ -123,15 +123,17 @@ def _by_performance(cpus: CpuSet, directory: Path) -> dict[int, int]:
 
 
 def busy(root: Path = Path("/")) -> Busy | None:
-    """Tell how long each pCPU has not been idle since it came up, in steps of a clock tick."""
+    """Return how long each pCPU has not been idle since it came up, in steps of a clock tick."""
     at_ns = time.monotonic_ns()
     text = read_text(root / "proc/stat")
     if text is None:
         return None
     by_cpu_ns = {}
     for line in text.splitlines():
+        if not line.startswith("cpu"):
+            break  # the next line has a column for each interrupt that there is
         name, *columns = line.split()
-        if name.startswith("cpu") and name != "cpu":
+        if name != "cpu":
             ticks = sum(int(ticks) for index, ticks in enumerate(columns) if index not in _IDLE)
             by_cpu_ns[int(name[3:])] = ticks * TICK_NS
     return Busy(at_ns, by_cpu_ns)

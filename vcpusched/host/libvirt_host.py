@@ -49,7 +49,7 @@ ORIGIN_PREFIX: Final = "vcpusched-origin"
 _ONLINE: Final = "/sys/devices/system/cpu/online"
 
 BRIEF_JOB_MS: Final = 1000
-"""An operation on a domain younger than this is somebody's statistics, and over in a moment."""
+"""An operation on a domain younger than this is one of statistics, and over in a moment."""
 
 
 class LibvirtHost:
@@ -79,7 +79,7 @@ class LibvirtHost:
         return cls(uri, connection, first_seen if first_seen is not None else {})
 
     def is_alive(self) -> bool:
-        """Tell whether the connection still stands, as far as keepalive knows; asks nobody."""
+        """Return whether the connection still stands, as far as keepalive knows; asks nobody."""
         try:
             return bool(self._connection.isAlive())
         except libvirt.libvirtError:
@@ -198,7 +198,7 @@ class LibvirtHost:
     def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
         """Write originals and our pins into its live metadata, or take the mark away.
 
-        Like a pin this takes the domain's job, and is refused to whoever may not pin.
+        Like a pin this takes the domain's job, and is refused to those that may not pin.
         """
         xml = libvirt_xml.origin_xml(origin) if origin else None
         # What is to be taken away may not be there.

@@ -167,7 +167,7 @@ def _memory(
 
 
 def _bound(memory: ET.Element) -> tuple[CpuSet, bool]:
-    """Give the nodes that an element of `<numatune>` names, and whether memory must be there.
+    """Return the nodes that an element of `<numatune>` names, and whether memory must be there.
 
     With `placement='auto'` they are those that numad advised when the guest was started, which only
     libvirtd knows, and a nodeset is passed over.
@@ -179,7 +179,7 @@ def _bound(memory: ET.Element) -> tuple[CpuSet, bool]:
 
 
 def _quota_ppm(root: ET.Element) -> int:
-    """Give the most that each vCPU may run; a quota below 1 is none."""
+    """Return the most that each vCPU may run; a quota below 1 is none."""
     quota_us = int(root.findtext("cputune/quota") or -1)
     period_us = int(root.findtext("cputune/period") or 0) or QUOTA_PERIOD_US
     return min(PPM, quota_us * PPM // period_us) if quota_us > 0 else PPM
@@ -212,14 +212,14 @@ def _origin(root: ET.Element) -> dict[int, Origin]:
 
 
 def _wish(root: ET.Element) -> str | None:
-    """Give what our metadata element asks for; an empty text when it leaves that out."""
+    """Return what our metadata element asks for; an empty text when it leaves that out."""
     for element in root.iterfind(f"metadata/{{{NAMESPACE}}}*"):
         return element.get("policy", "")
     return None
 
 
 def flat_topology(online: CpuSet) -> Topology:
-    """Give the topology of pCPUs of which only the numbers are known."""
+    """Return the topology of pCPUs of which only the numbers are known."""
     return Topology(tuple(Cpu(cpu) for cpu in online))
 
 
@@ -286,7 +286,7 @@ def _cpus(root: ET.Element) -> Iterator[tuple[int | None, int | None, int, CpuSe
 
 
 def _banks(root: ET.Element, online: CpuSet) -> dict[int, CpuSet]:
-    """Give the pCPUs with which each pCPU shares its last-level cache; it may be listed often."""
+    """Return the pCPUs with which each pCPU shares its last-level cache; it may be listed often."""
     listed = {
         (level, cpus)
         for bank in root.iterfind("host/cache/bank")

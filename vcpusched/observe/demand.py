@@ -31,7 +31,7 @@ from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Topology
 from vcpusched.sample import Busy, Waited
 
 CROWDED_PPM: Final = 800_000
-"""A pCPU that was busy for less had room for whoever waited: below this wait is worth nothing."""
+"""A pCPU that was busy for less had room for what waited: below this wait is worth nothing."""
 
 SATURATED_FROM_PPM: Final = 970_000
 """Busy from here on wait begins to count, in full at 100 %. Below it, bursts that collided were
@@ -63,7 +63,7 @@ RESTLESS_PPM: Final = 990_000
 """An estimate from here on is that of a vCPU that never slept."""
 
 RESTLESS_SHARE_PPM: Final = PPM // 2
-"""Who never slept for so much of the time lately is restless; a vCPU of 78 % that shares a pCPU
+"""A vCPU that never slept for so much of the time is restless; one of 78 % that shares a pCPU
 with its like is so in a fifth of the intervals."""
 
 LARGE_PPM: Final = 780_000
@@ -73,7 +73,7 @@ on a pCPU, those of 70 % never slept in 10 % of the intervals, those of 90 % in 
 
 
 def busy_ppm(before: Busy | None, after: Busy | None) -> Mapping[int, int]:
-    """Give how busy each pCPU was between two readings, 0 to 1,000,000; nothing where unknown."""
+    """Return how busy each pCPU was between two readings, 0 to 1,000,000; nothing where unknown."""
     if before is None or after is None or after.at_ns - before.at_ns < INTERVAL_MIN_NS:
         return {}
     interval_ns = after.at_ns - before.at_ns
@@ -166,7 +166,7 @@ def demand_ppm(usage_ppm: int, waited_ppm: int | None, quota_ppm: int | None, bu
 def host_loads_ppm(
     busy: Mapping[int, int], usages: Iterable[tuple[CpuSet, int]]
 ) -> Mapping[int, int]:
-    """Give what each pCPU ran beyond its vCPUs, from the affinity and the usage of each of these.
+    """Return what each pCPU ran beyond its vCPUs, from the affinity and the usage of each of these.
 
     Where a floating vCPU ran is not known. It is taken to have run in proportion to what its pCPUs
     ran beyond the vCPUs bound to them.
@@ -213,19 +213,19 @@ class Track:
         return self if affinity == self.affinity else replace(self, affinity=affinity)
 
     def remembers(self, usage_ppm: int) -> bool:
-        """Tell whether it may still want what it did when undisturbed, now that it runs so much."""
+        """Return whether it may still want what it did undisturbed, now that it runs so much."""
         if self.undisturbed_ppm is None:
             return False
         return usage_ppm <= self.undisturbed_ppm * GROWN_PERCENT // 100 + GROWN_PPM
 
     def known_ppm(self, usage_ppm: int) -> int:
-        """Give what is known of its load, now that it runs so much: what explains a crowd."""
+        """Return what is known of its load, now that it runs so much: what explains a crowd."""
         if self.undisturbed_ppm is not None and self.remembers(usage_ppm):
             return max(usage_ppm, self.undisturbed_ppm)
         return max(usage_ppm, self.load_ppm or 0)
 
     def wanted_ppm(self, usage_ppm: int, estimate_ppm: int) -> int:
-        """Give what it wants on pCPUs whose crowd is explained, from its usage to the estimate."""
+        """Return what it wants where the crowd is explained, from its usage to the estimate."""
         known_ppm = self.undisturbed_ppm
         if known_ppm is None or not self.remembers(usage_ppm):
             return estimate_ppm
@@ -297,7 +297,7 @@ def explained(
     host_tracks: Mapping[int, HostTrack],
     known: Iterable[tuple[CpuSet, int]],
 ) -> CpuSet:
-    """Give those of the pCPUs that what is known of their vCPUs, told with affinity, saturates.
+    """Return those of the pCPUs that what is known of their vCPUs, told with affinity, saturates.
 
     What is known of a floating vCPU counts on each of its pCPUs in equal parts.
     """

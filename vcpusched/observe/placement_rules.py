@@ -3,9 +3,9 @@
 Rule: pure; judges a `Sample` by what the administrator wants and what definitions say. It knows no
 loads and plans nothing.
 
-Problem: several hands have a say in where a vCPU may be (the administrator's settings, the guest's
-    definition and its metadata, the kernel's command line, the cpuset of the guests' groups,
-    whoever keeps a pool), and whoever asks "why was this not moved?" needs one answer.
+Problem: much has a say in where a vCPU may be (the administrator's settings, the guest's definition
+    and its metadata, the kernel's command line, the cpuset of the guests' groups, managers that
+    keep a pool), and the question "why was this not moved?" needs one answer.
 Terms: managed pCPUs are those that are balanced at all: of those that no guest's cpuset has, none
     can be. Isolated are those that the kernel keeps
     for what is pinned there (isolcpus=, nohz_full=). Reserved ones are managed, but nobody's target
@@ -13,13 +13,13 @@ Terms: managed pCPUs are those that are balanced at all: of those that no guest'
     guests, emulator and I/O threads among these, and those that a definition dedicates to a single
     vCPU. A running guest reserves what it runs with, whatever its definition says for the next
     boot. A pool is a live affinity of
-    several pCPUs that differs from what the definition says: somebody keeps it, so it is obeyed.
+    several pCPUs that differs from what the definition says: a manager keeps it, so it is obeyed.
     Where vCPUs are pinned to sets of pCPUs, such a set is no pool but a place like a single one.
     Near a vCPU whose memory is strictly on some NUMA nodes are the pCPUs of these nodes; near every
     other all pCPUs are.
 Order: the guest's metadata outranks the administrator's lists of domains, since it is the finer
     word; a wish that is not understood holds the guest, since the next likely meaning of a typo in
-    "hold" is "hold". A definition's mask is never left, whoever asks, nor what is near, nor the
+    "hold" is "hold". A definition's mask is never left, nor what is near, nor the
     cpuset; who is outside of any may come in.
 Properties: a guest that cannot be read keeps what is reserved for it. No answer depends on the
     order of domains or vCPUs.
@@ -88,7 +88,7 @@ class HouseRules:
         return {why: cpus for why, cpus in reasons.items() if cpus}
 
     def why_held(self, name: str, definition: Definition) -> str:
-        """Say why no vCPU of a domain may be moved; nothing when some may be."""
+        """Return why no vCPU of a domain may be moved; nothing when some may be."""
         if not definition.allowed:
             return "its definition could not be read"
         if definition.wish is not None:
@@ -113,7 +113,7 @@ def _why_excluded(name: str, include: tuple[str, ...], exclude: tuple[str, ...])
 
 
 def why_unclear(definition: Definition) -> str:
-    """Say what is wrong with what a domain asks for; nothing when it is understood."""
+    """Return what is wrong with what a domain asks for; nothing when it is understood."""
     wish = definition.wish
     if wish is None or wish in _WISHES:
         return ""
@@ -191,11 +191,11 @@ class House:
         )
 
     def binds(self, affinity: CpuSet) -> bool:
-        """Tell whether an affinity is one pCPU, or within one of the sets that are pinned to."""
+        """Return whether an affinity is one pCPU, or within one of the sets that are pinned to."""
         return len(affinity) == 1 or any(affinity.is_within(unit) for unit in self.units)
 
     def standing(self, domain: DomainReading, reading: VcpuReading) -> Standing:
-        """Judge one vCPU."""
+        """Return whether one vCPU may be moved, and where to."""
         definition, affinity = domain.definition, reading.affinity
         mask, reach = self._reach(definition, reading.vcpu)
         targets = self._targets(definition, reading.vcpu, reach)
@@ -280,7 +280,7 @@ class House:
         return mask, mask & self._near(definition, vcpu)
 
     def _near(self, definition: Definition, vcpu: int) -> CpuSet:
-        """Give the pCPUs near a vCPU; none where they are not known."""
+        """Return the pCPUs near a vCPU; none where they are not known."""
         nodes = definition.memory_strict.get(vcpu)
         if nodes is None:
             return ALL_CPUS
@@ -294,7 +294,7 @@ class House:
 
 
 def _said(definition: Definition, vcpu: int) -> str:
-    """Say what bounds a vCPU."""
+    """Return what bounds a vCPU."""
     is_cut = bool(definition.allowed[vcpu] - definition.cpuset)
     return "its definition, cut to its cpuset," if is_cut else "its definition"
 
@@ -332,7 +332,7 @@ def _reserved(domain: DomainReading, managed: CpuSet) -> CpuSet:
         )
         stated_masks = (mask for masks in given.values() for mask in masks)
         for mask in (*stated_masks, *running, *definition.helper_pins):
-            # Whoever may be anywhere has no place of its own.
+            # One that may be anywhere has no place of its own.
             if not managed.is_within(mask):
                 reserved |= mask
     return reserved
