@@ -1,5 +1,6 @@
 """What all tests share: what a quick run leaves to the full one, and a loud word on skips."""
 
+import os
 import signal
 from importlib.util import find_spec
 from typing import Any
@@ -18,6 +19,8 @@ collect_ignore = [] if all(map(find_spec, BINDINGS)) else [*NEED_BINDINGS]
 
 LEFT: pytest.StashKey[int] = pytest.StashKey()
 """How many tests a quick run leaves out."""
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for its workers, and output would be folded
 
 SLOWEST = 15
 """So many tests are named at the end of each run: that is where its minutes go."""

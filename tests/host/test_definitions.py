@@ -61,7 +61,7 @@ def test_a_mark_that_was_written_is_in_the_definition() -> None:
     definitions = Definitions({}, 100)
     mark = {0: Origin(CpuSet.of([0]), frozenset({CpuSet.of([1])}))}
     definitions.marked(KEY, mark)
-    assert definitions.of(KEY) == Definition()
+    assert definitions.of(KEY) == Definition(is_cpuset_known=False)
     definitions.learn(KEY, XML.format(""), XML.format(""), 0)
     known = definitions.of(KEY)
     definitions.marked(KEY, mark)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import completion
 import pytest
 
 from vcpusched import __version__
@@ -192,12 +191,6 @@ def completed(*words: str, path: str = "") -> list[str]:
     env = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
     command = ("bash", "-c", script, "-", str(COMPLETION), "vcpusched", *words)
     return run(*command, env=env).splitlines()
-
-
-def test_the_completion_is_generated() -> None:
-    """packaging/completion.py writes from the parser what is there, for bash and zsh."""
-    for path, text in completion.generated():
-        assert path.read_text() == text, path.name
 
 
 def test_completion_offers_commands_options_and_files(tmp_path: Path) -> None:
