@@ -44,12 +44,12 @@ to take first, by 30 % and more, and the bins of a turbo differ by 10 %.
 
 def isolated(root: Path = Path("/")) -> CpuSet:
     """Return the pCPUs that the kernel keeps free of what is not pinned there (isolcpus=)."""
-    return read_cpus(root / "sys/devices/system/cpu/isolated")
+    return read_cpus(f"{root}/sys/devices/system/cpu/isolated")
 
 
 def tickless(root: Path = Path("/")) -> CpuSet:
     """Return the pCPUs without a scheduler tick (nohz_full=): each is meant for one thread."""
-    return read_cpus(root / "sys/devices/system/cpu/nohz_full")
+    return read_cpus(f"{root}/sys/devices/system/cpu/nohz_full")
 
 
 def capacities(cpus: CpuSet, root: Path = Path("/")) -> Mapping[int, int]:
@@ -125,7 +125,7 @@ def _by_performance(cpus: CpuSet, directory: Path) -> dict[int, int]:
 def busy(root: Path = Path("/")) -> Busy | None:
     """Return how long each pCPU has not been idle since it came up, in steps of a clock tick."""
     at_ns = time.monotonic_ns()
-    text = read_text(root / "proc/stat")
+    text = read_text(f"{root}/proc/stat")
     if text is None:
         return None
     by_cpu_ns = {}

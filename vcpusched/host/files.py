@@ -15,7 +15,7 @@ TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PIECE: Final = 65_536
 
 
-def read_cpus(path: Path) -> CpuSet:
+def read_cpus(path: Path | str) -> CpuSet:
     """Return the pCPUs that a file lists."""
     return CpuSet.read((read_text(path) or "").replace("(null)", "").strip())
 

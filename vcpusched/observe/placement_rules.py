@@ -314,7 +314,7 @@ def _reserved(domain: DomainReading, managed: CpuSet) -> CpuSet:
     dedicated: set[int] = set()
     for vcpu, stated in definition.allowed.items():
         masks = (stated, definition.began.get(vcpu, stated))
-        said = [mask for mask in masks if mask != ALL_CPUS]  # whose hash takes long
+        said = [mask for mask in masks if mask != ALL_CPUS]  # no set, since its hash takes long
         if said:
             # What it runs with until its next boot; before a pin of ours, unless that is stated.
             booked = definition.booked.get(vcpu, stated)
