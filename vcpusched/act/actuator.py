@@ -1,7 +1,7 @@
 """Makes moves, whatever their cause: one loop, one set of checks, one event for each.
 
-Rule: no move is made elsewhere. Nothing is decided here; what speaks against a move is asked of
-whoever wants it. What undoes a pin is written down by what stands before the hypervisor
+Rule: no move is made elsewhere. Nothing is decided here; what speaks against a move is asked of the
+caller. What undoes a pin is written down by what stands before the hypervisor
 (`reconciler`), once for all moves of one guest, before the first of them.
 """
 

@@ -218,7 +218,7 @@ def _compared(
     stated = definition.allowed.get(reading.vcpu, ALL_CPUS)
     is_pin = not is_left and len(now) == 1 and not (stated & online).is_within(now)
     # The kernel shows only pCPUs that are online; while none is, it lets the vCPU go anywhere that
-    # its definition names, and whoever pinned it there was a person.
+    # its definition names, and it was a person who pinned it to one.
     if is_left or not (left or is_pin):
         return _Found(_doubted(record, domain.at_ns))
     books = definition.booked.get(reading.vcpu) if is_asked else None

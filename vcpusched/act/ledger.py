@@ -3,10 +3,10 @@
 Rule: pure values; what a sample shows beside them is found in `comparison`, and they are kept by
 `ledger_file` and `reconciler`.
 
-Problem: a pin that nobody remembers is taken for the administrator's by whoever comes next, also by
+Problem: a pin that nobody remembers is taken for the administrator's by who comes next, also by
     ourselves after a `kill -9`; and an administrator's pin must not be taken for one of ours.
 Approach: each vCPU that was seen has a record of its affinity as we left it. An affinity that is
-    neither that one nor one that was asked for is another hand's.
+    neither that one nor one that was asked for is an external change.
 Terms: a pin is pending from before it is asked for until it was seen in force; the original is the
     affinity before the first pin, and there only while a pin of ours is in force or pending. A pin
     is undone while the kernel has the vCPU elsewhere and libvirt's books still have the pin.
@@ -15,7 +15,7 @@ Algorithm: 1. Write down original and pending affinity. 2. Pin. 3. What a later 
 The mark: live pins go with a guest that is migrated or saved, and the ledger does not. So before a
     pin it is written into the domain's live metadata where its vCPUs were, and which pins are ours:
     the one in force and the one that is about to be made. A mark counts only beside one of these,
-    or a person's pin would be taken for ours by whoever reads it next.
+    or a person's pin would be taken for ours by the next that reads it.
 Properties: between any two steps the original is in the ledger, or in force, or both. A vCPU whose
     affinity is the original one again has no pin of ours. A record is one run of one vCPU: its UUID
     and number, and a CPU time not below what was recorded, since libvirtd may give domain ids anew
@@ -44,7 +44,7 @@ Mark = Mapping[int, Origin]
 
 
 class Hold(enum.StrEnum):
-    """Why a vCPU is left alone: another hand pinned it, or our pin was undone again and again."""
+    """Why a vCPU is left alone: a person pinned it, or our pin was undone again and again."""
 
     PINNED = "pinned"
     RESET = "reset"
@@ -85,7 +85,7 @@ class Entry:
     """One run of one domain; `held` from `restore` to `release`.
 
     It is `marked` while our mark is, or may be, in its metadata: a mark that nobody knew to be left
-    over would have whoever starts next take any pin for one of ours. `uri` says by which address
+    over would have the next process take any pin for one of ours. `uri` says by which address
     the libvirt was reached that runs it, empty where nobody wrote that down.
     """
 
@@ -156,7 +156,7 @@ class Entry:
 
 
 def is_kept(record: Record) -> bool:
-    """Tell whether a record outlives the process: a pin is placement to whoever starts anew."""
+    """Tell whether a record outlives the process: to the next one any other pin is placement."""
     return record.is_ours or record.held is not None
 
 

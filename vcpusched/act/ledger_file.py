@@ -144,8 +144,8 @@ class Book:
     stays there untouched, and `elsewhere` tells of it.
 
     `ledger` may be set to one that need not be kept before anything else happens; others are
-    `save`d. It `is_closed` once somebody else keeps the store. `problem` says on one line what was
-    wrong with the store, empty when nothing was. One that can neither be read nor set aside is
+    `save`d. It `is_closed` once another process keeps the store. `problem` says on one line what
+    was wrong with the store, empty when nothing was. One that can neither be read nor set aside is
     never written, nor one that this book only reads.
     """
 
@@ -211,7 +211,7 @@ class Book:
         return kept != self._saved
 
     def close(self) -> None:
-        """Let nothing more be written: somebody else keeps the store from now on."""
+        """Let nothing more be written: another process keeps the store from now on."""
         with self._lock:
             self.is_closed = True
 
