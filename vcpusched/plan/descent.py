@@ -96,7 +96,7 @@ def _step(
 
 
 def lift(state: Assignment) -> None:
-    """Put items that want more than their bin can give on stronger bins, or exchange them."""
+    """Put items that want more than their bin can give on stronger bins."""
     thread, size, bins = (
         state.problem.bins.thread or (),
         state.problem.size,
@@ -107,19 +107,13 @@ def lift(state: Assignment) -> None:
     ]
     for _, item in sorted(misfits):
         home = state.place[item]
-        stronger = [
-            (bin_, state.level[home] - state.level[bin_] - size[item])
-            for bin_ in bins
-            if thread[bin_] > thread[home] and state.fits(item, bin_)
-        ]
         # None may become busier than the source was.
-        steps: list[Step] = [(item, bin_) for bin_, room in stronger if room >= 0]
-        steps += [
-            (item, bin_, other, home)
-            for bin_, room in stronger
-            for load, other in state.own[bin_]
-            # Where a bin is too weak for both, whichever is there looks the larger, for ever.
-            if -room <= load <= thread[home] and load < size[item] and state.fits(other, home)
+        steps: list[Step] = [
+            (item, bin_)
+            for bin_ in bins
+            if thread[bin_] > thread[home]
+            and state.level[bin_] + size[item] <= state.level[home]
+            and state.fits(item, bin_)
         ]
         gain, best = max(((state.gain(step), step) for step in steps), default=(0, ()))
         if gain > 0:

@@ -4,7 +4,6 @@ Rule: values, and pure functions that decide nothing.
 
 Order: moves are put so that no step makes a bin busier than any was. A step is one move, or two
     items that change places; of the steps that have room the one off the busiest bin comes first.
-    Where that ends in a circle it is tried backwards: what is undone last is done first.
 """
 
 import enum
@@ -149,28 +148,16 @@ def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
         return None
     if any(gone > max(0, more) for _, more, gone in problem.leaving(place)):
         return None
-    size, moves = problem.size, []
+    size, home, level = problem.size, problem.home, list(problem.base)
+    poured = problem.levels()
+    peak = max((poured[bin_] for bin_ in problem.bins.judged), default=0)
+    heap = []
     for step in steps_between(problem, place):
+        source, target = home[step[0]], place[step[0]]
         load = size[step[0]] - sum(size[other] for other in step[1:])
-        moves.append((step, problem.home[step[0]], place[step[0]], load))
-    levels = problem.levels()
-    peak = max((levels[bin_] for bin_ in problem.bins.judged), default=0)
-    found = _ordered(moves, problem.base, peak)
-    if found is None:
-        back = [(step, target, source, load) for step, source, target, load in moves]
-        found = _ordered(back, problem.at(place), peak)
-        if found is not None:
-            found.reverse()
-    return found
-
-
-def _ordered(
-    moves: Sequence[tuple[Step, int, int, int]], level: Sequence[int], peak: int
-) -> list[Step] | None:
-    """Return the steps in an order in which no target rises above the peak, if that is found."""
-    level = list(level)
-    heap = [(-level[source], step, source, target, load) for step, source, target, load in moves]
+        heap.append((-level[source], step, source, target, load))
     heapify(heap)
+    count = len(heap)
     full: defaultdict[int, list[tuple[int, Step, int, int, int]]] = defaultdict(list)
     done: list[Step] = []
     while heap:
@@ -187,7 +174,7 @@ def _ordered(
         # What waited for room on the source may have it now.
         for waiting in full.pop(source, ()) if load else ():
             heappush(heap, (-level[waiting[2]], *waiting[1:]))
-    return done if len(done) == len(moves) else None
+    return done if len(done) == count else None
 
 
 def plan_of(

@@ -233,7 +233,7 @@ class Assignment:
             most += self.contention(source)
         if self.hurry and self.problem.bins.thread is None:
             # Nearly all that are there are at home, and this is what it costs them to go.
-            most -= self.problem.prices[1]
+            most -= self.problem.prices[self.problem.bins.distance(source, target)]
         return rise, fall, most
 
     def best_relocation(self, source: int, target: int, beats: int) -> tuple[int, Step]:

@@ -11,7 +11,6 @@ Algorithm: 1. For a few positions of the tolerance band, descend from where item
 """
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
@@ -35,9 +34,8 @@ BANDS: Final = 8
 """How many positions of the band are tried."""
 
 GROUP_BINS, GROUP_STEPS, SET_UP = (4, 5, 6, 7, 8), 200, 10
-OUTSIDE_SHARE, NEAR_SHARE = 0.75, 2 / 3
-"""How often a group begins with a bin outside the band, rather than with a move, and grows along
-moves rather than by chance."""
+OUTSIDE_SHARE: Final = 0.75
+"""How often a group begins with a bin outside the band, rather than with a move."""
 
 
 def is_large(problem: Problem) -> bool:
@@ -154,10 +152,7 @@ def _mend(state: Assignment, steps: int, *, balanced: bool) -> int:
     def pick(among: Sequence[int]) -> int:
         return among[int(draw() * len(among))]
 
-    moved, near = problem.moved(state.place), defaultdict[int, list[int]](list)
-    for item in moved:
-        near[problem.home[item]].append(state.place[item])
-        near[state.place[item]].append(problem.home[item])
+    moved = problem.moved(state.place)
     taken = 0
     while taken < steps and moved and (balanced or state.overload):
         group = [bin_ for bin_ in problem.bins.judged if state.outside(bin_)]
@@ -166,11 +161,9 @@ def _mend(state: Assignment, steps: int, *, balanced: bool) -> int:
         else:
             item = pick(moved)
             group = list(dict.fromkeys((problem.home[item], state.place[item])))
-        # Bins between which items were moved, and some by chance.
         size = min(len(problem.bins.judged), pick(GROUP_BINS))
         while len(group) < size:
-            beside = near[pick(group)]
-            bin_ = pick(beside if beside and draw() < NEAR_SHARE else problem.bins.judged)
+            bin_ = pick(problem.bins.judged)
             if bin_ not in group:
                 group.append(bin_)
         taken += SET_UP + improve(state, group, GROUP_STEPS, balanced=balanced)[0]
