@@ -125,12 +125,14 @@ def take(directory: Path) -> Iterator[tuple[str, Request]]:
     Raises OSError when the run directory cannot be read or written. What cannot be removed, such as
     a directory of that name, is passed over, so that the requests after it are served.
     """
-    for path in directory.glob("answer-*.json"):
+    # Asked several times a period; pathlib takes seven times as long.
+    names = sorted(name for name in os.listdir(directory) if name.endswith(".json"))  # noqa: PTH208
+    for path in (directory / name for name in names if name.startswith("answer-")):
         # The verb that asked was killed, or does not wait any more.
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             if time.time() - path.lstat().st_mtime > ANSWER_TIMEOUT_S:
                 path.unlink()
-    for path in sorted(directory.glob("request-*.json")):
+    for path in (directory / name for name in names if name.startswith("request-")):
         name = path.stem.removeprefix("request-")
         try:
             age_s = time.time() - path.lstat().st_mtime
