@@ -57,7 +57,8 @@ RESTORE_TIMEOUT_S: Final = 40.0
 """How long a stop goes on without a pin restored: longer than libvirt waits for a busy domain (30
 s), shorter than the unit's TimeoutStopSec=60, which it extends for as long as it gets on."""
 
-REQUESTS_S: Final = 0.5
+REQUESTS_S: Final = 1.0
+"""How long a request may wait to be seen. Each look costs 0.1 ms of CPU time."""
 
 MAX_ABANDONED: Final = 4
 

@@ -25,9 +25,9 @@ RETRY_S: Final = 1.0
 RETRY_DENIED_S: Final = 10.0
 """Each refused attempt costs polkit a decision and the journal a line of polkit's."""
 
-CHECK_S: Final = 1.0
-"""How often an idle connection is checked. With keepalive's 8 s a libvirtd that hangs is noticed
-within 9 s."""
+CHECK_S: Final = 3.0
+"""How often an idle connection is checked, so that with long periods, too, a libvirtd that went
+away is noticed soon (one that hangs after keepalive's 8 s more). A cycle is such a check."""
 
 STOP_CONNECT_TIMEOUT_S: Final = 10.0
 """How long a stop waits for a libvirt that does not answer."""
@@ -118,7 +118,7 @@ class State:
         return replace(self, phase=phase, busy_since_s=now_s)
 
     def checking(self, now_s: float) -> "State":
-        """Return the state once a check of the connection began."""
+        """Return the state once something began that shows whether the connection stands."""
         return replace(self.busy(Phase.AT_WORK, now_s), check_at_s=now_s + CHECK_S)
 
     def restoring(self, now_s: float) -> "State":
@@ -130,7 +130,7 @@ class State:
         """Return the state once a cycle began: no drift, and no burst of late cycles."""
         next_s, period_s = self.cycle_at_s + self.settings.period, self.settings.period
         cycle_at_s = next_s if next_s > now_s else now_s + period_s
-        return replace(self.busy(Phase.AT_WORK, now_s), cycle_at_s=cycle_at_s)
+        return replace(self.checking(now_s), cycle_at_s=cycle_at_s)
 
     def ending(self, exit_status: int, why: Entry | None = None) -> "State":
         """Return the state in which the process ends, as soon as nothing is left to restore."""
