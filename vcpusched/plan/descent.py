@@ -10,6 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Final
 
+from vcpusched.plan.moves import steps_between
 from vcpusched.plan.objective import Assignment, Step
 from vcpusched.plan.problem import SCALE
 
@@ -21,6 +22,9 @@ SWEEPS: Final = 4
 
 NEAREST: Final = 4
 """To how many idle pCPUs the busy threads of a core are tried to part."""
+
+MANY_MOVES: Final = 512
+"""From here on there is no time to look for exchanges to take back."""
 
 
 def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = False) -> None:
@@ -47,10 +51,19 @@ def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = Fa
 
 
 def undo(state: Assignment) -> None:
-    """Take back moves that do not pay, the least useful first."""
+    """Take back moves and exchanges that do not pay, the least useful first.
+
+    What is left says whether balance is worth its pins. Of an exchange neither half can be taken
+    back alone, so without that an exchange of equals would pass for worth it.
+    """
     problem, changed = state.problem, set(state.problem.bins.judged)
+    home = problem.home
     while changed:
-        backs = [(item, problem.home[item]) for item in problem.moved(state.place)]
+        moved = problem.moved(state.place)
+        backs: list[Step] = [(item, home[item]) for item in moved]
+        if len(moved) <= MANY_MOVES:
+            pairs = [step for step in steps_between(problem, state.place) if step[1:]]
+            backs += [(a, home[a], b, home[b]) for a, b in pairs]
         useless = sorted(
             (-gain, back)
             for back in backs
@@ -59,7 +72,8 @@ def undo(state: Assignment) -> None:
         )
         changed = set()
         for _, back in useless:
-            if (gain := state.gain(back)) > 0:
+            is_there = all(state.place[item] != home[item] for item in back[::2])
+            if is_there and (gain := state.gain(back)) > 0:
                 for bin_ in (back[1], state.place[back[0]]):
                     changed |= {bin_, *(state.siblings[bin_] if state.siblings else ())}
                 state.make(back, gain)
