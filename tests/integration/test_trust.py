@@ -447,7 +447,7 @@ def test_a_person_pins_a_guest_that_has_just_come(lab: Lab) -> None:
     with running(lab, "0.5") as service:
         service.wait_cycles(2)
         guest.pin(0)
-        service.wait("held", lambda: bool(service.lines("Another hand pinned", guest.name)))
+        service.wait("held", lambda: bool(service.lines("Someone else pinned", guest.name)))
         assert f"{guest.name} stays: another hand pinned it to pCPU 0" in status(service)
         assert "original" not in ledger(service)[guest.name]
         service.wait("no mark", lambda: not mark(guest))
