@@ -20,6 +20,7 @@ from vcpusched.model import (
     Vcpu,
     VcpuId,
 )
+from vcpusched.plan.cpu_groups import bins_of
 from vcpusched.plan.moves import Plan, Policy, Stop
 from vcpusched.plan.planner import plan
 
@@ -166,3 +167,11 @@ def test_one_that_makes_all_the_load_of_its_pcpu_stays_bound_there() -> None:
     """90 % alone on one of four pCPUs of a cache: on all of them it would be no better off."""
     drawn = host(TWO_CACHES, guest("a", (90, 0)), guest("b", (90, 4)))
     assert not plan(drawn, Policy(pin_to=Granularity.CACHE)).moves
+
+
+def test_an_isolated_thread_is_no_sibling_of_the_sets() -> None:
+    """Of core 0 one thread is isolated, a bin by itself; the other is in the set of its cache."""
+    cpus = [Cpu(cpu, 0, cpu // 2, cpu // 8, isolated=cpu == 1) for cpu in range(16)]
+    drawn = Host(cpus=tuple(HostCpu(cpu, 0) for cpu in cpus), vcpus=())
+    assert not bins_of(drawn, Granularity.CACHE).siblings
+    assert bins_of(drawn, Granularity.CPU).siblings

@@ -94,7 +94,8 @@ class Bins:
         judged = {*self.judged}
         for core in {core for core in self.cores if core & (core - 1)}:
             threads = {*CpuSet(core)}
-            for bin_ in threads if threads <= judged else ():
+            is_core = threads <= judged and all(self.cores[one] == core for one in threads)
+            for bin_ in threads if is_core else ():
                 found[bin_] = tuple(sorted(threads - {bin_}))
         return found if any(found) else []
 

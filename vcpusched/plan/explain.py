@@ -10,7 +10,7 @@ from typing import Final
 from vcpusched.model import PPM, Granularity, Host, Vcpu
 from vcpusched.plan.cpu_groups import Bins, bins_of
 from vcpusched.plan.planner import MIN_WAIT_PPM, Floating, Plan, Policy, Stop
-from vcpusched.text import cpus_text, percent, vcpu_text
+from vcpusched.text import cpus_text, percent, printable, vcpu_text
 
 _ENDS: Final = {
     Stop.BALANCED: "the plan balances the host with other vCPUs",
@@ -88,7 +88,7 @@ def _explained(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -
             return Explanation(vcpu.id.vcpu, movable=True, moved=True, text=text)
     stays = f"{who} stays on {cpus_text(vcpu.cpus)}"
     if vcpu.fixed:
-        text = f"{stays} and may not be moved: {vcpu.why or 'fixed'}"
+        text = f"{stays} and may not be moved: {printable(vcpu.why or 'fixed', 300)}"
         return Explanation(vcpu.id.vcpu, movable=False, moved=False, text=text)
     if not vcpu.allowed.is_within(vcpu.cpus):
         stays += f", though it may use {cpus_text(vcpu.allowed)}"
