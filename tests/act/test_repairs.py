@@ -8,6 +8,7 @@ import pytest
 from builders import MemoryHost
 from watched import NAMES, Watched, balanced, keeper, run, vcpu
 
+from vcpusched.act.actuator import Event
 from vcpusched.act.comparison import YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.ledger import Changed
@@ -161,6 +162,42 @@ def test_a_slice_that_is_narrowed_is_asked_about_a_few_guests_at_a_time(tmp_path
     assert [(one.move.domain, one.move.cause) for one in changes] == [("g7", Cause.PINNED)]
 
 
+def test_whose_turn_to_be_asked_about_has_not_come_is_held(tmp_path: Path) -> None:
+    """A person pins a guest while a whole slice is narrowed: no plan moves it off before."""
+    names = [f"g{number:03}" for number in range(3 * ASKED_MAX)]
+    wants = dict.fromkeys(names, 0.0005) | {"zz": 0.4, "own": 0.5}
+    host = Remembers(wants, dict.fromkeys(names, "0-3") | {"zz": "0-3", "own": "0"}, 4)
+    kept, scheduler, events = keeper(host, tmp_path), Scheduler(), list[Event]()
+    for _ in range(2):
+        scheduler.cycle(kept, Rules(paused=True))
+        host.pass_time(YOUNG_NS / 1e9)
+    narrowed = Definition({0: ALL_CPUS}, booked={0: ALL_CPUS}, cpuset=CpuSet.parse("0-1"))
+    host.cpus |= dict.fromkeys(names, CpuSet.parse("0-1")) | {"zz": CpuSet.of([0])}
+    host.definitions |= dict.fromkeys(names, narrowed)
+    host.definitions["zz"] = dataclasses.replace(narrowed, booked={0: CpuSet.of([0])})
+    for _ in range(8):
+        scheduler.cycle(kept, Rules(), on_event=events.append)
+        host.pass_time()
+        assert str(host.cpus["zz"]) == "0"
+    assert [event.move.cause for event in events if event.move.domain == "zz"] == [Cause.PINNED]
+
+
+def test_a_way_back_without_a_pcpu_waits(tmp_path: Path) -> None:
+    """While all of the original is offline nothing is tried, and nobody blamed; then it goes."""
+    host, kept, scheduler, name, _changes = balanced(tmp_path)
+    host.definitions[name] = dataclasses.replace(host.definitions[name], wish="hold")
+    host.online = CpuSet.of([1])
+    host.cpus = dict.fromkeys(host.cpus, CpuSet.of([1]))
+    for _ in range(20):
+        assert not scheduler.cycle(kept, Rules()).failures
+        host.pass_time()
+    host.online = CpuSet.parse("0-1")
+    for _ in range(2):
+        scheduler.cycle(kept, Rules())
+        host.pass_time()
+    assert str(host.cpus[name]) == "0"
+
+
 def test_a_pin_that_is_allowed_stays(tmp_path: Path) -> None:
     """Another guest owns the other pCPU, or another guest is excluded: nothing gives way."""
     host, kept, scheduler, name, changes = balanced(tmp_path)
@@ -298,3 +335,15 @@ def test_what_was_intended_ends_with_the_connection(tmp_path: Path) -> None:
     kept.save()  # as the worker does before it lets go
     assert "pending" not in (tmp_path / "affinity.json").read_text()
     assert kept.restore() == []
+
+
+def test_no_pin_when_cancelled_while_the_mark_is_written(tmp_path: Path) -> None:
+    """A stop that comes then finds no pin to restore, so none must be made any more."""
+    host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
+    kept, scheduler, marked = keeper(host, tmp_path), Scheduler(), list[str]()
+    host.on_mark = marked.append
+    for _ in range(4):
+        scheduler.cycle(kept, Rules(), cancelled=lambda: bool(marked))
+        host.pass_time()
+    assert len(marked) == 1
+    assert not host.pins

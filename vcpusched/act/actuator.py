@@ -131,12 +131,12 @@ class Actuator:
             try:
                 if not self._cancelled():
                     self._check(move)
-                if self._cancelled():  # to read a definition takes calls, too
-                    self._take_back(half)
-                    break
-                if uuid not in intended:
+                if uuid not in intended and not self._cancelled():
                     self._account.intend([one for one in moves[position:] if one.vcpu.uuid == uuid])
                     intended.add(uuid)
+                if self._cancelled():  # to read a definition and write a mark takes calls, too
+                    self._take_back(half)
+                    break
                 self._pin(move)
             except ConnectionLostError as error:
                 self._lose(error, move)

@@ -19,6 +19,9 @@ from vcpusched.model import ALL_CPUS, CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Cause, Move
 from vcpusched.sample import DomainReading, Sample, VcpuReading
 
+UNCLEAR: Final = "who changed its affinity is not known yet"
+"""Why a vCPU is held until libvirt's books have been read."""
+
 UNSEEN_NS_MAX: Final = 60 * 1_000_000_000
 """So long a pin may take whose answer was lost: libvirt gives up on it after 30 s."""
 
@@ -91,9 +94,11 @@ def reconcile(
             known = records.get(reading.vcpu)
             found = _followed(known, domain, reading, sample, shown, is_asked=is_asked)
             records[reading.vcpu] = found.record
-            readings.append(_annotated(reading, entry, found.record))
+            annotated = _annotated(reading, entry, found.record)
             if found.is_unclear:
                 unclear.add(domain.uuid)
+                annotated = replace(annotated, held=annotated.held or UNCLEAR)
+            readings.append(annotated)
             if known is not None and found.cause is not None:
                 vcpu, now = VcpuId(domain.uuid, domain.domain_id, reading.vcpu), reading.affinity
                 move = Move(vcpu, domain.name, known.affinity, now, 0, "", cause=found.cause)
@@ -107,8 +112,8 @@ def reconcile(
             marked=bool(definition.origin) if definition.allowed else entry.marked,
             uri=uri,
         )
-    annotated = replace(sample, domains=tuple(domains))
-    return Reconciled(Ledger(entries), annotated, tuple(changes), frozenset(unclear))
+    known_sample = replace(sample, domains=tuple(domains))
+    return Reconciled(Ledger(entries), known_sample, tuple(changes), frozenset(unclear))
 
 
 def _annotated(reading: VcpuReading, entry: Entry, record: Record) -> VcpuReading:

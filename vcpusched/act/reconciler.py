@@ -161,7 +161,8 @@ class Reconciler:
         """
         before, known = self._book.ledger, self._record(vcpu)
         if not cpus:
-            raise CpuRefusedError(f"pCPUs {known.original or known.affinity} are offline")
+            where = known.original or known.affinity
+            raise CpuRefusedError(f"pCPUs {where} are offline or outside its cpuset")
         self._book.ledger = before.intending(self._intended.pop(vcpu))
         record = self._record(vcpu)
         try:

@@ -27,8 +27,8 @@ def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
             continue
         why = _why_not(house, domain.name, domain.definition, reading.vcpu, pin & online)
         to_cpus = (original if why else pin) & online & domain.definition.cpuset
-        # Of an original with pCPUs that are offline the rest may be in force already.
-        if (why or reading.undone) and to_cpus != reading.affinity:
+        # Of an original with pCPUs that are offline the rest may be in force already, or none left.
+        if (why or reading.undone) and to_cpus and to_cpus != reading.affinity:
             cause = Cause.NOT_ALLOWED if why else Cause.RESET
             yield _move(domain, reading, to_cpus, cause, why)
 

@@ -58,8 +58,12 @@ class VcpuTable:
         """Note that a move was made, or may have been."""
         if move.cause is not Cause.RESET:
             self._vcpus[move.vcpu] = replace(self._of(move.vcpu), moved_ns=0)
-        for proven in (move.vcpu.uuid, *move.to_cpus):
-            self._quarantine.pop(proven, None)
+        # The kernel takes a set of pCPUs of which it takes one.
+        proven: list[DomainUuid | int] = [move.vcpu.uuid]
+        if len(move.to_cpus) == 1:
+            proven += move.to_cpus
+        for what in proven:
+            self._quarantine.pop(what, None)
 
     def refused(self, what: DomainUuid | int, number: int) -> None:
         """Note that a guest or pCPU refused a pin in the cycle of this number."""

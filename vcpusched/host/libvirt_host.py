@@ -92,8 +92,18 @@ class LibvirtHost:
             self._connection.close()
 
     def sample(self) -> Sample:
-        """Read pCPUs and all running domains."""
-        self._read_online()
+        """Read pCPUs and all running domains.
+
+        They are read anew when a pCPU came or went meanwhile: an affinity does not say which of its
+        pCPUs are offline, so it would pass for another one that someone else has set.
+        """
+        while True:
+            self._read_online()
+            sample = self._sampled()
+            if read_bytes(_ONLINE) == self._online_list:
+                return sample
+
+    def _sampled(self) -> Sample:
         topology = self._topologies.of(self._online)
         with self._translated():
             listed = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)

@@ -204,7 +204,7 @@ def _cycled(state: State, cycle: Cycle) -> State:
         if not failure.expected
     )
     is_open = not cycle.executed and cycle.plan is not None and bool(cycle.plan.moves)
-    if not failing and (is_open or cycle.refused):
+    if not failing and (is_open or cycle.refused or cycle.lost is not None):
         failing = state.service.pins_failing  # until the next attempt nothing new is known
     service = replace(
         state.service, connected=True, trouble=None, cycle=cycle, pins_failing=failing
