@@ -11,7 +11,7 @@ from builders import SECOND_NS, MemoryHost
 
 from vcpusched.act.actuator import Event
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
-from vcpusched.act.feedback import Verdict
+from vcpusched.act.feedback import EARLY_PERIODS, Verdict
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book
 from vcpusched.act.reconciler import Reconciler
@@ -713,8 +713,9 @@ def test_at_rest_nothing_is_searched_for_again() -> None:
 
     host = MemoryHost(2, dict.fromkeys("abc", 0.7), dict.fromkeys("abc", "0"))
     scheduler = Scheduler(decide=decide)
-    run(scheduler, host, 10, Rules())
+    run(scheduler, host, EARLY_PERIODS + 2, Rules())
     assert len(host.pins) == 1
+    assert len({policy.min_gain_ppm for policy in asked}) == EARLY_PERIODS.bit_length()
     settled = len(asked)
     run(scheduler, host, 10, Rules())
     assert len(asked) == settled

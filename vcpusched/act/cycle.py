@@ -17,6 +17,7 @@ from vcpusched.act.feedback import (
     Proof,
     Rest,
     Verdict,
+    early,
     promised,
     proven,
 )
@@ -259,7 +260,8 @@ class Scheduler:
             )
             host = replace(host, vcpus=tuple(vcpus))
         self._waiting = {vcpu.id for vcpu in host.vcpus if vcpu.wait_ppm >= WAITS_PPM}
-        rest, policy = self._rest, rules.policy
+        periods = self._observed.periods if self._observed is not None else 0
+        rest, policy = self._rest, early(rules.policy, periods)
         if rest is not None and rest.still_holds(host, policy, now_ns):
             # Only what is told of the host is worked out anew.
             found = plan(host, replace(policy, max_moves=0))

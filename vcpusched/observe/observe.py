@@ -74,6 +74,7 @@ class Observed:
 
     `waits` tells for which share of the time since the sample before each vCPU that may use a
     managed pCPU was kept waiting, `busy` how busy each pCPU was; `house` is what the rules come to.
+    `periods` is from how many of them loads are known.
     """
 
     host: Host
@@ -82,6 +83,7 @@ class Observed:
     waits: Mapping[VcpuId, int] = field(default_factory=dict)
     busy: Mapping[int, int] = field(default_factory=dict)
     house: House | None = None
+    periods: int = 0
 
 
 def observe(
@@ -153,7 +155,8 @@ def observe(
         unsettled=unsettled,
         node_distances=after.topology.node_distances,
     )
-    return Observed(host, tracks, host_tracks, waits, busy, house)
+    periods = (earlier.periods if earlier is not None else 0) + (before is not None)
+    return Observed(host, tracks, host_tracks, waits, busy, house, periods)
 
 
 _IDENTITY: Final = operator.attrgetter("id.uuid", "id.domain_id", "id.vcpu")
