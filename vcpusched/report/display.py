@@ -44,9 +44,10 @@ SHORT_LINES: Final = 24
 def show(*parts: RenderableType) -> None:
     """Print to standard output: as wide as COLUMNS or a terminal says, else without folding."""
     console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
-        try:
-            console.width = os.get_terminal_size(2).columns  # where a pager's output is seen
+    columns = os.environ.get("COLUMNS", "")
+    if not console.is_terminal and not (columns.isdecimal() and int(columns)):
+        try:  # a pager's output is seen where errors are; a terminal may say 0 columns
+            console.width = os.get_terminal_size(2).columns or _WIDE
         except OSError:
             console.width = _WIDE
     with console.capture() as capture:
@@ -88,7 +89,7 @@ def draw_status(
 ) -> Group:
     """Draw the state of the service; what is long of it only where it is asked for."""
     headed = headline(state, is_healthy=is_healthy)
-    facts = _facts(state, host, now_s)
+    facts = _facts(state, host, now_s, verbose=verbose)
     left = [f"pCPUs {one.cpus} are not managed: {one.why}" for one in state.left_alone]
     who = [printable(line, 300) for line in (left if verbose else left[:SHORT_MAX])]
     if host is not None:
@@ -131,7 +132,7 @@ def pin_text(pin: SavedPin) -> str:
     return f"{whose}  {printable(pin.from_cpus)} → {printable(pin.to_cpus)}"
 
 
-def _facts(state: SavedState, host: Host | None, now_s: float) -> Table:
+def _facts(state: SavedState, host: Host | None, now_s: float, *, verbose: bool) -> Table:
     age_s = max(0.0, now_s - state.at)
     started = draw.clock(state.started_at)
     facts: list[tuple[str, RenderableType]] = [
@@ -148,7 +149,10 @@ def _facts(state: SavedState, host: Host | None, now_s: float) -> Table:
     facts.append(("pins", f"{counts}, {state.pins} since it started"))
     if state.untold:
         facts.append(("untold", printable(state.untold, 300)))
-    facts += [("failing", Text(printable(one, 300), draw.HOT)) for one in state.pins_failing]
+    failing = state.pins_failing if verbose else state.pins_failing[:SHORT_MAX]
+    facts += [("failing", Text(printable(one, 300), draw.HOT)) for one in failing]
+    if left := len(state.pins_failing) - len(failing):
+        facts.append(("", f"and {left} more"))
     return _beside(facts, apart=2)
 
 

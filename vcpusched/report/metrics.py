@@ -14,13 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    disable_created_metrics,
-    write_to_textfile,
-)
+from prometheus_client import CollectorRegistry, Counter, Histogram, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -56,7 +50,6 @@ class Metrics:
     """What is counted since a metrics file was asked for, and the file."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._pin_changes = self._counter(
             "pin_changes",
@@ -155,7 +148,10 @@ class Metrics:
             *(_of_cycle(cycle) if cycle is not None else ()),
         ):
             yield GaugeMetricFamily(PREFIX + name, text, value=value)
-        yield from self._registry.collect()
+        for counted in self._registry.collect():
+            # When a counter began is told by libraries before 0.17, whether wanted or not.
+            counted.samples = [one for one in counted.samples if not one.name.endswith("_created")]
+            yield counted
         if cycle is not None and cycle.host is not None:
             yield from self._of_parts(cycle.host, cycle.plan, per_vcpu=per_vcpu)
 

@@ -63,9 +63,11 @@ def told(host: Host) -> list[str]:
     for treated in treatments(host):
         if treated.held:
             stay = "stays" if treated.all_of_it or len(treated.vcpus) == 1 else "stay"
-            lines.append(f"{treated.whose} {stay}: {treated.why or 'fixed'}")
+            lines.append(f"{treated.whose} {stay}: {printable(treated.why or 'fixed', 300)}")
         else:
-            movable.append(treated.whose + (f" ({treated.why})" if treated.why else ""))
+            movable.append(
+                treated.whose + (f" ({printable(treated.why, 300)})" if treated.why else "")
+            )
     if movable:
         more = f" and {len(movable) - NAMES_MAX} more" if len(movable) > NAMES_MAX else ""
         lines.append(f"May be moved: {', '.join(movable[:NAMES_MAX])}{more}")
