@@ -461,7 +461,7 @@ def test_all_pcpus_that_a_guest_may_use_refuse() -> None:
     cycle = run(scheduler, host, 2)
     assert cycle.host is not None
     whys = {vcpu.why for vcpu in cycle.host.vcpus}
-    assert whys == {"all pCPUs that it may use refused a pin lately"}
+    assert whys == {"all its pCPUs refused a pin and are in quarantine"}
 
 
 def test_a_refusal_that_the_cpuset_explains() -> None:
@@ -520,7 +520,7 @@ def test_a_set_that_is_partly_outside_the_cpuset_is_refused() -> None:
     assert cycle.refused
     assert cycle.host is not None
     whys = {vcpu.domain: vcpu.why for vcpu in cycle.host.vcpus}
-    assert whys[failure.move.domain] == "its guest refused a pin lately"
+    assert whys[failure.move.domain] == "its guest refused a pin and is in quarantine"
     assert len(set(whys.values())) > 1
 
 
@@ -595,7 +595,7 @@ def test_whoever_may_not_be_moved_says_why() -> None:
     cycle = run(scheduler, host, 8, rules)
     assert cycle.host is not None
     assert {vcpu.domain: (vcpu.fixed, vcpu.why) for vcpu in cycle.host.vcpus} == {
-        "g0": (True, "its guest refused a pin lately"),
+        "g0": (True, "its guest refused a pin and is in quarantine"),
         "g1": (True, 'its metadata says policy="holdd", which is none of balance, hold, spread'),
         "g2": (True, 'excluded by "g2" in exclude_domains'),
         "g3": (True, "moved less than 60 s ago"),

@@ -220,7 +220,7 @@ def test_who_need_not_wait_is_freed(
         sample, domains=(dataclasses.replace(domain, definition=definition),)
     )
     assert not list(worse_bound(within, look(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
-    held, drawn, vcpu = bound(original, cpus, held="another hand pinned it")
+    held, drawn, vcpu = bound(original, cpus, held="someone else pinned it")
     assert not list(worse_bound(held, look(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
 
 

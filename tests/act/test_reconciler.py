@@ -190,7 +190,7 @@ def test_another_hands_pin_is_held(tmp_path: Path) -> None:
     """A guest that we pinned is pinned elsewhere: held, told once, not undone, across our runs."""
     host, kept, scheduler, name, changes = balanced(tmp_path)
     host.pin(vcpu(host, name), CpuSet.of([0]))
-    assert "another hand pinned it to pCPU 0" in reading(kept, host, name).held
+    assert "someone else pinned it to pCPU 0" in reading(kept, host, name).held
     assert [(one.move.cause, one.move.domain) for one in changes] == [(Cause.PINNED, name)]
     host.wants[name] = 0.9
     run(kept, host, scheduler, 20)
@@ -276,7 +276,7 @@ def test_what_the_kernel_undid_is_done_again_three_times(tmp_path: Path) -> None
         assert str(host.cpus[name]) == "1"
         assert not reading(kept, host, name).held
     host.cpus[name] = CpuSet.of([0, 1])
-    assert "undone again and again" in reading(kept, host, name).held
+    assert "reset its pin again and again" in reading(kept, host, name).held
     assert [one.move.cause for one in changes] == [Cause.RESET] * 3 + [Cause.LEFT]
     reading(kept, host, name)
     assert len(host.pins) == pins + 3
@@ -335,10 +335,10 @@ def test_a_pin_between_the_sample_and_ours(tmp_path: Path) -> None:
     """Another hand is faster: neither a plan nor a restore pins over it, and it is held."""
     host, kept, changes = lone(tmp_path)
     host.pin(vcpu(host, "g"), CpuSet.of([2]))
-    with pytest.raises(OvertakenError, match="another hand"):
+    with pytest.raises(OvertakenError, match="someone else"):
         kept.put(vcpu(host, "g"), CpuSet.of([1]))
     assert str(host.cpus["g"]) == "2"
-    assert "another hand pinned it to pCPU 2" in reading(kept, host, "g").held
+    assert "someone else pinned it to pCPU 2" in reading(kept, host, "g").held
     assert [one.move.cause for one in changes] == [Cause.PINNED]
 
 
@@ -379,7 +379,7 @@ def test_a_pin_between_the_sample_and_another_reset(tmp_path: Path) -> None:
     host.definitions[second] = dataclasses.replace(
         host.definitions[second], booked={0: CpuSet.of([0])}
     )
-    assert "another hand pinned it to pCPU 0" in reading(kept, host, second).held
+    assert "someone else pinned it to pCPU 0" in reading(kept, host, second).held
 
 
 def test_resets_that_were_not_tried_do_not_count(tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ def test_a_restore_after_another_hands_pin(tmp_path: Path) -> None:
     free = next(cpu for cpu in (1, 2, 3) if host.cpus[hand] != CpuSet.of([cpu]))
     host.cpus[hand], host.cpus[kernel] = CpuSet.of([free]), CpuSet.parse("0-3")
     given = {one.move.domain: why(one) for one in kept.restore()}
-    assert given.pop(hand) == f"another hand has just pinned it to pCPU {free}"
+    assert given.pop(hand) == f"someone else has just pinned it to pCPU {free}"
     assert set(given.values()) == {""}
     assert host.cpus.pop(hand) == CpuSet.of([free])
     assert set(map(str, host.cpus.values())) == {"0"}
@@ -474,7 +474,7 @@ def test_a_hands_pin_to_where_it_was_before_our_last_one(tmp_path: Path) -> None
     host.pin(vcpu(host, "g"), CpuSet.of([1]))
     found = reading(keeper(host, tmp_path), host, "g")
     assert (found.ours, found.original) == (False, None)
-    assert "another hand pinned it to pCPU 1" in found.held
+    assert "someone else pinned it to pCPU 1" in found.held
 
 
 def test_what_is_noticed_is_written_before_anything_is_done(tmp_path: Path) -> None:
@@ -559,7 +559,7 @@ def test_another_hands_pin_while_the_pcpu_of_ours_is_offline(tmp_path: Path) -> 
     host.online = host.cpus["g"] = CpuSet.parse("0-2")
     assert (reading(kept, host, "g").ours, changes) == (True, [])
     host.pin(vcpu(host, "g"), CpuSet.of([1]))
-    assert "another hand pinned it to pCPU 1" in reading(kept, host, "g").held
+    assert "someone else pinned it to pCPU 1" in reading(kept, host, "g").held
     assert [one.move.cause for one in changes] == [Cause.PINNED]
     assert kept.restore() == []
 
@@ -585,7 +585,7 @@ def test_a_held_pin_whose_pcpu_goes_and_comes_back(tmp_path: Path) -> None:
     assert reading(kept, host, "g").held
     host.online = host.cpus["g"] = CpuSet.parse("0-3")
     for asked in (kept, keeper(host, tmp_path, changes)):
-        assert "another hand pinned it to pCPU 3" in reading(asked, host, "g").held
+        assert "someone else pinned it to pCPU 3" in reading(asked, host, "g").held
     assert [one.move.cause for one in changes] == [Cause.PINNED]
     assert str(host.cpus["g"]) == "0-3"
     host.pin(vcpu(host, "g"), CpuSet.of([1, 2]))
@@ -606,7 +606,7 @@ def test_a_mark_that_cannot_be_taken_away_is_remembered(tmp_path: Path) -> None:
     asked = Request(Verb.RESTORE)
     answer = carry_out(kept, asked, beside_service=False)
     assert (answer.status, str(host.cpus["g"])) == (1, "0")
-    assert answer.problems == ("g: our mark in its metadata is not taken away; try again",)
+    assert answer.problems == ("g: our mark in its metadata could not be removed; try again",)
     host.pin(vcpu(host, "g"), CpuSet.of([2]))
     later = keeper(host, tmp_path)
     found = reading(later, host, "g")
@@ -675,7 +675,7 @@ def test_restored_guests_are_held_until_released(tmp_path: Path) -> None:
     host, kept, scheduler, name, _changes = balanced(tmp_path)
     kept.restore([DomainUuid(name)], hold=True)
     assert str(host.cpus[name]) == "0"
-    assert "given back by restore" in reading(kept, host, name).held
+    assert "restored on request" in reading(kept, host, name).held
     run(kept, host, scheduler, 10)
     assert str(host.cpus[name]) == "0"
     later = keeper(host, tmp_path)
@@ -856,7 +856,7 @@ def test_a_restore_leaves_what_a_person_pinned_a_moment_after_a_guest_woke(tmp_p
         host.definitions["g"], origin=mark, booked={0: CpuSet.of([3])}
     )
     kept = keeper(host, tmp_path)
-    assert [why(one) for one in kept.restore()] == ["another hand has just pinned it to pCPU 2"]
+    assert [why(one) for one in kept.restore()] == ["someone else has just pinned it to pCPU 2"]
     assert str(host.cpus["g"]) == "2"
 
 
@@ -1183,4 +1183,4 @@ def test_who_ends_meanwhile_is_no_failure(tmp_path: Path) -> None:
     ends.append(host.pins[0][0])
     answer = carry_out(kept, Request(Verb.RESTORE), beside_service=False)
     assert (answer.status, answer.problems) == (0, ())
-    assert f"{ends[0]}: vCPU 0 has ended meanwhile" in answer.lines
+    assert f"vCPU 0 of {ends[0]} has ended meanwhile" in answer.lines

@@ -59,7 +59,7 @@ def test_a_level_that_the_workload_does_not_tell(workload: str) -> None:
     """It is said on stderr, where settings ask for sets of pCPUs."""
     done = vcpusched("simulate", workload, VCPUSCHED_PIN_TO="core")
     assert done.stderr == (
-        'vcpusched: pin_to = "core": this host does not tell which are threads of one core;'
+        'vcpusched: pin_to = "core": this host does not report which pCPUs are threads of one core;'
         " each is taken for a core\n"
     )
 

@@ -254,7 +254,7 @@ def test_128_sets_of_512_pcpus(directory: Path) -> None:
 
 
 def test_blocks_keep_siblings_together() -> None:
-    """By node, then cache, then core; what a host does not tell makes one block."""
+    """By node, then cache, then core; what a host does not report makes one block."""
     built = blocks(DRAWN)
     assert {name: [*map(str, units)] for name, units in built.items()} == {
         "node 0, cache 0": ["0", "4", "1", "5"],

@@ -114,9 +114,9 @@ def test_plan_tells_who_may_be_moved() -> None:
     }
 
 
-def test_plan_tells_which_level_the_host_does_not_tell() -> None:
-    """The line is there with sets of pCPUs that are not told, and only then."""
-    line = 'pin_to = "node": this host does not tell of pCPUs 1 which are on one NUMA node; all'
+def test_plan_says_which_level_the_host_does_not_report() -> None:
+    """The line is there with sets of pCPUs that are not reported, and only then."""
+    line = 'pin_to = "node": this host does not report for pCPU 1 which pCPUs are on one'
     for options in ((), ("--explain", "web1")):
         done = vcpusched(
             "plan", "--from", "-", *options, stdin=json.dumps(CROWDED), VCPUSCHED_PIN_TO="node"

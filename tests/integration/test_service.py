@@ -188,7 +188,7 @@ def test_what_systemd_is_told(lab: Lab) -> None:
 
 
 def test_reload(lab: Lab) -> None:
-    """SIGHUP puts a changed file in force; a wrong one is told and the old settings stay."""
+    """SIGHUP puts a changed file in force; a wrong one is reported and the old settings stay."""
     lab.add_guest("g", [0.05])
     with running(lab, VCPUSCHED_LOG_LEVEL="info") as unconfigured:
         file = unconfigured.directory / "my.toml"
@@ -198,7 +198,7 @@ def test_reload(lab: Lab) -> None:
             file.write_text("period = 0.5\ncooldown = 25\n")
             service.process.send_signal(signal.SIGHUP)
             service.wait_cycles(3)
-            assert service.lines("Reloaded: period = 0.5, cooldown = 25.0")
+            assert service.lines("Reloaded: period 3600.0 -> 0.5, cooldown 60.0 -> 25.0")
             file.write_text("perod = 1\n")
             service.process.send_signal(signal.SIGHUP)
             service.wait("told", lambda: bool(service.lines("Not reloaded", "perod")))

@@ -1,4 +1,4 @@
-"""Other hands at the same affinities, and a service that is killed: on real libvirt and guests."""
+"""Others at the same affinities, and a service that is killed: on real libvirt and guests."""
 
 import contextlib
 import json
@@ -64,7 +64,7 @@ def test_a_person_pins(lab: Lab) -> None:
         service.wait_cycles(6)
         for guest in (by_libvirt, by_taskset):
             assert guest.affinity(0) == {0}
-            assert f"{guest.name} stays: another hand pinned it to pCPU 0" in status(service)
+            assert f"{guest.name} stays: someone else pinned it to pCPU 0" in status(service)
             assert len(service.lines("Someone else pinned", guest.name)) == 1
         service.process.kill()
         service.process.wait()
@@ -72,7 +72,7 @@ def test_a_person_pins(lab: Lab) -> None:
         with service.succeeded(lab.uri, "0.5", VCPUSCHED_COOLDOWN="0") as again:
             again.wait_cycles(6)
             assert not again.lines("Someone else")
-            assert all(f"{name} stays: another hand" in status(again) for name in held)
+            assert all(f"{name} stays: someone else" in status(again) for name in held)
             by_libvirt.restart()
             again.wait("released", lambda: f"{by_libvirt.name} stays: another" not in status(again))
     assert by_taskset.affinity(0) == {0}
@@ -109,7 +109,7 @@ def test_the_kernel_undoes_a_pin(lab: Lab) -> None:
         service.wait("left", lambda: bool(service.lines("warning", "not pinned again until")))
         service.wait_cycles(4)
         assert guest.affinity(0) == {0, 1}
-        assert "its pin was undone again and again" in status(service)
+        assert "the kernel reset its pin again and again" in status(service)
         assert len(service.lines(reset)) == 3
 
 
@@ -208,7 +208,7 @@ def test_a_stop_gives_back(lab: Lab) -> None:
 
 
 def test_a_stop_that_leaves(lab: Lab) -> None:
-    """on_stop = "leave": pins stay; `restore` without a service gives them back, and holds none."""
+    """on_stop = "leave": pins stay; `restore` without a service restores them, and holds none."""
     crowd(lab)
     with running(lab, "0.5", VCPUSCHED_ON_STOP="leave") as service:
         pinned(service, 2)
@@ -216,7 +216,7 @@ def test_a_stop_that_leaves(lab: Lab) -> None:
         assert not are_all_on_0(lab)
         done = service.ask("restore", "--uri", lab.uri)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.count(": given back: vCPU 0 to pCPU 0\n") == 2
+        assert done.stdout.count(": pCPU 1 -> pCPU 0\n") == 2
         assert are_all_on_0(lab)
         again = service.ask("restore", "--uri", lab.uri)
         assert (again.returncode, again.stdout) == (0, "No vCPU is pinned by vcpusched.\n")
@@ -225,7 +225,7 @@ def test_a_stop_that_leaves(lab: Lab) -> None:
 
 
 def test_restore_after_kill(lab: Lab) -> None:
-    """The service was killed with -9: `restore` gives everything back, twice the same."""
+    """The service was killed with -9: `restore` restores everything, twice the same."""
     crowd(lab)
     with running(lab, "0.5") as service:
         pinned(service, 2)
@@ -244,15 +244,16 @@ def test_restore_beside_the_service(lab: Lab) -> None:
         guest = moved(lab)
         assert service.ask("restore", "nobody").returncode == 2
         done = service.ask("restore", guest.name)
-        assert done.stdout.startswith(f"{guest.name}: given back: vCPU 0 to pCPU 0; held until")
+        assert done.stdout.startswith(f"Restored vCPU 0 of {guest.name}: pCPU 1 -> pCPU 0\n")
+        assert f'\n{guest.name} is held until "vcpusched release' in done.stdout
         assert guest.affinity(0) == {0}
-        assert service.ask("restore", guest.uuid).stdout.startswith(f"{guest.name}: is not pinned")
+        assert service.ask("restore", guest.uuid).stdout.startswith(f"{guest.name} is not pinned")
         rest = service.ask("restore")
         assert (rest.returncode, rest.stderr) == (0, "")
-        assert 'All domains are held until "vcpusched release"' in rest.stdout
+        assert 'All guests are held until "vcpusched release"' in rest.stdout
         service.wait_cycles(6)
         assert are_all_on_0(lab)
-        assert f"{guest.name} stays: given back by restore" in status(service)
+        assert f"{guest.name} stays: restored on request" in status(service)
         assert len(service.lines("Restored vCPU 0 of", guest.name)) == 1
         pins = service.pins
         released = service.ask("release")
@@ -271,7 +272,7 @@ def test_a_stop_without_libvirt(lab: Lab) -> None:
         lab.stop_daemon()
         service.terminate()
         assert service.process.returncode == 0
-        assert len(service.lines("warning", "Pins are left, since libvirt does not answer")) == 1
+        assert len(service.lines("warning", "Pins are left, because libvirt does not answer")) == 1
         assert service.ask("restore", "--uri", lab.uri).returncode == 69
         lab.start_daemon()
         assert service.ask("restore", "--uri", lab.uri).returncode == 0
@@ -279,7 +280,7 @@ def test_a_stop_without_libvirt(lab: Lab) -> None:
 
 
 def test_restore_of_a_guest_that_hangs(lab: Lab) -> None:
-    """Its QEMU is stopped, its monitor asked: the others are given back, it is told, status 1."""
+    """Its QEMU is stopped, its monitor asked: the others are restored, it is reported, status 1."""
     crowd(lab)
     with running(lab, "0.5", VCPUSCHED_ON_STOP="leave") as service:
         pinned(service, 2)
@@ -292,7 +293,10 @@ def test_restore_of_a_guest_that_hangs(lab: Lab) -> None:
             time.sleep(1.5)
             done = service.ask("restore", "--uri", lab.uri)
             assert done.returncode == 1
-            assert f"{hangs.name}: vCPU 0 is not given back: the domain is busy" in done.stderr
+            assert (
+                f"Could not restore vCPU 0 of {hangs.name} to pCPU 0: the domain is busy"
+                in done.stderr
+            )
             assert [name for name, cpus in affinities(lab).items() if cpus == {1}] == [hangs.name]
         finally:
             os.kill(hangs.pid, signal.SIGCONT)
@@ -334,7 +338,7 @@ def test_a_pause(lab: Lab) -> None:
         assert len(service.lines("nothing is pinned")) == 1
         assert service.ask("pause", "--for", "3s").returncode == 0
         pinned(service, 2)
-        assert len(service.lines("Resumed")) == 1
+        assert len(service.lines("Balancing resumed")) == 1
         assert are_all_on_0(lab) is False
 
 
@@ -396,7 +400,7 @@ def test_marks(lab: Lab) -> None:
 
 
 def test_a_guest_that_was_saved_with_our_pin(lab: Lab) -> None:
-    """It wakes with pin and mark while another service looks: adopted, and given back."""
+    """It wakes with pin and mark while another service looks: adopted, and restored."""
     crowd(lab)
     with running(lab, "0.5", VCPUSCHED_ON_STOP="leave") as service:
         pinned(service, 2)
@@ -448,7 +452,7 @@ def test_a_person_pins_a_guest_that_has_just_come(lab: Lab) -> None:
         service.wait_cycles(2)
         guest.pin(0)
         service.wait("held", lambda: bool(service.lines("Someone else pinned", guest.name)))
-        assert f"{guest.name} stays: another hand pinned it to pCPU 0" in status(service)
+        assert f"{guest.name} stays: someone else pinned it to pCPU 0" in status(service)
         assert "original" not in ledger(service)[guest.name]
         service.wait("no mark", lambda: not mark(guest))
         service.terminate()
@@ -482,7 +486,7 @@ def test_restore_after_a_reboot(lab: Lab) -> None:
         assert guest.affinity(0) == {1}
         done = service.ask("restore", "--uri", lab.uri)
         assert (done.returncode, done.stderr) == (0, "")
-        assert f"{guest.name}: given back: vCPU 0 to pCPU 0\n" in done.stdout
+        assert f"Restored vCPU 0 of {guest.name}: pCPU 1 -> pCPU 0\n" in done.stdout
         assert are_all_on_0(lab)
         assert not any(mark(each) for each in lab.guests.values())
 

@@ -212,7 +212,7 @@ def test_each_cell_of_a_guest_has_memory_of_its_own() -> None:
 def test_pools() -> None:
     """Several pCPUs that are not the definition's are a wish of somebody's, such as numad's."""
     found = standing(guest("web", "0-3"))
-    assert found == Standing(cpus("0-3"), fixed=True, why="another hand keeps it on pCPUs 0-3")
+    assert found == Standing(cpus("0-3"), fixed=True, why="someone else keeps it on pCPUs 0-3")
     assert standing(guest("web", "0-3", allowed={0: cpus("0-3")})) == Standing(cpus("0-3"))
     # A definition wider than what is managed, and the kernel's isolated pCPUs left out by libvirt.
     assert not standing(guest("web", "0-7"), rules=HouseRules("0-3")).fixed
@@ -279,7 +279,7 @@ def test_the_cpuset_bounds_the_definition() -> None:
     for affinity in ("2-5", "2-6"):  # libvirt leaves isolated ones out
         assert not standing(guest("web", affinity, **within), rules=rules, isolated="6-7").fixed
     found = standing(guest("web", "3-4", **within))
-    assert found.why == "another hand keeps it on pCPUs 3-4"
+    assert found.why == "someone else keeps it on pCPUs 3-4"
     said = "its definition, cut to its cpuset,"
     found = standing(guest("web", "2", allowed={0: cpus("0-2")}, **within))
     assert (found.fixed, found.why) == (True, f"{said} allows no other pCPU")
@@ -400,7 +400,7 @@ def test_objections_to_a_move() -> None:
 
 @pytest.mark.parametrize(
     ("ours", "why"),
-    [(True, ""), (False, "another hand keeps it on pCPUs 0-3"), (None, "")],
+    [(True, ""), (False, "someone else keeps it on pCPUs 0-3"), (None, "")],
 )
 def test_own_sets_and_pools_are_told_apart(*, ours: bool | None, why: str) -> None:
     """A set that could be a pin of ours is one if the ledger says so, or if nobody keeps one."""
@@ -416,6 +416,6 @@ def test_own_sets_and_pools_are_told_apart(*, ours: bool | None, why: str) -> No
 def test_who_is_held_is_fixed() -> None:
     """Whatever its definition and metadata say."""
     domain = guest("a", "0", wish="balance")
-    readings = (dataclasses.replace(domain.vcpus[0], held="another hand pinned it"),)
+    readings = (dataclasses.replace(domain.vcpus[0], held="someone else pinned it"),)
     found = standing(dataclasses.replace(domain, vcpus=readings))
-    assert (found.fixed, found.why) == (True, "another hand pinned it")
+    assert (found.fixed, found.why) == (True, "someone else pinned it")

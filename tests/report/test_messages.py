@@ -14,11 +14,12 @@ from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.act.ledger import Changed
 from vcpusched.model import DomainUuid, Granularity
-from vcpusched.plan.planner import Policy, plan
+from vcpusched.plan.planner import Cause, Policy, plan
 from vcpusched.report import messages, snapshot, state_file
 from vcpusched.report.messages import Priority, Service
-from vcpusched.service.reporter import MAX_UNTOLD_CYCLES, Reporter
-from vcpusched.service.state import State
+from vcpusched.service.control import Answer
+from vcpusched.service.reporter import MAX_UNREPORTED_CYCLES, Reporter
+from vcpusched.service.state import State, Stop
 from vcpusched.service.systemd import StreamLog
 from vcpusched.service.worker import Cycled
 from vcpusched.settings import Settings
@@ -89,11 +90,11 @@ def test_an_executed_plan_is_one_entry() -> None:
     assert entry.message.startswith("Plan 7 done in part: 1 of 2 pins, gap ")
 
 
-def test_a_level_that_the_host_does_not_tell() -> None:
+def test_a_level_that_the_host_does_not_report() -> None:
     """It is in the state for as long as it lasts, and a warning in the journal."""
     said = dataclasses.replace(SERVICE, granularity=Granularity.CACHE, cycle=ACTED)
     line = said.untold
-    assert line.startswith('pin_to = "cache": this host does not tell which share a cache')
+    assert line.startswith('pin_to = "cache": this host does not report which pCPUs share a cache')
     assert state_file.state_as_json(said, 5.0)["untold"] == line
     assert messages.untold_entry(line) == messages.Entry(Priority.WARNING, line)
     assert dataclasses.replace(SERVICE, cycle=ACTED).untold == ""
@@ -118,8 +119,45 @@ def test_guests_that_libvirt_is_asked_about_are_told_once(tmp_path: Path) -> Non
     ]
 
 
-def test_that_is_told_once(tmp_path: Path) -> None:
-    """In the journal, when libvirt had time to tell more, and again when settings changed."""
+def test_how_the_service_begins_and_goes_on(tmp_path: Path) -> None:
+    """The settings that matter, what a reload changed, and that a pause ended."""
+    written = io.StringIO()
+    settings = Settings.model_validate({"dry_run": True})
+    other = Settings.model_validate({"period": 2, "exclude_domains": ["db*"], "cpus": "all"})
+    reporter, state = Reporter(StreamLog(written), tmp_path, settings), State(settings, SERVICE)
+    reporter.begin(state)
+    reporter.reloaded(other)
+    reporter.report(state.paused(messages.Pause()), None, state)
+    begun, reloaded, resumed = written.getvalue().splitlines()
+    assert begun.endswith(
+        " started: qemu:///system, every 3s, threshold 10, pin_to auto (dry run: changes nothing)"
+    )
+    assert reloaded.endswith(
+        'Reloaded: period 3.0 -> 2.0, cpus "all,^isolated" -> "all",'
+        ' exclude_domains [] -> ["db*"], dry_run true -> false'
+    )
+    assert resumed.endswith("Balancing resumed")
+
+
+def test_a_restore_that_fails_at_a_stop_is_one_line(tmp_path: Path) -> None:
+    """The failure itself, though the answer lists it again; other problems have their own."""
+    written = io.StringIO()
+    settings = Settings.model_validate({"log_level": "warning"})
+    move = dataclasses.replace(FOUND.moves[0], cause=Cause.RESTORED)
+    failure = Failure(move, "the domain is busy")
+    problems = (messages.failure_entry(failure).message, "g9: another")
+    state = State(settings, SERVICE, stop=Stop(restores=True, began=True))
+    answer = Answer(1, problems=problems)
+    reported(Reporter(StreamLog(written), tmp_path, settings), state, failure, answer)
+    first, second = written.getvalue().splitlines()
+    assert first.endswith(
+        f"Could not restore vCPU 0 of {move.domain} to pCPU 1: the domain is busy"
+    )
+    assert second.endswith("g9: another")
+
+
+def test_a_level_that_is_not_reported_is_said_once(tmp_path: Path) -> None:
+    """In the journal, when libvirt had time to report more, and again when settings changed."""
     written = io.StringIO()
     settings = Settings.model_validate({"log_level": "warning"})
     by_node = Settings.model_validate({"log_level": "warning", "pin_to": "node"})
@@ -127,9 +165,9 @@ def test_that_is_told_once(tmp_path: Path) -> None:
     reporter.reloaded(by_node)
     state = State(settings, SERVICE).configured(by_node, 0.0)
     resting = Cycled(dataclasses.replace(ACTED, executed=False, pinned=()))
-    for cycles, lines in ((MAX_UNTOLD_CYCLES, 0), (1, 1), (5, 1)):
+    for cycles, lines in ((MAX_UNREPORTED_CYCLES, 0), (1, 1), (5, 1)):
         state = reported(reporter, state, *[resting] * cycles)
-        assert written.getvalue().count('pin_to = "node": this host does not tell') == lines
+        assert written.getvalue().count('pin_to = "node": this host does not report') == lines
     shown = json.loads((tmp_path / "state.json").read_text())
     assert shown["untold"] == state.service.untold
     reporter.reloaded(settings)
@@ -218,7 +256,7 @@ def test_hostile_names_cannot_forge_a_line() -> None:
         assert entry.fields["VCPUSCHED_DOMAIN"] == evil
 
 
-def test_failures_are_warnings_only_where_somebody_can_act() -> None:
+def test_failures_are_warnings_only_if_a_person_can_act() -> None:
     """A guest that ended is no news; a refused pin is."""
     move = FOUND.moves[0]
     assert messages.failure_entry(Failure(move, "gone", expected=True)).priority is Priority.DEBUG
@@ -241,7 +279,7 @@ def test_the_state_file_can_be_read_back() -> None:
 
 @pytest.mark.parametrize("verdict", Verdict)
 def test_what_came_of_a_plan(verdict: Verdict) -> None:
-    """One entry, whose text tells what its fields do."""
+    """One entry, whose text says what its fields do."""
     proof = Proof(7, verdict, 950_000, 20_000, 30_000, 3, 480_000, 10_000, 240_000)
     entry = messages.outcome_entry(proof)
     assert entry.message.startswith("Plan 7 ")

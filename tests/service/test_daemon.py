@@ -109,7 +109,7 @@ def originals(service: Served) -> dict[str, str]:
 
 
 def test_a_stop_during_a_request(service: Served) -> None:
-    """Who asked is answered, everything is given back once, and the service ends by itself."""
+    """Who asked is answered, everything is restored once, and the service ends by itself."""
     asker = begin_request(service)
     service.process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
@@ -117,7 +117,7 @@ def test_a_stop_during_a_request(service: Served) -> None:
     (service.directory / "hang").unlink()
     out, err = asker.communicate(timeout=PATIENCE_S)
     assert (asker.returncode, err) == (0, "")
-    assert out.count(": given back: vCPU 0 to pCPU 0") == 2
+    assert out.count("Restored vCPU 0 of ") == out.count(": pCPU 1 -> pCPU 0") == 2
     assert service.process.wait(PATIENCE_S) == 0
     moved = [name for name, _cpu in service.pins[:2]]
     assert service.pins == [[name, "1"] for name in moved] + [[name, "0"] for name in sorted(moved)]
@@ -126,13 +126,13 @@ def test_a_stop_during_a_request(service: Served) -> None:
 
 
 def test_a_stop_that_would_never_end(service: Served) -> None:
-    """The first affinity given back hangs in libvirt: the stop ends, and the ledger has it all."""
+    """The first affinity restored hangs in libvirt: the stop ends, and the ledger has it all."""
     before = originals(service)
     assert len(before) == 2
     (service.directory / "hang").touch()
     service.process.send_signal(signal.SIGTERM)
     assert service.process.wait(PATIENCE_S) == 0
-    assert 'Pins are left, since libvirt does not answer; "vcpusched restore"' in service.log
+    assert 'Pins are left, because libvirt does not answer; "vcpusched restore"' in service.log
     assert len(service.pins) == 2
     assert originals(service) == before == dict.fromkeys(before, "0")
 
@@ -156,12 +156,12 @@ def test_a_second_signal_ends_at_once(service: Served) -> None:
     time.sleep(0.3)
     service.process.send_signal(signal.SIGTERM)
     assert service.process.wait(PATIENCE_S) == 0
-    assert "Pins are left, since told to stop at once" in service.log
+    assert "Pins are left, because a second signal ended the restore" in service.log
     assert len(originals(service)) == 2
 
 
 def test_a_stop_while_libvirt_is_away(service: Served) -> None:
-    """It comes back within the stop's patience: everything is given back."""
+    """It answers again before the stop times out: everything is restored."""
     (service.directory / "away").touch()
     service.wait(lambda: "Lost libvirt" in service.log)
     service.process.send_signal(signal.SIGTERM)
@@ -173,7 +173,7 @@ def test_a_stop_while_libvirt_is_away(service: Served) -> None:
 
 
 def test_libvirt_is_forbidden_and_allowed_again(service: Served) -> None:
-    """The socket's permission goes with the connection: told once, tried again, nothing lost."""
+    """The socket's permission goes with the connection: one warning, nothing lost."""
     before, pins = originals(service), list(service.pins)
     (service.directory / "denied").touch()
     (service.directory / "away").touch()

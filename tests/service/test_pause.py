@@ -80,7 +80,7 @@ def test_the_verbs(tmp_path: Path) -> None:
     found = control.read_pause(tmp_path / "run")
     assert found is not None
     assert found.until_s == pytest.approx(time.time() + 1800, abs=30)
-    assert vcpusched("resume", **where).stdout == "Resumed.\n"
+    assert vcpusched("resume", **where).stdout == "Balancing resumed.\n"
     assert vcpusched("resume", **where).stdout == "There was no pause.\n"
     for wrong in ("30", "m", "-3m", "0s", "1.5h", "9999999d", "400d", "٣m"):
         done = vcpusched("pause", f"--for={wrong}", **where)

@@ -100,7 +100,7 @@ def test_reload(container: Container) -> None:
     """A good file is in force at once; with a bad one the old settings stay, and it goes on."""
     container.write(DROP_IN, "period = 1.0\nbalance_threshold = 15\n")
     container.say("systemctl", "reload", "vcpusched")
-    assert "Reloaded: balance_threshold = 15.0" in said(container)
+    assert "Reloaded: balance_threshold 10.0 -> 15.0" in said(container)
     container.write(DROP_IN, "perod = 1.0\n")
     container.say("systemctl", "reload", "vcpusched")
     assert f"Not reloaded, the old settings stay: {DROP_IN}: perod: no such" in said(container)
@@ -298,7 +298,7 @@ def test_stop_beside_a_hanging_libvirtd(container: Container) -> None:
     try:
         container.say("systemctl", "stop", "vcpusched")
         assert shown(container, "Result") == "success"
-        assert "Pins are left, since libvirt does not answer" in said(container)
+        assert "Pins are left, because libvirt does not answer" in said(container)
     finally:
         container.say("sh", "-c", f"kill -CONT {pid}")
 

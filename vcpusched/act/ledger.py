@@ -147,12 +147,12 @@ class Entry:
         """Say why a vCPU is held and how that ends; nothing when it is not."""
         if record.held is None and not self.held:
             return ""
-        ends = f'until its domain restarts or "vcpusched release {printable(self.name)}"'
+        ends = f'until its guest restarts or "vcpusched release {printable(self.name)}"'
         if record.held is Hold.PINNED:
-            return f"another hand pinned it to pCPU {record.affinity}, {ends}"
+            return f"someone else pinned it to pCPU {record.affinity}, {ends}"
         if record.held is Hold.RESET:
-            return f"its pin was undone again and again, {ends}"
-        return f"given back by restore, {ends}"
+            return f"the kernel reset its pin again and again, {ends}"
+        return f"restored on request, {ends}"
 
 
 def is_kept(record: Record) -> bool:

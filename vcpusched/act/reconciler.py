@@ -312,7 +312,7 @@ class Reconciler:
             return
         # On its way back what is wider is what the kernel made of it.
         if record.pending is None or record.pending != record.original or len(now) == 1:
-            raise OvertakenError(f"another hand has just pinned it to pCPU {now}")
+            raise OvertakenError(f"someone else has just pinned it to pCPU {now}")
 
     def _save(self, ledger: Ledger) -> None:
         try:

@@ -97,10 +97,10 @@ class VcpuTable:
         def judged(vcpu: Vcpu) -> Vcpu:
             why = self._why(vcpu.id, now_ns.get(vcpu.id.uuid, 0), cooldown_s)
             if vcpu.id.uuid in quarantined:
-                why = "its guest refused a pin lately"
+                why = "its guest refused a pin and is in quarantine"
             elif refused and not why:
                 vcpu = replace(vcpu, allowed=vcpu.allowed - refused)
-                why = "" if vcpu.allowed else "all pCPUs that it may use refused a pin lately"
+                why = "" if vcpu.allowed else "all its pCPUs refused a pin and are in quarantine"
             return replace(vcpu, fixed=True, why=why) if why else vcpu
 
         vcpus = (vcpu if vcpu.fixed else judged(vcpu) for vcpu in host.vcpus)

@@ -46,7 +46,7 @@ def resume() -> int:
         was_paused = control.end_pause(directory)
     except OSError as error:
         raise _unwritable(directory, error) from None
-    print("Resumed." if was_paused else "There was no pause.")
+    print("Balancing resumed." if was_paused else "There was no pause.")
     return exits.OK
 
 

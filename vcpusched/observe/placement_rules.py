@@ -207,7 +207,7 @@ class House:
         elif not why:
             # What is not pinned libvirt keeps off isolated pCPUs (since 10.4).
             if affinity & self.managed not in {mask, mask - self.isolated}:
-                pool = f"another hand keeps it on pCPUs {affinity}"
+                pool = f"someone else keeps it on pCPUs {affinity}"
                 return Standing(affinity, fixed=True, why=pool, spread=spread)
             why = "" if targets else "all pCPUs that it may use are reserved"
         if why:

@@ -130,7 +130,7 @@ def changed_entry(changed: Changed) -> Entry:
     elif CATALOGUE[move.cause] == MESSAGE_ID_GIVEN_BACK:
         text = f"Restored {whose}: {change_text(move)}"
         text += f", because {reason}" if reason else ""
-        text += missing_text(changed.missing)
+        text += _missing_text(changed.missing)
     else:
         doing = f"Plan {changed.number}: pinned" if move.cause is Cause.BALANCE else "Unpinned"
         text = f"{doing} {_subject(move)}, {change_text(move)}: {reason}"
@@ -144,7 +144,7 @@ def change_text(move: Move) -> str:
     return f"{cpus_text(move.from_cpus)} -> {cpus_text(move.to_cpus)}"
 
 
-def missing_text(cpus: CpuSet) -> str:
+def _missing_text(cpus: CpuSet) -> str:
     """Word which pCPUs of an original affinity could not be restored."""
     return f"; {cpus_text(cpus)} of it cannot be used now, so it stays recorded" if cpus else ""
 

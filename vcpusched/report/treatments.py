@@ -1,4 +1,4 @@
-"""Says how guests are treated, and which level of the machine is not told.
+"""Says how guests are treated, and which level of the machine is not reported.
 
 Rule: words what is true of a host before anything is planned, and decides nothing.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vcpusched.model import Cpu, CpuSet, Granularity, Host
-from vcpusched.text import printable
+from vcpusched.text import cpus_text, printable
 
 NAMES_MAX: Final = 24
 """Of those that may be moved, so many are named to a person."""
@@ -18,7 +18,7 @@ UNTOLD: Final = {
     Granularity.CACHE: ("cache", "share a cache", "NUMA nodes stand in for caches"),
     Granularity.NODE: ("node", "are on one NUMA node", ""),
 }
-"""For each level of the machine: where it is told, what that would be, and what is done without."""
+"""For each level of the machine: where it is known, what that would be, and what replaces it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Treatment:
 
 
 def treatments(host: Host) -> list[Treatment]:
-    """Give for every domain whether it may be moved and why, by its name."""
+    """Return for every domain whether it may be moved and why, by its name."""
     alike: dict[tuple[str, str], dict[tuple[bool, str], list[int]]] = {}
     for vcpu in host.vcpus:
         of_domain = alike.setdefault((vcpu.domain, vcpu.id.uuid), {})
@@ -58,7 +58,7 @@ def treatments(host: Host) -> list[Treatment]:
 
 
 def told(host: Host) -> list[str]:
-    """Tell how domains are treated: a line for each that is held, one for all the others."""
+    """Return how domains are treated: a line for each that is held, one for all the others."""
     lines, movable = [], []
     for treated in treatments(host):
         if treated.held:
@@ -75,7 +75,7 @@ def told(host: Host) -> list[str]:
 
 
 def treatments_as_json(host: Host) -> list[dict[str, Any]]:
-    """Give how domains are treated, one entry for each domain and reason."""
+    """Return how domains are treated, one entry for each domain and reason."""
     return [
         {
             "domain": treated.domain,
@@ -89,9 +89,9 @@ def treatments_as_json(host: Host) -> list[dict[str, Any]]:
 
 
 def untold(cpus: Iterable[Cpu], granularity: Granularity) -> str:
-    """Return which level of the machine is not told, and what `sets` does instead, in one line.
+    """Return which level of the machine is not reported, and what `sets` does instead, in one line.
 
-    Nothing when it is told of all pCPUs, or not asked for.
+    Nothing when it is reported of all pCPUs, or not asked for.
     """
     level, what, instead = UNTOLD.get(granularity, ("id", "", ""))
     cpus = tuple(cpus)
@@ -100,5 +100,9 @@ def untold(cpus: Iterable[Cpu], granularity: Granularity) -> str:
         return ""
     if granularity is not Granularity.CORE and any(cpu.node is None for cpu in missing):
         instead = "all these are taken for one set, within which the kernel alone places vCPUs"
-    of = f" of pCPUs {CpuSet.of(cpu.id for cpu in missing)}" if len(missing) < len(cpus) else ""
-    return f'pin_to = "{granularity}": this host does not tell{of} which {what}; {instead}'
+    of = (
+        f" for {cpus_text(CpuSet.of(cpu.id for cpu in missing))}"
+        if len(missing) < len(cpus)
+        else ""
+    )
+    return f'pin_to = "{granularity}": this host does not report{of} which pCPUs {what}; {instead}'

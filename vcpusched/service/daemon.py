@@ -240,7 +240,7 @@ class _Daemon:
         settings, stop = self._state.settings, self._state.stop
         why = None
         if stop.restores:
-            stop = stop.given_up("told to stop at once")
+            stop = stop.given_up("a second signal ended the restore")
         elif settings.on_stop == "leave" or not self._worker.has_pins():
             pass
         elif settings.dry_run:
@@ -248,12 +248,12 @@ class _Daemon:
         elif systemd.is_restarting():
             why = Entry(Priority.INFO, "The service is being restarted: pins are left")
         else:
-            systemd.notify("STOPPING=1", "STATUS=Giving original affinities back")
+            systemd.notify("STOPPING=1", "STATUS=Restoring original affinities")
             stop = Stop(restores=True, progress_s=now_s)
         self._become(replace(self._state, stop=stop).ending(exits.OK, why))
 
     def _goes_on(self, now_s: float) -> bool:
-        """Tell whether there are pins to restore yet, and that gets on."""
+        """Return whether there are pins to restore yet, and that gets on."""
         state = self._state
         if not state.stop.restores:
             return False

@@ -27,7 +27,7 @@ from vcpusched.service.control import Answer
 from vcpusched.service.state import State
 from vcpusched.service.worker import Cycled, Lost, Outcome
 from vcpusched.settings import Settings
-from vcpusched.text import printable
+from vcpusched.text import printable, shown
 
 if TYPE_CHECKING:
     from vcpusched.report.metrics import Metrics
@@ -39,8 +39,8 @@ _OURSELVES: Final = "vcpusched"
 MIN_UNREAD_S: Final = 5.0
 """A guest that is just starting cannot be read for a moment; that is no news."""
 
-MAX_UNTOLD_CYCLES: Final = 20
-"""For so many cycles libvirt may take its time to say what the machine is like."""
+MAX_UNREPORTED_CYCLES: Final = 20
+"""For so many cycles libvirt may take its time to report what the machine is like."""
 
 
 class Reporter:
@@ -53,26 +53,27 @@ class Reporter:
         self._recent = Recent()
         self._reported: set[Hashable] = set()
         self._unread_since_s: dict[str, float] = {}
-        self._untold_cycles = 0
+        self._unreported_cycles = 0
         self._lasting = Lasting()
         self._status = ""
         self._metrics: Metrics | None = None
         self._count()
 
     def begin(self, state: State) -> None:
-        """Tell that the service begins."""
+        """Say that the service begins, and how; guests and pCPUs are not known yet."""
         settings = state.settings
-        dry = ", and changes nothing (dry run)" if settings.dry_run else ""
-        every = f"every {settings.period:g} s{dry}"
-        self._tell(Priority.INFO, f"vcpusched {__version__} looks at {state.uri} {every}")
+        how = f"every {settings.period:g}s, threshold {settings.balance_threshold:g}"
+        how += f", pin_to {settings.pin_to}"
+        how += " (dry run: changes nothing)" if settings.dry_run else ""
+        self._say(Priority.INFO, f"vcpusched {__version__} started: {state.uri}, {how}")
         self.show(state.service)
 
     def reloaded(self, settings: Settings) -> None:
         """Go by other settings: all is news again."""
         changed = [
-            f"{key} = {value}"
+            f"{key} {shown(before)} -> {shown(value)}"
             for key, value in settings.model_dump().items()
-            if value != getattr(self._settings, key)
+            if value != (before := getattr(self._settings, key))
         ]
         if settings.metrics_file != self._settings.metrics_file:
             self.end_metrics()
@@ -81,7 +82,7 @@ class Reporter:
         self._count()
         self._lasting = Lasting()
         self._status = ""
-        self._tell(Priority.INFO, f"Reloaded: {', '.join(changed) or 'no change'}")
+        self._say(Priority.INFO, f"Reloaded: {', '.join(changed) or 'no setting changed'}")
 
     def write(self, entry: Entry) -> None:
         """Put out one entry, if the log level asks for it."""
@@ -97,7 +98,7 @@ class Reporter:
             self.write(entry)
 
     def report(self, before: State, outcome: Outcome | None, after: State) -> None:
-        """Tell an outcome, and what is different after it."""
+        """Report an outcome, and what is different after it."""
         if isinstance(outcome, Changed | Failure):
             self._moved(outcome, after.service)
             return  # the state file has it at the end of the cycle
@@ -110,14 +111,14 @@ class Reporter:
             self.once("unreadable", Entry(Priority.WARNING, text))
         elif isinstance(outcome, Answer) and before.stop.began:
             for problem in outcome.problems:
-                self._tell(Priority.WARNING, f"Not given back: {problem}")
+                self.once(problem, Entry(Priority.WARNING, problem))
         if after.stop.why is not None and after.stop.why is not before.stop.why:
             self.write(after.stop.why)
         if after.service is not before.service:
             self.show(after.service)
 
     def planned(self, cycle: Cycle, pin_to: Granularity) -> None:
-        """Tell of an executed plan, and of what lasts."""
+        """Report an executed plan, and what lasts."""
         entry = messages.plan_entry(cycle, pin_to)
         if entry is not None:
             self.write(entry)
@@ -146,7 +147,7 @@ class Reporter:
             with contextlib.suppress(OSError):
                 Path(self._settings.metrics_file).unlink(missing_ok=True)
 
-    def _tell(self, priority: Priority, text: str) -> None:
+    def _say(self, priority: Priority, text: str) -> None:
         self.write(Entry(priority, text))
 
     def _moved(self, event: Event, service: Service) -> None:
@@ -160,7 +161,8 @@ class Reporter:
                 solved = {uuid, _OURSELVES}
                 self._reported = {one for one in self._reported if _subject_of(one) not in solved}
         elif cause is Cause.RESTORED:
-            self.write(messages.failure_entry(event))
+            entry = messages.failure_entry(event)
+            self.once(entry.message, entry)  # the answer has it again
         else:
             whose = _OURSELVES if event.of_ours else uuid
             self.once(("pin", whose, event.kind), messages.failure_entry(event))
@@ -171,20 +173,20 @@ class Reporter:
             lost = "Lost libvirt" if before.service.connected else "Waiting for libvirt"
             why = printable(after.service.trouble or "", 300)
             text = f"{lost} at {uri}: {why}; trying again until it answers"
-            self._tell(Priority.WARNING, text)
+            self._say(Priority.WARNING, text)
         elif since_s is not None and after.away_since_s is None:
             away_s = time.monotonic() - since_s
-            self._tell(Priority.INFO, f"Connected to libvirt at {uri} after {away_s:.0f} s")
+            self._say(Priority.INFO, f"Connected to libvirt at {uri} after {away_s:.0f}s")
 
     def _pause(self, before: Pause | None, pause: Pause | None) -> None:
         if pause == before:
             return
         if pause is None:
-            self._tell(Priority.INFO, "Resumed: the host is balanced again")
+            self._say(Priority.INFO, "Balancing resumed")
             return
-        self._tell(Priority.INFO, f"{pause.text}: nothing is pinned")
+        self._say(Priority.INFO, f"{pause.text}: nothing is pinned")
         if pause.problem:
-            self._tell(Priority.WARNING, pause.problem)
+            self._say(Priority.WARNING, pause.problem)
 
     def _cycled(self, cycled: Cycled, service: Service) -> None:
         cycle = cycled.cycle
@@ -206,8 +208,8 @@ class Reporter:
             cause = ("wish", unclear.uuid, unclear.why)
             self.once(cause, messages.unclear_entry(unclear))
         untold = service.untold
-        self._untold_cycles = self._untold_cycles + 1 if untold else 0
-        if self._untold_cycles > MAX_UNTOLD_CYCLES:
+        self._unreported_cycles = self._unreported_cycles + 1 if untold else 0
+        if self._unreported_cycles > MAX_UNREPORTED_CYCLES:
             self.once(("untold", untold), messages.untold_entry(untold))
 
     def _count(self) -> None:

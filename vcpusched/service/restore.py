@@ -4,9 +4,8 @@ Rule: done through a `Reconciler`, by the service or by a verb under its lock; p
 """
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
-from vcpusched.act.actuator import Event, Failure, ignore, never
+from vcpusched.act.actuator import Event, ignore, never
 from vcpusched.act.ledger import Changed
 from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.hypervisor import (
@@ -16,10 +15,10 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
 )
 from vcpusched.model import DomainUuid
-from vcpusched.report.messages import missing_text
+from vcpusched.report.messages import changed_entry, failure_entry
 from vcpusched.service import exits
 from vcpusched.service.control import Answer, Request, Verb
-from vcpusched.text import cpus_text, printable
+from vcpusched.text import printable, vcpu_text
 
 
 def carry_out(
@@ -41,7 +40,7 @@ def carry_out(
         names |= {uuid: unread.name for uuid, unread in sample.unread.items()}
         wanted, unknown = _named(names, request.domains)
         if unknown:
-            problems = [f"{printable(name)}: no such domain runs here" for name in unknown]
+            problems = [f"{printable(name)}: no such guest is running" for name in unknown]
             return Answer(exits.USAGE, problems=tuple(problems))
         if request.verb is Verb.RELEASE:
             return _released(reconciler, wanted, names)
@@ -56,12 +55,12 @@ def carry_out(
     except HypervisorError as error:
         return Answer(exits.FAILURE, problems=(f"the host cannot be read: {error}",))
     left = [
-        f"{printable(name)}: our mark in its metadata is not taken away; try again"
+        f"{printable(name)}: our mark in its metadata could not be removed; try again"
         for name in reconciler.still_marked(wanted)
     ]
     if wanted is None and (elsewhere := reconciler.elsewhere()):
         left.append(elsewhere)
-    return _restored(events, wanted, names, left, hold=hold)
+    return _restored(events, wanted, names, left, beside_service=beside_service)
 
 
 def _named(
@@ -98,39 +97,32 @@ def _restored(
     names: dict[DomainUuid, str],
     left: Sequence[str],
     *,
-    hold: bool,
+    beside_service: bool,
 ) -> Answer:
     lines, problems = [], []
-    for _uuid, of_domain in groupby(events, key=lambda event: event.move.vcpu.uuid):
-        vcpus = list(of_domain)
-        name = printable(vcpus[0].move.domain)
-        restored = [event for event in vcpus if isinstance(event, Changed)]
-        if restored:
-            vcpu_lines = ", ".join(
-                f"vCPU {event.move.vcpu.vcpu} to {cpus_text(event.move.to_cpus)}"
-                f"{missing_text(event.missing)}"
-                for event in restored
+    for event in events:
+        if isinstance(event, Changed):
+            lines.append(changed_entry(event).message)
+        elif event.is_gone:
+            lines.append(
+                f"{vcpu_text(event.move.vcpu.vcpu, event.move.domain)} has ended meanwhile"
             )
-            held = _held(name, hold=hold and wanted is not None)
-            lines.append(f"{name}: given back: {vcpu_lines}{held}")
-        if any(event.missing for event in restored):
-            problems.append(f"{name}: what is missing stays recorded for the next restore")
-        for event in vcpus:
-            vcpu = f"{name}: vCPU {event.move.vcpu.vcpu}"
-            if isinstance(event, Failure) and event.is_gone:
-                lines.append(f"{vcpu} has ended meanwhile")
-            elif isinstance(event, Failure):
-                problems.append(f"{vcpu} is not given back: {printable(event.why, 300)}")
+        else:
+            problems.append(failure_entry(event).message)
+    short = [event.move.domain for event in events if isinstance(event, Changed) and event.missing]
+    problems += [
+        f"{printable(name)}: what is missing stays recorded for the next restore"
+        for name in dict.fromkeys(short)
+    ]
     problems += left
     moved = {event.move.vcpu.uuid for event in events}
-    others = [printable(names[uuid]) for uuid in wanted or () if uuid not in moved]
-    lines += [f"{name}: is not pinned by vcpusched{_held(name, hold=hold)}" for name in others]
+    for uuid in wanted or ():
+        name = printable(names[uuid])
+        if uuid not in moved:
+            lines.append(f"{name} is not pinned by vcpusched")
+        lines.append(f'{name} is held until "vcpusched release {name}"')
     if not lines and not problems:
         lines.append("No vCPU is pinned by vcpusched.")
-    if hold and wanted is None:
-        lines.append('All domains are held until "vcpusched release", since the service runs.')
+    if beside_service and wanted is None:
+        lines.append('All guests are held until "vcpusched release", because the service runs.')
     return Answer(exits.FAILURE if problems else exits.OK, tuple(lines), tuple(problems))
-
-
-def _held(name: str, *, hold: bool) -> str:
-    return f'; held until "vcpusched release {name}"' if hold else ""

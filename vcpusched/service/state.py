@@ -1,6 +1,6 @@
 """What the daemon knows and decides by, as one value, and what each outcome makes of it.
 
-Rule: pure. The daemon alone holds the present state; the reporter tells what became different.
+Rule: pure. The daemon alone holds the present state; the reporter says what became different.
 """
 
 import enum
@@ -63,7 +63,7 @@ class Stop:
 
     def given_up(self, why: str) -> "Stop":
         """Return the stop that leaves what is not restored yet."""
-        text = f'Pins are left, since {why}; "vcpusched restore" gives them back'
+        text = f'Pins are left, because {why}; "vcpusched restore" restores them'
         return replace(self, restores=False, why=Entry(Priority.WARNING, text))
 
     def lost(self, now_s: float) -> "Stop":
@@ -182,8 +182,8 @@ def after(state: State, outcome: Outcome, now_s: float, at_s: float) -> State:
             # That is all there was to do before the end.
             state = replace(state, stop=replace(state.stop, restores=False))
         case Crashed(text):
-            mistake = Entry(Priority.ERROR, f"A mistake in vcpusched; ending.\n{text}")
-            state = replace(state, stop=Stop(exits.FAILURE, mistake))
+            error = Entry(Priority.ERROR, f"Internal error; exiting\n{text}")
+            state = replace(state, stop=Stop(exits.FAILURE, error))
     return replace(state, phase=Phase.IDLE)
 
 
@@ -214,7 +214,8 @@ def _cycled(state: State, cycle: Cycle) -> State:
     # The one decision that is asked for; a pause leaves it at the plan.
     is_planned = service.paused is not None and cycle.confirmed >= cycle.confirm
     if state.exit_when_idle and is_idle:
-        return state.ending(exits.OK, Entry(Priority.INFO, "No active domains; ending as told"))
+        text = "No running guests; exiting (exit_when_idle)"
+        return state.ending(exits.OK, Entry(Priority.INFO, text))
     if state.once and cycle.lost is None and (cycle.decided or is_planned or is_idle):
         status = exits.FAILURE if failing else exits.OK
         return state.ending(status, Entry(Priority.INFO, status_line(service)))
@@ -230,6 +231,6 @@ def _lost(state: State, lost: Lost, now_s: float) -> State:
     state = replace(state, phase=Phase.WAITING, connect_at_s=connect_at_s, stop=stop)
     if state.once:
         status = exits.NOT_PERMITTED if lost.denied else exits.UNAVAILABLE
-        text = f"No libvirt at {state.uri}: {lost.why}"
+        text = f"Could not connect to libvirt at {state.uri}: {lost.why}; exiting"
         return state.ending(status, Entry(Priority.ERROR, text))
     return state.away(lost.why, now_s)
