@@ -70,9 +70,9 @@ class _Reader:
         self._path.append(name)
         self._begun.append((self._parser.CurrentByteIndex, attributes))
         if self._path == MARKED:
-            told, pins = attributes["cpus"], attributes.get("pins", "").split()
-            cpus = frozenset() if told == ANYWHERE else cpus_of(told)
-            self.origins[int(attributes["id"])] = told, cpus, list(map(cpus_of, pins))
+            named, pins = attributes["cpus"], attributes.get("pins", "").split()
+            cpus = frozenset() if named == ANYWHERE else cpus_of(named)
+            self.origins[int(attributes["id"])] = named, cpus, list(map(cpus_of, pins))
 
     def _end(self, _name: str) -> None:
         begin, attributes = self._begun.pop()
@@ -132,13 +132,13 @@ def rewritten(xml: bytes, online: frozenset[int], takes: frozenset[int]) -> byte
     edits: list[tuple[int, int, bytes]] = []
     stays = False
     for begin, end, vcpu, cpus in read.pins:
-        told, original, ours = read.origins.get(vcpu, ("", frozenset(), []))
+        named, original, ours = read.origins.get(vcpu, ("", frozenset(), []))
         if cpus not in ours:
             continue
-        if told == ANYWHERE:
+        if named == ANYWHERE:
             edits.append((begin, end, b""))
         elif is_possible(original) or not is_possible(cpus):
-            edits.append((begin, end, f"<vcpupin vcpu='{vcpu}' cpuset='{told}'/>".encode()))
+            edits.append((begin, end, f"<vcpupin vcpu='{vcpu}' cpuset='{named}'/>".encode()))
         else:
             stays = True
     # A mark of an older form does not say which pins are ours; only a vcpusched can make use of it.

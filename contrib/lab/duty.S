@@ -155,7 +155,7 @@ burn:
 1:                              # one that lost its CPU there would keep the others busy waiting
   dec %eax
   jnz 1b
-  incl -STACK_BYTES(%esp)       # work done, whoever ran meanwhile; nothing lies on the stack here
+  incl -STACK_BYTES(%esp)       # work done, whichever ran meanwhile; nothing lies on the stack here
   rdtsc
   mov %eax, %edx
   sub %esi, %eax

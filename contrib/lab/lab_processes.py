@@ -46,7 +46,7 @@ def lab_processes(directory: Path) -> list[int]:
 
 
 def end_lab(directory: Path) -> bool:
-    """Kill the processes of a lab and remove its directory; tell whether all of them ended.
+    """Kill the processes of a lab and remove its directory; return whether all ended.
 
     Nothing is asked politely: a frozen daemon would not answer, and no state outlives the lab.
     """

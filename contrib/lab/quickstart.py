@@ -45,7 +45,7 @@ def main(program: str) -> int:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # Whoever read our output has seen enough; all is removed.
+        # The reader of our output has seen enough; all is removed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
