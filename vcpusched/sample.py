@@ -40,7 +40,7 @@ class VcpuReading:
     really use; `on` the pCPU it last ran on, if known; `waited` is None where it was not asked for
     or cannot be known. `ours` says whether its affinity is a pin of ours, None where no account
     is kept of that; `original` is the affinity before our first pin, while one of ours is in force;
-    `pin` is that pin, and `undone` whether the kernel let the vCPU off it; `held` why it must be
+    `pin` is that pin, and `undone` whether the kernel reset it; `held` why it must be
     left alone, whatever else holds.
     """
 

@@ -141,7 +141,7 @@ def test_who_was_moved_in_vain_is_left_alone_twice_as_long_each_time() -> None:
 
 
 def stays(table: VcpuTable, vcpu: VcpuId, now_ns: int) -> bool:
-    """Tell whether a vCPU of HOGS is left alone at a time."""
+    """Return whether a vCPU of HOGS is left alone at a time."""
     there = (VcpuReading(vcpu.vcpu, 0, CpuSet.of([0])),)
     domain = DomainReading(vcpu.uuid, vcpu.domain_id, "", now_ns, 0, there, Definition())
     sample = Sample(Topology(()), (domain,))

@@ -70,7 +70,7 @@ def host_of_sets(seed: int) -> Host:
 
 
 def is_stuck(drawn: Host, vcpu: Vcpu) -> bool:
-    """Tell whether a vCPU floats where the kernel moves none: on an isolated pCPU."""
+    """Return whether a vCPU floats where the kernel moves none: on an isolated pCPU."""
     isolated = {cpu.id for cpu in drawn.cpus if cpu.cpu.isolated}
     return not vcpu.is_bound and vcpu.on in isolated
 

@@ -124,7 +124,7 @@ def floating_third(seed: int) -> Host:
 
 
 def one_that_balances(drawn: Host, policy: Policy) -> bool:
-    """Tell whether one pin brings a host under the threshold, and well below what it was."""
+    """Return whether one pin brings a host under the threshold, and well below what it was."""
     still = dataclasses.replace(policy, max_moves=0)
 
     def loads(found: Plan) -> list[int]:

@@ -71,7 +71,7 @@ class Account(Protocol):
         """Read the domain's definition anew."""
 
     def settle(self, on_event: Callable[[Event], None], *, rests: bool) -> None:
-        """Write down what the last sample showed, and tell it; before anything is done.
+        """Write down what the last sample showed, and report it; before anything is done.
 
         While it `rests` no guest is touched.
         """
@@ -91,7 +91,7 @@ class Actuator:
     """Makes moves in one cycle, or outside of one (`number` 0).
 
     Once `cancelled` says yes, no further move is made, but that which takes back half an exchange.
-    `on_event` is told of each move at once when it is made or fails, and `events` keeps them. Where
+    `on_event` gets each move at once when it is made or fails, and `events` keeps them. Where
     the connection is lost `lost` says why, and `in_doubt` is what was asked of it then.
     """
 
@@ -188,7 +188,7 @@ class Actuator:
         self.lost, self.in_doubt = str(error), Changed(move, self._number)
 
     def _failure(self, move: Move, error: HypervisorError) -> Failure:
-        """Say what failed, and who is to blame: by the definition, for a pCPU that was refused."""
+        """Return what failed, and what is to blame: by the definition, for a refused pCPU."""
         expected = isinstance(error, VanishedError | OvertakenError)
         of_ours = isinstance(error, NotRecordedError)
         blamed: tuple[DomainUuid | int, ...] = () if expected or of_ours else (move.vcpu.uuid,)

@@ -1,10 +1,10 @@
 """What a sample shows beside the ledger: whose affinity is whose, and what was changed by whom.
 
-Rule: pure, values in and values out. How another's pin is told from ours is said in `ledger`.
+Rule: pure, values in and values out. `ledger` says what makes a pin ours.
 
-How another's doing is told from the kernel's: libvirt's books still have our pin when the kernel
-undid it, as pCPUs came or went, while virsh changes both. (`taskset` to several pCPUs looks like
-the kernel's doing.) What the kernel takes away when a cpuset is narrowed is explained by the cpuset
+An external change differs from a reset: libvirt's books still have our pin when the kernel reset
+it, because pCPUs came or went, while virsh changes both. (`taskset` to several pCPUs looks like
+a reset.) What the kernel takes away when a cpuset is narrowed is explained by the cpuset
 of now. While libvirt starts or wakes a guest, or plugs a vCPU in, the thread runs for up to half a
 second where it likes, before libvirt puts it where the books have it: a vCPU is young for some
 seconds after it is first seen, in which no difference decides anything.
@@ -124,7 +124,7 @@ def _annotated(reading: VcpuReading, entry: Entry, record: Record) -> VcpuReadin
 
 
 def _is_another_run(before: Entry, domain: DomainReading, *, is_unseen: bool) -> bool:
-    """Tell whether a domain was started anew: counters of CPU time never fall in one run.
+    """Return whether a domain was started anew: counters of CPU time never fall in one run.
 
     But for single vCPUs, which are plugged in anew.
     """
@@ -238,7 +238,7 @@ def _compared(
 
 
 def _reset(record: Record, books: CpuSet, at_ns: int) -> _Found | None:
-    """Return what it comes to that the kernel has undone a pin; None where a person has."""
+    """Return what follows if the kernel reset a pin; None if it is an external change."""
     if record.held is not None:
         return _Found(record) if books == record.affinity else None
     if books not in {record.affinity, record.pending}:

@@ -2,8 +2,8 @@
 
 Rule: acts only through an `Actuator` and never reads a clock of its own or sleeps, so that it runs
 unchanged on a simulated host. All that it remembers between cycles is the last sample and the
-loads up to it, how often in a row it wanted to act and who waited then, what its last plan
-promised, when one had nothing to do, a pin whose answer was lost with the connection, and what to
+loads up to it, how often in a row it wanted to act and who waited then, what its last plan should
+bring, when one had nothing to do, a pin whose answer was lost with the connection, and what to
 leave alone for a while (`table`).
 """
 
@@ -67,12 +67,12 @@ class Cycle:
     `plan` is what should be done; it was carried out only when `executed`. Until an imbalance has
     been found in `confirm` consecutive cycles (`confirmed` of them so far) nothing is done.
     `host` is None in the first cycle, when there are no loads yet. `repaired` are moves of no
-    plan, pins made again and original affinities given back; then no plan is carried out. In a
+    plan, pins made again and original affinities restored; then no plan is carried out. In a
     pause or dry run `withheld` counts pins of ours that are not allowed any more and stay.
-    `proofs` tell what came of earlier plans. `at_ns` is the monotonic clock at the sample, and
+    `proofs` are what came of earlier plans. `at_ns` is the monotonic clock at the sample, and
     `waits` for which share of the time since the last one vCPUs were kept waiting, in ppm.
     `left_alone` are the pCPUs that are online and not managed, by the reason. `by_libvirt` names
-    the domains that libvirt was asked about instead of the kernel, by the reason. `refused` tells
+    the domains that libvirt was asked about instead of the kernel, by the reason. `refused` says
     whether a guest or pCPU is in quarantine because it refused a pin.
     """
 
@@ -136,10 +136,10 @@ class Scheduler:
         """Run one cycle.
 
         `cancelled` is asked before each move; once it says yes, no further one is made, but that
-        which takes back the first half of an exchange. `on_event` is told of each move at once when
-        it is made or fails, since a cycle that blocks in its second pin has made the first. Raises
+        which takes back the first half of an exchange. `on_event` gets each move at once when it
+        is made or fails, since a cycle that blocks in its second pin has made the first. Raises
         ConnectionLostError when sampling finds the connection lost, and HypervisorError when the
-        host cannot be read; a connection lost later is told in the `Cycle`.
+        host cannot be read; a connection lost later is in the `Cycle`.
         """
         sample = account.sample()
         account.settle(on_event, rests=rules.dry_run or rules.paused)
@@ -263,7 +263,7 @@ class Scheduler:
         periods = self._observed.periods if self._observed is not None else 0
         rest, policy = self._rest, early(rules.policy, periods)
         if rest is not None and rest.still_holds(host, policy, now_ns):
-            # Only what is told of the host is worked out anew.
+            # Only what is reported of the host is worked out anew.
             found = plan(host, replace(policy, max_moves=0))
             if found.balanced:
                 return found
@@ -274,7 +274,7 @@ class Scheduler:
         return found
 
     def _clear_doubt(self, sample: Sample, on_event: Callable[[Event], None]) -> None:
-        """Tell of a move whose answer was lost, if it was made after all."""
+        """Report a move whose answer was lost, if it was made after all."""
         doubted, self._in_doubt = self._in_doubt, None
         if doubted is None:
             return

@@ -2,14 +2,14 @@
 
 Rule: judges what was measured, remembers nothing, and knows no clock but that of the samples.
 
-Problem: loads are estimates and plans are promises. A pin that helps nobody is worse than none.
-Approach: note who waited before a plan and what the plan promises them; look again.
+Problem: loads and what plans expect are estimates. A pin that helps nobody is worse than none.
+Approach: note who waited before a plan and what is expected of it; measure again.
 Terms: touched by a plan are the vCPUs that it moved, and those bound to where they came from. A
     vCPU waits when it was kept from running for 5 % of the time or more, by others on its pCPU. On
     a pCPU of which more is wanted than it has, by a factor f, a vCPU will wait for 1 - 1/f of what
-    it wants: that is what a plan promises where it makes f smaller.
-Properties: what was not measured is not judged. A plan that touched nobody who waited promised
-    nothing but a smaller gap.
+    it wants: that is what is expected of a plan that makes f smaller.
+Properties: what was not measured is not judged. Of a plan that touched nobody who waited
+    nothing but a smaller gap is expected.
 """
 
 import enum
@@ -26,14 +26,14 @@ PATIENCE_NS: Final = 20_000_000_000
 """So long after a plan the wait may take to fall."""
 
 MORE_PERCENT: Final = 110
-"""Of pCPUs on which so much of what was planned is wanted, demand is not like it was."""
+"""If so much of what was planned is wanted of pCPUs, demand has changed."""
 
 
 class Verdict(enum.StrEnum):
     """What came of a plan.
 
-    `HELPED`: the wait fell by half of what was promised, or more. `NO_HELP`: it did not, though
-    demand is like it was. `UNCLEAR`: demand grew, guests ended, or the next plan came first.
+    `HELPED`: the wait fell by half of what was expected, or more. `NO_HELP`: it did not, with
+    unchanged demand. `UNCLEAR`: demand grew, guests ended, or the next plan came first.
     `NO_WAIT`: of the vCPUs that were touched none waited before.
     """
 
@@ -45,10 +45,10 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look at a host: what was found, and the plan that was made of it.
+    """What was found of a host in one cycle, and the plan that was made of it.
 
-    `waits` tells for which share of the time each vCPU was kept waiting, in ppm, where that was
-    measured. `busy` tells for which share each pCPU was busy.
+    `waits` says for which share of the time each vCPU was kept waiting, in ppm, where that was
+    measured. `busy` says for which share each pCPU was busy.
     """
 
     at_ns: int
@@ -60,10 +60,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """The `moves` that were made in a cycle, the look before, and what is promised for it.
+    """The `moves` that were made in a cycle, what was found before, and what is expected of them.
 
     `waits` gives, per vCPU that waited, for which share of the time it did and for which it is
-    promised to, and the pCPU on which it will be.
+    expected to, and the pCPU on which it will be.
     """
 
     number: int
@@ -88,7 +88,7 @@ class Proof:
 
 
 def promised(number: int, look: Look, pinned: tuple[Move, ...]) -> Promise:
-    """Note what the plan of a look promises, as far as it was carried out."""
+    """Return what is expected of a plan, as far as it was carried out."""
     host, plan, waits = look.host, look.plan, look.waits
     moved = {move.vcpu: move for move in pinned}
     left = {cpu for move in pinned for cpu in move.from_cpus}
@@ -109,9 +109,9 @@ def promised(number: int, look: Look, pinned: tuple[Move, ...]) -> Promise:
 
 
 def proven(promise: Promise, look: Look, *, is_last: bool = False) -> Proof | None:
-    """Judge a promise by a later look; None while it is too early.
+    """Return the verdict by what a later cycle found; None while it is too early.
 
-    `is_last` says that no other look will come.
+    `is_last` says that no later one will come.
     """
     there = {vcpu.id for vcpu in look.host.vcpus}
     asked = [vcpu for vcpu in promise.waits if vcpu in there]
@@ -149,7 +149,7 @@ def _is_bound_to(vcpu: Vcpu, cpus: set[int]) -> bool:
 
 
 def _wants_more(promise: Promise, asked: list[VcpuId], found: Plan) -> bool:
-    """Tell whether more is wanted than was planned, where those are that were promised less."""
+    """Return whether more than planned is wanted on the pCPUs of those expected to wait less."""
     loads, planned = dict(found.loads_before_ppm), dict(promise.look.plan.loads_after_ppm)
     cpus = {promise.waits[vcpu][2] for vcpu in asked}
     planned_ppm = sum(planned.get(cpu, 0) for cpu in cpus)
@@ -175,7 +175,7 @@ class Rest:
     plan: Plan
 
     def still_holds(self, host: Host, policy: Policy, now_ns: int) -> bool:
-        """Tell whether nothing has changed that could make another plan of it."""
+        """Return whether nothing has changed that could make another plan of it."""
         loads_ppm = (
             [*(cpu.host_load_ppm for cpu in one.cpus), *(vcpu.load_ppm for vcpu in one.vcpus)]
             for one in (host, self.host)

@@ -9,8 +9,8 @@ Approach: each vCPU that was seen has a record of its affinity as we left it. An
     neither that one nor one that was asked for is an external change.
 Terms: a pin is pending from before it is asked for until it was seen in force; the original is the
     affinity before the first pin, and there only while a pin of ours is in force or pending. A pin
-    is undone while the kernel has the vCPU elsewhere and libvirt's books still have the pin.
-Algorithm: 1. Write down original and pending affinity. 2. Pin. 3. What a later sample shows tells
+    is reset while the kernel has the vCPU elsewhere and libvirt's books still have the pin.
+Algorithm: 1. Write down original and pending affinity. 2. Pin. 3. A later sample shows
     whether 2 happened.
 The mark: live pins go with a guest that is migrated or saved, and the ledger does not. So before a
     pin it is written into the domain's live metadata where its vCPUs were, and which pins are ours:
@@ -33,7 +33,7 @@ from vcpusched.sample import Origin
 from vcpusched.text import printable
 
 RESETS_MAX: Final = 3
-"""How often a pin of ours that was undone is made again."""
+"""How often a pin of ours that was reset is made again."""
 
 TO_ORIGINAL: Final = frozenset({Cause.WORSE_OFF, Cause.NOT_ALLOWED, Cause.RESTORED})
 """The causes of moves that end a pin of ours."""
@@ -44,7 +44,7 @@ Mark = Mapping[int, Origin]
 
 
 class Hold(enum.StrEnum):
-    """Why a vCPU is left alone: a person pinned it, or our pin was undone again and again."""
+    """Why a vCPU is left alone: a person pinned it, or the kernel reset our pin again and again."""
 
     PINNED = "pinned"
     RESET = "reset"
@@ -56,7 +56,7 @@ class Record:
 
     `run_ns` is its CPU time when last seen; `affinity` what it had then, or was pinned to since;
     `original` is None without a pin of ours; `pending` was asked for and not seen in force yet;
-    `resets` counts how often the last pin was undone and made again since `reset_ns`, and it is
+    `resets` counts how often the last pin was reset and made again since `reset_ns`, and it is
     `undone` when the last sample found it so; `unseen_ns` is the clock of the first sample that did
     not show what is pending, and `young_ns` of the first sample of a vCPU that libvirt may still be
     starting or waking; each 0 where there is none. Records are equal where what is kept of them is,
@@ -97,7 +97,7 @@ class Entry:
     uri: str = ""
 
     def is_at(self, uri: str) -> bool:
-        """Tell whether it is, or may be, a domain of the libvirt that is reached like this."""
+        """Return whether it is, or may be, a domain of the libvirt that is reached like this."""
         return self.uri in {"", uri}
 
     @property
@@ -116,7 +116,7 @@ class Entry:
         return self.held or any(record.held is not None for record in self.records.values())
 
     def is_kept(self) -> bool:
-        """Tell whether there is anything that outlives the process."""
+        """Return whether there is anything that outlives the process."""
         return self.held or self.marked or any(map(is_kept, self.records.values()))
 
     def mark(self, online: CpuSet, anywhere: CpuSet) -> Mark:
@@ -129,7 +129,7 @@ class Entry:
             if record.original is None:
                 continue
             pins = {record.affinity, record.pending or record.affinity}
-            # What the kernel undid while pCPUs were offline was made again without these.
+            # What the kernel reset while pCPUs were offline was made again without these.
             pins |= {pin & online for pin in pins}
             # Other hosts have other pCPUs.
             original = ALL_CPUS if anywhere.is_within(record.original) else record.original
@@ -144,7 +144,7 @@ class Entry:
         return replace(self, held=False, records=records)
 
     def why_held(self, record: Record) -> str:
-        """Say why a vCPU is held and how that ends; nothing when it is not."""
+        """Return why a vCPU is held and how that ends; nothing when it is not."""
         if record.held is None and not self.held:
             return ""
         ends = f'until its guest restarts or "vcpusched release {printable(self.name)}"'
@@ -156,7 +156,7 @@ class Entry:
 
 
 def is_kept(record: Record) -> bool:
-    """Tell whether a record outlives the process: to the next one any other pin is placement."""
+    """Return whether a record outlives the process: to the next one any other pin is placement."""
     return record.is_ours or record.held is not None
 
 
@@ -164,7 +164,7 @@ def is_kept(record: Record) -> bool:
 class Changed:
     """One affinity that was changed; the cause of its move says by whom and why.
 
-    `number` is that of the cycle in which we did it, 0 outside of one. `was_ours` tells whether a
+    `number` is that of the cycle in which we did it, 0 outside of one. `was_ours` says whether a
     pin of ours was in force before. Of an original that is `missing` which is offline, and so stays
     recorded.
     """
@@ -182,12 +182,12 @@ class Ledger:
     entries: Mapping[DomainUuid, Entry] = field(default_factory=dict)
 
     def record(self, vcpu: VcpuId) -> Record | None:
-        """Give the record of a vCPU, if there is one."""
+        """Return the record of a vCPU, if there is one."""
         entry = self.entries.get(vcpu.uuid)
         return entry.records.get(vcpu.vcpu) if entry is not None else None
 
     def pins(self) -> Iterator[tuple[VcpuId, Entry, Record]]:
-        """Give all vCPUs with a pin of ours, in the order of their ids."""
+        """Return all vCPUs with a pin of ours, in the order of their ids."""
         for uuid, entry in sorted(self.entries.items()):
             for vcpu, record in sorted(entry.records.items()):
                 if record.is_ours:
@@ -204,7 +204,7 @@ class Ledger:
         return self._noting(move.vcpu, intended).marking(move.vcpu.uuid, marked=True)
 
     def made(self, vcpu: VcpuId, but_for: CpuSet = NO_CPUS) -> "Ledger":
-        """Return the ledger after the pin that was pending, or undone.
+        """Return the ledger after the pin that was pending, or reset.
 
         While pCPUs are offline the kernel may take what was pending only `but_for` these; then it
         is no original that is in force again.

@@ -1,4 +1,4 @@
-"""The ledger as it outlives us: kept before it is relied on, by one hand at a time.
+"""The ledger as it outlives us: kept before it is relied on, by one process at a time.
 
 Rule: JSON of version 1, and a `Store` that is passed in; what the ledger means is said in `ledger`.
 What is no ledger becomes a `LedgerError` of one line; keys that it does not know are passed over.
@@ -98,8 +98,8 @@ def _record(part: _RecordPart, where: str) -> Record:
 
 
 def _entry_as_json(uuid: DomainUuid, entry: Entry) -> dict[str, Any]:
-    """Give what of an entry outlives the process."""
-    # The CPU time of one vCPU at least, to tell another run of the domain.
+    """Return what of an entry outlives the process."""
+    # The CPU time of one vCPU at least, to recognise another run of the domain.
     is_whole = entry.held or entry.marked
     kept = {vcpu: record for vcpu, record in entry.records.items() if is_whole or is_kept(record)}
     return {
@@ -128,7 +128,7 @@ class Store(Protocol):
     """Keeps one text durably."""
 
     def read(self) -> str | None:
-        """Give the text, None when there is none. Raises OSError, and LedgerError for no text."""
+        """Return the text, None when there is none. Raises OSError, and LedgerError for no text."""
 
     def replace(self, text: str) -> None:
         """Replace the text, durably and all or nothing. Raises OSError."""
@@ -138,10 +138,10 @@ class Store(Protocol):
 
 
 class Book:
-    """The ledger in memory and in its store, written by one hand at a time.
+    """The ledger in memory and in its store, written by one process at a time.
 
     `uri` is where the libvirt is whose domains are looked at; what the store has of another one's
-    stays there untouched, and `elsewhere` tells of it.
+    stays there untouched, and `elsewhere` names it.
 
     `ledger` may be set to one that need not be kept before anything else happens; others are
     `save`d. It `is_closed` once another process keeps the store. `problem` says on one line what
@@ -179,7 +179,7 @@ class Book:
             return f"{said} nor be set aside ({_text(failure)}); no pin is made"
 
     def elsewhere(self) -> str:
-        """Say on one line what there is of another libvirt's; nothing where there is nothing."""
+        """Return on one line what there is of another libvirt's; nothing if there is nothing."""
         entries = self.ledger.entries.values()
         others = Counter(entry.uri for entry in entries if not entry.is_at(self.uri))
         return "; ".join(
@@ -219,7 +219,7 @@ class Book:
         return {uuid: entry for uuid, (entry, _text) in self._texts.items()}
 
     def _rendered(self, ledger: Ledger) -> str:
-        """Give the text; only entries that are others than the last time are rendered anew."""
+        """Return the text; only entries that are others than the last time are rendered anew."""
         texts: dict[DomainUuid, tuple[Entry, str]] = {}
         for uuid, entry in ledger.entries.items():
             if not entry.is_kept():

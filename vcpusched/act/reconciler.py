@@ -31,7 +31,7 @@ from vcpusched.plan.planner import Cause, Move
 from vcpusched.sample import Definition, Sample
 
 SAVE_NS: Final = 60 * 1_000_000_000
-"""How old the CPU times in the file may be, which tell a domain that was started anew."""
+"""How old the CPU times in the file may be, which show that a domain was started anew."""
 
 ASKED_MAX: Final = 32
 """Of so many guests definitions are read in one cycle; those of others in the next ones."""
@@ -108,7 +108,7 @@ class Reconciler:
         return definitions
 
     def settle(self, on_event: Callable[[Event], None] = ignore, *, rests: bool = False) -> None:
-        """Tell what others changed, and bring file and marks up to date; no mark while it `rests`.
+        """Report what others changed, bring file and marks up to date; no mark while it `rests`.
 
         Raises ConnectionLostError.
         """
@@ -185,7 +185,7 @@ class Reconciler:
         cancelled: Callable[[], bool] = never,
         on_event: Callable[[Event], None] = ignore,
     ) -> list[Event]:
-        """Give original affinities back, of some domains or of all; what failed may be tried again.
+        """Restore original affinities, of some domains or of all; what failed may be tried again.
 
         As of the last sample, or one taken now where there is none; what is not running there is
         left in the ledger, since it may be another libvirt that was asked. `hold` keeps them from
@@ -212,13 +212,13 @@ class Reconciler:
         return actuator.events
 
     def elsewhere(self) -> str:
-        """Say on one line what the ledger has of another libvirt's; nothing where it has none."""
+        """Return on one line what the ledger has of another libvirt's; nothing if it has none."""
         return self._book.elsewhere()
 
     def still_marked(self, uuids: Collection[DomainUuid] | None = None) -> list[str]:
-        """Give the names of running domains that bear our mark and have no pin of ours any more.
+        """Return the names of running domains that bear our mark and have no pin of ours any more.
 
-        Of some domains or of all. Each cycle tries to take it away.
+        Of some domains or of all. Each cycle tries to remove it.
         """
         entries = self._book.ledger.entries
         return [

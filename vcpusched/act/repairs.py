@@ -1,4 +1,4 @@
-"""Moves of no plan: pins of ours that are mended, and ways back to original affinities.
+"""Moves of no plan: pins of ours that are made again, and originals that are restored.
 
 Rule: pure; says which moves a sample asks for, and what speaks against a move by a definition that
 was read since. A vCPU that is held is left alone.
@@ -34,7 +34,7 @@ def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
 
 
 def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
-    """Give back the original affinity of each vCPU that we bound, waits, and need not.
+    """Return the moves that restore each vCPU that we bound, that waits, and need not.
 
     It need not where the other pCPUs of its original affinity were idle for as long as it waited,
     together. What one takes the next cannot have. Where its own pCPU had room it is only jostled.
@@ -63,7 +63,7 @@ def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
 
 
 def objection(move: Move, definition: Definition, house: House | None) -> str:
-    """Say what speaks against a move by a definition that was read just now; nothing if none."""
+    """Return what speaks against a move by a definition that was read just now; nothing if none."""
     if move.cause is Cause.WORSE_OFF:
         # That undoes what was done, so what plans may use does not matter.
         stays = move.to_cpus.is_within(definition.allowed.get(move.vcpu.vcpu, NO_CPUS))

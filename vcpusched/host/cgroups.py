@@ -28,7 +28,7 @@ class Limits:
     """What a guest may have, by its groups.
 
     `cpuset` are the pCPUs that its threads may use, `ALL_CPUS` where that is every online one;
-    `shares` its weight, None where it has no group of its own that tells; `quota_ppm` the most
+    `shares` its weight, None where it has no group of its own that says it; `quota_ppm` the most
     that one vCPU may run, since it cannot run more than all of the guest may.
     """
 
@@ -45,7 +45,7 @@ class Quota:
     counters: str = ""
 
     def throttled_ns(self) -> int | None:
-        """Return how long it was held back because of its quota; None where that is not told."""
+        """Return how long it was held back because of its quota; None where that is not known."""
         if self.most_ppm is None:
             return 0
         for line in (read_bytes(self.counters) or b"").splitlines():
@@ -95,9 +95,9 @@ def usual_shares(root: Path = Path("/")) -> int:
 
 
 def quota(groups: str, root: Path = Path("/")) -> Quota | None:
-    """Return the quota of a thread from its `/proc/…/cgroup`; None where that cannot be told.
+    """Return the quota of a thread from its `/proc/…/cgroup`; None where that cannot be known.
 
-    It can when only the thread's own cgroup has a quota: of one further up nobody tells which
+    It can when only the thread's own cgroup has a quota: of one further up nobody knows which
     thread was held back by it.
     """
     group, top = _placed(groups, "cpu", root)

@@ -54,7 +54,7 @@ def _serve_events() -> None:
 
 # Where libvirt asks for a name and a password (SASL, as under oVirt) its client takes them from a
 # file (authfile= in the URI, or /etc/libvirt/auth.conf), but only for those who say that they could
-# ask somebody for them, too (remoteAuthSASL). Here is nobody to ask: -1.
+# ask a person for them, too (remoteAuthSASL). Here is nobody to ask: -1.
 _CREDENTIALS: Final = (
     [libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_PASSPHRASE],
     lambda _asked, _data: -1,
@@ -99,7 +99,7 @@ _LOST_DOMAINS: Final = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE}
 
 
 def translate(error: Any, *, alive: bool) -> HypervisorError:  # noqa: ANN401  libvirt has no types
-    """Say in our words what a libvirt error means for us; `alive`: the connection stands."""
+    """Return in our words what a libvirt error means for us; `alive`: the connection stands."""
     code, text = error.get_error_code(), _in_words(error)
     if not alive or (code in _LOST_CODES and error.get_error_domain() in _LOST_DOMAINS):
         return ConnectionLostError(text)
@@ -110,7 +110,7 @@ def translate(error: Any, *, alive: bool) -> HypervisorError:  # noqa: ANN401  l
 
 def on_connecting(error: Any) -> HypervisorError:  # noqa: ANN401
     """Return what it means that a connection could not be opened."""
-    # What the kernel says of the socket libvirt tells in words only.
+    # What the kernel says of the socket libvirt reports in words only.
     denied = _ERRORS.get(error.get_error_code()) is PermissionDeniedError
     denied = denied or "Permission denied" in str(error)
     return (PermissionDeniedError if denied else ConnectionLostError)(_in_words(error))

@@ -27,7 +27,7 @@ Raptor Lake), 80 MHz (Meteor Lake) or 87 MHz (Lunar Lake) of a big one.
 """
 
 SMALL_PPM: Final = 600_000
-"""What a small x86 core can do where frequencies are not told, relative to a big one.
+"""What a small x86 core can do where frequencies are not known, relative to a big one.
 
 That is 3.9 GHz beside 5.1 GHz, as on Alder Lake, by the same reckoning (0.61).
 """
@@ -37,7 +37,7 @@ WEAKER_PERCENT: Final = 85
 """A core of the same type is weaker if its highest frequency and what firmware says that it can
 perform are both below so much of the host's best.
 
-One of them alone says little: firmware tells the scheduler by `highest_perf` which of equal cores
+One of them alone says little: firmware shows the scheduler by `highest_perf` which of equal cores
 to take first, by 30 % and more, and the bins of a turbo differ by 10 %.
 """
 
@@ -55,10 +55,10 @@ def tickless(root: Path = Path("/")) -> CpuSet:
 def capacities(cpus: CpuSet, root: Path = Path("/")) -> Mapping[int, int]:
     """Return what each of these pCPUs can do, in ppm of the strongest of them: above 0, up to PPM.
 
-    Empty where the kernel tells of no difference. What it reckons itself (`cpu_capacity`, from 0 to
+    Empty where the kernel reports no difference. What it reckons itself (`cpu_capacity`, from 0 to
     1024) comes first. On hybrid x86 that is one and the same for all before Linux 6.12 and wherever
-    SMT is possible, and there the core type is told by which of its counters a pCPU has. Of cores
-    that differ in nothing else (dense ones of AMD's) frequency and firmware together tell.
+    SMT is possible, and there the core type shows in which of its counters a pCPU has. Of cores
+    that differ in nothing else (dense ones of AMD's) frequency and firmware together show it.
     """
     directory = root / "sys/devices/system/cpu"
     reckoned = _by_kernel(cpus, directory)
@@ -90,7 +90,7 @@ def _by_core_type(cpus: CpuSet, devices: Path) -> dict[int, int]:
         cpu: read_number(devices / f"system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq") or 0
         for cpu in big | small
     }
-    # Big cores differ by a step or two, which no load can be told by: they count as equals.
+    # Big cores differ by a step or two, which no load can show: they count as equals.
     fastest = max(clocked[cpu] for cpu in big)
     found = dict.fromkeys(cpus, PPM)
     for cpu in small:

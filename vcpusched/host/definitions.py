@@ -108,7 +108,7 @@ class Definitions:
             self._known[key] = replace(known, definition=definition)
 
     def postpone(self, key: Key, now_ns: int) -> None:
-        """Keep what is known until the guest's next moment, because it was not told now."""
+        """Keep what is known until the guest's next moment, because it was not reported now."""
         known = self._known.get(key, _Known(0, _UNKNOWN))
         unbound = replace(known.definition, is_cpuset_known=False)
         self._known[key] = replace(known, due_ns=_due_ns(key, now_ns), definition=unbound)

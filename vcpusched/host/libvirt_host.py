@@ -14,7 +14,7 @@ of its own, whenever other pCPUs are online than before, because there is no eve
 A guest whose threads cannot be read costs three calls more a cycle, all in `virDomain.vcpus()`: the
 binding asks for the pCPU map and the guest's size before it reads the vCPUs. None of them begins a
 job on a guest or talks to its QEMU, so none waits for a migration and none disturbs a guest. The
-bulk statistics call would, with QEMU 7.1 to 8.0, and tells neither the real affinity nor the pCPU
+bulk statistics call would, with QEMU 7.1 to 8.0, and reports neither the real affinity nor the pCPU
 last used.
 """
 

@@ -188,7 +188,7 @@ def _quota_ppm(root: ET.Element) -> int:
 def origin_xml(origin: Mapping[int, Origin]) -> str:
     """Return the element that says where vCPUs were and which pins are ours.
 
-    `ALL_CPUS` is told as such. libvirt puts it into the namespace when it is set.
+    `ALL_CPUS` is written as such. libvirt puts it into the namespace when it is set.
     """
     element = ET.Element("origin")
     for vcpu, told in sorted(origin.items()):

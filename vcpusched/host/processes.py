@@ -41,13 +41,13 @@ ABSENT: Final = "no process here has its UUID on the command line"
 NOT_BELIEVED: Final = (
     "the process with its UUID is neither in the cgroup of its machine nor run by its user"
 )
-SEVERAL: Final = "several processes have its UUID, and it cannot be told which is its QEMU"
+SEVERAL: Final = "several processes have its UUID, and it is not known which is its QEMU"
 NO_THREADS: Final = "its vCPUs have no threads of their own"
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process, told from later ones of the same number by when it started."""
+    """A process, distinguished from later ones of the same number by when it started."""
 
     pid: int
     started: bytes
@@ -107,7 +107,7 @@ def _believed(
 
 
 def user_of_daemon(uri: str) -> int | None:
-    """Return which user runs the libvirtd at a URI, None where that cannot be told."""
+    """Return which user runs the libvirtd at a URI, None where that cannot be known."""
     parts = urlsplit(uri)
     socket = parse_qs(parts.query).get("socket")
     if socket:

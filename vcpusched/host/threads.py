@@ -7,7 +7,7 @@ Sources: the kernel's Documentation/scheduler/sched-stats for `/proc/PID/task/TI
 run and time waited, both in ns, also without `schedstats=enable`), proc(5) for `stat`.
 sched_getaffinity(2) needs no privilege. Per vCPU this takes 8 us; files that are kept open would
 save 3 of them, and take two descriptors each. Quotas change seldom, so which groups have one is
-read when threads are listed; of those that have, one more file tells how long they held back.
+read when threads are listed; of those that have, one more file says how long they held back.
 """
 
 import functools
@@ -92,7 +92,7 @@ class Threads:
         """Find the threads of guests where they are not known; forget guests that do not run.
 
         With each guest come the users that may run its QEMU where machines have no cgroups. The
-        time is that since the machine started, as threads tell when they did.
+        time is that since the machine started, as threads say when they did.
         """
         is_first = not self._guests
         self._now_ns = now_ns

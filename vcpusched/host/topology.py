@@ -22,7 +22,7 @@ PATIENCE_NS: Final = 8 * 1_000_000_000
 that is usually enough and because there are no loads to plan for before the second one."""
 
 PAUSE_NS: Final = 60 * 1_000_000_000
-"""How long to wait before libvirt is asked again for a topology that it did not tell."""
+"""How long to wait before libvirt is asked again for a topology that it did not report."""
 
 
 class _Question:

@@ -4,7 +4,7 @@ Rule: pure arithmetic on values, in parts per million of one pCPU over one inter
 
 Problem: usage saturates. Five guests that each want a whole pCPU and share one look like one guest
     on a pCPU of its own: 100 % both, balanced. And a pCPU that serves the host's own processes has
-    less room than its vCPUs tell. Of a vCPU that shares a saturated pCPU nobody can say what it
+    less room than its vCPUs show. Of a vCPU that shares a saturated pCPU nobody can say what it
     wants: one of 60 % that could not finish looks like one that would have run all the time. Of
     five equal guests on four pCPUs the two that share one then look larger than the others, and
     moving one of them only changes whose turn it is to look so: without end.
@@ -36,7 +36,7 @@ CROWDED_PPM: Final = 800_000
 SATURATED_FROM_PPM: Final = 970_000
 """Busy from here on wait begins to count, in full at 100 %. Below it, bursts that collided were
 still served within the interval: in simulated bursts with a known demand of 0.9 pCPUs the formula
-told 1.2, usage 0.88."""
+gave 1.2, usage 0.88."""
 
 WAITS_PPM: Final = 50_000
 """A vCPU that waited for so much of the time really waits: below it is the usual jostling of
@@ -196,7 +196,7 @@ class Track:
     `weight_ppm` goes to a million as usages come in; `load_ppm` is None before the first of them.
     A vCPU that began while we looked is not judged before `judged_from_ns`. `undisturbed_ppm`, with
     a weight of its own, is the mean of what it ran while undisturbed, last at `undisturbed_at_ns`.
-    `restless_ppm` tells for how much of the time it never slept.
+    `restless_ppm` says for how much of the time it never slept.
     """
 
     judged_from_ns: int = 0
@@ -273,7 +273,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class HostTrack:
-    """What is remembered of the host's own load on one pCPU; `told_ppm` is what was told last.
+    """What is remembered of the host's own load on one pCPU; `told_ppm` is what was reported last.
 
     It begins as nothing and not as the first value: that of the seconds in which we start.
     """
@@ -285,7 +285,7 @@ class HostTrack:
     def followed(
         self, load_ppm: int, interval_ns: int, half_life_s: float, step_ppm: int
     ) -> "HostTrack":
-        """Mix a load in; told anew is only what differs by a step from what was told before."""
+        """Mix a load in; it is reported anew if it differs by a step from what was reported."""
         keep_ppm = kept_ppm(interval_ns, half_life_s)
         mean_ppm, weight_ppm = mixed(self.load_ppm, self.weight_ppm, load_ppm, keep_ppm)
         differs = abs(mean_ppm - self.told_ppm) >= step_ppm
@@ -297,7 +297,7 @@ def explained(
     host_tracks: Mapping[int, HostTrack],
     known: Iterable[tuple[CpuSet, int]],
 ) -> CpuSet:
-    """Return those of the pCPUs that what is known of their vCPUs, told with affinity, saturates.
+    """Return those of the pCPUs that what is `known` of their vCPUs, by affinity, saturates.
 
     What is known of a floating vCPU counts on each of its pCPUs in equal parts.
     """

@@ -11,7 +11,7 @@ Terms: usage is run time over wall time, at most one pCPU (`intervals`); demand 
     strongest is worth as much less, so that a load stays the same wherever the vCPU goes, and so it
     is beside busy threads of the core; a vCPU that never sleeps there may want any more than it
     gets, and is taken to want all of the strongest pCPU. Where all pCPUs can do the same, time is
-    told as it is.
+    taken as it is.
 Algorithm: 1. Match readings; drop those that cannot be trusted. 2. Mix each demand into the load,
     with the weight that the half-life gives to the time between the readings. 3. Do the same for
     what the host itself runs, more slowly, and where it is known what the vCPUs ran. 4. Have the
@@ -19,8 +19,8 @@ Algorithm: 1. Match readings; drop those that cannot be trusted. 2. Mix each dem
 Properties: a vCPU seen for the first time, restarted, or whose counter went backwards has no load,
     nor has one that began less than the settling time ago; one that was read badly keeps its last
     one. A load lies between the smallest and the largest demand. A host load that stays within
-    `HOST_STEP_PPM` of what was told before is told the same. No result depends on the order of
-    domains or vCPUs.
+    `HOST_STEP_PPM` of what was reported before is reported the same. No result depends on the
+    order of domains or vCPUs.
 """
 
 import operator
@@ -52,7 +52,7 @@ HOST_HALF_LIVES: Final = 4
 are, and goes elsewhere by itself."""
 
 HOST_STEP_PPM: Final = 50_000
-"""The host's own load is told anew when it differs by as much from what was told before: noise of
+"""The host's own load is reported anew when it differs by as much from what was reported: noise of
 a few points must not move guests, and the readings that it is made of are no better."""
 
 
@@ -72,8 +72,8 @@ class Smoothing:
 class Observed:
     """The host as it is now, and what to remember for the next time.
 
-    `waits` tells for which share of the time since the sample before each vCPU that may use a
-    managed pCPU was kept waiting, `busy` how busy each pCPU was; `house` is what the rules come to.
+    `waits` says for which share of the time since the sample before each vCPU that may use a
+    managed pCPU was kept waiting, `busy` how busy each pCPU was; `house` follows from the rules.
     `periods` is from how many of them loads are known.
     """
 

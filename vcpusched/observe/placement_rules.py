@@ -1,4 +1,4 @@
-"""The rules of the house: which pCPUs are managed, which vCPUs may be moved on them, and why not.
+"""The rules of placement: which pCPUs are managed, which vCPUs may be moved on them, and why not.
 
 Rule: pure; judges a `Sample` by what the administrator wants and what definitions say. It knows no
 loads and plans nothing.
@@ -57,7 +57,7 @@ class HouseRules:
     """What the administrator wants of pCPUs and guests.
 
     `cpus` is a list of the pCPUs to manage, with the words all and isolated. Guests are moved whose
-    name matches a glob of `include_domains` and none of `exclude_domains`. `granularity` tells what
+    name matches a glob of `include_domains` and none of `exclude_domains`. `granularity` says what
     vCPUs are pinned to.
     """
 

@@ -36,12 +36,12 @@ class Bins:
     """The bins of a host by position, in rising order of their lowest pCPU.
 
     `members` are the pCPUs of each and `of_cpu` the bin of each pCPU; `judged` are the bins that
-    give and take, all but those with unsettled pCPUs; `sites` tell where a bin is, None where all
+    give and take, all but those with unsettled pCPUs; `sites` say where a bin is, None where all
     are equally near, and `distances` how far NUMA nodes are apart; `base` is the load without
     vCPUs, with what a bin `lacks`; `gives` what it can do, `thread` what one vCPU can get there,
     None where that is the same everywhere. All of these in ppm of `whole`, which is that many ppm
     of a pCPU. Among `isolated` pCPUs the kernel moves nothing. `cores` are the bins on the core of
-    each, as bits, none where it has several. `waiting` tells how many vCPUs with load a set has
+    each, as bits, none where it has several. `waiting` says how many vCPUs with load a set has
     more than pCPUs, where that can be said.
     """
 

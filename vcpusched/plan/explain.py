@@ -37,7 +37,7 @@ class Explanation:
 
 
 def explained(host: Host, plan: Plan, policy: Policy, domain: str) -> list[Explanation]:
-    """Say of each vCPU of a domain, given by name or UUID, why the plan moves it or does not.
+    """Return of each vCPU of a domain, given by name or UUID, why the plan moves it or does not.
 
     Empty when nothing is known of such a domain.
     """

@@ -19,7 +19,7 @@ from vcpusched.plan.problem import Problem
 from vcpusched.text import percent, vcpu_text
 
 POURED_STEPS_MAX: Final = 64
-"""Up to this many steps the reasons tell loads with the floaters in them; else without."""
+"""Up to this many steps the reasons give loads with the floaters in them; else without."""
 
 Step = tuple[int, ...]
 """An item to move to its place, or two that change places."""
@@ -72,8 +72,8 @@ class Cause(enum.StrEnum):
 
     By us: `BALANCE`: by a plan. `WORSE_OFF`: back to the original, as it waited while others idled.
     `NOT_ALLOWED`: back to the original, as settings or definitions do not allow our pin any more.
-    `RESET`: pinned again, as the kernel had undone our pin. `RESTORED`: back, as was asked for.
-    By others: `PINNED` to one pCPU, or `POOLED` on several; `LEFT`: undone by the kernel once too
+    `RESET`: pinned again, as the kernel had reset our pin. `RESTORED`: back, on request.
+    By others: `PINNED` to one pCPU, or `POOLED` on several; `LEFT`: reset by the kernel once too
     often.
     """
 
@@ -111,7 +111,7 @@ class Plan:
     `balanced` describes the host as found, `stop` why planning ended; `gap` is the load of the
     busiest less that of the least loaded pCPU, where each that can do less than the best counts as
     much more as it lacks at the mean; `loads` the load of each pCPU, in ppm of what it can do;
-    `binds_floaters` tells which of the two views the plan was made on. `refused` is why the check
+    `binds_floaters` says which of the two views the plan was made on. `refused` is why the check
     of fairness would not have more, or anything, the end of a sentence about the plan that it saw
     first.
     """

@@ -152,7 +152,7 @@ class Assignment:
         return gain
 
     def fits(self, item: int, bin_: int) -> bool:
-        """Tell whether an item may be on a bin now."""
+        """Return whether an item may be on a bin now."""
         problem = self.problem
         if problem.home[item] == bin_:
             return True

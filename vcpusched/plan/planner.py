@@ -100,7 +100,7 @@ def plan(host: Host, policy: Policy) -> Plan:
 
 
 def _binds_well(problem: Problem, place: Sequence[int]) -> bool:
-    """Tell whether the floaters that are bound at these places are better off than with the kernel.
+    """Return whether the floaters bound at these places are better off than with the kernel.
 
     Those on isolated pCPUs are so anyway: they may be bound without the others, too.
     """
@@ -272,7 +272,7 @@ def _is_better_at(problem: Problem, place: Sequence[int]) -> bool:
 
 
 def _is_better(problem: Problem, before: Sequence[int], after: Sequence[int]) -> bool:
-    """Tell whether the gap does not grow and the loads, the largest first, shrink."""
+    """Return whether the gap does not grow and the loads, the largest first, shrink."""
     if problem.bins.gap(after) > problem.bins.gap(before):
         return False
     then, now = (

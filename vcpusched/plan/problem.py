@@ -51,7 +51,7 @@ NEEDS: Final[dict[str, set[str]]] = {
 class Problem:
     """Items on bins, and what each may do; `span` is the threshold, `min_gain` the price of a pin.
 
-    `guest` tells which guest each item is of, None where each is the only one of its guest;
+    `guest` says which guest each item is of, None where each is the only one of its guest;
     `spread` are the items of guests that keep theirs on different cores. `allowed` has a bit for
     each bin that an item may be put on, 0 for one that stays at home; `base` are the loads without
     floaters; `origin` is where items were before the plan. On `filled` bins floaters fill what is

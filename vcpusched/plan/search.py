@@ -39,7 +39,7 @@ OUTSIDE_SHARE: Final = 0.75
 
 
 def is_large(problem: Problem) -> bool:
-    """Tell whether there is time for a descent only."""
+    """Return whether there is time for a descent only."""
     return len(problem.bins.judged) > LARGE_BINS or sum(map(len, problem.own)) > LARGE_ITEMS
 
 
@@ -119,7 +119,7 @@ def search_large(problem: Problem, value: int) -> Sequence[int]:
 
 
 def is_worth(state: Assignment, problem: Problem, value: int) -> bool:
-    """Tell whether balance costs no more than it is worth, beside what pays by itself.
+    """Return whether balance costs no more than it is worth, beside what pays by itself.
 
     What does not pay is undone.
     """
