@@ -49,7 +49,7 @@ class ServedHost(MemoryHost):
             file.write(json.dumps(self.pins[-1]) + "\n")
 
     def is_alive(self) -> bool:
-        """Tell whether it can be asked."""
+        """Return whether it can be asked."""
         return not (self.directory / "away").exists()
 
     def close(self) -> None:

@@ -242,7 +242,7 @@ def test_no_name_forges_a_line(name: str) -> None:
     service = Service(1, 0.0, name, 1, 1, trouble=name)
     assert messages.status_line(service).isprintable()
     host = renamed(drawn([50, 50], []), name)
-    assert all(line.isprintable() for line in treatments.told(host))
+    assert all(line.isprintable() for line in treatments.treatment_lines(host))
     for told in explain.explained(host, plan(host, Policy()), Policy(), name):
         assert told.text.isprintable()
 

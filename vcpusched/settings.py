@@ -2,7 +2,7 @@
 
 Rule: every mistake, wherever it is written, becomes one `ConfigError` whose text is one line: the
 file, variable or option; the setting; the value; what is allowed. Each source is checked on its
-own, so a mistake in a file is told even where a variable outranks it.
+own, so a mistake in a file is reported even where a variable outranks it.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ _GONE: Final = {
 
 
 class ConfigError(Exception):
-    """A setting is wrong. `on_command_line` tells a usage error from a configuration error."""
+    """A setting is wrong. `on_command_line` separates a usage error from a configuration error."""
 
     def __init__(self, lines: Sequence[str], *, on_command_line: bool = False) -> None:
         super().__init__("\n".join(lines))
@@ -169,7 +169,7 @@ class Settings(BaseModel):
     """The least severe messages to report."""
 
     def policy(self) -> Policy:
-        """Give what the planner must know."""
+        """Return what the planner must know."""
         return Policy(
             balance_threshold_ppm=max(1, round(self.balance_threshold * PPM_PER_POINT)),
             min_gain_ppm=round(self.min_gain * PPM_PER_POINT),
@@ -180,7 +180,7 @@ class Settings(BaseModel):
         )
 
     def house(self) -> HouseRules:
-        """Give which pCPUs and guests are ours to care for."""
+        """Return which pCPUs and guests are managed."""
         return HouseRules(
             cpus=self.cpus,
             include_domains=tuple(self.include_domains),
@@ -189,7 +189,7 @@ class Settings(BaseModel):
         )
 
     def rules(self) -> Rules:
-        """Give what the scheduler must know."""
+        """Return what the scheduler must know."""
         return Rules(
             policy=self.policy(),
             house=self.house(),
@@ -246,7 +246,7 @@ def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> 
 
 
 def allowed(key: str) -> str:
-    """Say in words what a setting may be, from its declaration."""
+    """Return in words what a setting may be, from its declaration."""
     declared = Settings.model_fields[key]
     if typing.get_origin(declared.annotation) is Literal:
         return "one of " + ", ".join(

@@ -336,7 +336,7 @@ def test_the_lock_is_nobody_elses(tmp_path: Path) -> None:
 
 
 def lives(directory: Path) -> bool:
-    """Tell whether somebody sees a service live who may not open its lock."""
+    """Return whether somebody sees a service live who may not open its lock."""
     return without_the_lock(directory, lambda: run_directory.lives(directory))
 
 

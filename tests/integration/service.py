@@ -147,7 +147,7 @@ class Service:
         return int(self.state.get("pins", 0))
 
     def is_balanced(self) -> bool:
-        """Tell whether it says so."""
+        """Return whether it says so."""
         return self.status.startswith("Balanced, gap ")
 
     @property

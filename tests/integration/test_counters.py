@@ -70,7 +70,7 @@ def usages_ppm(first: Sample, last: Sample) -> Mapping[tuple[str, int], float]:
 
 
 def is_sure(first: Sample, last: Sample) -> bool:
-    """Tell whether the reading took so little of the interval that a usage is made of it."""
+    """Return whether the reading took so little of the interval that a usage is made of it."""
     took_ns = max(one.took_ns for sample in (first, last) for one in sample.domains)
     return took_ns * UNCERTAIN_MAX < last.domains[0].at_ns - first.domains[-1].at_ns
 

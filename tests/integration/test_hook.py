@@ -69,7 +69,7 @@ def migrate(guest: Guest, to: Lab) -> None:
 
 
 def is_as_before(guest: Guest, lab: Lab) -> bool:
-    """Tell whether a guest runs there as it did before we pinned it, with no trace of that."""
+    """Return whether a guest runs there as it did before we pinned it, with no trace of that."""
     domain = lab.connection().lookupByUUIDString(guest.uuid)
     assert [guest.affinity(vcpu) for vcpu in (0, 1)] == [{0}, {0, 1}]
     assert domain.vcpuPinInfo(libvirt.VIR_DOMAIN_AFFECT_LIVE) == [(True, False), (True, True)]

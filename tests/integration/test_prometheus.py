@@ -88,7 +88,7 @@ class Prometheus:
         return [float(series["value"][1]) for series in result]
 
     def knows(self, expression: str) -> bool:
-        """Tell whether it answers, and has data for an expression."""
+        """Return whether it answers, and has data for an expression."""
         assert all(process.poll() is None for process in self._processes), self._log.read_text()
         try:
             return bool(self.values(expression))

@@ -173,7 +173,7 @@ def crowd(lab: Lab, count: int = 4) -> None:
 
 
 def are_all_on_0(lab: Lab) -> bool:
-    """Tell whether everything is as it was before vcpusched."""
+    """Return whether everything is as it was before vcpusched."""
     return set(map(frozenset, affinities(lab).values())) == {frozenset({0})}
 
 

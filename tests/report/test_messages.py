@@ -93,12 +93,11 @@ def test_an_executed_plan_is_one_entry() -> None:
 def test_a_level_that_the_host_does_not_report() -> None:
     """It is in the state for as long as it lasts, and a warning in the journal."""
     said = dataclasses.replace(SERVICE, granularity=Granularity.CACHE, cycle=ACTED)
-    line = said.untold
+    line = said.unreported
     assert line.startswith('pin_to = "cache": this host does not report which pCPUs share a cache')
     assert state_file.state_as_json(said, 5.0)["untold"] == line
-    assert messages.untold_entry(line) == messages.Entry(Priority.WARNING, line)
-    assert dataclasses.replace(SERVICE, cycle=ACTED).untold == ""
-    assert dataclasses.replace(said, cycle=Cycle(1, 4)).untold == ""
+    assert dataclasses.replace(SERVICE, cycle=ACTED).unreported == ""
+    assert dataclasses.replace(said, cycle=Cycle(1, 4)).unreported == ""
 
 
 def test_guests_that_libvirt_is_asked_about_are_told_once(tmp_path: Path) -> None:
@@ -169,7 +168,7 @@ def test_a_level_that_is_not_reported_is_said_once(tmp_path: Path) -> None:
         state = reported(reporter, state, *[resting] * cycles)
         assert written.getvalue().count('pin_to = "node": this host does not report') == lines
     shown = json.loads((tmp_path / "state.json").read_text())
-    assert shown["untold"] == state.service.untold
+    assert shown["untold"] == state.service.unreported
     reporter.reloaded(settings)
     reported(reporter, state.configured(settings, 0.0), resting)
     assert len(written.getvalue().splitlines()) == 1

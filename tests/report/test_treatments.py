@@ -4,7 +4,7 @@ import dataclasses
 
 from builders import change, host, of_one_guest
 
-from vcpusched.report.treatments import told, treatments_as_json
+from vcpusched.report.treatments import treatment_lines, treatments_as_json
 
 
 def test_who_may_be_moved_and_who_may_not() -> None:
@@ -16,7 +16,7 @@ def test_who_may_be_moved_and_who_may_not() -> None:
     drawn = dataclasses.replace(
         drawn, vcpus=(dataclasses.replace(first, fixed=True, why="a realtime vCPU"), *others)
     )
-    assert told(drawn) == [
+    assert treatment_lines(drawn) == [
         "vCPU 0 of g0 stays: a realtime vCPU",
         "g1 stays: held by its metadata",
         "May be moved: vCPU 1 of g0, g2 (its metadata asks for balance), g3",
@@ -28,9 +28,9 @@ def test_who_may_be_moved_and_who_may_not() -> None:
         True,
         True,
     ]
-    assert told(host([], [])) == []
+    assert treatment_lines(host([], [])) == []
 
 
 def test_a_name_is_text() -> None:
     """It cannot forge a line."""
-    assert told(change(host([20]), "g0", domain="a\nb")) == ["May be moved: a?b"]
+    assert treatment_lines(change(host([20]), "g0", domain="a\nb")) == ["May be moved: a?b"]

@@ -111,15 +111,15 @@ def _plan(options: argparse.Namespace) -> int:
         host, where = sources.present(settings)
     policy = settings.policy()
     plan = planner.plan(host, policy)
-    untold = treatments.untold((cpu.cpu for cpu in host.cpus), policy.pin_to)
+    unreported = treatments.unreported((cpu.cpu for cpu in host.cpus), policy.pin_to)
     explanations = explain.explained(host, plan, policy, options.explain or "")
     if options.explain is not None and not explanations:
         text = "no guest of this name or UUID has a vCPU whose load is known"
         raise exits.Refusal(exits.USAGE, f"--explain: {json.dumps(options.explain)}: {text}")
     if options.json:
         answer = snapshot.plan_as_json(plan) | {"treatment": treatments.treatments_as_json(host)}
-        if untold:
-            answer["untold"] = untold
+        if unreported:
+            answer["untold"] = unreported
         if explanations:
             answer["explanation"] = [dataclasses.asdict(one) for one in explanations]
         print(f"vcpusched: {where}", file=sys.stderr)
@@ -127,7 +127,7 @@ def _plan(options: argparse.Namespace) -> int:
         return exits.OK
     from vcpusched.report import display
 
-    where = f"{where}\n{untold}" if untold else where
+    where = f"{where}\n{unreported}" if unreported else where
     if explanations:
         display.show(display.draw_explanations(options.explain, explanations, where))
         return exits.OK
@@ -264,8 +264,8 @@ def _simulate(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         workload = _workload(options, settings.period)
-        if untold := treatments.untold(workload.machine().cpus, settings.policy().pin_to):
-            print(f"vcpusched: {untold}", file=sys.stderr)
+        if unreported := treatments.unreported(workload.machine().cpus, settings.policy().pin_to):
+            print(f"vcpusched: {unreported}", file=sys.stderr)
         period_ns, place = round(settings.period * 1e9), Place(options.place)
         with display.progress("Simulating", 2 * workload.periods) as advance:
             runs = [

@@ -148,7 +148,7 @@ def _facts(state: SavedState, host: Host | None, now_s: float, *, verbose: bool)
     counts = f"{state.pins_last_hour} in the last hour, {state.pins_last_day} in the last day"
     facts.append(("pins", f"{counts}, {state.pins} since it started"))
     if state.untold:
-        facts.append(("untold", printable(state.untold, 300)))
+        facts.append(("not reported", printable(state.untold, 300)))
     failing = state.pins_failing if verbose else state.pins_failing[:SHORT_MAX]
     facts += [("failing", Text(printable(one, 300), draw.HOT)) for one in failing]
     if left := len(state.pins_failing) - len(failing):
@@ -164,9 +164,9 @@ def draw_explanations(domain: str, explanations: Sequence[Explanation], source: 
 
 def _treatments(host: Host) -> list[str]:
     """Return who may be moved and who may not, no more lines than a person reads."""
-    lines = treatments.told(host)
+    lines = treatments.treatment_lines(host)
     if len(lines) > LINES_MAX:
-        more = f"… and {len(lines) - LINES_MAX} more (--json tells all)"
+        more = f"… and {len(lines) - LINES_MAX} more (--json lists all)"
         lines = [*lines[: LINES_MAX - 1], more, lines[-1]]
     return lines
 

@@ -18,7 +18,7 @@ from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.plan.explain import settled
 from vcpusched.plan.planner import Cause, Move, Plan
 from vcpusched.report.plan_text import SETTLED, only_lets_in, plan_text
-from vcpusched.report.treatments import untold
+from vcpusched.report.treatments import unreported
 from vcpusched.text import counted, cpus_text, number, percent, points, printable, vcpu_text
 
 NAMED_MAX: Final = 5
@@ -110,10 +110,12 @@ class Service:
     granularity: Granularity = Granularity.CPU
 
     @property
-    def untold(self) -> str:
+    def unreported(self) -> str:
         """Return what `granularity` asks for and the host does not report, and what replaces it."""
         host = self.cycle.host if self.cycle is not None else None
-        return untold((cpu.cpu for cpu in host.cpus), self.granularity) if host is not None else ""
+        return (
+            unreported((cpu.cpu for cpu in host.cpus), self.granularity) if host is not None else ""
+        )
 
 
 def changed_entry(changed: Changed) -> Entry:
@@ -248,11 +250,6 @@ def unclear_entry(unclear: Unclear) -> Entry:
     return _entry(text, priority=Priority.WARNING, DOMAIN=unclear.name, DOMAIN_UUID=unclear.uuid)
 
 
-def untold_entry(untold: str) -> Entry:
-    """Return the entry on a level of the machine that is asked for and not reported."""
-    return Entry(Priority.WARNING, untold)
-
-
 def status_line(service: Service) -> str:
     """Return the one line that `systemctl status` shows."""
     cycle, prefix = service.cycle, "Dry run. " if service.dry_run else ""
@@ -310,8 +307,8 @@ def _entry(
     message: str, message_id: str = "", priority: Priority = Priority.INFO, **fields: object
 ) -> Entry:
     """Return an entry with fields of ours, which get our prefix."""
-    told = {f"VCPUSCHED_{key}": str(value) for key, value in fields.items()}
-    return Entry(priority, message, {"MESSAGE_ID": message_id, **told} if message_id else told)
+    ours = {f"VCPUSCHED_{key}": str(value) for key, value in fields.items()}
+    return Entry(priority, message, {"MESSAGE_ID": message_id, **ours} if message_id else ours)
 
 
 def _moved(move: Move) -> dict[str, Any]:

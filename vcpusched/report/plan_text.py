@@ -1,7 +1,7 @@
 """Words what a plan does, what comes of it, and why a host rests, for the journal and terminals.
 
 Rule: pure. Where vCPUs are pinned to sets of pCPUs, load and gap are between sets; the gap inside a
-set is told apart, since only vCPUs that are bound inside make it.
+set is worded apart, since only vCPUs that are bound inside make it.
 """
 
 from collections import defaultdict

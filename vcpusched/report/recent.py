@@ -1,6 +1,6 @@
 """How many pins there were in the last hour and the last day, for the state file.
 
-Rule: pure; the caller tells the time.
+Rule: pure; the caller passes the time.
 """
 
 from collections import Counter

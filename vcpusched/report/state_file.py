@@ -118,7 +118,7 @@ def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
         "trouble": service.trouble,
         "pin_to": service.granularity.value,
         "status": status_line(service),
-        "untold": service.untold,
+        "untold": service.unreported,
         "pins": service.pins,
         "pins_last_hour": service.pins_last_hour,
         "pins_last_day": service.pins_last_day,

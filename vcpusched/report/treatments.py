@@ -13,7 +13,7 @@ from vcpusched.text import cpus_text, printable
 NAMES_MAX: Final = 24
 """Of those that may be moved, so many are named to a person."""
 
-UNTOLD: Final = {
+UNREPORTED: Final = {
     Granularity.CORE: ("core", "are threads of one core", "each is taken for a core"),
     Granularity.CACHE: ("cache", "share a cache", "NUMA nodes stand in for caches"),
     Granularity.NODE: ("node", "are on one NUMA node", ""),
@@ -57,7 +57,7 @@ def treatments(host: Host) -> list[Treatment]:
     ]
 
 
-def told(host: Host) -> list[str]:
+def treatment_lines(host: Host) -> list[str]:
     """Return how domains are treated: a line for each that is held, one for all the others."""
     lines, movable = [], []
     for treated in treatments(host):
@@ -88,12 +88,12 @@ def treatments_as_json(host: Host) -> list[dict[str, Any]]:
     ]
 
 
-def untold(cpus: Iterable[Cpu], granularity: Granularity) -> str:
+def unreported(cpus: Iterable[Cpu], granularity: Granularity) -> str:
     """Return which level of the machine is not reported, and what `sets` does instead, in one line.
 
     Nothing when it is reported of all pCPUs, or not asked for.
     """
-    level, what, instead = UNTOLD.get(granularity, ("id", "", ""))
+    level, what, instead = UNREPORTED.get(granularity, ("id", "", ""))
     cpus = tuple(cpus)
     missing = [cpu for cpu in cpus if getattr(cpu, level) is None]
     if not missing:

@@ -45,7 +45,7 @@ PAUSE_SIZE_MAX: Final = 4096
 
 DURATION_MAX_S: Final = 366 * 86_400
 YEAR_MAX: Final = 9000
-"""Some clocks of the world cannot tell the last days of the year 9999."""
+"""Some clocks of the world cannot show the last days of the year 9999."""
 
 NUMBER_LENGTH_MAX: Final = 9
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -220,7 +220,7 @@ def begin_pause(directory: Path, seconds: float | None) -> Pause:
 
 
 def end_pause(directory: Path) -> bool:
-    """Resume; tell whether there was a pause. Raises OSError."""
+    """Resume; return whether there was a pause. Raises OSError."""
     try:
         (directory / PAUSE).unlink()
     except FileNotFoundError:

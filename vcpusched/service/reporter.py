@@ -60,7 +60,7 @@ class Reporter:
         self._count()
 
     def begin(self, state: State) -> None:
-        """Say that the service begins, and how; guests and pCPUs are not known yet."""
+        """Report that the service begins, and how; guests and pCPUs are not known yet."""
         settings = state.settings
         how = f"every {settings.period:g}s, threshold {settings.balance_threshold:g}"
         how += f", pin_to {settings.pin_to}"
@@ -207,10 +207,10 @@ class Reporter:
         for unclear in cycle.unclear:
             cause = ("wish", unclear.uuid, unclear.why)
             self.once(cause, messages.unclear_entry(unclear))
-        untold = service.untold
-        self._unreported_cycles = self._unreported_cycles + 1 if untold else 0
+        unreported = service.unreported
+        self._unreported_cycles = self._unreported_cycles + 1 if unreported else 0
         if self._unreported_cycles > MAX_UNREPORTED_CYCLES:
-            self.once(("untold", untold), messages.untold_entry(untold))
+            self.once(("unreported", unreported), Entry(Priority.WARNING, unreported))
 
     def _count(self) -> None:
         """Begin to count for the metrics file, if there is one; its library costs 1.3 MiB."""

@@ -95,7 +95,7 @@ def _acquire(lock: int, path: Path) -> None:
 
 
 def is_locked(directory: Path) -> bool:
-    """Tell whether a daemon lives, where the lock may be opened. Raises RunDirectoryError."""
+    """Return whether a daemon lives, where the lock may be opened. Raises RunDirectoryError."""
     try:
         return _is_locked(directory)
     except OSError as error:
@@ -103,7 +103,7 @@ def is_locked(directory: Path) -> bool:
 
 
 def lives(directory: Path) -> bool:
-    """Tell whether a daemon lives. Needs no privilege. Raises RunDirectoryError.
+    """Return whether a daemon lives. Needs no privilege. Raises RunDirectoryError.
 
     The lock is certain; where it may not be opened, the process that wrote the state says so.
     """

@@ -79,7 +79,7 @@ def choose_log() -> Log:
 
 
 def notify(*assignments: str) -> None:
-    """Tell systemd, as sd_notify(3) describes; does nothing where systemd did not start us."""
+    """Notify systemd, as sd_notify(3) describes; does nothing where systemd did not start us."""
     if "NOTIFY_SOCKET" not in os.environ:
         return
     from systemd import daemon
@@ -89,7 +89,7 @@ def notify(*assignments: str) -> None:
 
 
 def reloading() -> None:
-    """Tell systemd that a reload begins, with the time that Type=notify-reload asks for."""
+    """Notify systemd that a reload begins, with the time that Type=notify-reload asks for."""
     now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     notify("RELOADING=1", f"MONOTONIC_USEC={now_us}")
 
@@ -162,7 +162,7 @@ def own_unit(cgroups: str) -> str | None:
 
 
 def is_restart(jobs: str, unit: str) -> bool:
-    """Tell whether a unit has a restart job, by what `systemctl list-jobs` prints of it."""
+    """Return whether a unit has a restart job, by what `systemctl list-jobs` prints of it."""
     rows = [line.split() for line in jobs.splitlines()]
     return any(
         len(row) >= 3 and row[1] == unit and row[2] in {"restart", "try-restart"}  # noqa: PLR2004  JOB UNIT TYPE

@@ -37,7 +37,7 @@ class Session(MarkingHypervisor, Protocol):
     """A hypervisor reached over a connection that can die."""
 
     def is_alive(self) -> bool:
-        """Tell whether the connection still stands; must not block."""
+        """Return whether the connection still stands; must not block."""
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -132,7 +132,7 @@ class Worker:
         self._plans_end.set()
 
     def has_pins(self) -> bool:
-        """Tell whether the ledger knows of any pin of ours at this libvirt."""
+        """Return whether the ledger knows of any pin of ours at this libvirt."""
         return any(entry.is_at(self._book.uri) for _, entry, _ in self._book.ledger.pins())
 
     def cancel(self) -> None:
@@ -163,7 +163,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the thread to end; tell whether it did."""
+        """Wait for the thread to end; return whether it did."""
         self._thread.join(timeout_s)
         return self.has_ended
 

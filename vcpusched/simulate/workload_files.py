@@ -243,7 +243,7 @@ def _topology(file: _File) -> Topology | None:
 
 
 def _sets(file: _File, key: str, *larger: _Sets) -> _Sets:
-    """Give, for each pCPU in a list of sets, the number of its set and the lowest pCPU in that.
+    """Return, for each pCPU in a list of sets, the number of its set and the lowest pCPU in that.
 
     Each must lie within one of each of the `larger` sets, where its pCPUs are in any.
     """

@@ -221,7 +221,7 @@ class World:
                     )
 
     def _by_hand(self, uuid: DomainUuid, number: int, cpus: CpuSet) -> None:
-        """Set an affinity as an administrator, unless it cannot be distinguished from a pin of ours.
+        """Set an affinity as an administrator, unless it would look like a pin of ours.
 
         That is so for what the file says we left the vCPU at, while the kernel has reset it, and
         for what we asked for, while no sample has shown whether we got it. `check` finds where
