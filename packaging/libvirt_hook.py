@@ -63,7 +63,7 @@ class _Reader:
         self._parser.StartDoctypeDeclHandler = self._refuse
         self._parser.Parse(xml, True)  # noqa: FBT003  expat takes no keywords
 
-    def _refuse(self, *_told: object) -> None:
+    def _refuse(self, *_ignored: object) -> None:
         raise ValueError("it has a document type, as no XML of libvirt's has")
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:

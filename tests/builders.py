@@ -166,13 +166,13 @@ def random_host(
 
 
 class MemoryHost:
-    """A hypervisor in memory: guests of one vCPU that use what they want; time is told to it.
+    """A hypervisor in memory: guests of one vCPU that use what they want; time is passed to it.
 
     `wants` gives the usage of each guest, `cpus` its affinity, `definitions` its definition, and
     `host_wants` what each pCPU runs besides, with guests that are bound, and `isolated` the pCPUs
     that the kernel keeps free. `on_pin` is called before a pin and may raise what libvirt would,
     as may `on_mark` and `on_read` before a mark and before an affinity is read. The kernel takes
-    only affinities that have a pCPU of `cpuset`, which definitions need not tell; unless it
+    only affinities that have a pCPU of `cpuset`, which definitions need not say; unless it
     `takes_offline` pCPUs a pin may name none, nor one outside of `cpuset`, as with version 1 of
     cgroups. `waits` gives for
     which share of the time guests wait; how long the others waited is not known.
@@ -273,7 +273,7 @@ class MemoryHost:
         self.definitions[vcpu.uuid] = dataclasses.replace(known, booked={vcpu.vcpu: cpus})
 
     def settle(self, _on_event: Callable[[Event], None], *, rests: bool) -> None:
-        """Write nothing down: whoever wants that puts a reconciler before it."""
+        """Write nothing down: a test that wants that puts a reconciler before it."""
 
     def intend(self, moves: Sequence[Move]) -> None:
         """Write nothing down."""

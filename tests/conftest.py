@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = sum(item.get_closest_marker("full") is not None for item in items)
         items[:] = [item for item in items if not item.get_closest_marker("full")]
         config.stash[LEFT] = left
-        if hasattr(config, "workeroutput"):  # that of a worker, on its way to where it is told
+        if hasattr(config, "workeroutput"):  # that of a worker, on its way to where it is reported
             config.workeroutput["left"] = left
 
 

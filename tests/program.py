@@ -1,4 +1,4 @@
-"""Runs the program as a user would, without the settings of whoever runs the tests."""
+"""Runs the program as a user would, without the settings of the user who runs the tests."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def vcpusched(
 
 
 def without_the_lock(directory: Path, finds: Callable[[], bool]) -> bool:
-    """Tell what somebody finds who may not open the lock of a service."""
+    """Return what a user finds who may not open the lock of a service."""
     if os.geteuid() != 0:
         (directory / run_directory.LOCK).chmod(0)
         return finds()

@@ -57,7 +57,7 @@ class ServedHost(MemoryHost):
 
 
 def main() -> int:
-    """Serve until told to end."""
+    """Serve until asked to end."""
     host = ServedHost(Path(sys.argv[1]))
     settings = load(None, {"period": 0.5}).settings
 

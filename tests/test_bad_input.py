@@ -1,4 +1,4 @@
-"""Whatever somebody writes where we read: no traceback, no hang, no forged line, the right status.
+"""Whatever is written where we read: no traceback, no hang, no forged line, the right status.
 
 What Hypothesis finds here it finds in the parsers; a few of the worst go through the whole program.
 """
@@ -109,7 +109,7 @@ XML = st.recursive(elements(st.just("")), elements, max_leaves=12).map(
 @BRIEF
 @given(st.sampled_from(sorted(Settings.model_fields)), TOML_VALUES)
 def test_settings_in_a_file(tmp_path_factory: pytest.TempPathFactory, key: str, value: str) -> None:
-    """A value is taken, or told in a line that names file and key."""
+    """A value is taken, or reported in a line that names file and key."""
     file = tmp_path_factory.getbasetemp() / "fuzzed.toml"
     file.write_text(f"{key} = {value}\n", encoding="utf-8", errors="surrogateescape")
     try:
@@ -124,7 +124,7 @@ def test_settings_in_a_file(tmp_path_factory: pytest.TempPathFactory, key: str, 
 @BRIEF
 @given(st.binary(max_size=60))
 def test_files_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    """They are TOML, or told in a line."""
+    """They are TOML, or reported in a line."""
     file = tmp_path_factory.getbasetemp() / "binary.toml"
     file.write_bytes(content)
     try:
@@ -139,7 +139,7 @@ def test_files_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: b
 @BRIEF
 @given(NESTED)
 def test_snapshots(raw: object) -> None:
-    """They are hosts for which there is a plan, or told in a line."""
+    """They are hosts for which there is a plan, or reported in a line."""
     try:
         host = snapshot.parse(json.dumps(raw))
     except snapshot.SnapshotError as error:

@@ -182,7 +182,7 @@ def test_lists_in_variables(tmp_path: Path) -> None:
     )
 
 
-def test_what_the_settings_mean_for_the_house(tmp_path: Path) -> None:
+def test_what_the_settings_mean_for_the_rules(tmp_path: Path) -> None:
     """Who sets nothing has what the rules begin with themselves, and sets that the host decides."""
     file = tmp_path / "my.toml"
     file.write_text("")
@@ -192,7 +192,7 @@ def test_what_the_settings_mean_for_the_house(tmp_path: Path) -> None:
     assert load(file).settings.house() == named
 
 
-def test_a_mistake_is_told_where_a_better_source_outranks_it(tmp_path: Path) -> None:
+def test_a_mistake_is_reported_where_a_better_source_outranks_it(tmp_path: Path) -> None:
     """It would come to light when the variable goes away: better now."""
     assert complaint("period = 0", tmp_path, VCPUSCHED_PERIOD="5").startswith("FILE: period: 0 ")
 
@@ -237,7 +237,7 @@ def test_the_packaged_file_documents_every_setting_with_its_default() -> None:
     assert json.dumps(enabled) == json.dumps({key: defaults[key] for key in enabled})
 
 
-def test_the_packaged_file_tells_the_limits() -> None:
+def test_the_packaged_file_states_the_limits() -> None:
     """The bounds of each numeric setting stand in its comment."""
     paragraphs = PACKAGED.read_text().split("\n\n")
     for key in ("period", "balance_threshold", "max_moves"):

@@ -81,7 +81,7 @@ def of(ledger: Ledger, vcpu: int = 0) -> tuple[str, str, str]:
 def test_a_guest_wakes_with_our_pin(wide_s: float, original: str) -> None:
     """Its thread is wide for a moment, its books and mark are as it was saved: the pin is ours.
 
-    Nothing is told of another, and the original is that of the mark.
+    Nothing is reported of another, and the original is that of the mark.
     """
     wakes = definition(books="5", origin={0: Origin(CpuSet.parse(original))})
     wide = [sample(each / 100, "0-7", "0-7", defined=wakes) for each in range(round(wide_s * 100))]
@@ -105,7 +105,7 @@ def test_a_guest_starts_with_a_pin_of_its_definition() -> None:
 
 
 def test_another_pins_a_guest_that_is_young_or_not() -> None:
-    """In its first seconds it cannot be told from libvirt's doing; later it is held."""
+    """In its first seconds it cannot be distinguished from libvirt's doing; later it is held."""
     for at_s, held in ((YOUNG_NS / 1e9 - 1, ""), (YOUNG_NS / 1e9 + 1, "pinned")):
         ledger, causes = seen(
             sample(0, "0-7", "0-7"), sample(at_s - 0.5, "0-7", "0-7"), sample(at_s, "4", "0-7")
@@ -127,7 +127,7 @@ def test_nothing_is_mended_while_a_guest_is_young() -> None:
 
 @pytest.mark.parametrize("original", ["0", "0-7"])
 def test_a_person_pins_a_guest_that_wakes_with_our_mark(original: str) -> None:
-    """In its first seconds: that is told and held once they are over, and nobody's pin of ours."""
+    """In its first seconds: reported and held once they are over, and nobody's pin of ours."""
     wakes = definition(books="5", origin={0: Origin(CpuSet.parse(original))})
     ledger, causes = seen(
         sample(0, "0-7", "0-7", defined=wakes),

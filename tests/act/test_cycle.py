@@ -116,7 +116,7 @@ def test_a_guest_that_starts_or_ends_is_not_taken_for_the_host() -> None:
 
 
 def test_who_was_moved_in_vain_is_left_alone() -> None:
-    """{25 25 25 25} {}: two leave, and all wait as before. After 20 s that is told, and they stay.
+    """{25 25 25 25} {}: two leave, and all wait as before. After 20 s that is said, and they stay.
 
     Nobody else is held.
     """
@@ -176,10 +176,10 @@ def test_those_that_wait_share_the_room_that_they_would_find(
     assert host.pins == [(move.domain, "0-1") for move in cycle.repaired]
 
 
-def test_no_original_is_given_back_that_the_definition_does_not_allow_any_more(
+def test_no_original_is_restored_that_the_definition_does_not_allow_any_more(
     tmp_path: Path,
 ) -> None:
-    """Edited since they were bound: one that may use pCPU 0 only by now stays there, and is told.
+    """Edited since they were bound: one that may use pCPU 0 only stays there, and is reported.
 
     The other one, of which nothing was edited, goes.
     """
@@ -234,7 +234,7 @@ def floaters(floating: Floating) -> tuple[MemoryHost, Scheduler, Rules]:
 
 @pytest.mark.parametrize("floating", [Floating.AUTO, Floating.KERNEL])
 def test_a_floater_that_waits_beside_room_is_bound(floating: Floating) -> None:
-    """With "auto", once it waited in both of two periods in a row, whoever waits besides."""
+    """With "auto", once it waited in both of two periods in a row, whatever else waits."""
     host, scheduler, rules = floaters(floating)
     run(scheduler, host, 5, rules)
     for period in range(10):
@@ -246,7 +246,7 @@ def test_a_floater_that_waits_beside_room_is_bound(floating: Floating) -> None:
     assert host.pins == ([("a", "1")] if floating is Floating.AUTO else [])
 
 
-def test_floaters_are_bound_whoever_waits() -> None:
+def test_floaters_are_bound_whatever_else_waits() -> None:
     """With "pin" that nobody waits does not matter."""
     host, scheduler, rules = floaters(Floating.PIN)
     run(scheduler, host, 3, rules)
@@ -301,8 +301,8 @@ def test_no_pin_when_cancelled_while_the_definition_is_read() -> None:
     assert (host.definitions_read, host.pins) == (1, [])
 
 
-def test_each_pin_is_told_when_it_is_made() -> None:
-    """A cycle that loses the connection in its second pin has told the first."""
+def test_each_pin_is_reported_when_it_is_made() -> None:
+    """A cycle that loses the connection in its second pin has reported the first."""
     told: list[Event] = []
 
     def lose_the_second(_name: str) -> None:
@@ -317,7 +317,7 @@ def test_each_pin_is_told_when_it_is_made() -> None:
 
 
 @pytest.mark.parametrize("made", [True, False])
-def test_a_pin_whose_answer_was_lost_is_told_if_it_was_made(*, made: bool) -> None:
+def test_a_pin_whose_answer_was_lost_is_reported_if_it_was_made(*, made: bool) -> None:
     """The connection died in the first pin: whether it was made shows in the next sample."""
     asked: list[str] = []
 
@@ -360,7 +360,7 @@ def test_a_pin_that_fails(error: HypervisorError, *, expected: bool) -> None:
     assert len(host.pins) == 2
 
 
-def test_half_an_exchange_is_given_back() -> None:
+def test_half_an_exchange_is_undone() -> None:
     """[90 40] [60 15]: 90 is exchanged for 60; the second of the two refuses: both are at home."""
     asked: list[str] = []
 
@@ -390,7 +390,7 @@ def test_half_an_exchange_is_given_back() -> None:
     assert len(told) == 2
 
 
-def test_half_an_exchange_is_given_back_when_cancelled() -> None:
+def test_half_an_exchange_is_undone_when_cancelled() -> None:
     """[90 40] [60 15], and SIGTERM comes between the halves: both are at home."""
     cpus = {"a": "0", "b": "0", "c": "1", "d": "1"}
     host = MemoryHost(2, {"a": 0.9, "b": 0.4, "c": 0.6, "d": 0.15}, cpus)
@@ -422,7 +422,7 @@ def test_a_guest_that_refuses_is_left_alone_for_a_while() -> None:
 
 
 def test_a_pcpu_that_refuses_is_left_alone_for_a_while() -> None:
-    """[20 20 20 20] [] []: the guests go to the other one, none is held; and that is told."""
+    """[20 20 20 20] [] []: the guests go to the other one, none is held; and that is reported."""
     names = [f"g{index}" for index in range(4)]
     asked: list[int] = []
     host = MemoryHost(
@@ -453,7 +453,7 @@ def test_a_pcpu_that_refuses_is_left_alone_for_a_while() -> None:
 
 
 def test_all_pcpus_that_a_guest_may_use_refuse() -> None:
-    """Then it stays, and the reason is told."""
+    """Then it stays, and the reason is reported."""
     host, scheduler = crowded(), Scheduler()
     host.cpuset = CpuSet.of([5])
     run(scheduler, host, 3)
@@ -541,7 +541,7 @@ def test_what_cannot_be_read_is_no_room() -> None:
 
 
 def test_nothing_is_moved_beside_a_guest_just_started() -> None:
-    """A guest bound to the freest pCPU appears as the plan is confirmed: its load is not 0."""
+    """A guest on the least loaded pCPU appears as the plan is confirmed: its load is not 0."""
     host, scheduler = crowded(), Scheduler()
     run(scheduler, host, 2)
     host.add("new", 0.9, "1")
@@ -581,8 +581,8 @@ def test_an_edited_definition_is_obeyed_before_the_move(edited: Definition, why:
     assert [failure.why.startswith(why) for failure in cycle.failures] == [True]
 
 
-def test_whoever_may_not_be_moved_says_why() -> None:
-    """By the rules of the house, after a move, and after a pin that was refused."""
+def test_a_vcpu_that_may_not_be_moved_says_why() -> None:
+    """By the rules of placement, after a move, and after a pin that was refused."""
 
     def refuse_one(name: str) -> None:
         if name == "g0":
@@ -646,7 +646,7 @@ def test_guests_that_come_and_go() -> None:
 
 
 def test_a_sample_that_fails_raises() -> None:
-    """A lost connection is told to the caller, and the next cycle goes on from where it was."""
+    """A lost connection is reported to the caller, and the next cycle goes on from where it was."""
     host, scheduler = crowded(), Scheduler()
     run(scheduler, host, 2)
     host.sample_error = ConnectionLostError("gone")

@@ -58,7 +58,7 @@ def waiting(drawn: Host, percent: float) -> dict[VcpuId, int]:
 
 
 def carried_out(drawn: Host, number: int = 7, percent: float = 75) -> tuple[Promise, Host]:
-    """Carry out the plan for a host; gives what it promises, and the host after it."""
+    """Carry out the plan for a host; gives what is expected of it, and the host after it."""
     first = look(drawn, waiting(drawn, percent))
     to = {move.vcpu: move.to_cpus for move in first.plan.moves}
     after = tuple(
@@ -72,7 +72,7 @@ HOGS = host([100, 100, 100, 100], [])
 """Each runs a quarter and waits for three. Two leave; then each has half, and waits for half."""
 
 
-def test_a_plan_promises_less_wait() -> None:
+def test_a_plan_expects_less_wait() -> None:
     """{100 x 4} {}: from 75 % to 1 - 1/2 for all four, also for those that stay."""
     promise, _ = carried_out(HOGS)
     assert {wait[:2] for wait in promise.waits.values()} == {(750_000, 500_000)}
@@ -84,8 +84,8 @@ def test_a_plan_promises_less_wait() -> None:
     ("percent", "verdict"),
     [(50, Verdict.HELPED), (62.5, Verdict.HELPED), (62.6, Verdict.NO_HELP), (75, Verdict.NO_HELP)],
 )
-def test_half_of_what_was_promised_is_enough(percent: float, verdict: Verdict) -> None:
-    """75 %, promised 50: at 62.5 it helped. Only once its time is over can it be said not to."""
+def test_half_of_what_was_expected_is_enough(percent: float, verdict: Verdict) -> None:
+    """75 %, expected 50: at 62.5 it helped. Only once its time is over can it be said not to."""
     promise, after = carried_out(HOGS)
     waits = dict.fromkeys((vcpu.id for vcpu in after.vcpus), round(percent * PPM_PER_POINT))
     late = proven(promise, look(after, waits, at_s=PATIENCE_NS / SECOND_NS))
@@ -97,7 +97,7 @@ def test_half_of_what_was_promised_is_enough(percent: float, verdict: Verdict) -
     assert (early is None) == (verdict is Verdict.NO_HELP)
 
 
-def test_what_cannot_be_told() -> None:
+def test_what_cannot_be_judged() -> None:
     """More is wanted where they are by now; they ended; the next plan came first."""
     promise, after = carried_out(host([40, 40, 40], []))
     more = tuple(dataclasses.replace(vcpu, load_ppm=900_000) for vcpu in after.vcpus)
@@ -116,7 +116,7 @@ def test_what_cannot_be_told() -> None:
 
 
 def test_nobody_waited() -> None:
-    """{30 30} {}: 60 % of a pCPU; the next look can tell the gap, and there is nothing else."""
+    """{30 30} {}: 60 % of a pCPU; the next cycle can see the gap, and there is nothing else."""
     promise, after = carried_out(host([30, 30], []), percent=4)
     proof = proven(promise, look(after, {}, at_s=1))
     assert proof is not None
@@ -263,10 +263,10 @@ def test_a_neighbour_appears(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("house", [HouseRules("all,^1"), HouseRules(exclude_domains=("ours",))])
-def test_what_is_undone_need_not_be_managed(house: HouseRules, tmp_path: Path) -> None:
+def test_what_is_restored_need_not_be_managed(house: HouseRules, tmp_path: Path) -> None:
     """Its original affinity has a pCPU that plans may not use by now, or plans leave it alone.
 
-    In the second case it is given back at once, whether it waits or not.
+    In the second case it is restored at once, whether it waits or not.
     """
     rules = Rules(house=house)
     freed, _ = neighbour(tmp_path, rules)
@@ -286,7 +286,7 @@ def test_what_was_not_measured_is_not_judged() -> None:
 
 
 def test_a_neighbour_appears_in_a_dry_run(tmp_path: Path) -> None:
-    """Nothing is pinned then, and nothing given back."""
+    """Nothing is pinned then, and nothing restored."""
     assert neighbour(tmp_path, Rules(dry_run=True))[0] == []
     assert neighbour(tmp_path, Rules(paused=True))[0] == []
 

@@ -246,7 +246,7 @@ def test_who_only_reads_changes_nothing(tmp_path: Path) -> None:
 def on_each_fsync(what: Callable[[], None], action: Callable[[], None]) -> None:
     """Do something, and something else just before each fsync that this makes.
 
-    The interpreter itself tells of each call of its own functions (sys.setprofile).
+    The interpreter itself reports each call of its own functions (sys.setprofile).
     """
 
     def told(_frame: FrameType, event: str, function: object) -> None:

@@ -93,7 +93,7 @@ def crowded(pool: str = "0-1") -> MemoryHost:
     return MemoryHost(2, dict.fromkeys(NAMES, 0.25), cpus)
 
 
-def test_original_affinities_are_given_back(tmp_path: Path) -> None:
+def test_original_affinities_are_restored(tmp_path: Path) -> None:
     """After two pins, by the same process or the next one, and only once."""
     for starts_anew in (False, True):
         host, kept, _scheduler, _name, _changes = balanced(tmp_path)
@@ -110,7 +110,7 @@ def test_original_affinities_are_given_back(tmp_path: Path) -> None:
 
 
 def plan_and_restore(host: SteppingHost, directory: Path, steps: Steps) -> None:
-    """Balance a host, then give everything back; may be killed at any step."""
+    """Balance a host, then restore everything; may be killed at any step."""
     host.steps = steps
     kept = Watched(host, Book(SteppingFile(directory, steps)), [])
     run(kept, host, Scheduler(), 6)
@@ -122,7 +122,7 @@ def plan_and_restore(host: SteppingHost, directory: Path, steps: Steps) -> None:
 def test_killed_at_any_step(tmp_path: Path, second: int | None, ledger: str) -> None:
     """Before and after each write and each pin, and a second time while that is undone.
 
-    Whoever starts then gives everything back, though the plan, too, moves a guest that was moved:
+    The next to start restores everything, though the plan, too, moves a guest that was moved:
     by the ledger, or on another host by the marks alone.
     """
     killed = 0
@@ -158,7 +158,7 @@ def test_killed_at_any_step(tmp_path: Path, second: int | None, ledger: str) -> 
 
 
 def test_a_pin_of_a_run_before_is_ours(tmp_path: Path) -> None:
-    """A crash, and the next run takes up where it was: nothing is held, nothing is told."""
+    """A crash, and the next run takes up where it was: nothing is held, nothing is reported."""
     host, _kept, _scheduler, name, _changes = balanced(tmp_path)
     changes: list[Changed] = []
     again = keeper(host, tmp_path, changes)
@@ -186,8 +186,8 @@ def test_no_pin_without_a_ledger(tmp_path: Path) -> None:
     assert len(host.pins) == 2
 
 
-def test_another_hands_pin_is_held(tmp_path: Path) -> None:
-    """A guest that we pinned is pinned elsewhere: held, told once, not undone, across our runs."""
+def test_a_pin_of_someone_else_is_held(tmp_path: Path) -> None:
+    """A guest that we pinned is pinned elsewhere: held, reported once, left so, across our runs."""
     host, kept, scheduler, name, changes = balanced(tmp_path)
     host.pin(vcpu(host, name), CpuSet.of([0]))
     assert "someone else pinned it to pCPU 0" in reading(kept, host, name).held
@@ -220,7 +220,7 @@ def test_a_hold_ends_with_the_guest(tmp_path: Path) -> None:
         assert (found.ours, found.held) == (False, "")
 
 
-def test_a_pin_of_another_hand_on_a_guest_that_we_never_pinned(tmp_path: Path) -> None:
+def test_a_pin_of_someone_else_on_a_guest_that_we_never_pinned(tmp_path: Path) -> None:
     """While we run it is held; what was there when we started is placement."""
     host = crowded()
     changes: list[Changed] = []
@@ -248,8 +248,8 @@ def test_what_the_definition_says_is_no_hold(tmp_path: Path) -> None:
     assert [one.move.cause for one in changes] == [Cause.POOLED]
 
 
-def test_another_hands_pool_is_obeyed(tmp_path: Path) -> None:
-    """Several pCPUs instead of our pin: told, no longer ours, and restore leaves it."""
+def test_a_pool_of_someone_else_is_respected(tmp_path: Path) -> None:
+    """Several pCPUs instead of our pin: reported, no longer ours, and restore leaves it."""
     host = MemoryHost(4, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
     changes: list[Changed] = []
     kept, scheduler = keeper(host, tmp_path, changes), Scheduler()
@@ -265,8 +265,8 @@ def test_another_hands_pool_is_obeyed(tmp_path: Path) -> None:
     assert str(host.cpus[name]) == "2-3"
 
 
-def test_what_the_kernel_undid_is_done_again_three_times(tmp_path: Path) -> None:
-    """Libvirt's books still have our pin, the thread may run anywhere: not another hand."""
+def test_what_the_kernel_reset_is_pinned_again_three_times(tmp_path: Path) -> None:
+    """Libvirt's books still have our pin, the thread may run anywhere: no external change."""
     host, kept, _scheduler, name, changes = balanced(tmp_path)
     pins = len(host.pins)
     for number in range(1, 4):
@@ -303,7 +303,7 @@ def test_a_release_ends_that_too(tmp_path: Path) -> None:
 
 
 def test_a_pin_that_is_refused_again_is_no_reset(tmp_path: Path) -> None:
-    """What the kernel undid while the guest is busy: not told as done, not counted, later made."""
+    """Reset by the kernel while the guest is busy: not reported as done or counted, later made."""
     busy: list[str] = []
     tried: list[str] = []
 
@@ -332,7 +332,7 @@ def test_a_pin_that_is_refused_again_is_no_reset(tmp_path: Path) -> None:
 
 
 def test_a_pin_between_the_sample_and_ours(tmp_path: Path) -> None:
-    """Another hand is faster: neither a plan nor a restore pins over it, and it is held."""
+    """Someone else is faster: neither a plan nor a restore pins over it, and it is held."""
     host, kept, changes = lone(tmp_path)
     host.pin(vcpu(host, "g"), CpuSet.of([2]))
     with pytest.raises(OvertakenError, match="someone else"):
@@ -343,9 +343,9 @@ def test_a_pin_between_the_sample_and_ours(tmp_path: Path) -> None:
 
 
 def test_a_pin_while_its_pcpu_is_offline(tmp_path: Path) -> None:
-    """The kernel lets a vCPU run elsewhere, which the ledger does not take over; that is no hand.
+    """The kernel lets a vCPU run elsewhere, which the ledger does not take over; that is a reset.
 
-    It can be pinned, and what we pinned be given back.
+    It can be pinned, and what we pinned be restored.
     """
     host, kept, changes = lone(tmp_path, "3")
     host.online, host.cpus["g"] = CpuSet.of([0, 1, 2]), CpuSet.of([0, 1, 2])
@@ -366,7 +366,7 @@ def test_a_pin_while_its_pcpu_is_offline(tmp_path: Path) -> None:
 
 
 def test_a_pin_between_the_sample_and_another_reset(tmp_path: Path) -> None:
-    """Two pins were undone; while the first is made again a person pins the second: it is held."""
+    """Two pins were reset; while the first is made again a person pins the second: it is held."""
     host, kept, _scheduler, _name, changes = balanced(tmp_path)
     first, second = sorted(name for name, _cpus in host.pins)
     for name in (first, second):
@@ -403,8 +403,8 @@ def test_resets_that_were_not_tried_do_not_count(tmp_path: Path) -> None:
     assert {str(host.cpus[name]) for name in (first, second)} == {"1"}
 
 
-def test_a_restore_after_another_hands_pin(tmp_path: Path) -> None:
-    """What it pinned since the last sample stays; what the kernel undid was nobody's wish."""
+def test_a_restore_after_a_pin_of_someone_else(tmp_path: Path) -> None:
+    """What it pinned since the last sample stays; what the kernel reset was nobody's choice."""
     host = MemoryHost(4, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
     kept = keeper(host, tmp_path)
     run(kept, host, Scheduler(), 4)
@@ -432,7 +432,7 @@ def test_who_rests_makes_no_pin_again(tmp_path: Path) -> None:
     assert [one.move.cause for one in changes] == [Cause.RESET]
 
 
-def test_pcpus_that_go_and_come_are_no_hand(tmp_path: Path) -> None:
+def test_pcpus_that_go_and_come_are_no_external_change(tmp_path: Path) -> None:
     """The kernel shows a mask without its offline pCPUs, and gives it back; nobody is held."""
     host = MemoryHost(3, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0-1") | {"g3": "2"})
     changes: list[Changed] = []
@@ -465,7 +465,7 @@ def grow_up(kept: Watched, host: MemoryHost) -> None:
     kept.look()
 
 
-def test_a_hands_pin_to_where_it_was_before_our_last_one(tmp_path: Path) -> None:
+def test_a_persons_pin_to_where_it_was_before_our_last_one(tmp_path: Path) -> None:
     """The service is killed after it saw its last pin in force: the file has that, and no doubt."""
     host, kept, _changes = lone(tmp_path)
     for cpu in (1, 2):
@@ -478,7 +478,7 @@ def test_a_hands_pin_to_where_it_was_before_our_last_one(tmp_path: Path) -> None
 
 
 def test_what_is_noticed_is_written_before_anything_is_done(tmp_path: Path) -> None:
-    """Killed as the mark is about to be taken away: another hand's pool is nobody's pin of ours."""
+    """Killed as the mark is about to be taken away: someone else's pool is nobody's pin of ours."""
     host, kept, _changes = lone(tmp_path)
     kept.put(vcpu(host, "g"), CpuSet.of([1]))
     reading(kept, host, "g")
@@ -530,7 +530,7 @@ def test_guests_that_a_new_connection_never_finds_are_forgotten(tmp_path: Path) 
 
 
 def test_a_pin_that_was_not_made_is_not_made_again(tmp_path: Path) -> None:
-    """A pin fails; then the kernel undoes the pin of somebody else that was there before."""
+    """A pin fails; then the kernel resets someone else's pin that was there before."""
     host, kept, changes = lone(tmp_path)
     host.definitions["g"] = dataclasses.replace(host.definitions["g"], booked={0: CpuSet.of([0])})
     failing = MemoryHost(4, {"g": 0.5}, {"g": "0"}, refuse)
@@ -551,8 +551,8 @@ def refuse(_name: str) -> None:
     raise HypervisorError("no")
 
 
-def test_another_hands_pin_while_the_pcpu_of_ours_is_offline(tmp_path: Path) -> None:
-    """The kernel lets it run anywhere, that is no hand; a pin to one pCPU is, and is held."""
+def test_a_pin_of_someone_else_while_the_pcpu_of_ours_is_offline(tmp_path: Path) -> None:
+    """To run anywhere is a reset by the kernel; to be on one pCPU is someone's pin, and held."""
     host, kept, changes = lone(tmp_path)
     kept.put(vcpu(host, "g"), CpuSet.of([3]))
     reading(kept, host, "g")
@@ -564,7 +564,7 @@ def test_another_hands_pin_while_the_pcpu_of_ours_is_offline(tmp_path: Path) -> 
     assert kept.restore() == []
 
 
-def test_the_last_pcpu_online_is_no_hand(tmp_path: Path) -> None:
+def test_the_last_pcpu_online_is_no_external_change(tmp_path: Path) -> None:
     """All others go offline, that of our pin, too: it can be nowhere else."""
     host, kept, changes = lone(tmp_path)
     kept.put(vcpu(host, "g"), CpuSet.of([3]))
@@ -594,7 +594,7 @@ def test_a_held_pin_whose_pcpu_goes_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_mark_that_cannot_be_taken_away_is_remembered(tmp_path: Path) -> None:
-    """Told as a problem, tried again, and no person's pin is taken for ours meanwhile."""
+    """Reported as a problem, tried again, and no person's pin is taken for ours meanwhile."""
     host, kept, _changes = lone(tmp_path)
     kept.put(vcpu(host, "g"), CpuSet.of([1]))
     reading(kept, host, "g")
@@ -652,8 +652,8 @@ def test_a_mark_whose_answer_was_lost(tmp_path: Path) -> None:
         assert "uuid" not in (tmp_path / "affinity.json").read_text()
 
 
-def test_what_cannot_be_given_back_is_told_and_kept(tmp_path: Path) -> None:
-    """A guest that is busy: the others are given back, and it is, too, once it is not."""
+def test_what_cannot_be_restored_is_reported_and_kept(tmp_path: Path) -> None:
+    """A guest that is busy: the others are restored, and it is, too, once it is not."""
     busy: list[str] = []
 
     def on_pin(name: str) -> None:
@@ -737,7 +737,7 @@ class Session(MemoryHost):
     """A host over a connection that never breaks."""
 
     def is_alive(self) -> bool:
-        """Tell that it stands."""
+        """Report that it stands."""
         return True
 
     def close(self) -> None:
@@ -786,7 +786,7 @@ def test_who_only_looks_touches_no_mark(tmp_path: Path) -> None:
 
 
 def test_no_pin_without_a_mark(tmp_path: Path) -> None:
-    """A guest that takes none is not pinned, and nothing is left to be given back; others are."""
+    """A guest that takes none is not pinned, and nothing is left to be restored; others are."""
     host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
     refuses: list[str] = []
 
@@ -805,7 +805,7 @@ def test_no_pin_without_a_mark(tmp_path: Path) -> None:
 
 
 def test_a_marked_pin_is_ours_wherever_it_wakes(tmp_path: Path) -> None:
-    """A guest that was saved or migrated with our pin and mark: adopted, and given back.
+    """A guest that was saved or migrated with our pin and mark: adopted, and restored.
 
     Where it came from may have had other pCPUs, and "anywhere" means anywhere here.
     """
@@ -871,7 +871,7 @@ def test_an_older_mark_is_brought_up_to_date(tmp_path: Path) -> None:
 
 
 def test_a_pin_made_again_without_offline_pcpus_is_marked(tmp_path: Path) -> None:
-    """The kernel undid it when a pCPU went offline: the mark names first what is then pinned."""
+    """The kernel reset it when a pCPU went offline: the mark names first what is then pinned."""
     pins = []
 
     def on_pin(name: str) -> None:
@@ -891,7 +891,7 @@ def test_a_pin_made_again_without_offline_pcpus_is_marked(tmp_path: Path) -> Non
 
 
 def test_a_mark_never_leads_out_of_the_definition(tmp_path: Path) -> None:
-    """Whoever can write metadata cannot have a guest put where it must not be."""
+    """Who can write metadata cannot have a guest put where it must not be."""
     host = MemoryHost(4, {"g": 0.5}, {"g": "1"})
     host.definitions["g"] = dataclasses.replace(
         host.definitions["g"],
@@ -928,7 +928,7 @@ def test_a_book_that_was_closed_is_not_written(tmp_path: Path) -> None:
 
 
 def test_who_was_abandoned_does_nothing_any_more(tmp_path: Path) -> None:
-    """It wakes up in the middle of a restore, or of a look that finds a pin undone."""
+    """It wakes up in the middle of a restore, or of a sample that finds a pin reset."""
     host, _kept, _scheduler, name, _changes = balanced(tmp_path)
     book = Book(LedgerFile(tmp_path))
     abandoned = Watched(host, book, [])
@@ -1013,9 +1013,9 @@ def test_a_full_disk_keeps_nobody_from_getting_back(tmp_path: Path) -> None:
 
 
 def test_a_pool_set_in_a_pause_stays(tmp_path: Path) -> None:
-    """While nothing is pinned another hand lets it use both pCPUs: restore must not undo that.
+    """While nothing is pinned someone else lets it use both pCPUs: restore must not undo that.
 
-    What the kernel undid meanwhile is no other hand's doing, and is given back.
+    What the kernel reset meanwhile is no external change, and is restored.
     """
     host, kept, _scheduler, name, _changes = balanced(tmp_path)
     other = next(found for found, _cpus in host.pins if found != name)
@@ -1170,7 +1170,7 @@ def test_another_run_is_nothing_like_the_last(tmp_path: Path) -> None:
 
 
 def test_who_ends_meanwhile_is_no_failure(tmp_path: Path) -> None:
-    """Nothing is left to be given back to a guest that ends while its neighbours get theirs."""
+    """Nothing is left to restore for a guest that ends while its neighbours get theirs."""
     ends: list[str] = []
 
     def vanish(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Pins of ours that are not allowed any more give way; what the kernel undid is mended."""
+"""Pins of ours that are not allowed any more give way; what the kernel reset is made again."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -56,7 +56,7 @@ FORBIDDEN = [
 def test_what_is_not_allowed_any_more_gives_way(
     tmp_path: Path, change: Callable[[MemoryHost, str], None], house: HouseRules, why: str
 ) -> None:
-    """Within two cycles, told with the reason, and for good; not in a pause and a dry run."""
+    """Within two cycles, reported with the reason, and for good; not in a pause and a dry run."""
     host, kept, scheduler, name, changes = balanced(tmp_path)
     change(host, name)
     for rests in (Rules(house=house, paused=True), Rules(house=house, dry_run=True)):
@@ -111,7 +111,7 @@ def remembered(directory: Path) -> tuple[Remembers, Watched, str]:
 
 
 def test_a_pin_is_not_made_again_where_an_edited_definition_forbids_it(tmp_path: Path) -> None:
-    """The kernel undid it, and the sample has the definition as it was a minute ago."""
+    """The kernel reset it, and the sample has the definition as it was a minute ago."""
     host, kept, name = remembered(tmp_path)
     pins = len(host.pins)
     host.cpus[name] = CpuSet.of([0, 1])
@@ -211,7 +211,7 @@ def test_a_pin_that_is_allowed_stays(tmp_path: Path) -> None:
 
 
 def test_nothing_gives_way_while_nodes_are_not_known(tmp_path: Path) -> None:
-    """The topology is not read yet: whether a pin is beside the guest's memory nobody can tell."""
+    """The topology is not read yet: whether a pin is beside the guest's memory nobody knows."""
     host, kept, scheduler, name, changes = balanced(tmp_path)
     host.definitions[name] = dataclasses.replace(
         host.definitions[name], memory_nodes={0: frozenset({0})}, memory_strict={0: frozenset({0})}
@@ -254,9 +254,9 @@ def test_a_cycle_that_mends_plans_nothing(tmp_path: Path) -> None:
 def test_all_of_an_original_comes_back_or_stays_recorded(
     tmp_path: Path, when: str, *, takes_offline: bool
 ) -> None:
-    """PCPU 3 is offline at the first pin, or when the original is given back.
+    """PCPU 3 is offline at the first pin, or when the original is restored.
 
-    Where the kernel takes no offline pCPU what is missing is told, and comes later.
+    Where the kernel takes no offline pCPU what is missing is reported, and comes later.
     """
     host = MemoryHost(4, {"g": 0.5}, {"g": "0-3"})
     host.takes_offline = takes_offline
@@ -310,7 +310,7 @@ def test_what_cannot_come_back_yet_stops_no_plan(tmp_path: Path) -> None:
 def test_a_repair_that_is_refused_is_not_tried_in_each_cycle(tmp_path: Path) -> None:
     """The guest is left alone for ten cycles, and may be moved at once when that ends well."""
     host, kept, scheduler, name, _changes = balanced(tmp_path)
-    host.cpuset = CpuSet.of([1])  # which no definition tells
+    host.cpuset = CpuSet.of([1])  # which no definition says
     rules = Rules(house=HouseRules(exclude_domains=(name,)))
     failures = []
     for _ in range(12):

@@ -73,7 +73,7 @@ def reading(kept: Watched, host: MemoryHost, name: str) -> VcpuReading:
 
 
 def why(event: Event) -> str:
-    """Say why an affinity was not given back; nothing where it was."""
+    """Say why an affinity was not restored; nothing where it was."""
     return event.why if isinstance(event, Failure) else ""
 
 
@@ -83,7 +83,7 @@ def vcpu(host: MemoryHost, name: str) -> VcpuId:
 
 
 def balanced(directory: Path) -> tuple[MemoryHost, Watched, Scheduler, str, list[Changed]]:
-    """Give a host after two pins, one guest that was pinned, and the changes told later."""
+    """Give a host after two pins, one guest that was pinned, and the changes reported later."""
     host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
     changes: list[Changed] = []
     kept, scheduler = keeper(host, directory, changes), Scheduler()

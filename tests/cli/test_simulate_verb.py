@@ -55,7 +55,7 @@ def test_a_table_for_a_person(workload: str) -> None:
     }
 
 
-def test_a_level_that_the_workload_does_not_tell(workload: str) -> None:
+def test_a_level_that_the_workload_does_not_report(workload: str) -> None:
     """It is said on stderr, where settings ask for sets of pCPUs."""
     done = vcpusched("simulate", workload, VCPUSCHED_PIN_TO="core")
     assert done.stderr == (

@@ -172,7 +172,7 @@ def test_states_that_need_a_word(directory: Path) -> None:
 
 
 def test_as_json(directory: Path) -> None:
-    """What the manual tells of version 1."""
+    """What the manual says of version 1."""
     found = json.loads(shown(directory, service(), "--json"))
     assert (found["version"], found["health"], found["gap"]) == (1, "healthy", 0.95)
     assert (found["pins_last_hour"], found["pins_last_day"]) == (1, 7)
@@ -207,7 +207,7 @@ def test_512_pcpus_by_node_and_cache(directory: Path) -> None:
 SETS = of_caches(host([50, 40], [], [], [], [40], [40], [], []), 2)
 
 
-def test_sets_are_told_as_such(directory: Path) -> None:
+def test_sets_are_shown_as_such(directory: Path) -> None:
     """One row a set, the gap between sets, and apart from it that inside them."""
     drawn = service(SETS, Granularity.AUTO)
     lines = shown(directory, drawn, "-v", COLUMNS="80").splitlines()

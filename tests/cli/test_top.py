@@ -99,7 +99,7 @@ def test_what_it_shows() -> None:
     assert found[-1].startswith("q quit")
 
 
-def test_sets_are_told_as_such() -> None:
+def test_sets_are_shown_as_such() -> None:
     """A bar for each set, the gap between sets, and apart from it that inside them."""
     found = lines(View(), seen(SETS, Granularity.AUTO))
     assert " 2 points between sets " in found[1]

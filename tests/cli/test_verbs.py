@@ -78,7 +78,7 @@ def test_plan_for_a_person(tmp_path: Path) -> None:
 
 
 def test_plan_for_sets_of_pcpus() -> None:
-    """One row a set; who comes, who leaves, who is let in; the gap inside sets told apart."""
+    """One row a set; who comes, who leaves, who is let in; the gap inside sets shown apart."""
     cpus = [{"id": cpu, "cache": cpu // 4} for cpu in range(8)]
     where = {"web": (0.9, "0"), "db": (0.8, "1"), "api": (0.7, "2"), "job": (0.6, "2")}
     where |= {"mail": (0.5, "0-3"), "log": (0.4, "3"), "idle": (0.1, "4-7")}
@@ -100,7 +100,7 @@ HELD = json.loads(json.dumps(CROWDED))
 HELD["vcpus"][0] |= {"fixed": True, "why": "held by its metadata", "uuid": "u1"}
 
 
-def test_plan_tells_who_may_be_moved() -> None:
+def test_plan_says_who_may_be_moved() -> None:
     """In words and as JSON, with the reason of each that may not."""
     done = vcpusched("plan", "--from", "-", stdin=json.dumps(HELD))
     assert "\nweb1 stays: held by its metadata\nMay be moved: web2\n" in done.stdout
@@ -205,7 +205,7 @@ def test_a_bad_snapshot_is_one_line(text: str, line: str) -> None:
 
 
 def test_a_missing_snapshot() -> None:
-    """A named file that is not there is told as such."""
+    """A named file that is not there is reported as such."""
     done = vcpusched("plan", "--from", "/nonexistent/host.json")
     assert (done.returncode, done.stderr) == (
         65,
@@ -314,7 +314,7 @@ def test_status_of_a_damaged_state_file(tmp_path: Path) -> None:
 
 
 def test_the_lock_is_for_one(tmp_path: Path) -> None:
-    """A second holder is told who the first is; a look from outside takes nothing away."""
+    """A second holder learns who the first is; a check from outside changes nothing."""
     assert not run_directory.is_locked(tmp_path)
     with run_directory.locked(tmp_path):
         assert run_directory.is_locked(tmp_path)
@@ -327,7 +327,7 @@ def test_the_lock_is_for_one(tmp_path: Path) -> None:
 
 
 def test_the_lock_is_nobody_elses(tmp_path: Path) -> None:
-    """Whoever else could open it could lock it for ever; that of an older version is closed."""
+    """Another user who could open it could lock it for ever; that of an older version is closed."""
     lock = tmp_path / run_directory.LOCK
     lock.touch()
     lock.chmod(0o644)
@@ -336,7 +336,7 @@ def test_the_lock_is_nobody_elses(tmp_path: Path) -> None:
 
 
 def lives(directory: Path) -> bool:
-    """Return whether somebody sees a service live who may not open its lock."""
+    """Return whether a user sees a service live who may not open its lock."""
     return without_the_lock(directory, lambda: run_directory.lives(directory))
 
 

@@ -119,7 +119,7 @@ def test_sparse_and_offline_pcpus() -> None:
 
 
 def test_a_pcpu_that_came_back_is_only_half_known() -> None:
-    """Capabilities older than the map: of 2 the node is told, of 45 nothing, of 41 the node."""
+    """Capabilities older than the map: of 2 the node is reported, of 45 nothing, of 41 the node."""
     topology = parsed("sparse-offline", "1-2,41,45")
     assert topology.cpus == (
         Cpu(1, node=0, core=1, cache=1, socket=0),
@@ -157,7 +157,7 @@ def test_512_pcpus() -> None:
     ],
 )
 def test_emulated_machine(release: str, cores: dict[int, str]) -> None:
-    """2 nodes x 4 pCPUs, each node one L3 that is listed four times; its Linux tells threads."""
+    """2 nodes x 4 pCPUs, each node one L3 that is listed four times; its Linux reports threads."""
     topology = parsed(f"emulated-epyc-{release}", "0-7")
     assert groups(topology, "node") == {0: "0-3", 1: "4-7"}
     assert groups(topology, "cache") == {0: "0-3", 4: "4-7"}
@@ -229,7 +229,7 @@ def test_a_broken_part_harms_no_other(
 ) -> None:
     """What is known of the same pCPU and of the others stays known.
 
-    Of a pCPU whose node nobody tells nobody tells whether it shares the cache in that node.
+    Of a pCPU whose node nobody reports nobody knows whether it shares the cache in that node.
     """
     text = xml(
         [["id='0' siblings='0-1'", cpu]],

@@ -69,7 +69,7 @@ def test_masks_beyond_64_pcpus() -> None:
     ],
 )
 def test_a_definition_that_cannot_be_understood(xml: str) -> None:
-    """It is an error, told as such."""
+    """It is an error, reported as such."""
     with pytest.raises(ValueError, match=r"\S"):
         read_definition(xml)
 

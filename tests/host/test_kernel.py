@@ -19,7 +19,7 @@ def write(root: Path, **files: str) -> None:
         path.write_text(text)
 
 
-def test_a_quota_of_a_vcpus_own_cgroup_is_told(tmp_path: Path) -> None:
+def test_a_quota_of_a_vcpus_own_cgroup_is_reported(tmp_path: Path) -> None:
     """25 ms of every 100 ms; held back for 2 ms so far. Version 2 counts in us, version 1 in ns."""
     second, first = tmp_path / "second", tmp_path / "first"
     here = "sys__fs__cgroup__m__vcpu0__"
@@ -51,7 +51,7 @@ def test_a_quota_of_a_vcpus_own_cgroup_is_told(tmp_path: Path) -> None:
     assert (found.most_ppm, found.throttled_ns()) == (250_000, 2_000_000)
 
 
-def test_of_a_quota_further_up_nothing_can_be_told(tmp_path: Path) -> None:
+def test_of_a_quota_further_up_nothing_can_be_known(tmp_path: Path) -> None:
     """Which of its threads the whole guest's quota held back nobody says: so no wait is given."""
     above, here = "sys__fs__cgroup__m__", "sys__fs__cgroup__m__vcpu0__"
     write(
@@ -103,7 +103,7 @@ def test_the_limits_of_a_guest_in_version_2(tmp_path: Path) -> None:
         assert found == Limits(CpuSet.parse("2-7"), 300, PPM // 2)
     # Where the process is in no group of libvirt's, the group is not the guest's.
     assert limits(SCOPE_2, tmp_path) == Limits(CpuSet.parse("2-7"), None, PPM // 2)
-    # Without the controller in the scope the nearest group above it tells.
+    # Without the controller in the scope the nearest group above it counts.
     other = "0::/machine.slice/other.scope/libvirt/emulator\n"
     assert limits(other, tmp_path) == Limits(CpuSet.parse("1-7"), None, PPM)
     assert limits("0::/elsewhere/x\n", tmp_path) == Limits()
@@ -189,7 +189,7 @@ def test_the_capacity_that_the_kernel_reckons(tmp_path: Path) -> None:
     "said", [(1024, 1024), (1024,), (1024, 0), (1024, -1), (1024, "some"), (1024, "9" * 5000)]
 )
 def test_no_difference_in_capacity(tmp_path: Path, said: tuple[object, ...]) -> None:
-    """All the same, or not told of every pCPU."""
+    """All the same, or not reported of every pCPU."""
     write(tmp_path, **capacity_files(*said))
     assert capacities(CpuSet.parse("0-1"), tmp_path) == {}
 
@@ -236,7 +236,7 @@ def test_the_capacity_of_hybrid_pcpus_without_frequencies(tmp_path: Path) -> Non
 
 
 def test_a_capacity_is_above_0_and_at_most_all(tmp_path: Path) -> None:
-    """Whatever frequencies are told; and a pCPU of neither type counts as a big one."""
+    """Whatever frequencies are reported; and a pCPU of neither type counts as a big one."""
     write(tmp_path, **core_types("0", "1-2"), **frequency_files(1, 9_000_000))
     assert capacities(CpuSet.parse("0-3"), tmp_path) == {0: PPM, 1: PPM, 2: 600_000, 3: PPM}
     write(tmp_path, **frequency_files(9_000_000_000, 1, 1))
@@ -265,9 +265,9 @@ def test_weaker_cores_of_one_type(tmp_path: Path) -> None:
     ("megahertz", "highest"),
     [
         ((5700, 5700, 5700, 5700), (236, 231, 166, 196)),  # preferred cores
-        ((5700, 5200, 4700, 4000), (255, 255, 255, 255)),  # turbo bins, not told by firmware
-        ((5700, 5500, 5200, 4900), (255, 246, 235, 218)),  # turbo bins that firmware tells
-        ((5160, 5160, 3310, 3310), (208, 208, 135)),  # not told of every pCPU
+        ((5700, 5200, 4700, 4000), (255, 255, 255, 255)),  # turbo bins, not reported by firmware
+        ((5700, 5500, 5200, 4900), (255, 246, 235, 218)),  # turbo bins that firmware reports
+        ((5160, 5160, 3310, 3310), (208, 208, 135)),  # not reported of every pCPU
         ((5160, 5160, 3310), (208, 208, 135, 135)),
         ((5160, 5160, 3310, 0), (208, 208, 135, 135)),
     ],
@@ -275,7 +275,7 @@ def test_weaker_cores_of_one_type(tmp_path: Path) -> None:
 def test_preferred_cores_and_turbo_bins_are_equal(
     tmp_path: Path, megahertz: tuple[int, ...], highest: tuple[int, ...]
 ) -> None:
-    """Only a core that is slower and does less by a seventh, of which both are told, is weaker."""
+    """Only a core that is reported slower, and to do less, by a seventh is weaker."""
     write(tmp_path, **frequency_files(*megahertz), **performance_files(*highest))
     assert capacities(CpuSet.parse("0-3"), tmp_path) == {}
 

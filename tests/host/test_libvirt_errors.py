@@ -130,7 +130,7 @@ def test_what_is_done_when_a_plan_loses_its_connection(code: str) -> None:
 
 
 def test_a_guest_that_cannot_be_read_keeps_its_load() -> None:
-    """Its domain is told as unread, and moved nowhere meanwhile."""
+    """Its domain is reported as unread, and moved nowhere meanwhile."""
     host, scheduler = crowded(lambda _name: None), Scheduler()
     run(scheduler, host, 2)
     host.unread.add("g0")

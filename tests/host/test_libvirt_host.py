@@ -47,7 +47,7 @@ def test_against_the_test_driver() -> None:
 
 
 def test_the_topology_is_read_once_while_the_same_pcpus_are_online() -> None:
-    """The test driver tells of two nodes of 8 pCPUs without SMT and without caches."""
+    """The test driver reports two nodes of 8 pCPUs without SMT and without caches."""
     host = LibvirtHost.open("test:///default")
     try:
         topology = host.sample().topology

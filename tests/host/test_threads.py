@@ -83,7 +83,7 @@ def test_a_guest_that_does_not_run_any_more_is_forgotten(seen: Seen) -> None:
 
 
 def test_the_process_in_the_machines_cgroup_is_believed(seen: Seen) -> None:
-    """Whoever runs it, and whatever else looks like it, whether it was there before or not."""
+    """Whichever user runs it, whatever else looks like it, whether it was there before or not."""
     seen.files.process(19, UUID, {191: "CPU 0/KVM"})
     seen.files.process(PID, UUID, TWO, groups=IN_SCOPE, user=4711)
     seen.files.process(30, UUID, {31: "CPU 0/KVM"})
@@ -303,7 +303,7 @@ def test_a_thread_that_a_vcpus_thread_made_is_not_the_vcpu(
     assert seen.runs_ns() == {0: 7}
 
 
-def test_of_a_quota_further_up_nobody_tells_whom_it_held_back(seen: Seen) -> None:
+def test_of_a_quota_further_up_nobody_knows_whom_it_held_back(seen: Seen) -> None:
     """So how long a vCPU waited is not known, and how long it ran is."""
     seen.files.process(PID, UUID, {})
     seen.files.thread(PID, 21, "CPU 0/KVM", groups="0::/m/vcpu0\n")

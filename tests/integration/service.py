@@ -1,4 +1,4 @@
-"""The service under test: the real program as a process, heard through what it tells systemd.
+"""The service under test: the real program as a process, heard through what it reports to systemd.
 
 It is shown a /proc/stat that stands still, so that pCPUs have no load but the guests'. What else
 runs on this machine then decides no test, and several run beside each other. The guests' own loads
@@ -128,7 +128,7 @@ class Service:
 
     @property
     def status(self) -> str:
-        """The last status line that it told systemd."""
+        """The last status line that it sent to systemd."""
         told = [line for line in self.notified if line.startswith("STATUS=")]
         return told[-1].removeprefix("STATUS=") if told else ""
 

@@ -30,7 +30,7 @@ def test_absent_at_start(lab: Lab) -> None:
 
 
 def test_restarted(lab: Lab) -> None:
-    """Restarts and a kill -9 of libvirtd: told once each, back within a period, no pin for it."""
+    """Restarts and a kill -9 of libvirtd: one report each, back within a period, no pin for it."""
     for index in range(2):
         lab.add_guest(f"g{index}", [0.08], pin=index)
     with running(lab, str(PERIOD_S)) as service:
@@ -74,7 +74,7 @@ def test_hanging(lab: Lab, period: str) -> None:
 
 
 def test_hanging_with_pins(lab: Lab) -> None:
-    """They stay ours, none is made again, and a stop gives them back."""
+    """They stay ours, none is made again, and a stop restores them."""
     for index in range(4):
         lab.add_guest(f"g{index}", [0.06], pin=0)
     with running(lab, str(PERIOD_S)) as service:
@@ -99,7 +99,7 @@ def test_hanging_with_pins(lab: Lab) -> None:
 
 
 def test_hanging_at_start(lab: Lab) -> None:
-    """Opening a connection to a stopped libvirtd blocks: that is told, and a stop served."""
+    """Opening a connection to a stopped libvirtd blocks: that is reported, and a stop served."""
     lab.freeze_daemon()
     try:
         with running(lab, "1") as service:
@@ -124,7 +124,7 @@ def test_restarted_while_pinning(lab: Lab) -> None:
         lab.restart_daemon(kill=True)
         service.wait("balanced", lambda: service.status.startswith("Balanced"))
         on_one = sum(guest.affinity(0) == {1} for guest in lab.guests.values())
-        assert on_one == len(service.lines("pinned vCPU"))  # every pin that was made is told
+        assert on_one == len(service.lines("pinned vCPU"))  # every pin that was made is reported
         assert not service.lines("Traceback")
 
 

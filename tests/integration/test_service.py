@@ -170,7 +170,7 @@ def test_status_plan_and_snapshot_beside_the_service(lab: Lab) -> None:
         assert json.loads(again.stdout)["moves"] == []
 
 
-def test_what_systemd_is_told(lab: Lab) -> None:
+def test_what_systemd_is_reported(lab: Lab) -> None:
     """READY, a STATUS that names gap, pins and domains, WATCHDOG between cycles, STOPPING."""
     lab.add_guest("g", [0.05])
     with running(lab, "3600", WATCHDOG_USEC="600000") as service:
@@ -255,14 +255,14 @@ def pin_count(service: Service) -> int:
 
 
 def test_no_pin_after_sigterm(lab: Lab) -> None:
-    """SIGTERM as soon as the first pin of a plan is told: what comes after stays where it is."""
+    """SIGTERM as soon as the first pin of a plan is reported: what comes after stays."""
     guests: list[Guest] = [lab.add_guest(f"g{index}", [0.04], pin=0) for index in range(10)]
     with running(lab, "1", VCPUSCHED_ON_STOP="leave") as service:
         service.wait("the first pin", lambda: pin_count(service) > 0)
         service.terminate()
         assert service.process.returncode == 0
         moved = sum(guest.affinity(0) == {1} for guest in guests)
-        assert moved == pin_count(service)  # each pin that was made is told
+        assert moved == pin_count(service)  # each pin that was made is reported
         time.sleep(1.5)
         assert sum(guest.affinity(0) == {1} for guest in guests) == moved
 

@@ -50,7 +50,7 @@ def status(service: Service) -> str:
 
 
 def test_a_person_pins(lab: Lab) -> None:
-    """As virsh and taskset do; told once, shown, left alone, also by the service after a kill."""
+    """As virsh and taskset do; reported once, shown, held, also by the service after a kill."""
     for index in range(4):
         lab.add_guest(f"g{index}", [0.06], pin=0)
     with running(lab, "0.5", VCPUSCHED_COOLDOWN="0") as service:
@@ -78,8 +78,8 @@ def test_a_person_pins(lab: Lab) -> None:
     assert by_taskset.affinity(0) == {0}
 
 
-def test_another_hand_keeps_a_pool(lab: Lab) -> None:
-    """A definition of pCPUs 0 and 1, a pool of both: what was pinned floats again, and is told."""
+def test_someone_else_keeps_a_pool(lab: Lab) -> None:
+    """A definition of pCPUs 0 and 1, a pool of both: pins end, and both are reported."""
     for index in range(4):
         lab.add_guest(f"g{index}", [0.06], pin=0)
     with running(lab, "0.5") as service:
@@ -178,7 +178,7 @@ def are_all_on_0(lab: Lab) -> bool:
 
 
 def test_a_restore_of_one_touches_no_other(lab: Lab) -> None:
-    """Without the service; of another guest the kernel undid a pin, which is not its business."""
+    """Without the service; of another guest the kernel reset a pin, which is not its business."""
     crowd(lab)
     with running(lab, "1") as service:
         pinned(service, 2)
@@ -192,7 +192,7 @@ def test_a_restore_of_one_touches_no_other(lab: Lab) -> None:
         assert affinities(lab)[other.name] == {0, 1}
 
 
-def test_a_stop_gives_back(lab: Lab) -> None:
+def test_a_stop_restores(lab: Lab) -> None:
     """SIGTERM: every vCPU is where it was, each with an entry; definitions are as they were."""
     crowd(lab)
     before = {name: guest.domain().XMLDesc(2) for name, guest in lab.guests.items()}

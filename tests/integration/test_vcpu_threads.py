@@ -144,7 +144,7 @@ def test_what_another_user_runs_is_not_taken_for_the_guest(lab: Lab) -> None:
 
 
 def test_between_two_processes_of_the_guests_user_libvirt_decides(lab: Lab) -> None:
-    """In a session nothing else tells them apart; libvirt knows which one it started."""
+    """In a session nothing else distinguishes them; libvirt knows which one it started."""
     guest = lab.add_guest("g", [0.1, 0.1])
     with impostor(guest.uuid, lab.command([])):
         host = LibvirtHost.open(lab.uri)
@@ -157,7 +157,7 @@ def test_between_two_processes_of_the_guests_user_libvirt_decides(lab: Lab) -> N
 
 
 def test_where_processes_are_hidden_libvirt_is_asked(lab: Lab) -> None:
-    """A mount of /proc with hidepid=2, seen without the right to trace; the reason is told."""
+    """A mount of /proc with hidepid=2, seen without the right to trace; the reason is reported."""
     lab.add_guest("g", [0.1, 0.1])
     group = pwd.getpwnam("nobody").pw_gid
     unprivileged = ["setpriv", f"--regid={group}", *UNPRIVILEGED, "--"]

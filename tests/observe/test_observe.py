@@ -204,7 +204,7 @@ def test_bound_vcpus_of_unknown_load_are_counted() -> None:
 
 @given(st.integers(0, 10**15), st.integers(0, 10**12), st.integers(1, 10**12))
 def test_usage_is_a_share_of_one_cpu(before_ns: int, ran_ns: int, interval_ns: int) -> None:
-    """Usage lies between 0 and one pCPU, and is unknown for intervals too short to tell."""
+    """Usage lies between 0 and one pCPU, and is unknown for intervals too short to judge."""
     usage = usage_ppm(before_ns, before_ns + ran_ns, interval_ns)
     if interval_ns < INTERVAL_MIN_NS:
         assert usage is None
@@ -224,7 +224,7 @@ def observed(affinity: str, definition: str) -> tuple[bool, str]:
 
 
 def test_who_may_be_moved() -> None:
-    """A pin to one pCPU is placement; a narrower or wider mask of several is somebody's wish."""
+    """A pin to one pCPU is placement; a narrower or wider mask of several is someone's choice."""
     assert observed("2", "0-3") == (False, "0-3")  # bound: may go where the definition allows
     assert observed("0-3", "0-3") == (False, "0-3")  # floating over its whole definition
     assert observed("0-1", "0-3") == (True, "0-1")  # a pool
@@ -285,7 +285,7 @@ def test_time_beside_a_busy_thread_is_worth_less_where_pcpus_differ(
 ) -> None:
     """Core {0 1} and a weak one: beside a busy thread half of the time is half of 62.5 points.
 
-    So it can be compared with time on the weak one. Where all pCPUs can do the same it is told as
+    So it can be compared with time on the weak one. Where all pCPUs can do the same it is taken as
     the guest sees it, too.
     """
     cpus = (Cpu(0, core=0), Cpu(1, core=0), Cpu(2, core=1, capacity_ppm=weak_ppm))

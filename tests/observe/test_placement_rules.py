@@ -145,7 +145,7 @@ def strict(affinity: str, *nodes: int, allowed: str | None = None) -> DomainRead
 
 
 def test_strict_memory_is_never_left() -> None:
-    """Of two nodes, 1 has the odd pCPUs: nowhere else, bound or floating, and whoever says so."""
+    """Of two nodes, 1 has the odd pCPUs: nowhere else, bound or floating, and whatever says so."""
     why = "its memory must be on node 1"
     for affinity in ("3", "0-7"):
         assert standing(strict(affinity, 1), nodes=2) == Standing(cpus("1,3,5,7"), why=why)
@@ -178,7 +178,7 @@ def test_whose_memory_is_strictly_elsewhere_may_come_home() -> None:
 
 
 def test_whose_memory_is_strictly_here_and_has_no_other_pcpu() -> None:
-    """Its definition allows one of that node, or the others are dedicated to somebody."""
+    """Its definition allows one of that node, or the others are dedicated to another guest."""
     found = standing(strict("3", 1, allowed="2-4"), nodes=2)
     assert (found.fixed, found.why) == (
         True,
@@ -188,7 +188,7 @@ def test_whose_memory_is_strictly_here_and_has_no_other_pcpu() -> None:
     assert standing(strict("3", 1), pinned, nodes=2).why == "all other pCPUs are reserved"
 
 
-def test_strict_memory_on_nodes_that_nobody_tells() -> None:
+def test_strict_memory_on_nodes_that_nobody_reports() -> None:
     """It stays, unless there is only one node to be on."""
     for found, why in (
         (standing(strict("3"), nodes=2), "the nodes that numad chose for its memory"),
@@ -210,7 +210,7 @@ def test_each_cell_of_a_guest_has_memory_of_its_own() -> None:
 
 
 def test_pools() -> None:
-    """Several pCPUs that are not the definition's are a wish of somebody's, such as numad's."""
+    """Several pCPUs that are not the definition's are someone's choice, such as numad's."""
     found = standing(guest("web", "0-3"))
     assert found == Standing(cpus("0-3"), fixed=True, why="someone else keeps it on pCPUs 0-3")
     assert standing(guest("web", "0-3", allowed={0: cpus("0-3")})) == Standing(cpus("0-3"))
@@ -222,7 +222,7 @@ def test_pools() -> None:
 
 
 def test_a_vcpu_on_a_pcpu_that_is_not_managed_stays() -> None:
-    """Somebody put it there; what is not managed is not our business."""
+    """Someone put it there; what is not managed is not our business."""
     found = standing(guest("web", "6"), rules=HouseRules("0-3"))
     assert (found.fixed, found.why) == (True, "it is on pCPU 6, which is not managed")
 
@@ -288,7 +288,7 @@ def test_the_cpuset_bounds_the_definition() -> None:
 
 
 def test_what_no_guests_cpuset_has_is_not_managed() -> None:
-    """And that is told; what one guest may use is, also while another may not."""
+    """And that is reported; what one guest may use is, also while another may not."""
     narrow, wide = guest("a", "2", cpuset=cpus("2-3")), guest("b", "2", cpuset=cpus("2-6"))
     house = House.of(HouseRules("all,^6"), sample(narrow, wide, isolated="5"))
     assert str(house.managed) == "2-5"
@@ -402,7 +402,7 @@ def test_objections_to_a_move() -> None:
     ("ours", "why"),
     [(True, ""), (False, "someone else keeps it on pCPUs 0-3"), (None, "")],
 )
-def test_own_sets_and_pools_are_told_apart(*, ours: bool | None, why: str) -> None:
+def test_own_sets_and_pools_are_distinguished(*, ours: bool | None, why: str) -> None:
     """A set that could be a pin of ours is one if the ledger says so, or if nobody keeps one."""
     topology = Topology(tuple(Cpu(cpu, cache=cpu // 4) for cpu in range(8)))
     domain = guest("a", "0-3")

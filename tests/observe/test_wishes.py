@@ -96,7 +96,7 @@ def test_definitions_are_never_left() -> None:
     assert {to_cpus for name, to_cpus in made if name in "abc"} == {"1"}
 
 
-def test_a_pool_that_somebody_keeps() -> None:
+def test_a_pool_that_someone_keeps() -> None:
     """As numad for placement='auto': a live mask that is not the definition's is left alone.
 
     {30 30*} {} {30} {30}, where 30* floats on the first two: one that may use just these pCPUs by

@@ -1,4 +1,4 @@
-"""Hosts for tests of plans, what comes of a plan, and what is promised of every one."""
+"""Hosts for tests of plans, what comes of a plan, and the properties of every one."""
 
 import random
 from collections import Counter, defaultdict
@@ -132,7 +132,7 @@ def check_moves(drawn: Host, policy: Policy, found: Plan) -> None:
 
 
 def check_figures(drawn: Host, policy: Policy, found: Plan) -> None:
-    """Hold that gaps are told as they are, the gap never grows, and the loads shrink."""
+    """Hold that gaps are reported as they are, the gap never grows, and the loads shrink."""
     bins = bins_of(drawn, policy.pin_to)
     after = carried_out(drawn, found)
     before_levels, _ = _loads(drawn, policy, found)
@@ -164,7 +164,7 @@ def check_steps(drawn: Host, policy: Policy, found: Plan) -> None:
     bins = bins_of(drawn, policy.pin_to)
     closed = {bins.of_cpu[cpu] for cpu in drawn.unsettled if cpu in bins.of_cpu}
     if any(vcpu.id not in places and vcpu.load_ppm for vcpu in drawn.vcpus):
-        return  # where floaters are poured, they flow with each step: there is no peak to tell
+        return  # where floaters are poured, they flow with each step: there is no peak to judge
     peak = max((load for bin_, load in enumerate(levels) if bin_ not in closed), default=0)
     for step in steps_of(found):
         targets = [bins.of_cpu[next(iter(move.to_cpus))] for move in step]
@@ -254,7 +254,7 @@ def check_limit(drawn: Host, policy: Policy, whole: Plan, max_moves: int) -> Non
 
 
 def check(drawn: Host, policy: Policy) -> Plan:
-    """Hold all that is promised of every plan that is not cut short."""
+    """Hold the properties of every plan that is not cut short."""
     found = plan(drawn, policy)
     check_moves(drawn, policy, found)
     check_figures(drawn, policy, found)
@@ -266,7 +266,7 @@ def check(drawn: Host, policy: Policy) -> Plan:
 
 
 def shuffled(drawn: Host, chance: random.Random) -> Host:
-    """Return the same host told in another order."""
+    """Return the same host given in another order."""
     cpus, vcpus = list(drawn.cpus), list(drawn.vcpus)
     chance.shuffle(cpus)
     chance.shuffle(vcpus)

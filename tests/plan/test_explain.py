@@ -104,7 +104,7 @@ def test_a_vcpu_of_a_set_does_not_float() -> None:
 
 
 def test_why_an_unbalanced_host_rests() -> None:
-    """The nearest reason, told of the busiest."""
+    """The nearest reason, given for the busiest."""
     assert why_settled(host([90], [])) == "vCPU 0 of g0 is alone on pCPU 0, the busiest"
     assert why_settled(host([50, 50], [50])) == (
         "no pin is worth it: each would gain less than min_gain"

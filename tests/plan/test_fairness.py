@@ -101,7 +101,7 @@ def test_a_batch_guest_has_no_veto(drawn: Host) -> None:
 
 
 def test_rounding_is_no_excuse() -> None:
-    """Of three batch guests beside 25 heavy hogs each has a third of a ppm, told as nothing.
+    """Of three batch guests beside 25 heavy hogs each has a third of a ppm, taken as nothing.
 
     Four of the hogs may not join 25 others all the same: 34,500 ppm are left there of 40,000.
     """
@@ -378,7 +378,7 @@ def renamed(drawn: Host, steps: Sequence[Step], chance: random.Random) -> tuple[
 
 @pytest.mark.parametrize("floating", [False, True])
 def test_order_and_names_do_not_matter(floating: bool) -> None:  # noqa: FBT001  by parametrize
-    """Hosts with and without floaters, told in another order with other names: the same steps."""
+    """Hosts with and without floaters, given in another order with other names: the same steps."""
     refused = 0
     for seed in range(400):
         drawn, chance = crowded_host(seed, floating=floating), random.Random(seed)

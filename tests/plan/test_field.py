@@ -42,7 +42,7 @@ def test_the_giant_leaves_not_its_company(drawn: Host) -> None:
 
 @pytest.mark.parametrize("drawn", hosts("hyper-threads"))
 def test_hyper_threads_are_used(drawn: Host) -> None:
-    """48 vCPUs on 16 threads of 8 cores: whoever is served worst gains, so moves are made."""
+    """48 vCPUs on 16 threads of 8 cores: the worst served gains, so moves are made."""
     found = plan(drawn, FAIR)
     assert len(found.moves) > 3
     assert found.gap_after_ppm < found.gap_before_ppm

@@ -50,7 +50,7 @@ QUICK = Policy(steps_max=200)
     [0, *(pytest.param(first, marks=pytest.mark.full) for first in range(CHUNK, SWEPT, CHUNK))],
 )
 def test_ten_thousand_hosts(first: int) -> None:
-    """All that is promised holds on hosts from seeds; the failing one is in the traceback."""
+    """Every property holds on hosts from seeds; the failing one is in the traceback."""
     for seed in range(first, first + CHUNK):
         drawn, policy = built_host(seed), seeded_policy(seed)
         found = check(drawn, policy)
@@ -120,15 +120,15 @@ policies = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(hosts(), policies, st.integers(0, 3))
-def test_every_promise(drawn: Host, policy: Policy, max_moves: int) -> None:
-    """All that is promised holds, however short the search and whatever the limit of moves."""
+def test_every_property(drawn: Host, policy: Policy, max_moves: int) -> None:
+    """Every property holds, however short the search and whatever the limit of moves."""
     check_limit(drawn, policy, check(drawn, policy), max_moves)
 
 
 @settings(max_examples=200, deadline=None)
 @given(hosts(), st.randoms(use_true_random=False))
 def test_order_of_input_does_not_matter(drawn: Host, chance: random.Random) -> None:
-    """A host told in another order gets the same plan, to the letter."""
+    """A host given in another order gets the same plan, to the letter."""
     assert plan(shuffled(drawn, chance), QUICK) == plan(drawn, QUICK)
 
 

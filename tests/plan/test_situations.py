@@ -1,4 +1,4 @@
-"""Situations told by people who pin or balance CPUs: what is right, as drawn and in 20 copies.
+"""Situations reported by people who pin or balance CPUs: what is right, as drawn and in 20 copies.
 
 A copy has loads off by up to 2 points and the names of its guests shuffled.
 """

@@ -68,7 +68,7 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("broken", ["/nowhere", "/dev/null", "false"])
-def test_what_could_not_be_restored_is_told(run: Path, broken: str) -> None:
+def test_what_could_not_be_restored_is_reported(run: Path, broken: str) -> None:
     """As commands, of all pins that the ledger has and of nothing else; and the ledger stays."""
     kept = (run / "affinity.json").read_text()
     told = removed(run, broken)
@@ -91,14 +91,14 @@ def test_without_a_ledger(tmp_path: Path) -> None:
 
 
 def test_a_ledger_that_is_none(run: Path) -> None:
-    """It stays, for whoever can make something of it."""
+    """It stays, for a person to read."""
     (run / "affinity.json").write_text("{\0{")
     assert "no ledger names any" in removed(run, "false")
     assert (run / "affinity.json").exists()
 
 
 def test_a_ledger_that_was_cut_off(run: Path) -> None:
-    """What can be read of it is told."""
+    """What can be read of it is reported."""
     whole = (run / "affinity.json").read_text()
     (run / "affinity.json").write_text(whole[: whole.index('"vcpu":64')])
     assert COMMANDS[0] in removed(run, "false")

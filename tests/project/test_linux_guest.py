@@ -1,4 +1,4 @@
-"""What a Linux guest tells on its console, without a guest."""
+"""What a Linux guest prints on its console, without a guest."""
 
 import pytest
 from linux_guest import LinuxGuestError, parse_console, usage_between

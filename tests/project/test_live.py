@@ -115,7 +115,7 @@ def test_time_counts_where_it_is_asked_for() -> None:
     assert by_time.worst_off.value == by_time.total.value == pytest.approx(2.0)
 
 
-def test_a_loss_beyond_the_noise_is_told() -> None:
+def test_a_loss_beyond_the_noise_is_reported() -> None:
     """However much another gains."""
     found = judge(scenario(Claim.GAINS), blocks(1.5, 0.9))
     assert found.answer is Answer.FAILS
@@ -129,7 +129,7 @@ def test_nothing_gained_is_no_gain() -> None:
     assert found.reasons == ("whether the worst-off guest gains is lost in the noise",)
 
 
-def test_noise_that_hides_a_loss_is_told() -> None:
+def test_noise_that_hides_a_loss_is_reported() -> None:
     """Work that doubles and halves from pair to pair proves nothing."""
     wild = [
         dataclasses.replace(

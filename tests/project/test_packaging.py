@@ -119,7 +119,7 @@ def test_the_man_pages_can_be_read(page: str) -> None:
     assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
 
 
-def test_the_man_pages_tell_of_everything() -> None:
+def test_the_man_pages_describe_everything() -> None:
     """Each exit status and message ID, with the version, and each page of the others."""
     texts = {page: (PACKAGING / page).read_text() for page in PAGES}
     statuses = {value for name, value in vars(exits).items() if name.isupper()}
@@ -133,7 +133,7 @@ def test_the_man_pages_tell_of_everything() -> None:
         assert others <= set(re.findall(r"^\.BR (.* \(\d\))", seen, re.MULTILINE)), page
 
 
-def test_the_manual_tells_of_the_metrics_in_use() -> None:
+def test_the_manual_describes_the_metrics_in_use() -> None:
     """Those of the alerts, the dashboard and the README."""
     users = ("contrib/prometheus/rules.yml", "contrib/grafana/vcpusched.json", "README.md")
     text = "".join((TOP / user).read_text() for user in users)
@@ -160,7 +160,7 @@ def test_what_is_generated_is_what_the_code_says() -> None:
     run(sys.executable, str(PACKAGING / "generate"), "--check")
 
 
-def test_the_readme_tells_of_everything() -> None:
+def test_the_readme_describes_everything() -> None:
     """Its two commands and each verb, in 250 lines; and the files that it links exist."""
     readme = (TOP / "README.md").read_text()
     assert "sudo contrib/quickstart" in readme

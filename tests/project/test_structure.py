@@ -171,7 +171,7 @@ SKIPS = {"skip", "skipif", "skipIf", "skipUnless", "skipTest", "SkipTest", "impo
 
 def tracked() -> dict[str, str]:
     """Give the text of each file of the tree that is tracked, by its path in it."""
-    # Whoever owns the checkout: fresh machines get it from elsewhere.
+    # The checkout may be another user's: fresh machines get it from elsewhere.
     command = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
     done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=True)
     names = [name for name in done.stdout.split("\0") if (TOP / name).is_file()]
@@ -192,7 +192,7 @@ def words(source: str) -> set[str]:
 
 
 def test_nothing_names_a_place_on_one_machine() -> None:
-    """No path that only whoever wrote it has."""
+    """No path that exists only on its author's machine."""
     texts = tracked()
     assert "tests/project/test_structure.py" in texts
     found = {

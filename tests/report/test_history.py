@@ -85,14 +85,14 @@ def test_an_effect_that_is_not_known() -> None:
 
 
 def test_cycles_of_different_processes_are_different() -> None:
-    """Each process counts from 1: what came of cycle 7 is told of its own cycle 7."""
+    """Each process counts from 1: what came of cycle 7 belongs to its own cycle 7."""
     entries = a_plan(NOON_S - 100, proven=False, _PID="9") + a_plan()
     first, second = past(entries).events
     assert (first.outcome, second.outcome is not None) == (None, True)
 
 
-def test_pins_without_a_plan_and_what_was_given_back() -> None:
-    """The way back of a vCPU that was worse off; affinities given back are one event."""
+def test_pins_without_a_plan_and_what_was_restored() -> None:
+    """The way back of a vCPU that was worse off; affinities restored are one event."""
     move = FOUND.moves[0]
     given = dataclasses.replace(
         move, from_cpus=move.to_cpus, to_cpus=move.from_cpus, cause=Cause.RESTORED
@@ -116,8 +116,8 @@ def test_pins_without_a_plan_and_what_was_given_back() -> None:
     assert events[1].moves[0].message.startswith("Restored vCPU 0 of g0: pCPU 1 -> pCPU 0")
 
 
-def test_what_the_kernel_undid() -> None:
-    """Pins made again are told as such, from where the kernel had put the vCPU; others are not."""
+def test_what_the_kernel_reset() -> None:
+    """Pins made again are such events, from where the kernel had put the vCPU; others are not."""
     vcpu, one, all_cpus = FOUND.moves[0].vcpu, CpuSet.of([1]), CpuSet.parse("0-3")
     undone = Changed(Move(vcpu, "g0", all_cpus, one, 0, "", cause=Cause.RESET), 9)
     left = Changed(dataclasses.replace(undone.move, cause=Cause.LEFT))
@@ -134,7 +134,7 @@ def test_what_the_kernel_undid() -> None:
 
 
 def test_one_domain_only() -> None:
-    """By name or UUID; how many others moved with it is told."""
+    """By name or UUID; how many others moved with it is reported."""
     first, second = FOUND.moves
     for asked in (second.domain, second.vcpu.uuid):
         (event,) = past(a_plan(), domain=asked).events
@@ -144,13 +144,13 @@ def test_one_domain_only() -> None:
     assert not past(a_plan(), domain="web*").events
 
 
-def test_what_began_before_is_not_told() -> None:
-    """A plan is told whole or not at all."""
+def test_what_began_before_is_not_reported() -> None:
+    """A plan is reported whole or not at all."""
     assert not past(a_plan(NOON_S - DAY_S - 0.05)).events
 
 
 def test_others_cannot_forge_it() -> None:
-    """Anybody can write to the journal, but not say to journald that he is somebody else."""
+    """Anybody can write to the journal, but not say to journald that he is someone else."""
     forged = past(a_plan(_UID="1000"))
     assert not forged.events
     assert history.summary(forged) == "no pin changed; 4 entries by other users left out"

@@ -21,7 +21,7 @@ BALANCED = host([60], [60])
 
 
 def lines(lasting: Lasting, *cycles: Cycle) -> list[str]:
-    """Return what is told after cycles."""
+    """Return what is reported after cycles."""
     return [entry.message for cycle in cycles for entry in lasting.entries(cycle, Granularity.CPU)]
 
 
@@ -36,7 +36,7 @@ def cycle(drawn: object, at_s: float) -> Cycle:
     return Cycle(1, 4, host=drawn, plan=found, at_ns=round(at_s * SECOND_NS))  # type: ignore[arg-type]
 
 
-def test_a_dry_run_is_told_once() -> None:
+def test_a_dry_run_is_reported_once() -> None:
     """The same plan never again; another one, but not within ten minutes of the last."""
     lasting, later_s = Lasting(), AGAIN_NS / SECOND_NS
     (told,) = lines(lasting, *(dry(CROWDED, at_s) for at_s in (1, 4, 7, 5000)))
@@ -57,7 +57,7 @@ def test_a_long_plan_is_one_line() -> None:
     assert f"{len(found.moves) - MOVES_MAX} more" in text
 
 
-def test_an_unbalanced_host_without_a_worthwhile_pin_is_told_and_its_end() -> None:
+def test_an_unbalanced_host_without_a_worthwhile_pin_is_reported_and_its_end() -> None:
     """Once each, when it has lasted for a minute; a moment of something else is no end."""
     lasting, last_s = Lasting(), LASTING_NS / SECOND_NS
     assert lines(lasting, *(cycle(SETTLED, at_s) for at_s in (0, 30, last_s - 1))) == []
@@ -99,7 +99,7 @@ def lines_an_hour(cpus: int, *, dry_run: bool, periods: int = 1200) -> tuple[int
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_a_noisy_host_is_quiet(*, dry_run: bool) -> None:
-    """Eight pCPUs, five minutes: a dry run finds a plan in every second period, and tells one."""
+    """Eight pCPUs, five minutes: a dry run finds a plan in every second period, and reports one."""
     told, plans = lines_an_hour(8, dry_run=dry_run, periods=100)
     assert told <= 12
     assert plans > (30 if dry_run else 0)

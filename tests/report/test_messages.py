@@ -54,8 +54,8 @@ def test_a_pin_has_the_fields_that_the_design_fixes() -> None:
     }
 
 
-def test_what_the_check_of_service_refused_is_told() -> None:
-    """In the journal, the status line and the plan's JSON, where there is something to tell."""
+def test_what_the_check_of_service_refused_is_reported() -> None:
+    """In the journal, the status line and the plan's JSON, where there is something to report."""
     why = "would take 40 points from vCPU 0 of g0, which has no more than its fair share"
     less = dataclasses.replace(FOUND, refused=why)
     entry = messages.plan_entry(dataclasses.replace(ACTED, plan=less), Granularity.CPU)
@@ -100,7 +100,7 @@ def test_a_level_that_the_host_does_not_report() -> None:
     assert dataclasses.replace(said, cycle=Cycle(1, 4)).unreported == ""
 
 
-def test_guests_that_libvirt_is_asked_about_are_told_once(tmp_path: Path) -> None:
+def test_guests_that_libvirt_is_asked_about_are_reported_once(tmp_path: Path) -> None:
     """Once for each reason, whichever guests these are; of many not all are named."""
     log = io.StringIO()
     settings = Settings.model_validate({})

@@ -255,7 +255,7 @@ def reported(reporter: Reporter, state: State, *outcomes: Outcome) -> State:
 
 
 def test_the_service_writes_it(tmp_path: Path) -> None:
-    """Each cycle; a place that cannot be written is told once; the end takes the file away."""
+    """Each cycle; a place that cannot be written is reported once; the end takes the file away."""
     told, file = io.StringIO(), tmp_path / "metrics" / "vcpusched.prom"
     chosen = Settings.model_validate({"metrics_file": str(file), "log_level": "warning"})
     reporter, cycled = Reporter(StreamLog(told), tmp_path, chosen), Cycled(ACTED, 0.1, 0.1)

@@ -31,7 +31,7 @@ def done(drawn: Host, found: Plan, count: int | None = None) -> str:
 
 
 def test_a_plan_for_pcpus() -> None:
-    """The gap is that between pCPUs; how it ends is told."""
+    """The gap is that between pCPUs; how it ends is reported."""
     assert said(host([50, 50], []), Policy()) == (
         "1 pin, gap 100 -> ~0 points (threshold 10); then balanced"
     )
@@ -117,7 +117,7 @@ def test_the_gap_inside_a_set() -> None:
         (1_000_001, ""),
     ],
 )
-def test_it_is_told_from_the_threshold_on(threshold_ppm: int, text: str) -> None:
+def test_it_is_shown_from_the_threshold_on(threshold_ppm: int, text: str) -> None:
     """Smaller ones are no news."""
     assert inside_text(LET_IN, HALVES, threshold_ppm, plan(LET_IN, SETS)) == text
     assert inside_text(LET_IN, HALVES, threshold_ppm) == text.replace(" -> ~0", "")

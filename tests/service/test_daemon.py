@@ -150,7 +150,7 @@ def test_a_stop_during_a_request_that_would_never_end(service: Served) -> None:
 
 
 def test_a_second_signal_ends_at_once(service: Served) -> None:
-    """An administrator who has no patience; the ledger stays."""
+    """An administrator who does not wait; the ledger stays."""
     (service.directory / "hang").touch()
     service.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)

@@ -46,6 +46,6 @@ def test_jobs(jobs: str, restarts: object) -> None:
     assert is_restart(jobs, "vcpusched.service") == restarts
 
 
-def test_whoever_is_no_service_is_not_restarted() -> None:
+def test_what_is_no_service_is_not_restarted() -> None:
     """These tests are none."""
     assert not is_restarting()

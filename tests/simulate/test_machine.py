@@ -254,7 +254,7 @@ def test_a_waking_floater_goes_where_it_does_most() -> None:
     assert not any(thread.wait_ns for thread in floaters)
 
 
-def test_a_floater_leaves_a_core_that_somebody_else_wakes_on() -> None:
+def test_a_floater_leaves_a_core_that_another_thread_wakes_on() -> None:
     """It ran alone on the core of pCPUs 0 and 1; the bound one wakes there; pCPU 2 is free."""
     floating, bound = threads(0b1111, 0b0010)
     machine = Machine(4, cores=[(0, 1), (2, 3)])
@@ -281,7 +281,7 @@ def test_a_floater_goes_to_a_better_cpu_that_falls_idle() -> None:
         assert machine.used_ns()[1] == 300 * MS
 
 
-def test_whoever_is_on_a_worse_cpu_follows() -> None:
+def test_a_thread_on_a_worse_cpu_follows() -> None:
     """Of pCPUs of 100, 50 and 20 % the first falls idle at 300 ms: both others go one up.
 
     By then they did 150 and 60 ms of their 400 each. The one does its other 250 by 550; the other,

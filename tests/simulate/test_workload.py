@@ -355,7 +355,7 @@ def correlation(values: Sequence[float]) -> float:
 
 
 def test_made_up_guests_remember_as_published() -> None:
-    """Six in ten tell little of the next 5 minutes (correlation 0.1), the others much (0.75).
+    """Six in ten say little about the next 5 minutes (correlation 0.1), the others much (0.75).
 
     Of each kind 40 for a day at steps of 30 s, without bursts and swing over the day; the loads
     of 5 minutes are less alike than the level under them, since steps swing around it.

@@ -23,12 +23,12 @@ LAST_WORDS: Final = {
     "guests": ("bash", "-c", "for guest in $(virsh list --name); do virsh vcpupin $guest; done"),
     "state of vcpusched": ("cat", "/run/vcpusched/state.json"),
 }
-"""What tells why a test failed, by title: commands in the machine."""
+"""What shows why a test failed, by title: commands in the machine."""
 
 
 @pytest.fixture(scope="session")
 def progress(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Give a function that tells what is waited for, whatever pytest captures."""
+    """Give a function that shows what is waited for, whatever pytest captures."""
     capture = request.config.pluginmanager.get_plugin("capturemanager")
 
     def tell(text: str) -> None:
@@ -72,7 +72,7 @@ class Machines:
     """One machine at a time, and another one in place of one that was lost.
 
     QEMU's emulation of processors that execute what others rewrite is not perfect: now and then
-    such a machine stands still (see image.FILES), resets itself or QEMU ends, whoever runs in it.
+    such a machine stands still (see image.FILES), resets itself or QEMU ends, whatever runs in it.
     """
 
     def __init__(self, boot: Callable[[], Machine]) -> None:

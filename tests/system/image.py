@@ -164,7 +164,7 @@ def image(release: str, say: Callable[[str], None]) -> Image:
     """Give the disk of a release, built first unless it is kept. Takes a minute or two then.
 
     Needs root, mmdebstrap, e2fsprogs, and Debian's and Python's package indexes, reached as apt
-    and pip do here. `say` is told what is being waited for. Raises ImageError.
+    and pip do here. `say` gets what is being waited for. Raises ImageError.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vcpusched"
     kept = cache / f"machine-{release}-{_recipe(release)}"

@@ -33,7 +33,7 @@ COMMAND_LIMIT_S: Final = 300.0
 START_LIMIT_S: Final = 600.0
 """For some guests to start: 8 s each on an idle machine."""
 ANSWER_LIMIT_S: Final = 30.0
-"""How much later than a command's own limit the machine may tell of it."""
+"""How much later than a command's own limit the machine may report it."""
 PULSE_S: Final = 20.0
 """When it has said nothing for so long, it is asked for a sign of life, again and again."""
 FROZEN_S: Final = 120.0
@@ -66,7 +66,7 @@ KERNEL: Final = (
 
 
 class MachineError(AssertionError):
-    """The machine does not do what it was told, or not in time; the text has its last words."""
+    """The machine does not do what it was asked, or not in time; the text has its last words."""
 
 
 class MachineLostError(MachineError):

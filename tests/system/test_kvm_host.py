@@ -290,7 +290,7 @@ def test_a_realtime_guests_other_threads(machine: Machine) -> None:
 def test_the_cpuset_and_the_weights_of_guests(machine: Machine) -> None:
     """Five guests on pCPU 1 of the three that machine.slice has end on all of these.
 
-    The others are told as no guest's, and no pin was refused. Each guest weighs what its group
+    The others are reported as no guest's, and no pin was refused. Each guest weighs what its group
     does: one has what its definition says, the others what the kernel gives.
     """
     heavy = {"heavy": replace(busy(USUAL_QUOTA), cputune="<shares>300</shares>")}

@@ -269,7 +269,7 @@ def pin_of(host: Container, index: int) -> str:
 
 
 def test_the_role_only_looks_at_first(host: Container, deb: Path) -> None:
-    """It installs and starts; what it would do is told, nothing is done; again changes nothing."""
+    """It installs and starts; what it would do is reported, not done; again changes nothing."""
     settings = {"period": 1.0, "max_moves": 32}
     first = play(host, vcpusched_deb=f"/root/{deb.name}", vcpusched_settings=settings)
     assert "failed=0" in first, first
@@ -283,14 +283,14 @@ def test_the_role_only_looks_at_first(host: Container, deb: Path) -> None:
 
 
 def test_the_role_refuses_mistakes(host: Container) -> None:
-    """A setting that is none changes nothing on the host, and the reason is told."""
+    """A setting that is none changes nothing on the host, and the reason is reported."""
     told = play(host, vcpusched_settings={"period": 0.1})
     assert "period: 0.1 is not allowed" in told, told
     assert "period = 1.0" in host.say("cat", "/etc/vcpusched/conf.d/50-ansible.toml")
 
 
 def test_the_role_has_it_act(host: Container) -> None:
-    """Told to, the same process balances the guests."""
+    """Allowed to, the same process balances the guests."""
     pid = shown(host, "MainPID")
     told = play(host, vcpusched_dry_run=False, vcpusched_settings={"period": 1.0})
     assert "failed=0" in told, told
@@ -310,7 +310,7 @@ def test_an_upgrade_leaves_pins_and_knows_them(host: Container, newer: Path) -> 
 
 
 def test_a_libvirt_that_asks_for_a_password(host: Container) -> None:
-    """As under oVirt: refused without one, and told so; with one in a file as the README says."""
+    """As under oVirt: refused without one, and reported; with one in a file as the README says."""
     host.say("mkdir", "--parents", "/etc/sasl2")
     host.write(
         "/etc/sasl2/libvirt.conf",
@@ -340,7 +340,7 @@ def test_a_libvirt_that_asks_for_a_password(host: Container) -> None:
 
 
 def test_removing_beside_a_guest_that_hangs(host: Container) -> None:
-    """The others are restored, and it can be by hand, as told, once it does not hang."""
+    """The others are restored, and it can be by hand, as printed, once it does not hang."""
     assert places(host) == ["0", "0", "1", "1"]
     host.write("/etc/vcpusched/conf.d/60-leave.toml", 'on_stop = "leave"\n')
     host.say("systemctl", "reload", "vcpusched")

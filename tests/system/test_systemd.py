@@ -108,7 +108,7 @@ def test_reload(container: Container) -> None:
 
 
 def test_history(container: Container) -> None:
-    """What the real journal tells of the plan, and that nobody else can put words into it."""
+    """What the real journal says of the plan, and that nobody else can put words into it."""
     container.say(
         *("setpriv", "--reuid=1234", "--clear-groups", "sh", "-c"),
         f"printf 'MESSAGE_ID={MESSAGE_ID_PIN}\\nVCPUSCHED_VCPU=0\\nVCPUSCHED_DOMAIN=forged\\n"
@@ -231,7 +231,7 @@ def test_a_restart_leaves_pins_and_a_stop_gives_them_back(container: Container) 
 
 
 def test_kill_and_hang_are_mended(container: Container) -> None:
-    """A process that is killed or hangs is replaced; the pins stay, and a stop gives them back."""
+    """A process that is killed or hangs is replaced; the pins stay, and a stop restores them."""
     wait_for("balanced", lambda: places(container) == ["0", "0", "1", "1"])
     container.say("systemctl", "kill", "--signal=KILL", "vcpusched")
     wait_for("restart", lambda: shown(container, "NRestarts") == "1")
@@ -275,7 +275,7 @@ def test_a_boot_without_libvirtd(container: Container) -> None:
     assert container.say("systemctl", "is-failed", "libvirtd.service") == "failed\n"
     wait_for("told", lambda: shown(container, "StatusText").startswith("Waiting for libvirt"))
     pid = shown(container, "MainPID")
-    # A pin that it finds may be changed, one that comes later is somebody's choice: so it must not
+    # A pin that it finds may be changed, one that comes later is someone's choice: so it must not
     # look until all are there.
     container.say("systemctl", "kill", "--signal=STOP", "vcpusched")
     container.say("touch", allowed)
@@ -291,7 +291,7 @@ def test_a_boot_without_libvirtd(container: Container) -> None:
 
 
 def test_stop_beside_a_hanging_libvirtd(container: Container) -> None:
-    """Stopping waits for libvirtd, to give pins back; then it ends, and says they are left."""
+    """Stopping waits for libvirtd, to restore pins; then it ends, and says they are left."""
     wait_for("connected", lambda: "4 domains" in shown(container, "StatusText"))
     pid = container.say("systemctl", "show", "--property=MainPID", "--value", "libvirtd").strip()
     container.say("sh", "-c", f"kill -STOP {pid}")
@@ -304,7 +304,7 @@ def test_stop_beside_a_hanging_libvirtd(container: Container) -> None:
 
 
 def test_uninstalling(container: Container) -> None:
-    """With Python broken: it tells how to restore by hand, which works; the guests run on.
+    """With Python broken: it prints how to restore by hand, which works; the guests run on.
 
     Nothing of it is left but the user, and the ledger that the pins are in.
     """

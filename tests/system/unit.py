@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Host(Protocol):
-    """Whoever runs commands."""
+    """What runs commands."""
 
     def say(self, *command: str, check: bool = True) -> str:
         """Run a command; gives what it printed."""
