@@ -27,7 +27,7 @@ from vcpusched.sample import VcpuReading, Waited
 
 SETTLING_NS: Final = 10 * 1_000_000_000
 """While a guest starts its threads appear one by one and are put into cgroups; so are vCPUs that
-are plugged in. For so long they are looked for in every sample."""
+are plugged in. For so long they are searched for in every sample."""
 
 PAUSE_NS: Final = 60 * 1_000_000_000
 """How long threads are remembered, and how long to wait before all processes are searched again for
@@ -155,7 +155,7 @@ class Threads:
     def _has_more(self, guest: _Guest) -> bool:
         """Return whether one of a guest's threads is that of a vCPU which came since.
 
-        Disks make the number of threads change all the time, so only the new ones are looked at.
+        Disks make the number of threads change all the time, so only the new ones are read.
         """
         if guest.process is None:
             return False

@@ -194,7 +194,7 @@ class Track:
     """What is remembered of one vCPU: its load, the weight behind it, and its affinity.
 
     `weight_ppm` goes to a million as usages come in; `load_ppm` is None before the first of them.
-    A vCPU that began while we looked is not judged before `judged_from_ns`. `undisturbed_ppm`, with
+    A vCPU that began while we ran is not judged before `judged_from_ns`. `undisturbed_ppm`, with
     a weight of its own, is the mean of what it ran while undisturbed, last at `undisturbed_at_ns`.
     `restless_ppm` says for how much of the time it never slept.
     """

@@ -18,13 +18,13 @@ CLOSE, PARTNERS, EXCHANGED = 32, 4, 3
 """Of up to `CLOSE` bins all are tried as partners, of more the best few; fewer to exchange."""
 
 SWEEPS: Final = 4
-"""How often all bins are looked at where there is time; most come to rest in two."""
+"""How often all bins are searched where there is time; most come to rest in two."""
 
 NEAREST: Final = 4
 """To how many idle pCPUs the busy threads of a core are tried to part."""
 
 MANY_MOVES: Final = 512
-"""From here on there is no time to look for exchanges to take back."""
+"""From here on there is no time to search for exchanges to take back."""
 
 
 def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = False) -> None:

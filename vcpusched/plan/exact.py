@@ -115,7 +115,7 @@ class _Search:
         return True
 
     def descend(self, spent: int) -> None:
-        """Look at the loads as they are, and at what lies beneath."""
+        """Search from the loads as they are, and what lies beneath."""
         self.steps += 1
         if self.steps > self.steps_max:
             raise _OutOfStepsError

@@ -75,7 +75,7 @@ SATURATION_PPM: Final = 900_000
 bound there collide where floating ones would have gone elsewhere."""
 
 ENDS: Final = 4
-"""Between how many of the busiest and of the least loaded bins one move is looked for."""
+"""Between how many of the busiest and of the least loaded bins one move is searched for."""
 
 ROUNDS_MAX, ROUNDS_LARGE, TRIES = 8, 2, 4
 """How often to search again from the answer, and to begin anew; hardly a host needs more than two

@@ -1,6 +1,6 @@
 """Makes a problem of a host: what counts where, and what may be moved where.
 
-Rule: pure. All that must not be is left out here, and nothing later looks at a host.
+Rule: pure. All that must not be is left out here, and nothing later reads a host.
 """
 
 import itertools
