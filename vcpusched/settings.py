@@ -33,9 +33,9 @@ FLAGS: Final = "command line"
 _WORDS: Final = {
     "uri": "a libvirt URI of this host such as qemu:///system",
     "cpus": 'a list of at least one pCPU such as "0-3,8" or "all,^isolated,^2-3"',
-    "include_domains": 'a list of names or globs of domains such as ["web*", "db"]',
+    "include_domains": 'a list of names or globs of guests such as ["web*", "db"]',
     "metrics_file": "empty, or the whole path of a file whose name ends in .prom",
-    "exclude_domains": 'a list of names or globs of domains such as ["web*", "db"]',
+    "exclude_domains": 'a list of names or globs of guests such as ["web*", "db"]',
 }
 """What a setting that is a text or a list may be."""
 

@@ -554,7 +554,7 @@ def test_nothing_is_moved_beside_a_guest_just_started() -> None:
 @pytest.mark.parametrize(
     ("edited", "why"),
     [
-        (Definition({0: CpuSet.of([0])}), "the domain's definition does not allow this pCPU"),
+        (Definition({0: CpuSet.of([0])}), "the guest's definition does not allow this pCPU"),
         (Definition({0: ALL_CPUS}, wish="hold"), "held by its metadata"),
         (Definition({0: ALL_CPUS}, realtime=frozenset({0})), "a realtime vCPU"),
     ],

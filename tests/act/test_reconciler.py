@@ -975,7 +975,7 @@ def test_another_libvirts_guests_are_left_in_the_ledger(tmp_path: Path) -> None:
         other.pass_time(50)
         stranger.look()
     stranger.put(vcpu(other, "x"), CpuSet.of([1]))
-    assert "Domains at qemu:///system in the ledger (2) are left as they are" in book.elsewhere()
+    assert "Guests at qemu:///system in the ledger (2) are left as they are" in book.elsewhere()
     answer = carry_out(stranger, Request(Verb.RESTORE), beside_service=False)
     assert (answer.status, len(answer.lines), len(answer.problems)) == (1, 1, 1)
     assert "vcpusched restore --uri qemu:///system" in answer.problems[0]

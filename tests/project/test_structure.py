@@ -1,4 +1,4 @@
-"""The shape of the package: rooms, what each may import, one door for each library, and lengths."""
+"""The shape of the package: rooms, what each may import, who imports libraries, and lengths."""
 
 import ast
 import graphlib
@@ -30,7 +30,7 @@ MAY_IMPORT = {
 }
 """For each room or module at the top: the rooms, or single modules of them, that it may import."""
 
-DOORS = {
+IMPORTERS = {
     "libvirt": {"host.connection", "host.libvirt_host"},
     "systemd": {"service.systemd"},
     "rich": {"cli.top", "report.display", "report.draw"},
@@ -100,16 +100,16 @@ def test_no_module_imports_itself_in_the_end() -> None:
 
 
 def test_a_room_says_what_its_rule_is() -> None:
-    """In one docstring, and has no other code at its door."""
+    """In one docstring, and has no other code in its __init__."""
     for init in PACKAGE.glob("*/__init__.py"):
         (docstring,) = ast.parse(init.read_text()).body
         assert isinstance(docstring, ast.Expr)
         assert "\n\nRule: " in init.read_text()
 
 
-def test_each_library_has_one_door() -> None:
+def test_each_library_is_imported_by_few_modules() -> None:
     """Libraries are imported only where the design says."""
-    for library, modules in DOORS.items():
+    for library, modules in IMPORTERS.items():
         assert {name for name, (_, others) in MODULES.items() if library in others} == modules
 
 
@@ -136,7 +136,7 @@ def test_planning_needs_no_libvirt_and_no_systemd() -> None:
         name = open_ends.pop()
         reached.add(name)
         open_ends |= MODULES[name][0] - reached
-    assert not reached & (DOORS["libvirt"] | DOORS["systemd"])
+    assert not reached & (IMPORTERS["libvirt"] | IMPORTERS["systemd"])
 
 
 def test_no_module_grows_too_long() -> None:

@@ -140,7 +140,7 @@ class Store(Protocol):
 class Book:
     """The ledger in memory and in its store, written by one process at a time.
 
-    `uri` is where the libvirt is whose domains are looked at; what the store has of another one's
+    `uri` is where the libvirt is whose domains are managed; what the store has of another one's
     stays there untouched, and `elsewhere` names it.
 
     `ledger` may be set to one that need not be kept before anything else happens; others are
@@ -183,8 +183,8 @@ class Book:
         entries = self.ledger.entries.values()
         others = Counter(entry.uri for entry in entries if not entry.is_at(self.uri))
         return "; ".join(
-            f"Domains at {printable(uri, 200)} in the ledger ({count}) are left as they are:"
-            f' "vcpusched restore --uri {printable(uri, 200)}" is for them'
+            f"Guests at {printable(uri, 200)} in the ledger ({count}) are left as they are:"
+            f' "vcpusched restore --uri {printable(uri, 200)}" restores them'
             for uri, count in sorted(others.items())
         )
 

@@ -16,7 +16,7 @@ from vcpusched.text import percent
 
 
 def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
-    """Return the moves that end pins of ours that are not allowed any more, and mend the others.
+    """Return the moves that end pins of ours that are not allowed any more, or make pins again.
 
     What is not allowed any more is so by the settings, or by definitions: the guest's own, or those
     of others that reserve pCPUs.
@@ -67,7 +67,7 @@ def objection(move: Move, definition: Definition, house: House | None) -> str:
     if move.cause is Cause.WORSE_OFF:
         # That undoes what was done, so what plans may use does not matter.
         stays = move.to_cpus.is_within(definition.allowed.get(move.vcpu.vcpu, NO_CPUS))
-        return "" if stays else "the domain's definition does not allow that any more"
+        return "" if stays else "the guest's definition does not allow that any more"
     ends = move.cause is Cause.NOT_ALLOWED
     cpus = move.from_cpus if ends else move.to_cpus
     why = _why_not(house, move.domain, definition, move.vcpu.vcpu, cpus)

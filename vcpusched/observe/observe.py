@@ -130,7 +130,7 @@ def observe(
         unknown = unclear(before, after, found)
         host_tracks = _host_followed(host_tracks, loads_ppm, unknown, passed_ns, smoothing)
     vcpus = [
-        replace(vcpu, fixed=True, why="its domain cannot be read", wait_ppm=0)
+        replace(vcpu, fixed=True, why="its guest cannot be read", wait_ppm=0)
         for vcpu in (earlier.host.vcpus if earlier else ())
         if vcpu.id.uuid in unread
     ]

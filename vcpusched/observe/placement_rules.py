@@ -267,7 +267,7 @@ class House:
         mask, reach = self._reach(definition, vcpu)
         why = self._why_held(name, definition, vcpu, mask, reach)
         if not why and not to_cpus.is_within(self._targets(definition, vcpu, reach)):
-            return "the domain's definition does not allow this pCPU any more"
+            return "the guest's definition does not allow this pCPU any more"
         return why
 
     def _targets(self, definition: Definition, vcpu: int, reach: CpuSet) -> CpuSet:

@@ -58,7 +58,7 @@ RESTORE_TIMEOUT_S: Final = 40.0
 s), shorter than the unit's TimeoutStopSec=60, which it extends for as long as it gets on."""
 
 REQUESTS_S: Final = 1.0
-"""How long a request may wait to be seen. Each look costs 0.1 ms of CPU time."""
+"""How long a request may wait to be seen. Each check costs 0.1 ms of CPU time."""
 
 MAX_ABANDONED: Final = 4
 
