@@ -42,16 +42,18 @@ def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
     cpus = [cpu.id for cpu in look.host.cpus if not cpu.cpu.isolated]  # there nobody is moved
     idle_ppm = {cpu: PPM - look.busy.get(cpu, PPM) for cpu in cpus}
     loads_ppm = {vcpu.id: vcpu.load_ppm for vcpu in look.host.vcpus}
+    online = sample.topology.online
     for domain, reading, _pin, whole in _pins(sample):
         vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
         wait_ppm = look.waits.get(vcpu, 0)
+        is_crowded = all(look.busy.get(cpu, 0) >= CROWDED_PPM for cpu in reading.affinity)
+        if wait_ppm < WAITS_PPM or not is_crowded:
+            continue  # as most do: what follows goes through all pCPUs
         # The kernel takes none that is offline, or outside of the guest's cpuset.
-        original = whole & sample.topology.online & domain.definition.cpuset
+        original = whole & online & domain.definition.cpuset
         others = [cpu for cpu in original if cpu in idle_ppm and cpu not in reading.affinity]
         room_ppm = sum(idle_ppm[cpu] for cpu in others)
-        is_crowded = all(look.busy.get(cpu, 0) >= CROWDED_PPM for cpu in reading.affinity)
-        is_wider = len(original) > len(reading.affinity)
-        if not (is_wider and is_crowded and WAITS_PPM <= wait_ppm <= room_ppm):
+        if len(original) <= len(reading.affinity) or wait_ppm > room_ppm:
             continue
         for cpu in others:
             idle_ppm[cpu] -= idle_ppm[cpu] * wait_ppm // room_ppm
