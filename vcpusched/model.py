@@ -10,7 +10,7 @@ import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NewType, Self
+from typing import Final, NamedTuple, NewType, Self
 
 DomainUuid = NewType("DomainUuid", str)
 
@@ -133,12 +133,12 @@ ALL_CPUS: Final = CpuSet((1 << (CPU_ID_MAX + 1)) - 1)
 """Where a guest may run if its definition says nothing: every pCPU, present or to come."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class VcpuId:
+class VcpuId(NamedTuple):
     """Which vCPU of which run of which domain.
 
     A domain that was started anew has another `domain_id`, so its vCPUs are other vCPUs
-    (libvirt gives a running domain a number that no other running domain has).
+    (libvirt gives a running domain a number that no other running domain has). It is the key of
+    most tables: a tuple's hash takes a fifth of the time of a dataclass's.
     """
 
     uuid: DomainUuid

@@ -286,7 +286,7 @@ def copies(drawn: Host, count: int = 20) -> list[Host]:
                 vcpus=tuple(
                     replace(
                         vcpu,
-                        id=replace(vcpu.id, uuid=others[vcpu.id.uuid]),
+                        id=vcpu.id._replace(uuid=others[vcpu.id.uuid]),
                         load_ppm=_off(vcpu, chance),
                     )
                     for vcpu in drawn.vcpus

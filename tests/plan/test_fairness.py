@@ -370,7 +370,7 @@ def renamed(drawn: Host, steps: Sequence[Step], chance: random.Random) -> tuple[
     """Return the same host and plan in another order and with other names."""
     guests = sorted({vcpu.id.uuid for vcpu in drawn.vcpus})
     other = dict(zip(guests, chance.sample(guests, len(guests)), strict=True))
-    ids = {vcpu.id: dataclasses.replace(vcpu.id, uuid=other[vcpu.id.uuid]) for vcpu in drawn.vcpus}
+    ids = {vcpu.id: vcpu.id._replace(uuid=other[vcpu.id.uuid]) for vcpu in drawn.vcpus}
     named = [dataclasses.replace(vcpu, id=ids[vcpu.id], domain="x") for vcpu in drawn.vcpus]
     again = shuffled(dataclasses.replace(drawn, vcpus=tuple(named)), chance)
     return again, [[(ids[vcpu], cpus) for vcpu, cpus in step] for step in steps]

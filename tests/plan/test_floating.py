@@ -101,7 +101,7 @@ def test_a_move_that_counts_on_floaters_to_make_room() -> None:
     assert found.gap_after_ppm == 0
     assert not plan(change(drawn, "g1", cpus=CpuSet.parse("1")), policy).moves
     guest = drawn.vcpus[1].id
-    other = {"id": dataclasses.replace(guest, vcpu=1), "cpus": CpuSet.parse("1"), "spread": True}
+    other = {"id": guest._replace(vcpu=1), "cpus": CpuSet.parse("1"), "spread": True}
     apart = change(change(drawn, "g3", **other), "g1", spread=True)
     assert [move.domain for move in plan(apart, policy).moves] == ["g0"]
 

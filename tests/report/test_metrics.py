@@ -201,7 +201,7 @@ def test_prometheus_can_read_it(tmp_path: Path) -> None:
 def test_the_delay_of_a_guest_never_falls(tmp_path: Path) -> None:
     """Of a vCPU that is taken away its guest keeps what it waited; a guest begun anew has 0."""
     both = tuple(
-        dataclasses.replace(vcpu, id=dataclasses.replace(G0, vcpu=number), domain="g0")
+        dataclasses.replace(vcpu, id=G0._replace(vcpu=number), domain="g0")
         for number, vcpu in enumerate(CROWDED.vcpus[:2])
     )
     waits = {vcpu.id: 500_000 for vcpu in both}
@@ -209,7 +209,7 @@ def test_the_delay_of_a_guest_never_falls(tmp_path: Path) -> None:
     one = dataclasses.replace(ACTED, host=drawn, waits=waits)
     left = dataclasses.replace(drawn, vcpus=both[:1])
     two = dataclasses.replace(one, host=left, at_ns=one.at_ns + 1_000_000_000)
-    anew = dataclasses.replace(both[0], id=dataclasses.replace(G0, domain_id=99))
+    anew = dataclasses.replace(both[0], id=G0._replace(domain_id=99))
     begun = dataclasses.replace(left, vcpus=(anew,))
     three = dataclasses.replace(two, host=begun, at_ns=two.at_ns + 1_000_000_000)
     delays = [

@@ -319,7 +319,7 @@ def test_pins_that_fail() -> None:
         host.pin(ids[0], there)
     with pytest.raises(HypervisorError, match="refused"):
         host.pin(ids[1], there)
-    for gone in (ids[2], dataclasses.replace(ids[3], vcpu=1)):
+    for gone in (ids[2], ids[3]._replace(vcpu=1)):
         with pytest.raises(VanishedError):
             host.pin(gone, there)
     with pytest.raises(VanishedError):

@@ -145,12 +145,12 @@ class Entry:
         for vcpu, record in self.records.items():
             if record.original is None:
                 continue
-            pins = {record.affinity, record.pending or record.affinity}
+            last, asked = record.affinity, record.pending or record.affinity
             # What the kernel reset while pCPUs were offline was made again without these.
-            pins |= {pin & online for pin in pins}
+            pins = frozenset({last, asked, last & online, asked & online}) - {NO_CPUS}
             # Other hosts have other pCPUs.
             original = ALL_CPUS if anywhere.is_within(record.original) else record.original
-            mark[vcpu] = Origin(original, frozenset(pins) - {NO_CPUS})
+            mark[vcpu] = Origin(original, pins)
         return mark
 
     def released(self) -> "Entry":

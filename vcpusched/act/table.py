@@ -46,6 +46,9 @@ class _Vcpu:
     back_off: _Left | None = None
 
 
+_UNKNOWN: Final = _Vcpu()
+
+
 class VcpuTable:
     """What is remembered of vCPUs and guests that still run, and of pCPUs."""
 
@@ -107,7 +110,7 @@ class VcpuTable:
         return replace(host, vcpus=tuple(vcpus))
 
     def _of(self, vcpu: VcpuId) -> _Vcpu:
-        return self._vcpus.get(vcpu, _Vcpu())
+        return self._vcpus.get(vcpu, _UNKNOWN)
 
     def _forget(self, host: Host, sample: Sample) -> None:
         """Keep what is known of what is in the sample, and of guests that could not be read."""

@@ -8,8 +8,8 @@ the next time (`baseline`), so that the interval grows until the uncertainty no 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from vcpusched.model import NO_CPUS, PPM, CpuSet, VcpuId
 from vcpusched.observe.demand import INTERVAL_MIN_NS, RESTLESS_PPM, Affinities, wait_ppm
@@ -20,8 +20,7 @@ UNCERTAIN_MAX: Final = 10
 the call the counter was read is not known, so its usage could be wrong by as much."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(NamedTuple):
     """One vCPU between two readings.
 
     `before` is None without an earlier reading of the same vCPU, `usage_ppm` and `wait_ppm` where

@@ -116,9 +116,6 @@ def observe(
     unread = _unread(before, after)
     tracks = {vcpu: track for vcpu, track in known.items() if vcpu.uuid in unread}
     enough = explained(busy, host_tracks, _known(found, known))
-    for interval in found:
-        track = known.get(interval.id, stranger)
-        tracks[interval.id] = _followed(interval, track, smoothing, enough)
     if before is not None and before.busy is not None and after.busy is not None and busy:
         passed_ns = after.busy.at_ns - before.busy.at_ns
         usages = (
@@ -138,12 +135,13 @@ def observe(
         cpu.id for cpu in house.cpus if not cpu.isolated and busy.get(cpu.id, PPM) <= CROWDED_PPM
     )
     for interval in found:
-        load_ppm = tracks[interval.id].load_ppm
-        if load_ppm is not None:
+        track = _followed(interval, known.get(interval.id, stranger), smoothing, enough)
+        tracks[interval.id] = track
+        if track.load_ppm is not None:
             affinity = interval.after.affinity
             could_run = len(affinity) > 1 and affinity & room
             wait_ppm = waits.get(interval.id, 0) if could_run else 0
-            vcpus.append(_vcpu(interval, load_ppm, wait_ppm, house))
+            vcpus.append(_vcpu(interval, track.load_ppm, wait_ppm, house))
     unsettled = CpuSet()
     for track in tracks.values():
         if track.load_ppm is None and house.binds(track.affinity):
@@ -151,16 +149,12 @@ def observe(
     told_ppm = Counter({cpu: track.told_ppm for cpu, track in host_tracks.items()})
     host = Host(
         cpus=tuple(HostCpu(cpu, told_ppm[cpu.id] * cpu.capacity_ppm // PPM) for cpu in house.cpus),
-        vcpus=tuple(sorted(vcpus, key=_IDENTITY)),
+        vcpus=tuple(sorted(vcpus, key=operator.attrgetter("id"))),
         unsettled=unsettled,
         node_distances=after.topology.node_distances,
     )
     periods = (earlier.periods if earlier is not None else 0) + (before is not None)
     return Observed(host, tracks, host_tracks, waits, busy, house, periods)
-
-
-_IDENTITY: Final = operator.attrgetter("id.uuid", "id.domain_id", "id.vcpu")
-"""The order of `VcpuId`, which takes longer to compare."""
 
 
 def _unread(before: Sample | None, after: Sample) -> frozenset[DomainUuid]:

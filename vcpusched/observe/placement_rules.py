@@ -31,7 +31,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from vcpusched.model import ALL_CPUS, NO_CPUS, Cpu, CpuSet, DomainUuid, Granularity, sets
 from vcpusched.sample import Definition, DomainReading, Sample, VcpuReading
@@ -123,8 +123,7 @@ def why_unclear(definition: Definition) -> str:
     return f'its metadata says policy="{printable(wish, 40)}", which is none of {known}'
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """Whether a vCPU may be moved, and where to.
 
     `why` says why it is `fixed`; of one that is not, what asks for it to be moved or narrows where
@@ -277,7 +276,8 @@ class House:
     def _reach(self, definition: Definition, vcpu: int) -> tuple[CpuSet, CpuSet]:
         """Return the managed pCPUs that a vCPU may use, and those of them that are near it."""
         mask = definition.allowed.get(vcpu, NO_CPUS) & self.managed & definition.cpuset
-        return mask, mask & self._near(definition, vcpu)
+        strict = vcpu in definition.memory_strict
+        return mask, mask & self._near(definition, vcpu) if strict else mask
 
     def _near(self, definition: Definition, vcpu: int) -> CpuSet:
         """Return the pCPUs near a vCPU; none where they are not known."""
@@ -315,14 +315,15 @@ def _reserved(domain: DomainReading, managed: CpuSet) -> CpuSet:
     for vcpu, stated in definition.allowed.items():
         masks = (stated, definition.began.get(vcpu, stated))
         said = [mask for mask in masks if mask != ALL_CPUS]  # no set, since its hash takes long
-        if said:
-            # What it runs with until its next boot; before a pin of ours, unless that is stated.
-            booked = definition.booked.get(vcpu, stated)
-            given[vcpu] = {definition.before_us(vcpu, booked)} | (
-                {booked} if booked in said else set()
-            )
+        if not said:
+            continue
+        # What it runs with until its next boot; before a pin of ours, unless that is stated.
+        booked = definition.booked.get(vcpu, stated)
+        given[vcpu] = {definition.before_us(vcpu, booked)} | ({booked} if booked in said else set())
         if any(len(mask) == 1 for mask in said):
             dedicated.add(vcpu)
+    if not (dedicated or definition.realtime):
+        return NO_CPUS
     # Dedicated: a pCPU that the definition gives to just one vCPU, and that vCPU nothing else.
     single = Counter(mask for vcpu in dedicated for mask in given[vcpu] if len(mask) == 1)
     reserved = CpuSet.of(cpu for mask, vcpus in single.items() if vcpus == 1 for cpu in mask)
