@@ -70,7 +70,7 @@ def limits(groups: str, root: Path = Path("/")) -> Limits:
             cpus
             for group in _upwards(_scope(path), top)
             for name in _CPUSETS
-            if (cpus := read_cpus(group / name))
+            if (cpus := read_cpus(f"{group}/{name}"))
         ),
         ALL_CPUS,
     )
@@ -82,10 +82,10 @@ def limits(groups: str, root: Path = Path("/")) -> Limits:
     scope = _scope(path)
     shares = None
     if scope != path:
-        version_2 = read_number(scope / "cpu.weight")
-        told = read_number(scope / "cpu.shares") if version_2 is None else version_2
+        version_2 = read_number(f"{scope}/cpu.weight")
+        told = read_number(f"{scope}/cpu.shares") if version_2 is None else version_2
         shares = told if told is None else max(1, told)  # an idle group (cpu.idle) says 0
-    bounds = map(_most_ppm, (scope / "libvirt", *_upwards(scope, top)))
+    bounds = map(_most_ppm, (f"{scope}/libvirt", *_upwards(scope, top)))
     return Limits(cpuset, shares, min(bound for bound in (PPM, *bounds) if bound is not None))
 
 
@@ -103,16 +103,19 @@ def quota(groups: str, root: Path = Path("/")) -> Quota | None:
     group, top = _placed(groups, "cpu", root)
     if group == top:
         return Quota()
-    bounds = map(_most_ppm, _upwards(group.parent, top))
-    if not group.is_dir() or any(bound is not None for bound in bounds):
+    bounds = map(_most_ppm, _upwards(_above(group), top))
+    if not Path(group).is_dir() or any(bound is not None for bound in bounds):
         return None
     most_ppm = _most_ppm(group)
     return Quota() if most_ppm is None else Quota(most_ppm, f"{group}/cpu.stat")
 
 
-def _placed(groups: str, controller: str, root: Path) -> tuple[Path, Path]:
-    """Return the group that a controller has a thread in, and the top of its hierarchy."""
-    mounted = root / "sys/fs/cgroup"
+def _placed(groups: str, controller: str, root: Path) -> tuple[str, str]:
+    """Return the group that a controller has a thread in, and the top of its hierarchy.
+
+    As text: to go up a hierarchy with pathlib takes longer than to read its files.
+    """
+    mounted = str(root / "sys/fs/cgroup")
     by_controller = {
         name: path
         # A group's name may hold anything but a line end.
@@ -122,30 +125,34 @@ def _placed(groups: str, controller: str, root: Path) -> tuple[Path, Path]:
         for name in names.split(",")
     }
     if controller in by_controller:
-        top, path = mounted / controller, by_controller[controller]
+        top, path = f"{mounted}/{controller}", by_controller[controller]
     else:
         top, path = mounted, by_controller.get("", "/")
-    return top / path.lstrip("/"), top
+    return f"{top}/{path.strip('/')}".rstrip("/"), top
 
 
-def _scope(group: Path) -> Path:
+def _scope(group: str) -> str:
     """Return the group of the whole guest; that of the process where libvirt made none."""
-    return Path(_IN_SCOPE.sub("", str(group)))
+    return _IN_SCOPE.sub("", group)
 
 
-def _upwards(group: Path, top: Path) -> Iterator[Path]:
+def _above(group: str) -> str:
+    return group.rpartition("/")[0]
+
+
+def _upwards(group: str, top: str) -> Iterator[str]:
     yield group
-    while group not in {top, group.parent}:
-        group = group.parent
+    while group != top:
+        group = _above(group)
         yield group
 
 
-def _most_ppm(group: Path) -> int | None:
+def _most_ppm(group: str) -> int | None:
     """Return the most that a group may run by its own quota, None without one."""
-    limit = read_bytes(group / "cpu.max")
+    limit = read_bytes(f"{group}/cpu.max")
     if limit is None:
-        runs = read_bytes(group / "cpu.cfs_quota_us")
-        every = read_bytes(group / "cpu.cfs_period_us")
+        runs = read_bytes(f"{group}/cpu.cfs_quota_us")
+        every = read_bytes(f"{group}/cpu.cfs_period_us")
         limit = runs + b" " + every if runs and every else b"max"
     if limit.startswith((b"max", b"-1")):
         return None

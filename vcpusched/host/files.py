@@ -20,7 +20,7 @@ def read_cpus(path: Path | str) -> CpuSet:
     return CpuSet.read((read_text(path) or "").replace("(null)", "").strip())
 
 
-def read_number(path: Path) -> int | None:
+def read_number(path: Path | str) -> int | None:
     """Return the number that a file holds."""
     text = (read_text(path) or "").strip()
     # As many digits as 64 bits have at most: int() refuses thousands of them.
