@@ -24,8 +24,10 @@ from vcpusched.model import (
     VcpuId,
 )
 from vcpusched.plan import fairness
-from vcpusched.plan.fairness import Judge, Refusal, Step, unmet_ppm
+from vcpusched.plan.fairness import Judge, Refusal, unmet_ppm
 from vcpusched.plan.planner import Policy, plan
+
+Step = Sequence[tuple[VcpuId, CpuSet]]
 
 
 def change(drawn: Host, *names: str, **values: object) -> Host:
@@ -54,15 +56,20 @@ def to(drawn: Host, **cpus: int | str) -> list[Step]:
     return [[(named[name], CpuSet.parse(str(cpu)))] for name, cpu in cpus.items()]
 
 
+def by_position(drawn: Host, steps: Sequence[Step]) -> list[fairness.Step]:
+    """Return steps that name vCPUs as steps that tell their positions in the host."""
+    at = {vcpu.id: index for index, vcpu in enumerate(drawn.vcpus)}
+    return [[(at[vcpu], cpus) for vcpu, cpus in step] for step in steps]
+
+
 def judge(drawn: Host, steps: Sequence[Step], isolated: CpuSet = NO_CPUS) -> tuple[Refusal, ...]:
     """Return why a plan does not pass as a whole; nothing: it does."""
-    judging = Judge(drawn, isolated)
-    return tuple(judging.refusals(judging.moves(steps)))
+    return tuple(Judge(drawn, isolated).refusals(dict(enumerate(by_position(drawn, steps)))))
 
 
 def trim(drawn: Host, steps: Sequence[Step]) -> list[Step]:
     """Return the steps of a plan that pass together."""
-    return [steps[at] for at in fairness.trim(drawn, steps)[0]]
+    return [steps[at] for at in fairness.trim(drawn, by_position(drawn, steps))[0]]
 
 
 def whys(drawn: Host, steps: Sequence[Step]) -> list[str]:
@@ -195,7 +202,7 @@ def test_steps_that_make_room_go_with_those_that_need_it() -> None:
     g1 (80) must not go to pCPU 2, which is full; without that step g0 has no room on pCPU 1.
     """
     drawn = host([80], [80], [20, 20, 60])
-    kept, refusals = fairness.trim(drawn, to(drawn, g1=2, g0=1))
+    kept, refusals = fairness.trim(drawn, by_position(drawn, to(drawn, g1=2, g0=1)))
     assert kept == []
     assert [refusal.steps for refusal in refusals] == [(0,), (1,)]
     assert whys(drawn, to(drawn, g0=1, g1=0)) == []
@@ -211,7 +218,8 @@ def test_what_brings_most_is_dropped_first() -> None:
     drawn = host([70], [50], [10], [10])
     assert trim(drawn, to(drawn, g1=0, g2=0, g3=0)) == to(drawn, g2=0, g3=0)
     drawn = host(*[[100]] * 61)
-    kept, refusals = fairness.trim(drawn, to(drawn, **{f"g{hog}": 0 for hog in range(1, 61)}))
+    steps = to(drawn, **{f"g{hog}": 0 for hog in range(1, 61)})
+    kept, refusals = fairness.trim(drawn, by_position(drawn, steps))
     assert kept == []
     assert len(refusals) < 15
 

@@ -62,8 +62,8 @@ def undo(state: Assignment) -> None:
         moved = problem.moved(state.place)
         backs: list[Step] = [(item, home[item]) for item in moved]
         if len(moved) <= MANY_MOVES:
-            pairs = [step for step in steps_between(problem, state.place) if step[1:]]
-            backs += [(a, home[a], b, home[b]) for a, b in pairs]
+            steps = steps_between(problem, state.place)
+            backs += [(a, home[a], b, home[b]) for (a, _), *rest in steps for b, _ in rest]
         useless = sorted(
             (-gain, back)
             for back in backs

@@ -39,8 +39,8 @@ from vcpusched.text import vcpu_text
 LEVEL_BITS: Final = 44
 """Levels are whole numbers: so finely is a ppm divided by a weight."""
 
-Step = Sequence[tuple[VcpuId, CpuSet]]
-"""Moves that are made together, as vCPU and new affinity: one, or an exchange of two."""
+Step = Sequence[tuple[int, CpuSet]]
+"""Moves that are made together, as vCPU (by position) and new affinity: one, or an exchange."""
 
 
 class Refusal(NamedTuple):
@@ -61,8 +61,8 @@ def trim(
     What is left is fair as a whole. Whether it still improves the loads the caller must see. On
     `isolated` pCPUs the kernel moves no floater, so its load counts where it ran.
     """
-    judging = Judge(host, isolated)
-    kept, refusals, most = judging.moves(steps), list[Refusal](), 1
+    judging, kept = Judge(host, isolated), dict(enumerate(steps))
+    refusals, most = list[Refusal](), 1
     while refused := judging.refusals(kept):
         refusals += refused
         for at in chain(*[refusal.steps[:most] for refusal in refused]):
@@ -162,27 +162,16 @@ def _share(gives: int, claims: Iterable[int], got: list[int], weights: Sequence[
         weight -= weights[claim]
 
 
-Members = Mapping[int, Sequence[int]]
-"""The vCPUs at each place, by position."""
-
-Moves = Mapping[int, Sequence[tuple[int, int, int]]]
-"""By the position of a step: vCPUs by position, the place that each leaves, and that it enters."""
-
-
 class Judge:
     """Judges several plans for one host: what is true of the host is worked out once."""
 
     def __init__(self, host: Host, isolated: CpuSet) -> None:
         self.vcpus, self.managed, self.cores = host.vcpus, host.online.bits, _cores(host.cpus)
         self.demands_ppm = [min(vcpu.load_ppm, vcpu.quota_ppm) for vcpu in host.vcpus]
-        self.at: list[int] = []
-        self.members: defaultdict[int, list[int]] = defaultdict(list)
-        for index, vcpu in enumerate(host.vcpus):
-            bits = vcpu.cpus.bits
-            if isolated.bits and vcpu.on is not None and bits & isolated.bits & 1 << vcpu.on:
-                bits = 1 << vcpu.on
-            self.at.append(bits & self.managed)
-            self.members[self.at[-1]].append(index)
+        self.places = {at: vcpu.cpus.bits & self.managed for at, vcpu in enumerate(host.vcpus)}
+        for index, vcpu in enumerate(host.vcpus if isolated else ()):
+            if vcpu.on is not None and self.places[index] & isolated.bits & 1 << vcpu.on:
+                self.places[index] = 1 << vcpu.on
 
     @cached_property
     def weights(self) -> list[int]:
@@ -192,51 +181,34 @@ class Judge:
         shares = [max(1, vcpu.shares) << 16 for vcpu in self.vcpus]  # so finely can they be split
         return [*map(floordiv, shares, parts)]
 
-    def moves(self, steps: Sequence[Step]) -> dict[int, list[tuple[int, int, int]]]:
-        """Return the moves of each step, by its position in the plan."""
-        guests = {vcpu.uuid for step in steps for vcpu, _ in step}  # quicker to look up than all
-        found = {
-            vcpu.id: (index, place)
-            for index, (vcpu, place) in enumerate(zip(self.vcpus, self.at, strict=True))
-            if vcpu.id.uuid in guests
-        }
-        return {
-            at: [(*found[vcpu], to.bits & self.managed) for vcpu, to in step]
-            for at, step in enumerate(steps)
-        }
-
-    def refusals(self, steps: Moves) -> list[Refusal]:
-        """Return why steps do not pass together, the greatest loss first."""
-        members, touched = dict[int, Sequence[int]](self.members), 0
-        moves = {index: places for those in steps.values() for index, *places in those}
-        for place in {source for source, _ in moves.values()}:
-            members[place] = [index for index in members[place] if index not in moves]
-        for index, (source, target) in moves.items():
-            members[target] = [*members.get(target, ()), index]
-            touched |= source | target
-        after = self.divide(members, touched)
+    def refusals(self, steps: Mapping[int, Step]) -> list[Refusal]:
+        """Return why steps, by their positions, do not pass together, the greatest loss first."""
+        places, touched = dict(self.places), 0
+        for index, cpus in chain(*steps.values()):
+            # These come last, in the order of the steps: the order of vCPUs must not tell in ties.
+            touched |= places.pop(index) | cpus.bits
+            places[index] = cpus.bits & self.managed
+        after = self.divide(places, touched)
         if after == self.demands_ppm:
             return []
-        before, touched = self.divide(self.members, touched), self.whole(touched)
-        places = {
-            index: place for place, those in members.items() if place & touched for index in those
-        }
+        before, touched = self.divide(self.places, touched), self.whole(touched)
+        among = [index for index, place in places.items() if place & touched]
         levels = [  # one that is rounded to nothing must not excuse everything
             (max(1, before[index]) << LEVEL_BITS) // self.weights[index]
-            for index in places
+            for index in among
             if before[index] * 10 < self.demands_ppm[index] * 9
         ]
         floor = min(levels, default=PPM << LEVEL_BITS)
-        fair = {i: min(before[i], self.weights[i] * floor >> LEVEL_BITS) for i in places}
-        losers = [index for index in places if after[index] * 10 < fair[index] * 9]
+        fair = {i: min(before[i], self.weights[i] * floor >> LEVEL_BITS) for i in among}
+        losers = [index for index in among if after[index] * 10 < fair[index] * 9]
 
         def gain(index: int) -> tuple[int, int, VcpuId]:
             return after[index] - before[index], places[index], self.vcpus[index].id
 
         end = ", less than is fair"
-        lost_ppm = sum([before[index] - after[index] for index in places])
+        lost_ppm = sum([before[index] - after[index] for index in among])
         if not losers and lost_ppm > PPM_PER_POINT:
-            losers = [min(places, key=gain)]
+            losers = [min(among, key=gain)]
             end = f", and all together get ~{lost_ppm / PPM_PER_POINT:.0f} points less"
         found: dict[int, Refusal] = {}
         for index in sorted(losers, key=gain):
@@ -248,13 +220,15 @@ class Judge:
                 found[place] = Refusal(why, self.blamed(steps, place, after))
         return [*found.values()]
 
-    def blamed(self, steps: Moves, place: int, got_ppm: Sequence[int]) -> tuple[int, ...]:
+    def blamed(
+        self, steps: Mapping[int, Step], place: int, got_ppm: Sequence[int]
+    ) -> tuple[int, ...]:
         """Return the steps that enter the cores of a place, or else all, what brings most first."""
         whole = self.whole(place)
         brings = [
-            (sum([got_ppm[index] for index, _, _ in moves]), at)
-            for at, moves in steps.items()
-            if any(target & whole for _, _, target in moves)
+            (sum([got_ppm[index] for index, _ in step]), at)
+            for at, step in steps.items()
+            if any(cpus.bits & whole for _, cpus in step)
         ]
         return tuple(at for _, at in sorted(brings, reverse=True)) or tuple(steps)
 
@@ -262,20 +236,20 @@ class Judge:
         """Return all threads of the cores that places are on."""
         return sum([core.bits for core in self.cores if core.bits & places])
 
-    def divide(self, members: Members, reach: int) -> list[int]:
+    def divide(self, places: Mapping[int, int], reach: int) -> list[int]:
         """Return what each vCPU gets; one that neither moves nor pools reach, what it wants."""
-        wants = Counter[int]()
+        members, wants = defaultdict[int, list[int]](list), Counter[int]()
+        for index, place in places.items():
+            members[place].append(index)
         for place, those in members.items():
             wants[place] = sum([self.demands_ppm[index] for index in those])
             reach |= place if place & (place - 1) else 0
         shares = _pour(self.cores, wants)
-        cores = [core for core in self.cores if core.bits & reach and core.unmet_ppm(wants)]
-        return self.share(members, cores, shares) if cores else self.demands_ppm
-
-    def share(self, members: Members, crowded: Sequence[_Core], shares: list[Share]) -> list[int]:
-        """Return what each vCPU gets where cores are crowded."""
+        crowded = [core for core in self.cores if core.bits & reach and core.unmet_ppm(wants)]
+        if not crowded:
+            return self.demands_ppm
         got, weights = list(self.demands_ppm), list(self.weights)
-        claims = {thread: [*members.get(thread, ())] for core in crowded for thread in core.threads}
+        claims = {thread: [*members[thread]] for core in crowded for thread in core.threads}
         falling = [share for share in shares if share[1] in claims]
         pools = {pool: members[pool] for pool, _, _ in falling}
         left = {pool: sum([got[index] for index in those]) for pool, those in pools.items()}

@@ -21,8 +21,8 @@ from vcpusched.text import percent, vcpu_text
 POURED_STEPS_MAX: Final = 64
 """Up to this many steps the reasons give loads with the floaters in them; else without."""
 
-Step = tuple[int, ...]
-"""An item to move to its place, or two that change places."""
+Step = tuple[tuple[int, int], ...]
+"""An item and the bin that it goes to; two of these where items change places."""
 
 
 class Stop(enum.StrEnum):
@@ -135,11 +135,11 @@ def steps_between(problem: Problem, place: Sequence[int]) -> list[Step]:
     for item in problem.moved(place):
         source, target = home[item], place[item]
         if partners := waiting.get((target, source)):
-            other = partners.pop(0)
-            steps.append((item, other) if size[item] > size[other] else (other, item))
+            pair = (item, target), (partners.pop(0), source)
+            steps.append(pair if size[item] > size[pair[1][0]] else pair[::-1])
         else:
             waiting.setdefault((source, target), []).append(item)
-    return steps + [(item,) for items in waiting.values() for item in items]
+    return steps + [((item, target),) for (_, target), items in waiting.items() for item in items]
 
 
 def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
@@ -151,35 +151,30 @@ def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
     size, home, level = problem.size, problem.home, list(problem.base)
     poured = problem.levels()
     peak = max((poured[bin_] for bin_ in problem.bins.judged), default=0)
-    heap = []
-    for step in steps_between(problem, place):
-        source, target = home[step[0]], place[step[0]]
-        load = size[step[0]] - sum(size[other] for other in step[1:])
-        heap.append((-level[source], step, source, target, load))
+    heap = [(-level[home[step[0][0]]], step) for step in steps_between(problem, place)]
     heapify(heap)
     count = len(heap)
-    full: defaultdict[int, list[tuple[int, Step, int, int, int]]] = defaultdict(list)
-    done: list[Step] = []
+    full, done = defaultdict[int, list[Step]](list), list[Step]()
     while heap:
-        key, step, source, target, load = heappop(heap)
+        key, step = heappop(heap)
+        item, target = step[0]
+        source, load = home[item], size[item] - sum(size[other] for other, _ in step[1:])
         if -key != level[source]:
-            heappush(heap, (-level[source], step, source, target, load))
+            heappush(heap, (-level[source], step))
             continue
         if level[target] + load > peak:
-            full[target].append((key, step, source, target, load))
+            full[target].append(step)
             continue
         done.append(step)
         level[source] -= load
         level[target] += load
         # What waited for room on the source may have it now.
         for waiting in full.pop(source, ()) if load else ():
-            heappush(heap, (-level[waiting[2]], *waiting[1:]))
+            heappush(heap, (-level[home[waiting[0][0]]], waiting))
     return done if len(done) == count else None
 
 
-def plan_of(
-    problem: Problem, steps: Sequence[Step], place: Sequence[int], *, is_cut: bool = False
-) -> Plan:
+def plan_of(problem: Problem, steps: Sequence[Step], *, is_cut: bool = False) -> Plan:
     """Turn steps into a plan, each move with its reason."""
     bins, moves = problem.bins, list[Move]()
     base, first = list(problem.base), problem.levels()
@@ -187,21 +182,21 @@ def plan_of(
     poured = len(steps) <= POURED_STEPS_MAX
     levels: Sequence[int] = first if poured else base
     for step in steps:
-        ends = problem.home[step[0]], place[step[0]]
+        ends = problem.home[step[0][0]], step[0][1]
         was = [percent(bins.shown(levels, bin_)) for bin_ in ends]
-        for item in step:
+        for item, target in step:
             base[problem.home[item]] -= problem.size[item]
-            base[place[item]] += problem.size[item]
+            base[target] += problem.size[item]
         if poured:
             levels = problem.levels(base)
         becomes = [percent(bins.shown(levels, bin_)) for bin_ in ends]
         exchange, both, back = "", "", None
-        for at, item in enumerate(step):
+        for at, (item, target) in enumerate(step):
             if len(step) > 1:
-                other = problem.vcpus[step[1 - at]]
+                other = problem.vcpus[step[1 - at][0]]
                 exchange = f"in exchange for {vcpu_text(other.id.vcpu, other.domain)}, since "
                 both, back = "together ", other.id
-            vcpu, source, target = problem.vcpus[item], ends[at], ends[1 - at]
+            vcpu, source = problem.vcpus[item], problem.home[item]
             verb = "were" if len(bins.members[source]) > 1 else "was"
             reason = (
                 f"{exchange}{bins.names[source]} {verb} at {was[at]} and {bins.names[target]} at "

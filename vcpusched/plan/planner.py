@@ -27,6 +27,7 @@ Properties: no vCPU is moved twice; what is not feasible is never done. The gap 
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Final
 
 from vcpusched.model import Granularity, Host
@@ -70,6 +71,9 @@ __all__ = [
     "plan",
 ]
 
+BY_ID: Final = attrgetter("id.uuid", "id.domain_id", "id.vcpu")
+"""The order of vCPUs, in which they are items of problems."""
+
 SATURATION_PPM: Final = 900_000
 """Load from which on a pCPU counts as saturated for binding floaters: above it bursts of the vCPUs
 bound there collide where floating ones would have gone elsewhere."""
@@ -84,17 +88,18 @@ rounds, and one in 5,000 a second try."""
 
 def plan(host: Host, policy: Policy) -> Plan:
     """Plan the pin changes of one decision."""
+    host = replace(host, vcpus=tuple(sorted(host.vcpus, key=BY_ID)))
     bins, wait = bins_of(host, policy.pin_to), MIN_WAIT_PPM[policy.floating]
     binds = any(vcpu.wait_ppm >= wait and vcpu.cpus.bits.bit_count() > 1 for vcpu in host.vcpus)
     for measured in (True, False) if binds else (False,):
         problem = problem_of(host, bins, policy, measured=measured)
-        place, steps = _rounds(problem, policy) if policy.max_moves != 0 else (problem.home, [])
-        steps, refused = _fair(host, problem, place, steps) if policy.fair_shares else (steps, "")
+        steps = _rounds(problem, policy) if policy.max_moves != 0 else []
+        steps, refused = _fair(host, problem, steps) if policy.fair_shares else (steps, "")
         # A plan is judged whole, however much of it is made at once.
-        if measured and _binds_well(problem, _after(problem, place, steps)):
+        if measured and _binds_well(problem, _after(problem, steps)):
             break
-    begun = _begun(problem, place, steps, policy.max_moves)
-    found = plan_of(problem, begun, place, is_cut=len(begun) < len(steps))
+    begun = _begun(problem, steps, policy.max_moves)
+    found = plan_of(problem, begun, is_cut=len(begun) < len(steps))
     found = replace(found, refused=refused)
     return with_crowded(found, host, bins, policy) if bins.are_sets else found
 
@@ -111,23 +116,19 @@ def _binds_well(problem: Problem, place: Sequence[int]) -> bool:
     return bool(freely) and bins.gap(after) < problem.span and not full
 
 
-def _fair(
-    host: Host, problem: Problem, place: Sequence[int], steps: list[Step]
-) -> tuple[list[Step], str]:
+def _fair(host: Host, problem: Problem, steps: list[Step]) -> tuple[list[Step], str]:
     """Return the steps that are fair, and why the others are not; none where that is no plan."""
-    members, vcpus = problem.bins.members, problem.vcpus
-    asked = [[(vcpus[item].id, members[place[item]]) for item in step] for step in steps]
+    members = problem.bins.members
+    asked = [[(item, members[bin_]) for item, bin_ in step] for step in steps]
     kept, refusals = trim(host, asked, problem.bins.isolated)
     if not refusals:
         return steps, ""
-    left = _after(problem, place, [steps[at] for at in kept])
+    left = _after(problem, [steps[at] for at in kept])
     ordered = in_order(problem, left) if _is_better_at(problem, left) else None
     return ordered or [], refusals[0].why
 
 
-def _begun(
-    problem: Problem, place: Sequence[int], steps: list[Step], most: int | None
-) -> list[Step]:
+def _begun(problem: Problem, steps: list[Step], most: int | None) -> list[Step]:
     """Return the longest beginning that is allowed at once and better than nothing.
 
     Where there is none, any step that is.
@@ -138,46 +139,46 @@ def _begun(
     begins = [steps[: at + 1] for at, end in enumerate(ends) if end <= most]
     single = [[step] for step in steps if len(step) <= most]
     tries = itertools.chain(reversed(begins), single)
-    helps = (some for some in tries if _is_better_at(problem, _after(problem, place, some)))
+    helps = (some for some in tries if _is_better_at(problem, _after(problem, some)))
     return next(helps, [])
 
 
-def _after(problem: Problem, place: Sequence[int], steps: Iterable[Step]) -> Sequence[int]:
-    """Return where the items are once some of the steps to their places are made."""
+def _after(problem: Problem, steps: Iterable[Step]) -> Sequence[int]:
+    """Return where the items are once these steps are made."""
     found = list(problem.home)
-    for item in itertools.chain.from_iterable(steps):
-        found[item] = place[item]
+    for item, bin_ in itertools.chain.from_iterable(steps):
+        found[item] = bin_
     return found
 
 
-def _rounds(problem: Problem, policy: Policy) -> tuple[Sequence[int], list[Step]]:
-    """Search until nothing is left to do; return the places and the steps there.
+def _rounds(problem: Problem, policy: Policy) -> list[Step]:
+    """Search until nothing is left to do, and return the steps to there.
 
     What leads to places to which there is no order from here is refused, and searched for anew, so
     that the next plan has nothing to do either.
     """
     if problem.bins.gap(problem.levels()) < problem.span:
-        return problem.home, []
+        return []
     for _ in range(TRIES):
-        now, place, steps = problem, problem.home, list[Step]()
+        now, steps = problem, list[Step]()
         for _ in range(ROUNDS_LARGE if is_large(problem) else ROUNDS_MAX):
             found = _round(now.without_lone(), policy)
             if list(found) == list(now.home) and now.bins.siblings:
                 part(state := Assignment(now, 0))
                 found = state.place if _is_better_at(now, state.place) else now.home
             if list(found) == list(now.home):
-                return place, steps
+                return steps
             ordered = in_order(problem, found)
             if ordered is None:
                 break
-            place, steps = found, ordered
-            if problem.bins.gap(problem.levels(problem.at(place))) < problem.span:
-                return place, steps
-            now = now.then(place)
+            steps = ordered
+            if problem.bins.gap(problem.levels(problem.at(found))) < problem.span:
+                return steps
+            now = now.then(found)
         else:
-            return place, steps
-        problem = problem.but(refused=problem.refused | {tuple(place)})
-    return problem.home, []
+            return steps
+        problem = problem.but(refused=problem.refused | {tuple(_after(problem, steps))})
+    return []
 
 
 def _round(problem: Problem, policy: Policy) -> Sequence[int]:

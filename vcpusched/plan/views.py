@@ -5,7 +5,6 @@ Rule: pure. All that must not be is left out here, and nothing later reads a hos
 
 import itertools
 from collections import defaultdict
-from operator import attrgetter
 
 from vcpusched.model import PPM, CpuSet, Host
 from vcpusched.plan.cpu_groups import Bins
@@ -16,8 +15,8 @@ from vcpusched.plan.problem import NOWHERE, Problem
 def problem_of(  # noqa: C901  one pass over 10,000 vCPUs
     host: Host, bins: Bins, policy: Policy, *, measured: bool
 ) -> Problem:
-    """Return one view of a host, its vCPUs in the order of their ids."""
-    vcpus = sorted(host.vcpus, key=attrgetter("id.uuid", "id.domain_id", "id.vcpu"))
+    """Return one view of a host; its vCPUs are the items."""
+    vcpus = host.vcpus
     guest = [vcpu.id.uuid for vcpu in vcpus]
     size = [vcpu.load_ppm for vcpu in vcpus]
     if bins.whole != PPM:
