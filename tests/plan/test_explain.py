@@ -5,8 +5,9 @@ import dataclasses
 from builders import change, host, of_caches
 
 from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu
-from vcpusched.plan.explain import explained, settled
+from vcpusched.plan.explain import explained
 from vcpusched.plan.planner import Floating, Policy, plan
+from vcpusched.report.plan_text import settled
 
 
 def why(drawn: Host, name: str, policy: Policy | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Says why a vCPU was moved or was not, and why an unbalanced host rests.
+"""Says why a vCPU was moved or was not.
 
 Rule: pure; words what was decided, and decides nothing.
 """
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.model import PPM, Granularity, Host, Vcpu
+from vcpusched.model import PPM, Host, Vcpu
 from vcpusched.plan.cpu_groups import Bins, bins_of
 from vcpusched.plan.planner import MIN_WAIT_PPM, Floating, Plan, Policy, Stop
-from vcpusched.text import cpus_text, percent, printable, vcpu_text
+from vcpusched.text import cpus_text, percent, printable
 
 _ENDS: Final = {
     Stop.BALANCED: "the plan balances the host with other vCPUs",
@@ -41,32 +41,17 @@ def explained(host: Host, plan: Plan, policy: Policy, domain: str) -> list[Expla
 
     Empty when nothing is known of such a domain.
     """
-    bins = bins_of(host, policy.pin_to)
+    bins, moved = bins_of(host, policy.pin_to), {move.vcpu for move in plan.moves}
     return [
-        _explained(host, plan, policy, bins, vcpu)
+        Explanation(
+            vcpu.id.vcpu,
+            movable=not vcpu.fixed,
+            moved=vcpu.id in moved,
+            text=_text(host, plan, policy, bins, vcpu),
+        )
         for vcpu in host.vcpus
         if domain in {vcpu.domain, vcpu.id.uuid}
     ]
-
-
-def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
-    """Return why a host that is unbalanced has no move between its bins, as a clause."""
-    if plan.refused:
-        return trimmed(plan)
-    if plan.stop is Stop.MOVE_LIMIT:
-        return "what would help takes more pins than max_moves allows"
-    bins, loads_ppm = bins_of(host, pin_to), dict(plan.loads_before_ppm)
-    known = [cpu for cpu in loads_ppm if cpu not in host.unsettled] or list(loads_ppm)
-    busiest = bins.of_cpu[max(known, key=lambda cpu: (loads_ppm[cpu], -cpu))]
-    name, there = bins.names[busiest], _on(host, bins, busiest)
-    others = ~(1 << busiest)
-    if not any(bins.within(one.allowed, whole=True) & others for one in there if not one.fixed):
-        return f"no vCPU that is pinned to {name}, the busiest, may be moved elsewhere"
-    if len(there) == 1:
-        return f"{vcpu_text(there[0].id.vcpu, there[0].domain)} is alone on {name}, the busiest"
-    if bins.waiting.get(busiest, 1) <= 0:
-        return f"{name}, the busiest, have a pCPU for each vCPU that runs there"
-    return "no pin is worth it: each would gain less than min_gain"
 
 
 def trimmed(plan: Plan) -> str:
@@ -74,26 +59,18 @@ def trimmed(plan: Plan) -> str:
     return f"more was planned, but that {plan.refused}"
 
 
-def _on(host: Host, bins: Bins, bin_: int) -> list[Vcpu]:
-    """Return the vCPUs with load that are bound to a bin."""
-    return [vcpu for vcpu in host.vcpus if vcpu.load_ppm and bins.home(vcpu.cpus) == bin_]
-
-
-def _explained(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> Explanation:
+def _text(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> str:
     who = f"vCPU {vcpu.id.vcpu} ({percent(vcpu.load_ppm)})"
     for move in plan.moves:
         if move.vcpu == vcpu.id:
             change = f"from {cpus_text(move.from_cpus)} to {cpus_text(move.to_cpus)}"
-            text = f"{who} is moved {change}: {move.reason}"
-            return Explanation(vcpu.id.vcpu, movable=True, moved=True, text=text)
+            return f"{who} is moved {change}: {move.reason}"
     stays = f"{who} stays on {cpus_text(vcpu.cpus)}"
     if vcpu.fixed:
-        text = f"{stays} and may not be moved: {printable(vcpu.why or 'fixed', 300)}"
-        return Explanation(vcpu.id.vcpu, movable=False, moved=False, text=text)
+        return f"{stays} and may not be moved: {printable(vcpu.why or 'fixed', 300)}"
     if not vcpu.allowed.is_within(vcpu.cpus):
         stays += f", though it may use {cpus_text(vcpu.allowed)}"
-    text = f"{stays}: {next(_why_not(host, plan, policy, bins, vcpu))}"
-    return Explanation(vcpu.id.vcpu, movable=True, moved=False, text=text)
+    return f"{stays}: {next(_why_not(host, plan, policy, bins, vcpu))}"
 
 
 def _why_not(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> Iterator[str]:
@@ -127,10 +104,11 @@ def _why_bound(host: Host, plan: Plan, bins: Bins, vcpu: Vcpu, bin_: int) -> Ite
         yield "this plan only pins vCPUs that may use several pCPUs"
     if bins.waiting.get(bin_, 1) <= 0:
         yield "its set has a pCPU for each vCPU that runs there"
+    if sum(other.load_ppm > 0 and bins.home(other.cpus) == bin_ for other in host.vcpus) > 1:
+        return
     loads_ppm = dict(plan.loads_before_ppm)
-    load_ppm, is_alone = loads_ppm[next(iter(bins.members[bin_]))], len(_on(host, bins, bin_)) == 1
-    differ = len({cpu.cpu.capacity_ppm for cpu in host.cpus}) > 1
-    if is_alone and differ and load_ppm <= PPM:
+    load_ppm = loads_ppm[next(iter(bins.members[bin_]))]
+    if len({cpu.cpu.capacity_ppm for cpu in host.cpus}) > 1 and load_ppm <= PPM:
         yield "it is alone on its pCPU, which is enough for it"
-    if is_alone and load_ppm == max(loads_ppm.values()):
+    if load_ppm == max(loads_ppm.values()):
         yield "it is alone on the busiest pCPU, and elsewhere it would be as busy"

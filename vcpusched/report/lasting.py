@@ -14,10 +14,9 @@ from typing import Final
 
 from vcpusched.act.cycle import Cycle
 from vcpusched.model import CpuSet, Granularity
-from vcpusched.plan.explain import settled
 from vcpusched.plan.planner import Plan
 from vcpusched.report.messages import Entry, Priority, change_text
-from vcpusched.report.plan_text import only_lets_in
+from vcpusched.report.plan_text import only_lets_in, settled
 from vcpusched.text import counted, number, points, vcpu_text
 
 AGAIN_NS: Final = 600 * 1_000_000_000

@@ -15,9 +15,8 @@ from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.act.ledger import RESETS_MAX, Changed
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
-from vcpusched.plan.explain import settled
 from vcpusched.plan.planner import Cause, Move, Plan
-from vcpusched.report.plan_text import SETTLED, only_lets_in, plan_text
+from vcpusched.report.plan_text import SETTLED, only_lets_in, plan_text, settled
 from vcpusched.report.treatments import unreported
 from vcpusched.text import counted, cpus_text, number, percent, points, printable, vcpu_text
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet, Granularity, Host, sets
-from vcpusched.plan.cpu_groups import pour
-from vcpusched.plan.explain import settled, trimmed
+from vcpusched.plan.cpu_groups import bins_of, pour
+from vcpusched.plan.explain import trimmed
 from vcpusched.plan.moves import Move, Plan, Stop
-from vcpusched.text import counted, cpus_text, number, points
+from vcpusched.text import counted, cpus_text, number, points, vcpu_text
 
 SETTLED: Final = "Unbalanced, nothing worth a pin"
 """What a host is that stays unbalanced; the reason follows."""
@@ -55,6 +55,27 @@ def plan_text(
     what = _counted_moves(plan, plan.moves if made is None else made)
     end = _end(plan, host, pin_to)
     return f"{what}, {gap}" + (f"; {end}" if end else "")
+
+
+def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
+    """Return why a host that is unbalanced has no move between its bins, as a clause."""
+    if plan.refused:
+        return trimmed(plan)
+    if plan.stop is Stop.MOVE_LIMIT:
+        return "what would help takes more pins than max_moves allows"
+    bins, loads_ppm = bins_of(host, pin_to), dict(plan.loads_before_ppm)
+    known = [cpu for cpu in loads_ppm if cpu not in host.unsettled] or list(loads_ppm)
+    busiest = bins.of_cpu[max(known, key=lambda cpu: (loads_ppm[cpu], -cpu))]
+    name = bins.names[busiest]
+    there = [vcpu for vcpu in host.vcpus if vcpu.load_ppm and bins.home(vcpu.cpus) == busiest]
+    others = ~(1 << busiest)
+    if not any(bins.within(one.allowed, whole=True) & others for one in there if not one.fixed):
+        return f"no vCPU that is pinned to {name}, the busiest, may be moved elsewhere"
+    if len(there) == 1:
+        return f"{vcpu_text(there[0].id.vcpu, there[0].domain)} is alone on {name}, the busiest"
+    if bins.waiting.get(busiest, 1) <= 0:
+        return f"{name}, the busiest, have a pCPU for each vCPU that runs there"
+    return "no pin is worth it: each would gain less than min_gain"
 
 
 def _counted_moves(plan: Plan, made: Sequence[Move]) -> str:
