@@ -268,6 +268,26 @@ class Vcpu:
         return len(self.cpus) == 1
 
 
+class Cause(enum.StrEnum):
+    """Why an affinity is changed, or was.
+
+    By us: `BALANCE`: by a plan. `WORSE_OFF`: back to the original, as it waited while others idled.
+    `NOT_ALLOWED`: back to the original, as settings or definitions do not allow our pin any more.
+    `RESET`: pinned again, as the kernel had reset our pin. `RESTORED`: back, on request.
+    By others: `PINNED` to one pCPU, or `POOLED` on several; `LEFT`: reset by the kernel once too
+    often.
+    """
+
+    BALANCE = "balance"
+    WORSE_OFF = "worse_off"
+    NOT_ALLOWED = "not_allowed"
+    RESET = "reset"
+    RESTORED = "given_back"
+    PINNED = "pinned"
+    POOLED = "pooled"
+    LEFT = "left"
+
+
 @dataclass(frozen=True, slots=True)
 class HostCpu:
     """One managed pCPU and the load that anything but our vCPUs puts on it.

@@ -190,6 +190,8 @@ def bins_of(host: Host, granularity: Granularity) -> Bins:
         gives = [max(1, give * PPM // whole) for give in gives]
         if len(set(strongest)) > 1:
             thread = tuple(one * PPM // whole for one in strongest)
+    # Not asked of cores, whose threads share one.
+    asks = len(groups) < len(by_id) and granularity is not Granularity.CORE
     on_core = {core: sum({1 << of_cpu[cpu.id] for cpu in cpus}) for core, cpus in cores.items()}
     sites = tuple(group[0] for group in groups)
     is_flat = len({(site.node, site.cache) for site in sites}) <= 1
@@ -209,7 +211,7 @@ def bins_of(host: Host, granularity: Granularity) -> Bins:
         cores=tuple(
             on_core[min(touched)] if len(touched := by_core(group)) == 1 else 0 for group in groups
         ),
-        waiting=_waiting(host, groups, of_cpu) if granularity is not Granularity.CORE else {},
+        waiting=_waiting(host, groups, of_cpu) if asks else {},
     )
 
 
@@ -224,12 +226,7 @@ def _lacks(host: Host, capacity: Sequence[int], own: int, managed: Mapping[int, 
 def _waiting(
     host: Host, groups: Sequence[Sequence[Cpu]], of_cpu: Mapping[int, int]
 ) -> dict[int, int]:
-    """Return how many vCPUs with load each set has more than pCPUs; nobody else gains by leaving.
-
-    Not asked of cores, whose threads share one.
-    """
-    if len(groups) == len(of_cpu):
-        return {}
+    """Return how many vCPUs with load each set has more than pCPUs: what gains by leaving."""
     more = {bin_: -len(group) for bin_, group in enumerate(groups)}
     for vcpu in host.vcpus:
         if vcpu.load_ppm >= RUNNABLE_PPM:

@@ -40,8 +40,7 @@ def with_crowded(found: Plan, host: Host, bins: Bins, policy: Policy) -> Plan:
                 f"{cpus_text(part)} {verb} crowded while {cpus_text(members)} had room; now the "
                 "kernel may run it on all of these"
             )
-            move = Move(vcpu.id, vcpu.domain, vcpu.cpus, members, vcpu.load_ppm, reason)
-            more += [move] if vcpu.id not in moved else []
+            more.append(Move(vcpu.id, vcpu.domain, vcpu.cpus, members, vcpu.load_ppm, reason))
     more.sort(key=lambda move: move.vcpu)
     room = None if policy.max_moves is None else max(0, policy.max_moves - len(moved))
     return replace(found, moves=(*found.moves, *more[:room]))

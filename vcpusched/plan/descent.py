@@ -111,11 +111,8 @@ def _step(
 
 def lift(state: Assignment) -> None:
     """Put items that want more than their bin can give on stronger bins."""
-    thread, size, bins = (
-        state.problem.bins.thread or (),
-        state.problem.size,
-        state.problem.bins.judged,
-    )
+    size, bins = state.problem.size, state.problem.bins.judged
+    thread = state.problem.bins.thread or ()
     misfits = [
         (-load, item) for bin_ in bins for load, item in state.own[bin_] if load > thread[bin_]
     ]

@@ -26,10 +26,6 @@ from vcpusched.plan.problem import SCALE
 UNBOUNDED: Final = 1 << 60
 
 
-class _OutOfStepsError(Exception):
-    """The limit is reached."""
-
-
 def improve(
     state: Assignment, group: Sequence[int], steps_max: int, *, balanced: bool
 ) -> tuple[int, bool]:
@@ -40,11 +36,8 @@ def improve(
     search = _Search(state, group, steps_max, balanced=balanced)
     if search.best <= (search.least if balanced else 0):
         return 0, True  # of one pin there is nothing to save
-    try:
-        search.descend(0)
-    except _OutOfStepsError:
-        return search.steps, False
-    return search.steps, True
+    search.descend(0)
+    return search.steps, search.steps <= search.steps_max
 
 
 class _Search:
@@ -118,7 +111,7 @@ class _Search:
         """Search from the loads as they are, and what lies beneath."""
         self.steps += 1
         if self.steps > self.steps_max:
-            raise _OutOfStepsError
+            return
         total, saving, donor, receiver = self._bound()
         if spent + total * SCALE - saving >= self.best:
             return
@@ -145,6 +138,8 @@ class _Search:
         forbidden: list[tuple[int, int]] = []
         for _, size, item, source, target in sorted(tries, key=itemgetter(0, 1, 2)):
             kind = self.kind[item]
+            if self.steps > self.steps_max:
+                break
             if not open_to[kind] >> target & 1:
                 continue  # like one that was tried
             level[source] -= size

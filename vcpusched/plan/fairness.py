@@ -251,12 +251,11 @@ class Judge:
         got, weights = list(self.demands_ppm), list(self.weights)
         claims = {thread: [*members[thread]] for core in crowded for thread in core.threads}
         falling = [share for share in shares if share[1] in claims]
-        pools = {pool: members[pool] for pool, _, _ in falling}
-        left = {pool: sum([got[index] for index in those]) for pool, those in pools.items()}
-        whole = {pool: sum([weights[index] for index in those]) for pool, those in pools.items()}
+        pools = {pool for pool, _, _ in falling}
+        whole = {pool: sum([weights[index] for index in members[pool]]) for pool in pools}
         for claim, (pool, thread, ppm) in enumerate(falling, len(got)):
             claims[thread].append(claim)
-            weights.append(max(1, whole[pool] * ppm // left[pool]))
+            weights.append(max(1, whole[pool] * ppm // wants[pool]))
         got += [ppm for _, _, ppm in falling]
         for core in crowded:
             for thread, gives_ppm in core.threads.items():
@@ -264,7 +263,7 @@ class Judge:
             if len(core.threads) > 1:
                 _share(core.most_ppm, chain(*[claims[at] for at in core.threads]), got, weights)
         for claim, (pool, _, ppm) in enumerate(falling, len(self.vcpus)):
-            left[pool] -= ppm - got[claim]
-        for pool, those in pools.items():
-            _share(left[pool], those, got, weights)
+            wants[pool] -= ppm - got[claim]
+        for pool in pools:
+            _share(wants[pool], members[pool], got, weights)
         return got[: len(self.vcpus)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from vcpusched.model import PPM, CpuSet, Granularity, VcpuId
+from vcpusched.model import PPM, Cause, CpuSet, Granularity, VcpuId
 from vcpusched.plan.cpu_groups import Bins
 from vcpusched.plan.problem import Problem
 from vcpusched.text import percent, vcpu_text
@@ -65,26 +65,6 @@ class Policy:
     steps_max: int = 16_000
     pin_to: Granularity = Granularity.CPU
     fair_shares: bool = False
-
-
-class Cause(enum.StrEnum):
-    """Why an affinity is changed, or was.
-
-    By us: `BALANCE`: by a plan. `WORSE_OFF`: back to the original, as it waited while others idled.
-    `NOT_ALLOWED`: back to the original, as settings or definitions do not allow our pin any more.
-    `RESET`: pinned again, as the kernel had reset our pin. `RESTORED`: back, on request.
-    By others: `PINNED` to one pCPU, or `POOLED` on several; `LEFT`: reset by the kernel once too
-    often.
-    """
-
-    BALANCE = "balance"
-    WORSE_OFF = "worse_off"
-    NOT_ALLOWED = "not_allowed"
-    RESET = "reset"
-    RESTORED = "given_back"
-    PINNED = "pinned"
-    POOLED = "pooled"
-    LEFT = "left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +133,6 @@ def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
     peak = max((poured[bin_] for bin_ in problem.bins.judged), default=0)
     heap = [(-level[home[step[0][0]]], step) for step in steps_between(problem, place)]
     heapify(heap)
-    count = len(heap)
     full, done = defaultdict[int, list[Step]](list), list[Step]()
     while heap:
         key, step = heappop(heap)
@@ -171,7 +150,7 @@ def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
         # What waited for room on the source may have it now.
         for waiting in full.pop(source, ()) if load else ():
             heappush(heap, (-level[home[waiting[0][0]]], waiting))
-    return done if len(done) == count else None
+    return None if full else done
 
 
 def plan_of(problem: Problem, steps: Sequence[Step], *, is_cut: bool = False) -> Plan:

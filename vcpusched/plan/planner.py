@@ -30,14 +30,13 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Final
 
-from vcpusched.model import Granularity, Host
+from vcpusched.model import Cause, Granularity, Host
 from vcpusched.plan.cpu_groups import bins_of
 from vcpusched.plan.crowded import with_crowded
 from vcpusched.plan.descent import lift, part
 from vcpusched.plan.fairness import trim
 from vcpusched.plan.moves import (
     MIN_WAIT_PPM,
-    Cause,
     Floating,
     Move,
     Plan,

@@ -22,10 +22,7 @@ def problem_of(  # noqa: C901  one pass over 10,000 vCPUs
     if bins.whole != PPM:
         size = [load * PPM // bins.whole for load in size]
     known, isolated, min_wait = bins.of_cpu.get, bins.isolated.bits, MIN_WAIT_PPM[policy.floating]
-    closed, open_bins = (
-        {*range(len(bins.base))} - {*bins.judged},
-        sum(1 << one for one in bins.judged),
-    )
+    open_bins = sum(1 << one for one in bins.judged)
     may = [vcpu.allowed.bits for vcpu in vcpus]
     masks = {bits: bins.within(CpuSet(bits), whole=True) & open_bins for bits in {*may}}
     may = [masks[bits] for bits in may]
@@ -47,7 +44,7 @@ def problem_of(  # noqa: C901  one pass over 10,000 vCPUs
             continue
         base[place] += load
         home.append(place)
-        can = movable and load and not vcpu.fixed and place not in closed
+        can = movable and load and not vcpu.fixed and open_bins >> place & 1
         allowed.append(mask if can and mask != 1 << place else 0)
         if can and vcpu.memory_node is not None:
             memory[item] = vcpu.memory_node
