@@ -12,7 +12,7 @@ Properties: a vCPU that may not use all of its set stays. Nothing is taken from 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from vcpusched.model import CpuSet, Host, HostCpu, Vcpu
@@ -32,9 +32,10 @@ def with_crowded(found: Plan, host: Host, bins: Bins, policy: Policy) -> Plan:
     more = []
     for bin_, vcpus in inside.items():
         members = bins.members[bin_]
+        if members & host.unsettled:
+            continue
         cpus_in = [cpu for cpu in host.cpus if cpu.id in members]
-        crowded = [] if members & host.unsettled else _crowded(cpus_in, vcpus, policy)
-        for vcpu, part in crowded:
+        for vcpu, part in _crowded(cpus_in, vcpus, policy):
             verb = "were" if len(part) > 1 else "was"
             reason = (
                 f"{cpus_text(part)} {verb} crowded while {cpus_text(members)} had room; now the "
@@ -48,8 +49,8 @@ def with_crowded(found: Plan, host: Host, bins: Bins, policy: Policy) -> Plan:
 
 def _crowded(
     cpus: Sequence[HostCpu], vcpus: Sequence[tuple[Vcpu, CpuSet]], policy: Policy
-) -> list[tuple[Vcpu, CpuSet]]:
-    """Return the vCPUs of a set to let into all of it, with the part of it that each is in."""
+) -> Iterator[tuple[Vcpu, CpuSet]]:
+    """Yield the vCPUs of a set to let into all of it, with the part of it that each is in."""
     bound, floating = {cpu.id: cpu.host_load_ppm for cpu in cpus}, 0
     every, narrow = CpuSet.of(bound), list[tuple[int, Vcpu, CpuSet]]()
     for vcpu, part in vcpus:
@@ -61,7 +62,6 @@ def _crowded(
             bound[cpu] += share
         if share and not vcpu.fixed and every.is_within(vcpu.allowed):
             narrow.append((share, vcpu, part))
-    found = list[tuple[Vcpu, CpuSet]]()
     cores = [
         ([cpu.id for cpu in core], capacity_ppm(core))
         for core in by_core(cpu.cpu for cpu in cpus).values()
@@ -80,10 +80,10 @@ def _crowded(
             if max(use[cpu] for cpu in part) - max(share, least) >= policy.balance_threshold_ppm
         ]
         if not crowded:
-            return found
+            return
         share, vcpu, part = crowded[0]
         narrow.remove(crowded[0])
-        found.append((vcpu, part))
+        yield vcpu, part
         floating += vcpu.load_ppm
         for cpu in part:
             bound[cpu] -= share

@@ -1,9 +1,6 @@
 """Improves an assignment step by step: relocate one item, exchange two, undo one step.
 
 Rule: pure; changes the assignment that it is given, and only so that its objective falls.
-
-Algorithm: off each bin that has too much, the busiest first, the best move to one of the least
-    loaded bins is made, or where none pays the best exchange; then likewise to each bin that lacks.
 """
 
 from bisect import bisect_left, insort
@@ -11,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from vcpusched.plan.moves import steps_between
-from vcpusched.plan.objective import Assignment, Step
+from vcpusched.plan.objective import BESIDE, Assignment, Step
 from vcpusched.plan.problem import SCALE
 
 CLOSE, PARTNERS, EXCHANGED = 32, 4, 3
@@ -30,6 +27,7 @@ MANY_MOVES: Final = 512
 def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = False) -> None:
     """Take the best steps off bins that have too much, then to those that lack, until none pays.
 
+    Of those the busiest come first, of these the least loaded.
     `all_or_nothing`: give up at the first bin that cannot be helped.
     """
     level = state.level
@@ -87,7 +85,8 @@ def _step(
     Where none pays, the best exchange, but to a bin that lacks only where bins are few.
     """
     own, siblings, low = state.own[bin_], state.siblings, state.low
-    most = rest * SCALE - state.least + (state.contention(bin_) if siblings else 0)
+    least = state.problem.prices[1] if state.is_brief else BESIDE
+    most = rest * SCALE - least + (state.contention(bin_) if siblings else 0)
     # What makes a target busier than the source was is no gain; to part siblings, as busy will do.
     room = state.level[bin_] - (not siblings) - (own[0][0] if own else state.level[bin_])
     for best_of, count in (
@@ -96,7 +95,8 @@ def _step(
     ):
         gain: int = 0
         best: Step = ()
-        for load, other in rank.idlest(count) if is_off else rank.busiest(count):
+        # The least loaded first, or else the busiest.
+        for load, other in rank.order[:count] if is_off else rank.order[: -1 - count : -1]:
             beyond = low[other] - load if is_off else (load - state.high) * (1 + bool(siblings))
             if gain >= most + max(0, beyond) * SCALE or (is_off and load > room):
                 break  # where there is less room it is no better
@@ -140,7 +140,7 @@ def part(state: Assignment) -> None:
         return level[bin_] + sum(level[other] for other in state.siblings[bin_])
 
     idle = [bin_ for bin_ in problem.bins.judged if load(bin_) < span]
-    for core in sorted(problem.bins.judged, key=load, reverse=True) if state.siblings else ():
+    for core in sorted(problem.bins.judged, key=load, reverse=True):
         if not idle or problem.bins.second(level, core) < span or level[core] < span:
             continue
         steps = []
@@ -168,27 +168,19 @@ class _Rank:
 
     def __init__(self, state: Assignment, bins: Sequence[int]) -> None:
         self._state = state
-        self._order = sorted((state.level[bin_], bin_) for bin_ in bins)
-        self.is_close = len(self._order) <= CLOSE and not state.hurry
+        self.order = sorted((state.level[bin_], bin_) for bin_ in bins)
+        self.is_close = len(self.order) <= CLOSE and not state.hurry
         # On a large host a choice of partners, and exchanges, are for what no cache can do alone.
         is_inner = state.hurry and len(bins) < len(state.problem.bins.judged)
         few = (1, 0) if is_inner else (PARTNERS, EXCHANGED)
         self.tried, self.exchanged = (CLOSE, CLOSE) if self.is_close else few
-
-    def idlest(self, count: int) -> list[tuple[int, int]]:
-        """Return some of the least loaded bins."""
-        return self._order[:count]
-
-    def busiest(self, count: int) -> list[tuple[int, int]]:
-        """Return some of the busiest bins, the busiest first."""
-        return self._order[: -1 - count : -1]
 
     def make(self, step: Step, gain: int) -> None:
         """Make a step that lowers the objective by so much."""
         state = self._state
         bins = (state.place[step[0]], step[1])
         for bin_ in bins:
-            del self._order[bisect_left(self._order, (state.level[bin_], bin_))]
+            del self.order[bisect_left(self.order, (state.level[bin_], bin_))]
         state.make(step, gain)
         for bin_ in bins:
-            insort(self._order, (state.level[bin_], bin_))
+            insort(self.order, (state.level[bin_], bin_))

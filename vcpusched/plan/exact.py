@@ -115,9 +115,7 @@ class _Search:
         total, saving, donor, receiver = self._bound()
         if spent + total * SCALE - saving >= self.best:
             return
-        apart, busiest, idlest = 0, -1, -1
-        if self.span < UNBOUNDED:
-            apart, busiest, idlest = self._ends()
+        apart, busiest, idlest = self._ends()
         now = spent + (total + apart) * SCALE
         if now < self.best and self._accept():
             self.best = now
@@ -187,8 +185,6 @@ class _Search:
                     rest -= size
                     if rest <= 0:
                         break
-        if not total:
-            return 0, 0, -1, -1
         losses.sort(reverse=True)
         gains.sort(reverse=True)
         saving = 0

@@ -79,15 +79,14 @@ def _why_not(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> 
         yield "the host is balanced"
     if not vcpu.load_ppm:
         yield "it has no load, so that moving it would change nothing"
-    bin_, left = bins.home(vcpu.cpus), _LEFT.get(policy.floating, "")
-    if bin_ is not None:
+    if (bin_ := bins.home(vcpu.cpus)) is not None:
         yield from _why_bound(host, plan, bins, vcpu, bin_)
     elif vcpu.is_bound:
         yield "that pCPU is not managed"
     elif not plan.binds_floaters:
         is_isolated = vcpu.on is not None and vcpu.on in bins.isolated
-        if left and vcpu.wait_ppm < MIN_WAIT_PPM[policy.floating] and not is_isolated:
-            yield f"it may use several pCPUs and {left}"
+        if vcpu.wait_ppm < MIN_WAIT_PPM[policy.floating] and not is_isolated:
+            yield f"it may use several pCPUs and {_LEFT[policy.floating]}"
         why = "to pin it would not end balanced without a saturated one"
         yield f"it may use several pCPUs, and {why}"
     if plan.refused:

@@ -29,7 +29,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
-from operator import floordiv
 from typing import Final, NamedTuple
 
 from vcpusched.model import NO_CPUS, PPM, PPM_PER_POINT, CpuSet, Host, HostCpu, VcpuId
@@ -115,13 +114,12 @@ def _cores(cpus: Sequence[HostCpu]) -> list[_Core]:
     return found
 
 
-Share = tuple[int, int, int]
-"""What of the demand of a pool falls to a thread: the pool, the thread, and how much, in ppm."""
+def _pour(cores: Sequence[_Core], wants_ppm: Counter[int]) -> list[tuple[int, int, int]]:
+    """Add the demand of each pool to what is wanted of its threads.
 
-
-def _pour(cores: Sequence[_Core], wants_ppm: Counter[int]) -> list[Share]:
-    """Add the demand of each pool to what is wanted of its threads, and return the shares."""
-    pools, shares = [place for place in wants_ppm if place & (place - 1)], list[Share]()
+    Return each share: the pool, the thread that it falls to, and how much.
+    """
+    pools, shares = [place for place in wants_ppm if place & (place - 1)], []
     for pool in sorted(pools, key=lambda pool: (pool.bit_count(), pool)):
         reached = [
             ({bit: gives for bit, gives in core.threads.items() if bit & pool}, core.most_ppm)
@@ -177,9 +175,8 @@ class Judge:
     def weights(self) -> list[int]:
         """The weight of each vCPU."""
         guests = Counter([vcpu.id.uuid for vcpu in self.vcpus if vcpu.load_ppm >= PPM_PER_POINT])
-        parts = [guests[vcpu.id.uuid] or 1 for vcpu in self.vcpus]
-        shares = [max(1, vcpu.shares) << 16 for vcpu in self.vcpus]  # so finely can they be split
-        return [*map(floordiv, shares, parts)]
+        # Shares are whole numbers, too: so finely can they be split.
+        return [(max(1, one.shares) << 16) // (guests[one.id.uuid] or 1) for one in self.vcpus]
 
     def refusals(self, steps: Mapping[int, Step]) -> list[Refusal]:
         """Return why steps, by their positions, do not pass together, the greatest loss first."""

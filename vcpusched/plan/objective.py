@@ -57,12 +57,7 @@ class Assignment:
     """Where items are; `level` and `own` follow each move, and so does `total`, the objective."""
 
     def __init__(
-        self,
-        problem: Problem,
-        begin: int,
-        place: Sequence[int] | None = None,
-        *,
-        hurry: bool = False,
+        self, problem: Problem, begin: int, place: Sequence[int] = (), *, hurry: bool = False
     ) -> None:
         self.problem, self.begin, self.hurry = problem, begin, hurry
         self.high = begin + problem.span - 1
@@ -72,16 +67,15 @@ class Assignment:
         self.place, self.level = list(problem.home), list(problem.base)
         self.own = [members.copy() for members in problem.own]
         self.guest = problem.guest
-        self.there = Counter[tuple[str, int]]()
-        if self.guest is not None:
-            self.there.update(zip(self.guest, problem.home, strict=True))
+        self.there = Counter(zip(self.guest or (), problem.home, strict=False))
         self.siblings = problem.bins.siblings
+        # In a hurry items are taken to be at home, as nearly all are: each step costs a pin.
+        self.is_brief = hurry and problem.bins.thread is None
         self.is_plain = problem.bins.sites is None and problem.bins.thread is None
         self.total = SCALE * self.overload
         self.total += sum(map(self.contention, problem.bins.firsts))
-        if place is not None:
-            for item in problem.moved(place):
-                self.move(item, place[item])
+        for item in problem.moved(place):
+            self.move(item, place[item])
 
     def reprice(self, problem: Problem) -> None:
         """Take the prices of pins of another problem."""
@@ -89,12 +83,6 @@ class Assignment:
             self.total += problem.price(item, self.place[item])
             self.total -= self.problem.price(item, self.place[item])
         self.problem = problem
-
-    @property
-    def least(self) -> int:
-        """What a step costs at least; in a hurry an item is taken to be at home."""
-        is_dear = self.hurry and self.problem.bins.thread is None
-        return self.problem.prices[1] if is_dear else BESIDE
 
     @property
     def overload(self) -> int:
@@ -231,8 +219,7 @@ class Assignment:
         most = SCALE * most if most > 0 else 0
         if self.siblings and self.siblings[source]:
             most += self.contention(source)
-        if self.hurry and self.problem.bins.thread is None:
-            # Nearly all that are there are at home, and this is what it costs them to go.
+        if self.is_brief:
             most -= self.problem.prices[self.problem.bins.distance(source, target)]
         return rise, fall, most
 

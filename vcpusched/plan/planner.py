@@ -70,9 +70,6 @@ __all__ = [
     "plan",
 ]
 
-BY_ID: Final = attrgetter("id.uuid", "id.domain_id", "id.vcpu")
-"""The order of vCPUs, in which they are items of problems."""
-
 SATURATION_PPM: Final = 900_000
 """Load from which on a pCPU counts as saturated for binding floaters: above it bursts of the vCPUs
 bound there collide where floating ones would have gone elsewhere."""
@@ -80,14 +77,14 @@ bound there collide where floating ones would have gone elsewhere."""
 ENDS: Final = 4
 """Between how many of the busiest and of the least loaded bins one move is searched for."""
 
-ROUNDS_MAX, ROUNDS_LARGE, TRIES = 8, 2, 4
-"""How often to search again from the answer, and to begin anew; hardly a host needs more than two
-rounds, and one in 5,000 a second try."""
+ROUNDS_MAX, ROUNDS_LARGE = 8, 2
+"""How often to search again from the answer; hardly a host needs more than two rounds."""
 
 
 def plan(host: Host, policy: Policy) -> Plan:
     """Plan the pin changes of one decision."""
-    host = replace(host, vcpus=tuple(sorted(host.vcpus, key=BY_ID)))
+    by_id = attrgetter("id.uuid", "id.domain_id", "id.vcpu")
+    host = replace(host, vcpus=tuple(sorted(host.vcpus, key=by_id)))
     bins, wait = bins_of(host, policy.pin_to), MIN_WAIT_PPM[policy.floating]
     binds = any(vcpu.wait_ppm >= wait and vcpu.cpus.bits.bit_count() > 1 for vcpu in host.vcpus)
     for measured in (True, False) if binds else (False,):
@@ -132,10 +129,10 @@ def _begun(problem: Problem, steps: list[Step], most: int | None) -> list[Step]:
 
     Where there is none, any step that is.
     """
-    ends = list(itertools.accumulate(map(len, steps)))
-    if most is None or not steps or ends[-1] <= most:
+    if most is None:
         return steps
-    begins = [steps[: at + 1] for at, end in enumerate(ends) if end <= most]
+    pins = itertools.accumulate(map(len, steps))
+    begins = [steps[:end] for end, made in enumerate(pins, 1) if made <= most]
     single = [[step] for step in steps if len(step) <= most]
     tries = itertools.chain(reversed(begins), single)
     helps = (some for some in tries if _is_better_at(problem, _after(problem, some)))
@@ -154,30 +151,27 @@ def _rounds(problem: Problem, policy: Policy) -> list[Step]:
     """Search until nothing is left to do, and return the steps to there.
 
     What leads to places to which there is no order from here is refused, and searched for anew, so
-    that the next plan has nothing to do either.
+    that the next plan has nothing to do either; one host in 10,000 needs that.
     """
     if problem.bins.gap(problem.levels()) < problem.span:
         return []
-    for _ in range(TRIES):
-        now, steps = problem, list[Step]()
-        for _ in range(ROUNDS_LARGE if is_large(problem) else ROUNDS_MAX):
-            found = _round(now.without_lone(), policy)
-            if list(found) == list(now.home) and now.bins.siblings:
-                part(state := Assignment(now, 0))
-                found = state.place if _is_better_at(now, state.place) else now.home
-            if list(found) == list(now.home):
-                return steps
-            ordered = in_order(problem, found)
-            if ordered is None:
-                break
-            steps = ordered
-            if problem.bins.gap(problem.levels(problem.at(found))) < problem.span:
-                return steps
-            now = now.then(found)
-        else:
-            return steps
-        problem = problem.but(refused=problem.refused | {tuple(_after(problem, steps))})
-    return []
+    now, steps = problem, list[Step]()
+    for _ in range(ROUNDS_LARGE if is_large(problem) else ROUNDS_MAX):
+        found = _round(now.without_lone(), policy)
+        if list(found) == list(now.home) and now.bins.siblings:
+            part(state := Assignment(now, 0))
+            found = state.place if _is_better_at(now, state.place) else now.home
+        if list(found) == list(now.home):
+            break
+        ordered = in_order(problem, found)
+        if ordered is None:
+            refused = problem.refused | {tuple(_after(problem, steps))}
+            return _rounds(problem.but(refused=refused), policy) if steps else []
+        steps = ordered
+        if problem.bins.gap(problem.levels(problem.at(found))) < problem.span:
+            break
+        now = now.then(found)
+    return steps
 
 
 def _round(problem: Problem, policy: Policy) -> Sequence[int]:
@@ -209,10 +203,8 @@ def _one_move(problem: Problem) -> Sequence[int]:
             price, place = problem.price(item, target), list(problem.home)
             place[item] = target
             if price <= _value(problem) and state.fits(item, target):
-                after = problem.levels(problem.at(place))
-                gap = problem.bins.gap(after)
-                better = gap < near and _is_better(problem, levels, after)
-                if better and in_order(problem, place):
+                gap = problem.bins.gap(problem.levels(problem.at(place)))
+                if gap < near and _is_better_at(problem, place) and in_order(problem, place):
                     found.append((price, gap, size, place))
     return min(found)[-1] if found else ()
 
@@ -268,20 +260,13 @@ def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
 
 
 def _is_better_at(problem: Problem, place: Sequence[int]) -> bool:
-    return _is_better(problem, problem.levels(), problem.levels(problem.at(place)))
-
-
-def _is_better(problem: Problem, before: Sequence[int], after: Sequence[int]) -> bool:
     """Return whether the gap does not grow and the loads, the largest first, shrink."""
-    if problem.bins.gap(after) > problem.bins.gap(before):
+    bins, both = problem.bins, (problem.levels(), problem.levels(problem.at(place)))
+    if bins.gap(both[1]) > bins.gap(both[0]):
         return False
-    then, now = (
-        sorted((one[bin_] for bin_ in problem.bins.judged), reverse=True) for one in (after, before)
-    )
+    then, now = (sorted([one[bin_] for bin_ in bins.judged], reverse=True) for one in both)
     if then == now:
-        bins = problem.bins
         then, now = (
-            sorted((bins.second(one, bin_) for bin_ in bins.firsts), reverse=True)
-            for one in (after, before)
+            sorted([bins.second(one, bin_) for bin_ in bins.firsts], reverse=True) for one in both
         )
-    return then < now
+    return now < then

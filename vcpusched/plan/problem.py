@@ -98,9 +98,7 @@ class Problem:
         for item, size in enumerate(self.size):
             if self.allowed[item]:
                 own[self.home[item]].append((size, item))
-        for members in own:
-            members.sort()
-        return own
+        return [sorted(members) for members in own]
 
     @cached_property
     def limits(self) -> tuple[int, int]:
@@ -157,7 +155,7 @@ class Problem:
 
     def _apart(self, item: int, home: int, bin_: int, far: int) -> int:
         """Return what it costs to go so far: away from memory, from company, over long ways."""
-        sites = self.bins.sites or ()
+        sites, ways = self.bins.sites or (), self.bins.distances
         here, there, more = sites[home], sites[bin_], 0
         memory = self.memory.get(item)
         if memory is not None and far == ACROSS:
@@ -165,18 +163,9 @@ class Problem:
                 more = self.prices[NODE] - self.prices[ACROSS]
             elif here.node == memory:
                 more = 2 * self.tie
-        if (
-            far == ACROSS
-            and self.bins.distances
-            and here.node is not None
-            and there.node is not None
-        ):
-            longest = max(self.bins.distances.values())
-            more += (
-                self.tie
-                * self.bins.distances.get((here.node, there.node), longest)
-                // (2 * longest)
-            )
+        if ways and far == ACROSS and here.node is not None and there.node is not None:
+            longest = max(ways.values())
+            more += self.tie * ways.get((here.node, there.node), longest) // (2 * longest)
         if self.guest is not None:
             cell, company = (self.guest[item], memory), self._company
             leaves = company[*cell, CACHE, here.cache] - 1 > company[*cell, CACHE, there.cache]

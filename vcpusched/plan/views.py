@@ -5,6 +5,7 @@ Rule: pure. All that must not be is left out here, and nothing later reads a hos
 
 import itertools
 from collections import defaultdict
+from functools import cache
 
 from vcpusched.model import PPM, CpuSet, Host
 from vcpusched.plan.cpu_groups import Bins
@@ -12,9 +13,7 @@ from vcpusched.plan.moves import MIN_WAIT_PPM, Policy
 from vcpusched.plan.problem import NOWHERE, Problem
 
 
-def problem_of(  # noqa: C901  one pass over 10,000 vCPUs
-    host: Host, bins: Bins, policy: Policy, *, measured: bool
-) -> Problem:
+def problem_of(host: Host, bins: Bins, policy: Policy, *, measured: bool) -> Problem:
     """Return one view of a host; its vCPUs are the items."""
     vcpus = host.vcpus
     guest = [vcpu.id.uuid for vcpu in vcpus]
@@ -23,13 +22,15 @@ def problem_of(  # noqa: C901  one pass over 10,000 vCPUs
         size = [load * PPM // bins.whole for load in size]
     known, isolated, min_wait = bins.of_cpu.get, bins.isolated.bits, MIN_WAIT_PPM[policy.floating]
     open_bins = sum(1 << one for one in bins.judged)
-    may = [vcpu.allowed.bits for vcpu in vcpus]
-    masks = {bits: bins.within(CpuSet(bits), whole=True) & open_bins for bits in {*may}}
-    may = [masks[bits] for bits in may]
+    masks = cache(lambda bits: bins.within(CpuSet(bits), whole=True) & open_bins)
+    touched = cache(lambda bits: bins.within(CpuSet(bits), whole=False))
     base, home, allowed = list(bins.base), list[int](), list[int]()
     memory, pools = dict[int, int](), defaultdict[int, int](int)
-    for item, (vcpu, load, mask) in enumerate(zip(vcpus, size, may, strict=True)):
-        bits, movable = vcpu.cpus.bits, not measured
+    spread = defaultdict[str, list[int]](list)
+    for item, (vcpu, load) in enumerate(zip(vcpus, size, strict=True)):
+        bits, mask, movable = vcpu.cpus.bits, masks(vcpu.allowed.bits), not measured
+        if vcpu.spread:
+            spread[vcpu.id.uuid].append(item)
         bound = bits.bit_count() < 2  # noqa: PLR2004  as nearly all are, and this is quicker
         place = known(bits.bit_length() - 1) if bound else bins.home(vcpu.cpus)
         if place is None and (on := vcpu.on) is not None and bits >> on & 1:
@@ -38,7 +39,7 @@ def problem_of(  # noqa: C901  one pass over 10,000 vCPUs
             movable = stuck or vcpu.wait_ppm >= min_wait
             place = known(on) if measured or stuck else None
         if place is None:
-            pools[bits] += load
+            pools[touched(bits)] += load
             home.append(NOWHERE)
             allowed.append(0)
             continue
@@ -48,17 +49,11 @@ def problem_of(  # noqa: C901  one pass over 10,000 vCPUs
         allowed.append(mask if can and mask != 1 << place else 0)
         if can and vcpu.memory_node is not None:
             memory[item] = vcpu.memory_node
-    spread = defaultdict[str, list[int]](list)
-    for item in [item for item, vcpu in enumerate(vcpus) if vcpu.spread]:
-        spread[guest[item]].append(item)
     # From its first move to its last, a plan must not bring two vCPUs of such a guest onto a core.
     for items in spread.values():
         for item, other in itertools.permutations(items, 2):
             if home[other] != NOWHERE:
                 allowed[item] &= ~bins.cores[home[other]]
-    merged = defaultdict[int, int](int)
-    for bits, load in pools.items():
-        merged[bins.within(CpuSet(bits), whole=False)] += load
     return Problem(
         bins=bins,
         vcpus=vcpus,
@@ -73,7 +68,7 @@ def problem_of(  # noqa: C901  one pass over 10,000 vCPUs
         origin=home,
         pools=tuple(
             (tuple(CpuSet(mask)), load)
-            for mask, load in sorted(merged.items(), key=lambda one: (one[0].bit_count(), one[0]))
+            for mask, load in sorted(pools.items(), key=lambda one: (one[0].bit_count(), one[0]))
             if mask
         ),
         memory=memory,
