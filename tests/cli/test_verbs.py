@@ -170,7 +170,10 @@ def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:
         ("{", "not JSON: "),
         ("[" * 100_000, "not "),
         ("[]", "snapshot: must be an object in braces"),
-        ('{"version": 2, "cpus": [{"id": 0}], "vcpus": []}', "version: must be 1, the version"),
+        (
+            '{"version": 2, "cpus": [{"id": 0}], "vcpus": []}',
+            "version: 2 is not allowed: must be 1, the v",
+        ),
         ('{"version": 1, "cpus": [], "vcpus": []}', "cpus: must not be empty"),
         ('{"version": 1, "cpus": [{"id": -1}], "vcpus": []}', "cpus.0.id: "),
         ('{"version": 1, "cpus": [{"id": 99999999}], "vcpus": []}', "cpus.0.id: "),

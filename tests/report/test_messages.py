@@ -63,9 +63,7 @@ def test_what_the_check_of_service_refused_is_reported() -> None:
     assert entry.message.endswith(f"; more was planned, but that {why}")
     nothing = Cycle(7, 4, host=CROWDED, plan=dataclasses.replace(less, moves=()))
     line = messages.status_line(dataclasses.replace(SERVICE, cycle=nothing))
-    assert line.startswith(
-        f"Unbalanced, nothing worth a pin (more was planned, but that {why}), gap 1"
-    )
+    assert line.startswith(f"Unbalanced (a plan was refused, since it {why}), gap 1")
     assert snapshot.plan_as_json(less)["refused"] == why
     assert "refused" not in snapshot.plan_as_json(FOUND)
 
@@ -87,7 +85,9 @@ def test_an_executed_plan_is_one_entry() -> None:
     half = dataclasses.replace(ACTED, pinned=FOUND.moves[:1])
     entry = messages.plan_entry(half, Granularity.CPU)
     assert entry is not None
-    assert entry.message.startswith("Plan 7 done in part: 1 of 2 pins, gap ")
+    assert entry.message == (
+        "Plan 7 done in part: 1 of 2 pins; all of them were planned for gap 100 -> ~0 points"
+    )
 
 
 def test_a_level_that_the_host_does_not_report() -> None:

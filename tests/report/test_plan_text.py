@@ -52,7 +52,7 @@ def test_a_host_that_rests_unbalanced() -> None:
     )
     why = "would cut vCPU 0 of g1 from ~30% to ~9% of a pCPU, less than is fair"
     assert said(host([90], []), Policy(), refused=why).endswith(
-        f"; more was planned, but that {why}"
+        f"; a plan was refused, since it {why}"
     )
 
 

@@ -16,7 +16,7 @@ from vcpusched.act.feedback import Proof, Verdict
 from vcpusched.act.ledger import RESETS_MAX, Changed
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.plan.planner import Cause, Move, Plan
-from vcpusched.report.plan_text import SETTLED, only_lets_in, plan_text, settled
+from vcpusched.report.plan_text import only_lets_in, plan_text, settled, unbalanced
 from vcpusched.report.treatments import unreported
 from vcpusched.text import counted, cpus_text, number, percent, points, printable, vcpu_text
 
@@ -293,7 +293,7 @@ def _verdict(service: Service, cycle: Cycle, plan: Plan) -> str:
         if cycle.host is not None
         else "no pin is worth it"
     )
-    return f"{SETTLED} ({why})"
+    return f"{unbalanced(plan)} ({why})"
 
 
 def gap_now_ppm(cycle: Cycle, plan: Plan) -> int:

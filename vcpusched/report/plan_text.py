@@ -6,16 +6,12 @@ set is worded apart, since only vCPUs that are bound inside make it.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Final
 
 from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet, Granularity, Host, sets
 from vcpusched.plan.cpu_groups import bins_of, pour
 from vcpusched.plan.explain import trimmed
 from vcpusched.plan.moves import Move, Plan, Stop
 from vcpusched.text import counted, cpus_text, number, points, vcpu_text
-
-SETTLED: Final = "Unbalanced, nothing worth a pin"
-"""What a host is that stays unbalanced; the reason follows."""
 
 
 def sets_of(host: Host, pin_to: Granularity) -> tuple[CpuSet, ...]:
@@ -51,16 +47,24 @@ def plan_text(
     if not plan.moves:
         if plan.balanced:
             return f"Balanced: {gap}"
-        return f"{SETTLED}: {gap}; {settled(host, plan, pin_to)}"
+        return f"{unbalanced(plan)}: {gap}; {settled(host, plan, pin_to)}"
     what = _counted_moves(plan, plan.moves if made is None else made)
+    if made is not None and len(made) < len(plan.moves) and not only_lets_in(plan):
+        return f"{what}; all of them were planned for {gap}"
     end = _end(plan, host, pin_to)
     return f"{what}, {gap}" + (f"; {end}" if end else "")
+
+
+def unbalanced(plan: Plan) -> str:
+    """Return what a host is that stays unbalanced; `settled` says why."""
+    is_stopped = plan.refused or plan.stop is Stop.MOVE_LIMIT
+    return "Unbalanced" if is_stopped else "Unbalanced, nothing worth a pin"
 
 
 def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
     """Return why a host that is unbalanced has no move between its bins, as a clause."""
     if plan.refused:
-        return trimmed(plan)
+        return trimmed(plan) if plan.moves else f"a plan was refused, since it {plan.refused}"
     if plan.stop is Stop.MOVE_LIMIT:
         return "what would help takes more pins than max_moves allows"
     bins, loads_ppm = bins_of(host, pin_to), dict(plan.loads_before_ppm)

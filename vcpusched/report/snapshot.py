@@ -96,7 +96,7 @@ _COMPLAINTS: Final = {
     "model_type": "must be an object in braces",
     "dict_type": "must be an object in braces",
     "list_type": "must be a list",
-    "literal_error": f"must be {VERSION}, the version that this vcpusched reads",
+    "literal_error": "{value} is not allowed: must be {expected}",
     "too_short": "must not be empty",
     "missing": "is missing",
     "int_type": "must be a whole number",
@@ -126,6 +126,8 @@ def validated(model: type[_Model], text: str, kind: str) -> _Model:
         if first["type"] in _COMPLAINTS:
             context = first.get("ctx", {})
             what = _COMPLAINTS[first["type"]].format(value=shown(first["input"], 40), **context)
+        if first["loc"] == ("version",):
+            what += ", the version that this vcpusched reads"
         if first["loc"][-1:] in {("load",), ("host_load",)}:
             what += " (in pCPUs: 0.53 is 53% of one)"
         raise SnapshotError(f"{place(first, kind)}: {what}") from None
