@@ -183,8 +183,8 @@ class House:
         nodes: dict[int, CpuSet] = {}
         for cpu in sample.topology.cpus:
             if cpu.node is not None:
-                nodes[cpu.node] = nodes.get(cpu.node, NO_CPUS) | CpuSet.of([cpu.id])
-        left_alone = rules.left_alone(online, isolated, cpuset)
+                nodes[cpu.node] = nodes.get(cpu.node, NO_CPUS) | CpuSet(1 << cpu.id)
+        left_alone = rules.left_alone(online, isolated, cpuset) if managed != online else {}
         return cls(
             rules, managed, cpus, isolated, reserved_by, everywhere, units, nodes, left_alone
         )
@@ -271,7 +271,8 @@ class House:
 
     def _targets(self, definition: Definition, vcpu: int, reach: CpuSet) -> CpuSet:
         # A vCPU goes to a reserved pCPU only if its definition names that, not if it names none.
-        return reach - self.reserved if definition.allowed.get(vcpu) == ALL_CPUS else reach
+        names_none = self.reserved and definition.allowed.get(vcpu) == ALL_CPUS
+        return reach - self.reserved if names_none else reach
 
     def _reach(self, definition: Definition, vcpu: int) -> tuple[CpuSet, CpuSet]:
         """Return the managed pCPUs that a vCPU may use, and those of them that are near it."""
