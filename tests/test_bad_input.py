@@ -115,10 +115,10 @@ def test_settings_in_a_file(tmp_path_factory: pytest.TempPathFactory, key: str, 
     try:
         load(file).settings.rules()
     except ConfigError as error:
-        told = error.lines
+        said = error.lines
     else:
-        told = ()
-    assert all(line.startswith(str(file)) and line.isprintable() for line in told)
+        said = ()
+    assert all(line.startswith(str(file)) and line.isprintable() for line in said)
 
 
 @BRIEF
@@ -130,10 +130,10 @@ def test_files_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: b
     try:
         load(file)
     except ConfigError as error:
-        told = error.lines
+        said = error.lines
     else:
-        told = ()
-    assert all(line.isprintable() for line in told)
+        said = ()
+    assert all(line.isprintable() for line in said)
 
 
 @BRIEF
@@ -143,8 +143,8 @@ def test_snapshots(raw: object) -> None:
     try:
         host = snapshot.parse(json.dumps(raw))
     except snapshot.SnapshotError as error:
-        told = str(error)
-        assert told.isprintable()
+        said = str(error)
+        assert said.isprintable()
     else:
         plan(host, Policy())
 
@@ -165,8 +165,8 @@ def test_snapshots_that_are_almost_right(vcpus: list[dict[str, object]]) -> None
     try:
         host = snapshot.parse(json.dumps(raw))
     except snapshot.SnapshotError as error:
-        told = str(error)
-        assert told.isprintable()
+        said = str(error)
+        assert said.isprintable()
     else:
         plan(host, Policy())
 
@@ -243,17 +243,17 @@ def test_no_name_forges_a_line(name: str) -> None:
     assert messages.status_line(service).isprintable()
     host = renamed(drawn([50, 50], []), name)
     assert all(line.isprintable() for line in treatments.treatment_lines(host))
-    for told in explain.explained(host, plan(host, Policy()), Policy(), name):
-        assert told.text.isprintable()
+    for said in explain.explained(host, plan(host, Policy()), Policy(), name):
+        assert said.text.isprintable()
 
 
 @BRIEF
 @given(st.text())
 def test_json_for_people(text: str) -> None:
     """It says the same as was put in, and has no control character but line ends."""
-    told = as_json([text, {text: text}], indent=1)
-    assert json.loads(told) == [text, {text: text}]
-    assert all(letter.isprintable() or letter == "\n" for letter in told)
+    said = as_json([text, {text: text}], indent=1)
+    assert json.loads(said) == [text, {text: text}]
+    assert all(letter.isprintable() or letter == "\n" for letter in said)
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES[:-1])
@@ -293,8 +293,8 @@ def test_hostile_variables(tmp_path: Path, variable: tuple[str, str]) -> None:
         capture_output=True,
         check=False,
     )
-    told = done.stderr.decode(errors="surrogateescape")
+    said = done.stderr.decode(errors="surrogateescape")
     assert done.returncode == 78
-    assert len(told.splitlines()) == 1
-    assert len(told) < 2000
-    assert all(letter.isprintable() or letter == "\n" for letter in told)
+    assert len(said.splitlines()) == 1
+    assert len(said) < 2000
+    assert all(letter.isprintable() or letter == "\n" for letter in said)

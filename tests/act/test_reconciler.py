@@ -433,7 +433,7 @@ def test_who_rests_makes_no_pin_again(tmp_path: Path) -> None:
 
 
 def test_pcpus_that_go_and_come_are_no_external_change(tmp_path: Path) -> None:
-    """The kernel shows a mask without its offline pCPUs, and gives it back; nobody is held."""
+    """The kernel shows a mask without its offline pCPUs, and shows them again; nobody is held."""
     host = MemoryHost(3, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0-1") | {"g3": "2"})
     changes: list[Changed] = []
     kept = keeper(host, tmp_path, changes)
@@ -1085,7 +1085,7 @@ def test_one_batch_for_all_moves_of_a_guest(tmp_path: Path, tried: int) -> None:
     """Ledger and mark are written once, before the first of two; then one may never be tried.
 
     Of that nothing is left: another's pin to the same pCPU is that one's, and what was made is
-    given back.
+    restored.
     """
     host, file = Pairs("0"), CountingFile(tmp_path)
     kept = Watched(host, Book(file), [])

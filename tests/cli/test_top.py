@@ -35,8 +35,8 @@ UP, PAGE_DOWN = "\x1b[A", "\x1b[6~"
 
 def seen(drawn: Host = DRAWN, granularity: Granularity = Granularity.CPU) -> Seen:
     """Give what is seen of a service."""
-    told = json.dumps(state_file.state_as_json(service(drawn, granularity), NOW_S))
-    state = state_file.parse_state(told)
+    said = json.dumps(state_file.state_as_json(service(drawn, granularity), NOW_S))
+    state = state_file.parse_state(said)
     return Seen(state, state_file.saved_host(state))
 
 

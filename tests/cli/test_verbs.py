@@ -354,12 +354,12 @@ def test_who_lives_is_seen_without_the_lock() -> None:
             assert not lives(directory)
             run_directory.write_state(directory, {"version": 1})
             assert lives(directory)
-            told = json.loads((directory / run_directory.STATE).read_text())
-            others = ({"process_start": told["process_start"] + 1}, {"pid": ended.pid})
+            output = json.loads((directory / run_directory.STATE).read_text())
+            others = ({"process_start": output["process_start"] + 1}, {"pid": ended.pid})
             odd = ({"pid": 0}, {"pid": -1}, {"pid": "1"}, {"pid": 1 << 70}, {"process_start": None})
             for changed in (*others, *odd):
                 run_directory.replace_file(
-                    directory / run_directory.STATE, json.dumps({**told, **changed})
+                    directory / run_directory.STATE, json.dumps({**output, **changed})
                 )
                 assert not lives(directory), changed
 

@@ -129,8 +129,8 @@ class Service:
     @property
     def status(self) -> str:
         """The last status line that it sent to systemd."""
-        told = [line for line in self.notified if line.startswith("STATUS=")]
-        return told[-1].removeprefix("STATUS=") if told else ""
+        said = [line for line in self.notified if line.startswith("STATUS=")]
+        return said[-1].removeprefix("STATUS=") if said else ""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Service:
             ) from None
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> float:
-        """Tell it to end; gives how long that took, in seconds."""
+        """Ask it to end; return how long that took, in seconds."""
         began_s = time.monotonic()
         self.process.send_signal(number)
         self.process.wait(timeout=PATIENCE_S)

@@ -130,7 +130,7 @@ def test_beside_other_hooks(etc: Path, qemu_cache: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("why", ["no Python", "no such pCPU"])
 def test_doubt_fails_no_wake(why: str, etc: Path, qemu_cache: Path, tmp_path: Path) -> None:
-    """The guest wakes with pin and mark: by these the next vcpusched gives it back all the same."""
+    """The guest wakes with pin and mark: by these the next vcpusched restores it all the same."""
     if why == "no Python":
         add_hook(etc, "vcpusched", HOOK.read_text().replace("/usr/bin/python3", "/nowhere"))
     with Lab(cache=qemu_cache, etc=etc) as lab:

@@ -18,7 +18,9 @@ def test_absent_at_start(lab: Lab) -> None:
     lab.stop_daemon()
     with running(lab, str(PERIOD_S)) as service:
         service.wait_ready()
-        service.wait("told", lambda: service.status.startswith("Waiting for libvirt at qemu:///"))
+        service.wait(
+            "reported", lambda: service.status.startswith("Waiting for libvirt at qemu:///")
+        )
         time.sleep(3)
         assert len(service.lines("warning", "Waiting for libvirt")) == 1
         assert service.ask("status").returncode == 1  # degraded
@@ -104,7 +106,7 @@ def test_hanging_at_start(lab: Lab) -> None:
     try:
         with running(lab, "1") as service:
             service.wait_ready()
-            service.wait("told", lambda: "does not answer" in service.status)
+            service.wait("reported", lambda: "does not answer" in service.status)
             assert service.terminate() < GIVEN_UP_S
         with running(lab, "1", "--once") as service:
             assert service.process.wait(60) == 69

@@ -56,9 +56,9 @@ def test_who_is_held_stays(lab: Lab) -> None:
         }
         assert all(places[name] == {0} for name in held)
         assert len(service.lines("Guest typo is held, because its metadata says policy=")) == 1
-        told = service.ask("status", "-v").stdout
+        said = service.ask("status", "-v").stdout
         for name, why in held.items():
-            assert f"\n{name} stays: {why}\n" in told
+            assert f"\n{name} stays: {why}\n" in said
         treatment = json.loads(service.ask("plan", "--json", "--uri", lab.uri).stdout)["treatment"]
         assert {entry["domain"]: entry["why"] for entry in treatment if not entry["movable"]} == {
             **held,
@@ -106,9 +106,9 @@ def test_definitions_that_are_edited_while_guests_run(lab: Lab) -> None:
         service.wait_cycles(5)
         places = {name: guest.affinity(0) for name, guest in lab.guests.items()}
         assert {name for name, cpus in places.items() if cpus == {0}} == set(held)
-        told = service.ask("status", "-v").stdout
+        said = service.ask("status", "-v").stdout
         for name, why in held.items():
-            assert f"\n{name} stays: {why}\n" in told
+            assert f"\n{name} stays: {why}\n" in said
 
 
 def test_pcpus_that_are_not_managed_are_left_alone(lab: Lab) -> None:

@@ -85,7 +85,7 @@ def test_a_transient_guest(lab: Lab) -> None:
 
 
 def test_a_dry_run_changes_nothing(lab: Lab) -> None:
-    """It tells what it would do, once, over a read-only connection, and pins nothing."""
+    """It reports what it would do, once, over a read-only connection, and pins nothing."""
     for index in range(2):
         lab.add_guest(f"g{index}", [0.08], pin=0)
     with running(lab, "0.5", "--dry-run") as service:
@@ -201,12 +201,12 @@ def test_reload(lab: Lab) -> None:
             assert service.lines("Reloaded: period 3600.0 -> 0.5, cooldown 60.0 -> 25.0")
             file.write_text("perod = 1\n")
             service.process.send_signal(signal.SIGHUP)
-            service.wait("told", lambda: bool(service.lines("Not reloaded", "perod")))
+            service.wait("reported", lambda: bool(service.lines("Not reloaded", "perod")))
             service.wait_cycles(2)
             assert service.state["period"] == 0.5
-            told = [line.partition("=")[0] for line in service.notified]
-            assert told.count("RELOADING") == told.count("MONOTONIC_USEC") == 2
-            assert told.count("READY") == 3
+            said = [line.partition("=")[0] for line in service.notified]
+            assert said.count("RELOADING") == said.count("MONOTONIC_USEC") == 2
+            assert said.count("READY") == 3
 
 
 def test_guests_that_come_go_and_crash(lab: Lab) -> None:
@@ -250,7 +250,7 @@ def test_another_pinner_is_named(lab: Lab, tmp_path: Path) -> None:
 
 
 def pin_count(service: Service) -> int:
-    """Give how many pins the log tells of."""
+    """Give how many pins the log has."""
     return len(service.lines("pinned vCPU"))
 
 

@@ -87,7 +87,7 @@ def test_someone_else_keeps_a_pool(lab: Lab) -> None:
         guest = moved(lab)
         guest.confine({0, 1})
         service.wait(
-            "told",
+            "reported",
             lambda: bool(service.lines("Someone else set the affinity of vCPU 0", guest.name)),
         )
         service.wait("forgotten", lambda: guest.name not in ledger(service))
@@ -103,7 +103,7 @@ def test_the_kernel_undoes_a_pin(lab: Lab) -> None:
         guest, reset = moved(lab), "The kernel reset the affinity of vCPU 0"
         for number in range(1, 4):
             os.sched_setaffinity(guest.vcpu_threads()[0], {0, 1})
-            service.wait("told", lambda: len(service.lines(reset)) == number)  # noqa: B023  awaited here
+            service.wait("reported", lambda: len(service.lines(reset)) == number)  # noqa: B023  awaited here
             service.wait("pinned again", lambda: guest.affinity(0) == {1})
         os.sched_setaffinity(guest.vcpu_threads()[0], {0, 1})
         service.wait("left", lambda: bool(service.lines("warning", "not pinned again until")))
@@ -373,8 +373,8 @@ def test_a_neighbour_appears(lab: Lab) -> None:
             assert ours.affinity(0) == {0}
             lab.add_guest("hog", [1.0], pin=0)
             with again.crowded(0):
-                told = ("Unpinned vCPU 0 of ours", "pCPU 0 -> pCPUs 0-1", "idled")
-                again.wait("freed", lambda: bool(again.lines(*told)))
+                output = ("Unpinned vCPU 0 of ours", "pCPU 0 -> pCPUs 0-1", "idled")
+                again.wait("freed", lambda: bool(again.lines(*output)))
                 again.wait_cycles(3)
             assert ours.affinity(0) == {0, 1}
             assert "ours" not in ledger(again)

@@ -71,9 +71,9 @@ def run(tmp_path: Path) -> Path:
 def test_what_could_not_be_restored_is_reported(run: Path, broken: str) -> None:
     """As commands, of all pins that the ledger has and of nothing else; and the ledger stays."""
     kept = (run / "affinity.json").read_text()
-    told = removed(run, broken)
-    assert [line for line in told.splitlines() if line.startswith("virsh")] == COMMANDS
-    assert "Warning: vcpusched could not restore all affinities" in told
+    said = removed(run, broken)
+    assert [line for line in said.splitlines() if line.startswith("virsh")] == COMMANDS
+    assert "Warning: vcpusched could not restore all affinities" in said
     assert (run / "affinity.json").read_text() == kept
 
 
@@ -85,9 +85,9 @@ def test_nothing_is_left_after_a_restore(run: Path) -> None:
 
 def test_without_a_ledger(tmp_path: Path) -> None:
     """Nothing was pinned since the machine booted; what was saved before then bears its mark."""
-    told = removed(tmp_path / "run", "false")
-    assert "no ledger names any" in told
-    assert "virsh" not in told
+    said = removed(tmp_path / "run", "false")
+    assert "no ledger names any" in said
+    assert "virsh" not in said
 
 
 def test_a_ledger_that_is_none(run: Path) -> None:

@@ -41,7 +41,7 @@ DOMAIN: Final = """<domain type='kvm' id='7' xmlns:qemu='http://libvirt.org/sche
 """
 
 
-def told(original: str, *pins: str) -> Origin:
+def origin_of(original: str, *pins: str) -> Origin:
     """Give what the mark says of a vCPU."""
     cpus = ALL_CPUS if original == "all" else CpuSet.parse(original)
     return Origin(cpus, frozenset(map(CpuSet.parse, pins)))
@@ -77,21 +77,25 @@ def rest_of(xml: bytes) -> str:
 
 
 CASES: Final = {
-    "the pin in force": ({0: told("0-1", "2", "3")}, {0: "2"}, {0: "0-1"}),
-    "the pin that was intended": ({0: told("0-1", "2", "3")}, {0: "3"}, {0: "0-1"}),
-    "a set, whatever it is written like": ({0: told("0", "1-3")}, {0: "1,2-3"}, {0: "0"}),
-    "one that libvirt has from a person": ({0: told("0", "1-2")}, {0: "1-3,^3"}, {0: "0"}),
-    "an original of all pCPUs": ({0: told("all", "2")}, {0: "2"}, {}),
-    "a person's pin": ({0: told("0-1", "2", "3")}, {0: "1"}, {0: "1"}),
-    "a vCPU that is not in the mark": ({0: told("0", "2")}, {0: "2", 1: "2"}, {0: "0", 1: "2"}),
-    "a vCPU without a pin": ({0: told("0", "2"), 1: told("3", "2")}, {1: "2"}, {1: "3"}),
+    "the pin in force": ({0: origin_of("0-1", "2", "3")}, {0: "2"}, {0: "0-1"}),
+    "the pin that was intended": ({0: origin_of("0-1", "2", "3")}, {0: "3"}, {0: "0-1"}),
+    "a set, whatever it is written like": ({0: origin_of("0", "1-3")}, {0: "1,2-3"}, {0: "0"}),
+    "one that libvirt has from a person": ({0: origin_of("0", "1-2")}, {0: "1-3,^3"}, {0: "0"}),
+    "an original of all pCPUs": ({0: origin_of("all", "2")}, {0: "2"}, {}),
+    "a person's pin": ({0: origin_of("0-1", "2", "3")}, {0: "1"}, {0: "1"}),
+    "a vCPU that is not in the mark": (
+        {0: origin_of("0", "2")},
+        {0: "2", 1: "2"},
+        {0: "0", 1: "2"},
+    ),
+    "a vCPU without a pin": ({0: origin_of("0", "2"), 1: origin_of("3", "2")}, {1: "2"}, {1: "3"}),
     "several": (
-        {0: told("all", "2"), 1: told("0-1", "2"), 3: told("3", "0", "1")},
+        {0: origin_of("all", "2"), 1: origin_of("0-1", "2"), 3: origin_of("3", "0", "1")},
         {0: "2", 1: "2", 2: "1", 3: "2"},
         {1: "0-1", 2: "1", 3: "2"},
     ),
-    "neither pin nor original can be": ({0: told("5", "9")}, {0: "9"}, {0: "5"}),
-    "the original cannot be, nor the pin": ({0: told("0-9", "9")}, {0: "9"}, {0: "0-9"}),
+    "neither pin nor original can be": ({0: origin_of("5", "9")}, {0: "9"}, {0: "5"}),
+    "the original cannot be, nor the pin": ({0: origin_of("0-9", "9")}, {0: "9"}, {0: "0-9"}),
 }
 """The mark, the pins in the XML that comes, and those in the XML that the guest runs by."""
 
@@ -114,12 +118,12 @@ def test_originals_are_put_in_place_of_our_pins(case: str) -> None:
 
 UNTOUCHED: Final = {
     "no mark": ({}, {0: "2"}),
-    "a mark of the older form": ({0: told("0-1")}, {0: "2"}),
+    "a mark of the older form": ({0: origin_of("0-1")}, {0: "2"}),
     "an original that this host cannot take, and a pin that it can": (
-        {0: told("0-9", "2")},
+        {0: origin_of("0-9", "2")},
         {0: "2"},
     ),
-    "an original on no pCPU that is online": ({0: told("4", "2")}, {0: "2"}),
+    "an original on no pCPU that is online": ({0: origin_of("4", "2")}, {0: "2"}),
 }
 
 
@@ -131,7 +135,7 @@ def test_the_xml_stays_as_it_is(case: str) -> None:
 
 def test_an_original_that_is_partly_offline() -> None:
     """Control groups of version 2 take all of it; with version 1 the pin stays, and the mark."""
-    xml = domain({0: told("2-3", "2"), 1: told("0", "2")}, {0: "2", 1: "2"})
+    xml = domain({0: origin_of("2-3", "2"), 1: origin_of("0", "2")}, {0: "2", 1: "2"})
     online = HERE - {3}
     assert pins_in(rewritten(xml, online, HERE)) == {0: "2-3", 1: "0"}
     made = rewritten(xml, online, online)
@@ -150,7 +154,7 @@ def test_an_original_that_is_partly_offline() -> None:
 )
 def test_a_pin_however_it_is_written(pin: str) -> None:
     """Where its element ends is known by XML's rules, not by how libvirt writes it today."""
-    xml = DOMAIN.format(mark=mark({0: told("0", "2")}), pins=pin).encode()
+    xml = DOMAIN.format(mark=mark({0: origin_of("0", "2")}), pins=pin).encode()
     made = rewritten(xml, HERE, HERE)
     assert pins_in(made) == {0: "0"}
     assert rest_of(made) == rest_of(xml)
@@ -158,14 +162,16 @@ def test_a_pin_however_it_is_written(pin: str) -> None:
 
 def test_a_mark_with_a_default_namespace() -> None:
     """As others may write the XML that libvirt gave them."""
-    element = origin_xml({0: told("all", "2")}).replace("<origin>", f"<origin xmlns='{ORIGIN}'>")
+    element = origin_xml({0: origin_of("all", "2")}).replace(
+        "<origin>", f"<origin xmlns='{ORIGIN}'>"
+    )
     xml = DOMAIN.format(mark=element, pins="<vcpupin vcpu='0' cpuset='2'/>").encode()
     made = rewritten(xml, HERE, HERE)
     assert pins_in(made) == {}
     assert rest_of(made) == rest_of(xml)
 
 
-GOOD: Final = domain({0: told("0", "2")}, {0: "2"})
+GOOD: Final = domain({0: origin_of("0", "2")}, {0: "2"})
 DOUBTFUL: Final = {
     "nothing": b"",
     "no XML": b"not XML",

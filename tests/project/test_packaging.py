@@ -123,8 +123,8 @@ def test_the_man_pages_describe_everything() -> None:
     """Each exit status and message ID, with the version, and each page of the others."""
     texts = {page: (PACKAGING / page).read_text() for page in PAGES}
     statuses = {value for name, value in vars(exits).items() if name.isupper()}
-    told = re.findall(r"^\.B (\d+)$", texts["vcpusched.8"], re.MULTILINE)
-    assert set(map(int, told)) == statuses
+    written = re.findall(r"^\.B (\d+)$", texts["vcpusched.8"], re.MULTILINE)
+    assert set(map(int, written)) == statuses
     assert all(message_id in texts["vcpusched-metrics.7"] for message_id in MESSAGE_IDS)
     for page, text in texts.items():
         assert f'"vcpusched {__version__}"' in text

@@ -119,10 +119,10 @@ def test_the_service_keeps_no_library_in_memory_for_others() -> None:
         "import sys, vcpusched.cli.main, vcpusched.settings, vcpusched.host.libvirt_host,"
         " vcpusched.service.daemon; print(*sys.modules)"
     )
-    told = subprocess.run(
+    said = subprocess.run(
         [sys.executable, "-c", loaded], cwd=TOP, capture_output=True, text=True, check=True
     )
-    modules = set(told.stdout.split())
+    modules = set(said.stdout.split())
     assert {"libvirt", "pydantic", "vcpusched.service.daemon"} <= modules
     assert not modules & {"rich", "prometheus_client"}
 

@@ -32,7 +32,7 @@ CYCLE = Cycle(7, 4, host=CROWDED, plan=FOUND, executed=True, pinned=FOUND.moves)
 PROOF = Proof(7, Verdict.HELPED, 1_000_000, 0, 60_000, 4, 560_000, 10_000, 20_000)
 
 
-def told(entry: Entry | None, at_s: float, **trusted: str) -> Record:
+def as_record(entry: Entry | None, at_s: float, **trusted: str) -> Record:
     """Give an entry as the journal would."""
     assert entry is not None
     from_journald = {"_UID": "0", "_PID": "10", "_BOOT_ID": "b", **trusted}
@@ -47,11 +47,11 @@ def pin_entry(move: Move) -> Entry:
 def a_plan(at_s: float = NOON_S, *, proven: bool = True, **trusted: str) -> list[Record]:
     """Give what the service writes about a plan of two pins, and what came of it."""
     entries = [
-        told(messages.changed_entry(Changed(move, 7)), at_s, **trusted) for move in FOUND.moves
+        as_record(messages.changed_entry(Changed(move, 7)), at_s, **trusted) for move in FOUND.moves
     ]
-    entries.append(told(messages.plan_entry(CYCLE, Granularity.CPU), at_s + 0.1, **trusted))
+    entries.append(as_record(messages.plan_entry(CYCLE, Granularity.CPU), at_s + 0.1, **trusted))
     if proven:
-        entries.append(told(messages.outcome_entry(PROOF), at_s + 3, **trusted))
+        entries.append(as_record(messages.outcome_entry(PROOF), at_s + 3, **trusted))
     return entries
 
 
@@ -98,8 +98,11 @@ def test_pins_without_a_plan_and_what_was_restored() -> None:
         move, from_cpus=move.to_cpus, to_cpus=move.from_cpus, cause=Cause.RESTORED
     )
     entries = [
-        told(messages.changed_entry(Changed(move, 8)), NOON_S),
-        *(told(messages.changed_entry(Changed(given)), NOON_S + after_s) for after_s in (5, 6, 50)),
+        as_record(messages.changed_entry(Changed(move, 8)), NOON_S),
+        *(
+            as_record(messages.changed_entry(Changed(given)), NOON_S + after_s)
+            for after_s in (5, 6, 50)
+        ),
     ]
     assert "MESSAGE_ID" not in messages.failure_entry(Failure(given, "it is busy")).fields
     events = past(entries).events
@@ -122,7 +125,9 @@ def test_what_the_kernel_reset() -> None:
     undone = Changed(Move(vcpu, "g0", all_cpus, one, 0, "", cause=Cause.RESET), 9)
     left = Changed(dataclasses.replace(undone.move, cause=Cause.LEFT))
     assert "MESSAGE_ID" not in messages.changed_entry(left).fields
-    found = past([told(messages.changed_entry(undone), NOON_S + after_s) for after_s in (0, 3)])
+    found = past(
+        [as_record(messages.changed_entry(undone), NOON_S + after_s) for after_s in (0, 3)]
+    )
     assert [(event.kind, len(event.moves)) for event in found.events] == [(Kind.RESET, 2)]
     assert (
         found.events[0]

@@ -39,8 +39,8 @@ def cycle(drawn: object, at_s: float) -> Cycle:
 def test_a_dry_run_is_reported_once() -> None:
     """The same plan never again; another one, but not within ten minutes of the last."""
     lasting, later_s = Lasting(), AGAIN_NS / SECOND_NS
-    (told,) = lines(lasting, *(dry(CROWDED, at_s) for at_s in (1, 4, 7, 5000)))
-    assert told == (
+    (said,) = lines(lasting, *(dry(CROWDED, at_s) for at_s in (1, 4, 7, 5000)))
+    assert said == (
         "Dry run: would make 2 pins, gap 140 -> ~10 points: "
         "vCPU 0 of g1, pCPU 0 -> pCPU 1; vCPU 0 of g2, pCPU 0 -> pCPU 1"
     )
@@ -83,7 +83,7 @@ def lines_an_hour(cpus: int, *, dry_run: bool, periods: int = 1200) -> tuple[int
     """
     simulated = noisy(cpus, 1, range(cpus // 2))
     base, chance = dict(simulated.wants), random.Random(2)
-    lasting, scheduler, told, plans = Lasting(), Scheduler(), 0, 0
+    lasting, scheduler, said, plans = Lasting(), Scheduler(), 0, 0
     rules = Settings.model_validate({"pin_to": "cpu", "dry_run": dry_run}).rules()
     for _ in range(periods):
         simulated.wants = {
@@ -93,13 +93,13 @@ def lines_an_hour(cpus: int, *, dry_run: bool, periods: int = 1200) -> tuple[int
         simulated.pass_time(3)
         done = scheduler.cycle(simulated, rules)
         plans += done.executed
-        told += len(lines(lasting, done))
-    return told * 1200 // periods, plans
+        said += len(lines(lasting, done))
+    return said * 1200 // periods, plans
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_a_noisy_host_is_quiet(*, dry_run: bool) -> None:
     """Eight pCPUs, five minutes: a dry run finds a plan in every second period, and reports one."""
-    told, plans = lines_an_hour(8, dry_run=dry_run, periods=100)
-    assert told <= 12
+    said, plans = lines_an_hour(8, dry_run=dry_run, periods=100)
+    assert said <= 12
     assert plans > (30 if dry_run else 0)

@@ -111,8 +111,8 @@ def test_guests_that_libvirt_is_asked_about_are_reported_once(tmp_path: Path) ->
         Cycled(Cycle(1, 7, by_libvirt={"they are hidden": names})),
         Cycled(Cycle(2, 3, by_libvirt={"they are hidden": names[:2], "else": ("a\nb",)})),
     )
-    told = [line for line in log.getvalue().splitlines() if "through libvirt" in line]
-    assert [line.partition("vCPUs of ")[2].partition(": ")[0] for line in told] == [
+    output = [line for line in log.getvalue().splitlines() if "through libvirt" in line]
+    assert [line.partition("vCPUs of ")[2].partition(": ")[0] for line in output] == [
         "g0, g1, g2, g3, g4 and 2 more through libvirt, because they are hidden",
         "a?b through libvirt, because else",
     ]

@@ -256,11 +256,11 @@ def reported(reporter: Reporter, state: State, *outcomes: Outcome) -> State:
 
 def test_the_service_writes_it(tmp_path: Path) -> None:
     """Each cycle; a place that cannot be written is reported once; the end takes the file away."""
-    told, file = io.StringIO(), tmp_path / "metrics" / "vcpusched.prom"
+    said, file = io.StringIO(), tmp_path / "metrics" / "vcpusched.prom"
     chosen = Settings.model_validate({"metrics_file": str(file), "log_level": "warning"})
-    reporter, cycled = Reporter(StreamLog(told), tmp_path, chosen), Cycled(ACTED, 0.1, 0.1)
+    reporter, cycled = Reporter(StreamLog(said), tmp_path, chosen), Cycled(ACTED, 0.1, 0.1)
     state = reported(reporter, State(chosen, SERVICE), cycled, cycled)
-    assert told.getvalue().count("Could not write metrics to") == 1
+    assert said.getvalue().count("Could not write metrics to") == 1
     file.parent.mkdir()
     move = FOUND.moves[0]
     causes = (Cause.BALANCE, Cause.RESTORED, Cause.RESET, Cause.PINNED)

@@ -31,12 +31,12 @@ def progress(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Give a function that shows what is waited for, whatever pytest captures."""
     capture = request.config.pluginmanager.get_plugin("capturemanager")
 
-    def tell(text: str) -> None:
+    def show(text: str) -> None:
         with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
             # Not to stdout, which a worker of pytest-xdist has none of.
             sys.stderr.write(f"\n  {text} ")
 
-    return tell
+    return show
 
 
 @pytest.fixture(scope="session")
@@ -174,8 +174,8 @@ def pytest_runtest_makereport(
         report.sections.append(("the machine's console", machine.console()))
         for title, command in LAST_WORDS.items():
             try:
-                told = machine.say(*command, check=False, limit_s=30)
+                said = machine.say(*command, check=False, limit_s=30)
             except MachineError as error:
-                told = str(error)
-            report.sections.append((f"the machine's {title}", told))
+                said = str(error)
+            report.sections.append((f"the machine's {title}", said))
     return report

@@ -188,8 +188,8 @@ class Machine:
 
     def processors(self) -> str:
         """Give what QEMU knows of each processor: where it is, and whether it halts."""
-        told = self._monitor("info status", "info cpus", "info registers -a")
-        kept = re.findall(r"^.*(?:status:|CPU *#|[RE]IP=|CR[0-4]=).*$", told, re.MULTILINE)
+        output = self._monitor("info status", "info cpus", "info registers -a")
+        kept = re.findall(r"^.*(?:status:|CPU *#|[RE]IP=|CR[0-4]=).*$", output, re.MULTILINE)
         return "\n".join(line.strip() for line in kept)
 
     def run(self, *command: str, limit_s: float = COMMAND_LIMIT_S) -> Done:
@@ -224,9 +224,9 @@ class Machine:
             commands += [f"define /root/{name}.xml", f"start {name}", _pinning(name, shape.pins)]
         if commands:
             self.say("truncate", f"--size={FLOPPY_BYTES}", *images)
-            told = self.say("virsh", "; ".join(commands), limit_s=START_LIMIT_S)
-            if "error:" in told:  # it goes on after a command that failed
-                raise MachineError(told)
+            output = self.say("virsh", "; ".join(commands), limit_s=START_LIMIT_S)
+            if "error:" in output:  # it goes on after a command that failed
+                raise MachineError(output)
 
     def remove_guests(self, names: Iterable[str]) -> None:
         """End guests, and forget them. Raises MachineError."""
@@ -238,14 +238,14 @@ class Machine:
 
     def _monitor(self, *commands: str) -> str:
         """Give what QEMU answers to commands: empty if it does not."""
-        told = b""
+        output = b""
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as monitor:
             monitor.settimeout(3)
             monitor.connect(str(self._monitor_path))
             monitor.sendall("".join(f"{command}\n" for command in commands).encode())
             while received := monitor.recv(1 << 16):
-                told += received
-        return told.decode(errors="replace")
+                output += received
+        return output.decode(errors="replace")
 
     @property
     def _console_path(self) -> Path:
@@ -299,8 +299,8 @@ class Machine:
         except OSError as error:
             time.sleep(1)  # for QEMU to have ended, if that is why
             self._look_alive(math.inf)
-            told = f"the machine takes no commands: {error}\n{self.console()}"
-            raise MachineError(told) from None
+            output = f"the machine takes no commands: {error}\n{self.console()}"
+            raise MachineError(output) from None
         return number
 
     def _take(self, received: bytes) -> None:

@@ -189,10 +189,10 @@ def test_threads_in_the_cgroups_of_their_machines_are_read(machine: Machine) -> 
         named = ["grep", "-qx", "CPU 0/KVM", f"/proc/{pid}/comm"]
         wait_for("the impostor", lambda: machine.run(*named).status == 0, PATIENCE_S)
         probe = ["env", "PYTHONPATH=/usr/lib/vcpusched", "python3", "-c", PROBE]
-        told = json.loads(machine.say("runuser", "-u", "vcpusched", "--", *probe))
+        said = json.loads(machine.say("runuser", "-u", "vcpusched", "--", *probe))
     finally:
         machine.say("systemctl", "stop", "impostor")
-    assert told == {name: [[cpus, True] for cpus in its] for name, its in places(machine).items()}
+    assert said == {name: [[cpus, True] for cpus in its] for name, its in places(machine).items()}
 
 
 def test_enable_now_balances(machine: Machine) -> None:
@@ -215,9 +215,9 @@ def test_enable_now_balances(machine: Machine) -> None:
         assert ended[pin["VCPUSCHED_DOMAIN"]] == [pin["VCPUSCHED_TO"]]
     plans = entries(machine, MESSAGE_ID_PLAN)
     assert sum(int(plan["VCPUSCHED_MOVES"]) for plan in plans) == 3
-    told = machine.say("journalctl", "--unit=vcpusched", "--catalog", "--no-pager")
-    assert "A virtual CPU was pinned to another pCPU" in told
-    assert f"of domain {pins[0]['VCPUSCHED_DOMAIN']}" in told
+    said = machine.say("journalctl", "--unit=vcpusched", "--catalog", "--no-pager")
+    assert "A virtual CPU was pinned to another pCPU" in said
+    assert f"of domain {pins[0]['VCPUSCHED_DOMAIN']}" in said
 
 
 def test_definitions_are_kept(machine: Machine) -> None:
@@ -307,9 +307,9 @@ def test_the_cpuset_and_the_weights_of_guests(machine: Machine) -> None:
             wait_for("all of the cpuset", lambda: used() == cpuset, PATIENCE_S)
             wait_cycles(machine, 4)
             assert used() <= cpuset
-            told = state(machine)
-            assert told["left_alone"] == [{"cpus": "0,4-7", "why": "outside the guests' cpuset"}]
-            assert told["pins_failing"] == []
+            said = state(machine)
+            assert said["left_alone"] == [{"cpus": "0,4-7", "why": "outside the guests' cpuset"}]
+            assert said["pins_failing"] == []
             assert [cpu["id"] for cpu in snapshot(machine)["cpus"]] == [1, 2, 3]
             weights = {vcpu["domain"]: vcpu["shares"] for vcpu in snapshot(machine)["vcpus"]}
             assert weights == {**dict.fromkeys(USUAL, 100), "heavy": 300}

@@ -197,11 +197,11 @@ def test_removing_works_whatever_is_broken(fresh: Fresh, broken: str) -> None:
         python.unlink()
         python.symlink_to("/bin/false")
     try:
-        told = fresh.say("dpkg", "--remove", "vcpusched")
+        output = fresh.say("dpkg", "--remove", "vcpusched")
     finally:
         python.unlink()
         python.symlink_to(version)
-    assert f'virsh --connect "qemu:///system" vcpupin {uuid} 2 0-3 --live\n' in told
+    assert f'virsh --connect "qemu:///system" vcpupin {uuid} 2 0-3 --live\n' in output
     assert ledger.read_text() == kept
     assert not (fresh.root / "usr/lib/vcpusched").exists()
     fresh.say("dpkg", "--purge", "vcpusched")
@@ -284,16 +284,16 @@ def test_the_role_only_looks_at_first(host: Container, deb: Path) -> None:
 
 def test_the_role_refuses_mistakes(host: Container) -> None:
     """A setting that is none changes nothing on the host, and the reason is reported."""
-    told = play(host, vcpusched_settings={"period": 0.1})
-    assert "period: 0.1 is not allowed" in told, told
+    output = play(host, vcpusched_settings={"period": 0.1})
+    assert "period: 0.1 is not allowed" in output, output
     assert "period = 1.0" in host.say("cat", "/etc/vcpusched/conf.d/50-ansible.toml")
 
 
 def test_the_role_has_it_act(host: Container) -> None:
     """Allowed to, the same process balances the guests."""
     pid = shown(host, "MainPID")
-    told = play(host, vcpusched_dry_run=False, vcpusched_settings={"period": 1.0})
-    assert "failed=0" in told, told
+    output = play(host, vcpusched_dry_run=False, vcpusched_settings={"period": 1.0})
+    assert "failed=0" in output, output
     wait_for("balanced", lambda: places(host) == ["0", "0", "1", "1"])
     assert shown(host, "MainPID") == pid
 
@@ -350,11 +350,11 @@ def test_removing_beside_a_guest_that_hangs(host: Container) -> None:
     try:
         # Its monitor is asked, and does not answer.
         host.say("bash", "-c", f"virsh domblkstat g{hangs} fda >/dev/null 2>&1 & sleep 2")
-        told = host.say("dpkg", "--remove", "vcpusched")
+        output = host.say("dpkg", "--remove", "vcpusched")
     finally:
         host.say("bash", "-c", f"kill -CONT {pid}")
     assert places(host) == ["0", "0", "0", "1"]
-    (command,) = (line for line in told.splitlines() if line.startswith("virsh"))
+    (command,) = (line for line in output.splitlines() if line.startswith("virsh"))
     wait_for("its monitor", lambda: "running" in host.say("virsh", "domstate", f"g{hangs}"))
     host.say("bash", "-c", command)
     assert places(host) == ["0", "0", "0", "0"]

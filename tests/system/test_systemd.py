@@ -37,9 +37,9 @@ def container(disk: Image) -> Iterator[Container]:
 def test_installing_starts_nothing(container: Container) -> None:
     """Enabling it is the administrator's word; `plan` works before, and the guests stay."""
     assert shown(container, "ActiveState") == "inactive"
-    told = container.say("vcpusched", "plan")  # whether a move pays is for the host's other work
-    assert "(the service is not running here)" in told
-    assert "May be moved: g0, g1, g2, g3" in told
+    output = container.say("vcpusched", "plan")  # whether a move pays is for the host's other work
+    assert "(the service is not running here)" in output
+    assert "May be moved: g0, g1, g2, g3" in output
     assert "0" in container.say("virsh", "vcpupin", "g0", "--live").split()[-1]
 
 
@@ -78,8 +78,8 @@ def test_the_journal(container: Container) -> None:
 
 def test_exposure(container: Container) -> None:
     """At most 1.0 of 10, by systemd's own measure."""
-    told = container.say("systemd-analyze", "security", "vcpusched", "--no-pager")
-    exposure = re.search(r"Overall exposure level for vcpusched\.service: (\d+\.\d)", told)
+    output = container.say("systemd-analyze", "security", "vcpusched", "--no-pager")
+    exposure = re.search(r"Overall exposure level for vcpusched\.service: (\d+\.\d)", output)
     assert exposure is not None
     assert float(exposure[1]) <= 1.0
 
@@ -181,7 +181,7 @@ def test_libvirtd_restarts_and_goes(container: Container) -> None:
         "systemctl", "stop", "libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket"
     )
     container.say("systemctl", "stop", "libvirtd.service")
-    wait_for("told", lambda: shown(container, "StatusText").startswith("Waiting for libvirt"))
+    wait_for("reported", lambda: shown(container, "StatusText").startswith("Waiting for libvirt"))
     container.say("systemctl", "start", "libvirtd.socket", "libvirtd.service")
     wait_for("back", lambda: "4 domains" in shown(container, "StatusText"))
     assert (shown(container, "MainPID"), places(container)) == (pid, pinned)
@@ -273,7 +273,7 @@ def test_a_boot_without_libvirtd(container: Container) -> None:
     container.shut_down()
     container.boot(until="degraded")
     assert container.say("systemctl", "is-failed", "libvirtd.service") == "failed\n"
-    wait_for("told", lambda: shown(container, "StatusText").startswith("Waiting for libvirt"))
+    wait_for("reported", lambda: shown(container, "StatusText").startswith("Waiting for libvirt"))
     pid = shown(container, "MainPID")
     # A pin that it finds may be changed, one that comes later is someone's choice: so it must not
     # look until all are there.
@@ -311,9 +311,9 @@ def test_uninstalling(container: Container) -> None:
     assert places(container) == ["0", "0", "1", "1"]
     assert "vcpusched" in container.say("ls", "/etc/libvirt/hooks/qemu.d")
     container.say("bash", "-c", "ln -sf /bin/false /usr/local/lib/vcpusched/bin/python3")
-    told = container.say("/src/packaging/install", "--uninstall")
+    output = container.say("/src/packaging/install", "--uninstall")
     assert places(container) == ["0", "0", "1", "1"]
-    commands = [line for line in told.splitlines() if line.startswith("virsh")]
+    commands = [line for line in output.splitlines() if line.startswith("virsh")]
     assert len(commands) == 2
     container.say("bash", "-c", "; ".join(commands))
     assert places(container) == ["0", "0", "0", "0"]
