@@ -77,7 +77,7 @@ _shtab_vcpusched_release_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--uri[connect to this libvirt]:URI:"
   "--config[read settings from this file alone]:FILE:_files"
-  "(*)::name or UUID (default\: all guests):_vcpusched_guests"
+  "*:name or UUID (default\: all guests):_vcpusched_guests"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -87,7 +87,7 @@ _shtab_vcpusched_restore_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--uri[connect to this libvirt]:URI:"
   "--config[read settings from this file alone]:FILE:_files"
-  "(*)::name or UUID (default\: all guests):_vcpusched_guests"
+  "*:name or UUID (default\: all guests):_vcpusched_guests"
 )
 
 # guard to ensure default positional specs are added only once per session

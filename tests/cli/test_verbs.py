@@ -172,7 +172,7 @@ def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:
         ("[]", "snapshot: must be an object in braces"),
         (
             '{"version": 2, "cpus": [{"id": 0}], "vcpus": []}',
-            "version: 2 is not allowed: must be 1, the v",
+            "version: 2 is not allowed: mu",
         ),
         ('{"version": 1, "cpus": [], "vcpus": []}', "cpus: must not be empty"),
         ('{"version": 1, "cpus": [{"id": -1}], "vcpus": []}', "cpus.0.id: "),
