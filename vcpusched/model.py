@@ -1,4 +1,4 @@
-"""What a host is made of, and the host with loads that the planner decides on.
+"""What a host is made of, the host with loads that is planned for, and why affinities change.
 
 Rule: values only. Everything here is frozen and holds no handle to the outside world; loads are
 integers in parts per million of one pCPU (`_ppm`), since with floats a plan would depend on the
