@@ -181,17 +181,22 @@ def renamed(tree: Path, name: str) -> Iterator[Side]:
 
 def convert(value: Any, package: str) -> Any:  # noqa: ANN401  any value of either side
     """Return a value in the classes of a package, by the fields that its classes know."""
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return tuple(convert(one, package) for one in value)
-    is_value = isinstance(value, enum.Enum) or dataclasses.is_dataclass(value)
+    is_value = isinstance(value, enum.Enum | tuple) or dataclasses.is_dataclass(value)
     if not is_value or type(value).__module__.partition(".")[0] == package:
         return value
     kind = _class(type(value).__name__, package)
     if isinstance(value, enum.Enum):
         return kind(value.value)
-    names = [field.name for field in dataclasses.fields(value) if field.init]
-    known = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: convert(getattr(value, name), package) for name in names if name in known})
+    known = _fields(kind)
+    names = [name for name in _fields(type(value)) if name in known]
+    return kind(**{name: convert(getattr(value, name), package) for name in names})
+
+
+def _fields(kind: Any) -> tuple[str, ...]:  # noqa: ANN401  a dataclass or a named tuple
+    named: tuple[str, ...] | None = getattr(kind, "_fields", None)
+    return named or tuple(field.name for field in dataclasses.fields(kind) if field.init)
 
 
 @functools.cache

@@ -9,11 +9,13 @@ from builders import host
 
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.feedback import (
+    EARLY_PERIODS,
     PATIENCE_NS,
     Look,
     Promise,
     Rest,
     Verdict,
+    early,
     promised,
     proven,
 )
@@ -325,3 +327,11 @@ def neighbour(directory: Path, rules: Rules) -> tuple[list[tuple[int, Cycle]], l
         simulated.period += 1
     each = [after - before for before, after in zip([0, *waited], waited, strict=False)]
     return freed, [wait_ns * PPM // 3_000_000_000 for wait_ns in each]
+
+
+def test_a_pin_must_gain_more_while_loads_are_known_from_few_periods() -> None:
+    """Three times as much in the first period, twice in the second, and so on; then no more."""
+    asked = Policy(min_gain_ppm=80_000)
+    gains = [early(asked, periods).min_gain_ppm for periods in (1, 2, 3, 4, 8, 16, 31, 32)]
+    assert gains == [240_000, 160_000, 160_000, 120_000, 100_000, 90_000, 90_000, 80_000]
+    assert early(asked, 0) == early(asked, EARLY_PERIODS) == asked

@@ -57,12 +57,12 @@ def test_why_a_vcpu_is_moved_or_is_not() -> None:
 def test_what_was_not_fair_is_named() -> None:
     """Of a vCPU that would have moved and of one that would lose, where nothing nearer holds it."""
     drawn = change(host([100, 100, 100], [100]), "g3", shares=10_240)
-    refusal = ": more was planned, but that would cut vCPU 0 of g0 from ~33.3"
+    refusal = ": a plan was refused, since it would cut vCPU 0 of g0 from ~33.3"
     for name in ("g0", "g1", "g2", "g3"):
         text = why(drawn, name, Policy(fair_shares=True))
         assert refusal in text
         assert text.endswith(" of a pCPU, less than is fair")
-        assert "more was planned" not in why(drawn, name)
+        assert "was refused" not in why(drawn, name)
     assert ": " + why_settled(drawn, Policy(fair_shares=True)) in text
 
 

@@ -706,7 +706,8 @@ def test_no_turns_are_taken_on_pcpus_of_two_kinds(
     """PCPUs 0 and 1 are strong, 2 and 3 do 60 %: {25 25} {25 25} ' {25 25} {25 25}, and with 20.
 
     On a weak one 25 points of work take 42 % of the time. Taken for 42 points, these went to the
-    strong ones, were 25 there, and went back: 190 pins in 100 periods.
+    strong ones, were 25 there, and went back: 190 pins in 100 periods. {20 20 20} four times ends
+    at the very threshold, so there may be one more plan, for other vCPUs.
     """
     topology = Topology(
         tuple(Cpu(cpu, 0, cpu, 0, 1_000_000 if cpu < 2 else 600_000) for cpu in range(4))
@@ -714,7 +715,8 @@ def test_no_turns_are_taken_on_pcpus_of_two_kinds(
     workload = dataclasses.replace(drawn(*[[load] * each] * 4), topology=topology)
     rules = Rules(policy=Policy(pin_to=granularity), house=HouseRules(granularity=granularity))
     pins = simulate(workload, Scheduler(), rules).pins
-    assert len(pins) <= 2
+    assert len({pin.period for pin in pins}) <= (1 if load == 25 else 2)
+    assert len({pin.domain for pin in pins}) == len(pins)
     assert not any(pin.back for pin in pins)
 
 

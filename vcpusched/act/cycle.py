@@ -29,7 +29,7 @@ from vcpusched.observe.demand import WAITS_PPM
 from vcpusched.observe.intervals import baseline
 from vcpusched.observe.observe import Observed, Smoothing, observe
 from vcpusched.observe.placement_rules import HouseRules, why_unclear
-from vcpusched.plan.planner import Cause, Move, Plan, Policy, plan
+from vcpusched.plan.planner import Cause, Move, Plan, Policy, Stop, plan
 from vcpusched.sample import Definition, Sample, Unread
 
 
@@ -268,7 +268,9 @@ class Scheduler:
             if found.balanced:
                 return found
             return replace(found, stop=rest.plan.stop, refused=rest.plan.refused)
-        found = self._decide(host, policy)
+        found = self._decide(host, rules.policy)
+        if found.stop is Stop.NO_GAIN and found.moves and policy != rules.policy:
+            found = self._decide(host, policy)
         is_at_rest = not (found.moves or found.balanced)
         self._rest = Rest(host, policy, now_ns, found) if is_at_rest else None
         return found

@@ -191,9 +191,9 @@ class Rest:
 def early(policy: Policy, periods: int) -> Policy:
     """Return the policy while loads are known from a few periods only, which hold much chance.
 
-    A pin must then gain more: `min_gain` and 2 in so many parts of it. On 41 hosts that cannot be
-    balanced, with 5% of noise, 3 pins were made for chance alone in 25 periods, and none so. It
-    changes when the periods have doubled, since each change has another plan worked out.
+    Where balance is out of reach a pin must then gain more: `min_gain` and 2 in so many parts of
+    it. On 41 such hosts, with 5% of noise, 3 pins were made for chance alone in 25 periods, and
+    none so. It changes when the periods have doubled: each change has another plan worked out.
     """
     if not 0 < periods < EARLY_PERIODS:
         return policy

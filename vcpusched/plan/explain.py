@@ -56,7 +56,8 @@ def explained(host: Host, plan: Plan, policy: Policy, domain: str) -> list[Expla
 
 def trimmed(plan: Plan) -> str:
     """Return what the check of fairness left out of a plan, as a clause."""
-    return f"more was planned, but that {plan.refused}"
+    begin = "more was planned, but that" if plan.moves else "a plan was refused, since it"
+    return f"{begin} {plan.refused}"
 
 
 def _text(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> str:

@@ -64,7 +64,7 @@ def unbalanced(plan: Plan) -> str:
 def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
     """Return why a host that is unbalanced has no move between its bins, as a clause."""
     if plan.refused:
-        return trimmed(plan) if plan.moves else f"a plan was refused, since it {plan.refused}"
+        return trimmed(plan)
     if plan.stop is Stop.MOVE_LIMIT:
         return "what would help takes more pins than max_moves allows"
     bins, loads_ppm = bins_of(host, pin_to), dict(plan.loads_before_ppm)
