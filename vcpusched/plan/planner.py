@@ -83,8 +83,7 @@ ROUNDS_MAX, ROUNDS_LARGE = 8, 2
 
 def plan(host: Host, policy: Policy) -> Plan:
     """Plan the pin changes of one decision."""
-    by_id = attrgetter("id.uuid", "id.domain_id", "id.vcpu")
-    host = replace(host, vcpus=tuple(sorted(host.vcpus, key=by_id)))
+    host = replace(host, vcpus=tuple(sorted(host.vcpus, key=attrgetter("id"))))
     bins, wait = bins_of(host, policy.pin_to), MIN_WAIT_PPM[policy.floating]
     binds = any(vcpu.wait_ppm >= wait and vcpu.cpus.bits.bit_count() > 1 for vcpu in host.vcpus)
     for measured in (True, False) if binds else (False,):

@@ -95,9 +95,9 @@ class Problem:
     def own(self) -> list[list[tuple[int, int]]]:
         """The movable items of each bin as (size, item), rising."""
         own: list[list[tuple[int, int]]] = [[] for _ in self.base]
-        for item, size in enumerate(self.size):
-            if self.allowed[item]:
-                own[self.home[item]].append((size, item))
+        for mask, home, one in zip(self.allowed, self.home, zip(self.size, count())):  # noqa: B905
+            if mask:
+                own[home].append(one)
         return [sorted(members) for members in own]
 
     @cached_property

@@ -21,7 +21,7 @@ def problem_of(host: Host, bins: Bins, policy: Policy, *, measured: bool) -> Pro
     if bins.whole != PPM:
         size = [load * PPM // bins.whole for load in size]
     known, isolated, min_wait = bins.of_cpu.get, bins.isolated.bits, MIN_WAIT_PPM[policy.floating]
-    open_bins = sum(1 << one for one in bins.judged)
+    judged, open_bins = {*bins.judged}, sum(1 << one for one in bins.judged)
     masks = cache(lambda bits: bins.within(CpuSet(bits), whole=True) & open_bins)
     touched = cache(lambda bits: bins.within(CpuSet(bits), whole=False))
     base, home, allowed = list(bins.base), list[int](), list[int]()
@@ -45,7 +45,7 @@ def problem_of(host: Host, bins: Bins, policy: Policy, *, measured: bool) -> Pro
             continue
         base[place] += load
         home.append(place)
-        can = movable and load and not vcpu.fixed and open_bins >> place & 1
+        can = movable and load and not vcpu.fixed and place in judged
         allowed.append(mask if can and mask != 1 << place else 0)
         if can and vcpu.memory_node is not None:
             memory[item] = vcpu.memory_node
