@@ -118,7 +118,7 @@ def test_exit_when_idle(lab: Lab) -> None:
         service.wait_cycles(3)
         guest.destroy()
         assert service.process.wait(10) == 0
-        assert service.lines("No active domains; ending")
+        assert service.lines("No running guests; exiting")
 
 
 def test_waits_for_guests(lab: Lab) -> None:

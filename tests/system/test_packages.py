@@ -302,7 +302,7 @@ def test_an_upgrade_leaves_pins_and_knows_them(host: Container, newer: Path) -> 
     """Another process, the same pins, none made anew; where each vCPU was is still known."""
     pid, pins = shown(host, "MainPID"), len(entries(host, MESSAGE_ID_PIN))
     host.say("dpkg", "--install", f"/root/{newer.name}")
-    wait_for("the new one", lambda: "4 domains" in shown(host, "StatusText"))
+    wait_for("the new one", lambda: "4 guests" in shown(host, "StatusText"))
     assert shown(host, "MainPID") != pid
     assert places(host) == ["0", "0", "1", "1"]
     assert len(entries(host, MESSAGE_ID_PIN)) == pins
@@ -332,11 +332,11 @@ def test_a_libvirt_that_asks_for_a_password(host: Container) -> None:
         'uri = "qemu:///system?authfile=/etc/vcpusched/auth.conf"\n',
     )
     host.say("systemctl", "restart", "vcpusched")
-    wait_for("connected", lambda: "4 domains" in shown(host, "StatusText"))
+    wait_for("connected", lambda: "4 guests" in shown(host, "StatusText"))
     host.say("rm", "/etc/vcpusched/conf.d/60-password.toml")
     host.say("sed", "--in-place", "/^auth_unix_rw/d", "/etc/libvirt/libvirtd.conf")
     host.say("systemctl", "restart", "libvirtd", "vcpusched")
-    wait_for("connected", lambda: "4 domains" in shown(host, "StatusText"))
+    wait_for("connected", lambda: "4 guests" in shown(host, "StatusText"))
 
 
 def test_removing_beside_a_guest_that_hangs(host: Container) -> None:

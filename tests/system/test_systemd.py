@@ -72,7 +72,7 @@ def test_the_journal(container: Container) -> None:
     (plan,) = entries(container, MESSAGE_ID_PLAN)
     assert (plan["VCPUSCHED_MOVES"], plan["VCPUSCHED_CYCLE"]) == ("2", pins[0]["VCPUSCHED_CYCLE"])
     explained = container.say("journalctl", "--unit=vcpusched", "--no-pager", "--catalog")
-    assert "A virtual CPU was pinned to another pCPU" in explained
+    assert "The affinity of a virtual CPU was changed" in explained
     assert f"of domain {pins[0]['VCPUSCHED_DOMAIN']}" in explained
 
 
@@ -176,14 +176,14 @@ def test_libvirtd_restarts_and_goes(container: Container) -> None:
     pid, pinned = shown(container, "MainPID"), places(container)
     pins = len(entries(container, MESSAGE_ID_PIN))
     container.say("systemctl", "restart", "libvirtd")
-    wait_for("back", lambda: "4 domains" in shown(container, "StatusText"))
+    wait_for("back", lambda: "4 guests" in shown(container, "StatusText"))
     container.say(
         "systemctl", "stop", "libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket"
     )
     container.say("systemctl", "stop", "libvirtd.service")
     wait_for("reported", lambda: shown(container, "StatusText").startswith("Waiting for libvirt"))
     container.say("systemctl", "start", "libvirtd.socket", "libvirtd.service")
-    wait_for("back", lambda: "4 domains" in shown(container, "StatusText"))
+    wait_for("back", lambda: "4 guests" in shown(container, "StatusText"))
     assert (shown(container, "MainPID"), places(container)) == (pid, pinned)
     assert len(entries(container, MESSAGE_ID_PIN)) == pins
 
@@ -200,13 +200,13 @@ def test_the_socket_of_the_modular_virtqemud(container: Container) -> None:
     container.say("mv", ours, other)
     try:
         container.say("systemctl", "restart", "vcpusched")
-        wait_for("connected", lambda: "4 domains" in shown(container, "StatusText"))
+        wait_for("connected", lambda: "4 guests" in shown(container, "StatusText"))
     finally:
         container.say("mv", other, ours)
     # Systemd starts no unit more than five times in ten seconds, which quick tests come to.
     container.say("systemctl", "reset-failed", "vcpusched")
     container.say("systemctl", "restart", "vcpusched")
-    wait_for("back", lambda: "4 domains" in shown(container, "StatusText"))
+    wait_for("back", lambda: "4 guests" in shown(container, "StatusText"))
 
 
 def places(container: Container) -> list[str]:
@@ -220,7 +220,7 @@ def test_a_restart_leaves_pins_and_a_stop_gives_them_back(container: Container) 
     wait_for("balanced", lambda: places(container) == ["0", "0", "1", "1"])
     pins = len(entries(container, MESSAGE_ID_PIN))
     container.say("systemctl", "restart", "vcpusched")
-    wait_for("cycles", lambda: "4 domains" in shown(container, "StatusText"))
+    wait_for("cycles", lambda: "4 guests" in shown(container, "StatusText"))
     assert places(container) == ["0", "0", "1", "1"]
     assert len(entries(container, MESSAGE_ID_PIN)) == pins
     container.say("systemctl", "stop", "vcpusched")
@@ -236,7 +236,7 @@ def test_kill_and_hang_are_mended(container: Container) -> None:
     container.say("systemctl", "kill", "--signal=KILL", "vcpusched")
     wait_for("restart", lambda: shown(container, "NRestarts") == "1")
     wait_for("active", lambda: shown(container, "ActiveState") == "active")
-    wait_for("cycles", lambda: "4 domains" in shown(container, "StatusText"))
+    wait_for("cycles", lambda: "4 guests" in shown(container, "StatusText"))
     assert places(container) == ["0", "0", "1", "1"]
     override = "/etc/systemd/system/vcpusched.service.d/override.conf"
     container.write(override, "[Service]\nWatchdogSec=5\n")
@@ -257,7 +257,7 @@ def test_a_boot_beside_libvirtd(container: Container) -> None:
     container.say("virsh", "; ".join(f"autostart g{index}" for index in range(4)))
     container.shut_down()
     container.boot()
-    wait_for("connected", lambda: "4 domains" in shown(container, "StatusText"))
+    wait_for("connected", lambda: "4 guests" in shown(container, "StatusText"))
     assert (shown(container, "ActiveState"), shown(container, "NRestarts")) == ("active", "0")
     libvirtd = container.say(
         "systemctl", "show", "libvirtd", "--property=ActiveEnterTimestampMonotonic", "--value"
@@ -292,7 +292,7 @@ def test_a_boot_without_libvirtd(container: Container) -> None:
 
 def test_stop_beside_a_hanging_libvirtd(container: Container) -> None:
     """Stopping waits for libvirtd, to restore pins; then it ends, and says they are left."""
-    wait_for("connected", lambda: "4 domains" in shown(container, "StatusText"))
+    wait_for("connected", lambda: "4 guests" in shown(container, "StatusText"))
     pid = container.say("systemctl", "show", "--property=MainPID", "--value", "libvirtd").strip()
     container.say("sh", "-c", f"kill -STOP {pid}")
     try:
