@@ -122,7 +122,7 @@ def test_history(container: Container) -> None:
     (outcome,) = entries(container, MESSAGE_ID_OUTCOME)
     assert plan["outcome"]["verdict"] == outcome["VCPUSCHED_VERDICT"]
     text = container.say("vcpusched", "history", "--since=1h")
-    assert "2 pins by the plan of cycle" in text
+    assert " done: 2 pins, gap " in text
     assert "forged" not in text
     refusal = container.say(
         *("setpriv", "--reuid=1235", "--clear-groups", "vcpusched", "history"), check=False
