@@ -290,18 +290,10 @@ class Cause(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HostCpu:
-    """One managed pCPU and the load that anything but our vCPUs puts on it.
-
-    It may stand for several pCPUs that are treated as one, its `members`. One that can do less than
-    the best `lacks_ppm` of load, as if that much ran on it already; its load is given as a share
-    of what it `gives_ppm`.
-    """
+    """One managed pCPU and the load that anything but our vCPUs puts on it."""
 
     cpu: Cpu
     host_load_ppm: int = 0
-    members: CpuSet = NO_CPUS
-    lacks_ppm: int = 0
-    gives_ppm: int = PPM
 
     @property
     def id(self) -> int:

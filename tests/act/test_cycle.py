@@ -598,7 +598,7 @@ def test_a_vcpu_that_may_not_be_moved_says_why() -> None:
         "g0": (True, "its guest refused a pin and is in quarantine"),
         "g1": (True, 'its metadata says policy="holdd", which is none of balance, hold, spread'),
         "g2": (True, 'excluded by "g2" in exclude_domains'),
-        "g3": (True, "moved less than 60 s ago"),
+        "g3": (True, "moved less than 60s ago"),
     }
     assert [unclear.name for unclear in cycle.unclear] == ["g1"]
 

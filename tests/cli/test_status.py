@@ -18,7 +18,7 @@ from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import state_file
 from vcpusched.report.draw import blocks
 from vcpusched.report.messages import PastPin, Service
-from vcpusched.report.recent import Recent
+from vcpusched.report.state_file import Recent
 from vcpusched.service import run_directory
 
 HOSTILE = "\x1b]0;owned\x07\nweb"

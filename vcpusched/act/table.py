@@ -132,7 +132,7 @@ class VcpuTable:
     def _why(self, vcpu: VcpuId, now_ns: int, cooldown_s: float) -> str:
         known = self._of(vcpu)
         if known.moved_ns is not None and now_ns - known.moved_ns < cooldown_s * 1e9:
-            return f"moved less than {cooldown_s:g} s ago"
+            return f"moved less than {cooldown_s:g}s ago"
         if known.back_off is not None and now_ns < known.back_off.until:
             minutes = -(-(known.back_off.until - now_ns) // 60_000_000_000)
             return f"moved in vain, so left alone for {minutes} min more"

@@ -4,6 +4,7 @@ Rule: text and values only. Loads are decimal pCPUs, times are seconds since the
 """
 
 import json
+from collections import Counter
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
@@ -148,3 +149,22 @@ def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
         "plan": plan_as_json(plan) if plan else None,
         "snapshot": host_as_json(cycle.host) if cycle.host else None,
     }
+
+
+class Recent:
+    """How many pins there were in the last hour and day; the caller has the clock."""
+
+    def __init__(self) -> None:
+        self._by_minute: Counter[int] = Counter()
+
+    def add(self, now_s: float) -> None:
+        """Count one pin, now."""
+        self._by_minute[int(now_s // 60)] += 1
+
+    def counts(self, now_s: float) -> tuple[int, int]:
+        """Return the pins of the last hour and of the last day, and forget what is older."""
+        minute = int(now_s // 60)
+        for old in [key for key in self._by_minute if key <= minute - 24 * 60]:
+            del self._by_minute[old]
+        hour = sum(n for key, n in self._by_minute.items() if key > minute - 60)
+        return hour, self._by_minute.total()

@@ -21,7 +21,7 @@ from vcpusched.plan.planner import Cause
 from vcpusched.report import messages, state_file
 from vcpusched.report.lasting import Lasting
 from vcpusched.report.messages import CATALOGUE, Entry, Pause, Priority, Service
-from vcpusched.report.recent import Recent
+from vcpusched.report.state_file import Recent
 from vcpusched.service import run_directory, systemd
 from vcpusched.service.control import Answer
 from vcpusched.service.state import State
