@@ -715,6 +715,8 @@ def test_at_rest_nothing_is_searched_for_again() -> None:
     scheduler = Scheduler(decide=decide)
     run(scheduler, host, EARLY_PERIODS + 2, Rules())
     assert len(host.pins) == 1
+    # While loads are known from few periods more is asked of a pin.
+    assert {policy.min_gain_ppm for policy in asked} == {50_000, 100_000, 150_000}
     settled = len(asked)
     run(scheduler, host, 10, Rules())
     assert len(asked) == settled

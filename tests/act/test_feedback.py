@@ -335,3 +335,12 @@ def test_a_pin_must_gain_more_while_loads_are_known_from_few_periods() -> None:
     gains = [early(asked, periods).min_gain_ppm for periods in (1, 2, 3, 4, 8, 16, 31, 32)]
     assert gains == [240_000, 160_000, 160_000, 120_000, 100_000, 90_000, 90_000, 80_000]
     assert early(asked, 0) == early(asked, EARLY_PERIODS) == asked
+
+
+def test_a_pin_to_several_pcpus_acquits_none_that_refused_one() -> None:
+    """The kernel takes a set of which it takes one; a pin to that one alone is proof."""
+    table, vcpu = VcpuTable(), VcpuId(DomainUuid("g"), 1, 0)
+    table.refused(1, 1)
+    for cpus, left in (("0-3", {1}), ("1", set())):
+        table.pinned(Move(vcpu, "g", CpuSet.of([0]), CpuSet.parse(cpus), 0, ""))
+        assert table.quarantined(2) == left

@@ -289,7 +289,10 @@ def test_pins_are_failing_while_they_are_refused() -> None:
     )
     state = after(state, Cycled(rests), 1.0, 2.0)
     assert state.service.pins_failing == failing
-    state = after(state, Cycled(dataclasses.replace(rests, refused=False)), 2.0, 3.0)
+    lost = dataclasses.replace(rests, refused=False, lost="it went away")
+    state = after(state, Cycled(lost), 2.0, 3.0)
+    assert state.service.pins_failing == failing
+    state = after(state, Cycled(dataclasses.replace(rests, refused=False)), 3.0, 4.0)
     assert not state.service.pins_failing
 
 

@@ -4,6 +4,8 @@ import dataclasses
 
 from builders import change, host, of_one_guest
 
+from vcpusched.plan.explain import explained
+from vcpusched.plan.planner import Policy, plan
 from vcpusched.report.treatments import treatment_lines, treatments_as_json
 
 
@@ -34,3 +36,13 @@ def test_who_may_be_moved_and_who_may_not() -> None:
 def test_a_name_is_text() -> None:
     """It cannot forge a line."""
     assert treatment_lines(change(host([20]), "g0", domain="a\nb")) == ["May be moved: a?b"]
+
+
+def test_a_reason_of_a_snapshot_is_text() -> None:
+    """It may come from a stranger: neither a line of its own, nor an escape sequence."""
+    evil = "x\x1b]0;owned\x07\nstays"
+    held, movable = (change(host([20]), "g0", fixed=fixed, why=evil) for fixed in (True, False))
+    reasons = explained(held, plan(held, Policy()), Policy(), "g0")
+    for line in (*treatment_lines(held), *treatment_lines(movable), reasons[0].text):
+        assert line.isprintable()
+        assert "x?]0;owned??stays" in line
