@@ -100,8 +100,8 @@ def _loads(drawn: Host, policy: Policy, found: Plan) -> tuple[list[int], dict[Vc
     """Return the load of each bin as the planner compares it, and where each vCPU counts."""
     bins = bins_of(drawn, policy.pin_to)
     problem = problem_of(drawn, bins, policy, measured=found.binds_floaters)
-    homes = zip(problem.vcpus, problem.home, strict=True)
-    places = {vcpu.id: bin_ for vcpu, bin_ in homes if bin_ >= 0}
+    currents = zip(problem.vcpus, problem.current, strict=True)
+    places = {vcpu.id: bin_ for vcpu, bin_ in currents if bin_ >= 0}
     return problem.levels(), places
 
 

@@ -64,7 +64,7 @@ class Bins:
         """Whether a bin has more than one pCPU."""
         return len(self.members) < len(self.of_cpu)
 
-    def home(self, cpus: CpuSet) -> int | None:
+    def bin_of(self, cpus: CpuSet) -> int | None:
         """Return the bin that a vCPU with this affinity is bound to; None if it floats."""
         if len(cpus) > 1 and not self.are_sets:
             return None

@@ -27,7 +27,7 @@ def with_crowded(found: Plan, host: Host, bins: Bins, policy: Policy) -> Plan:
     inside: defaultdict[int, list[tuple[Vcpu, CpuSet]]] = defaultdict(list)
     for vcpu in sorted(host.vcpus, key=lambda vcpu: (-vcpu.load_ppm, vcpu.id)):
         cpus = moved.get(vcpu.id, vcpu.cpus)
-        if (bin_ := bins.home(cpus)) is not None:
+        if (bin_ := bins.bin_of(cpus)) is not None:
             inside[bin_].append((vcpu, cpus & bins.members[bin_]))
     more = []
     for bin_, vcpus in inside.items():

@@ -55,13 +55,13 @@ def undo(state: Assignment) -> None:
     back alone, so without that an exchange of equals would pass for worth it.
     """
     problem, changed = state.problem, set(state.problem.bins.judged)
-    home = problem.home
+    current = problem.current
     while changed:
         moved = problem.moved(state.place)
-        backs: list[Step] = [(item, home[item]) for item in moved]
+        backs: list[Step] = [(item, current[item]) for item in moved]
         if len(moved) <= MANY_MOVES:
             steps = steps_between(problem, state.place)
-            backs += [(a, home[a], b, home[b]) for (a, _), *rest in steps for b, _ in rest]
+            backs += [(a, current[a], b, current[b]) for (a, _), *rest in steps for b, _ in rest]
         useless = sorted(
             (-gain, back)
             for back in backs
@@ -70,7 +70,7 @@ def undo(state: Assignment) -> None:
         )
         changed = set()
         for _, back in useless:
-            is_there = all(state.place[item] != home[item] for item in back[::2])
+            is_there = all(state.place[item] != current[item] for item in back[::2])
             if is_there and (gain := state.gain(back)) > 0:
                 for bin_ in (back[1], state.place[back[0]]):
                     changed |= {bin_, *(state.siblings[bin_] if state.siblings else ())}
@@ -117,13 +117,13 @@ def lift(state: Assignment) -> None:
         (-load, item) for bin_ in bins for load, item in state.own[bin_] if load > thread[bin_]
     ]
     for _, item in sorted(misfits):
-        home = state.place[item]
+        current = state.place[item]
         # None may become busier than the source was.
         steps: list[Step] = [
             (item, bin_)
             for bin_ in bins
-            if thread[bin_] > thread[home]
-            and state.level[bin_] + size[item] <= state.level[home]
+            if thread[bin_] > thread[current]
+            and state.level[bin_] + size[item] <= state.level[current]
             and state.fits(item, bin_)
         ]
         gain, best = max(((state.gain(step), step) for step in steps), default=(0, ()))

@@ -7,7 +7,7 @@ Problem: of a group of bins, or of a small host, find the assignment of the lowe
 Approach: branch and bound. The bin that is furthest out of bounds must lose an item, or gain one;
     where none is, but the ends are too far apart, the busiest must lose or the least loaded gain.
 Algorithm: each move that helps is tried, the most promising first, and forbidden to the tries after
-    it, also for its like: items of equal size, home and mask are of one kind. A branch ends when
+    it, also for its like: items of equal size, bin and mask are of one kind. A branch ends when
     what it has spent, plus the least that is left to pay, is no less than the best found.
 Bound: each pin takes a loss off a bin with too much, and brings a gain to one that lacks. So n pins
     bring at most the n largest losses and gains, each cut to what its bin needs.
@@ -69,16 +69,16 @@ class _Search:
                 self.high[bin_] = min(self.high[bin_], self.bottom + self.span - 1)
         mask = sum(1 << bin_ for bin_ in group)
         self.items = sorted(
-            item for bin_ in group for _, item in state.own[bin_] if mask >> problem.home[item] & 1
+            one for bin_ in group for _, one in state.own[bin_] if mask >> problem.current[one] & 1
         )
         kinds: dict[tuple[int, int, int], int] = {}
         self.kind: dict[int, int] = {}
         self.own: dict[int, list[tuple[int, int]]] = {bin_: [] for bin_ in group}
         for item in sorted(self.items, key=lambda item: (-problem.size[item], item)):
-            home, size = problem.home[item], problem.size[item]
-            if feasible := problem.allowed[item] & mask & ~(1 << home):
-                self.kind[item] = kinds.setdefault((home, size, feasible), len(kinds))
-                self.own[home].append((size, item))
+            current, size = problem.current[item], problem.size[item]
+            if feasible := problem.allowed[item] & mask & ~(1 << current):
+                self.kind[item] = kinds.setdefault((current, size, feasible), len(kinds))
+                self.own[current].append((size, item))
         self.open_to = [feasible for _, _, feasible in kinds]
         self.falling = sorted((size for own in self.own.values() for size, _ in own), reverse=True)
         self.price = {
@@ -86,9 +86,9 @@ class _Search:
         }
         self.best = SCALE * (self._bound()[0] + self._ends()[0])
         for item in self.items:
-            bin_, home, size = state.place[item], problem.home[item], problem.size[item]
+            bin_, current, size = state.place[item], problem.current[item], problem.size[item]
             self.level[bin_] -= size
-            self.level[home] += size
+            self.level[current] += size
             self.best += self.price[item][bin_]
         self.path: list[tuple[int, int]] = []
         self.steps, self.steps_max = len(self.items) // 2, len(self.items) // 2 + steps_max
@@ -98,7 +98,7 @@ class _Search:
         state, problem, to = self.state, self.state.problem, dict(self.path)
         before = {item: state.place[item] for item in self.items}
         for item in self.items:
-            state.move(item, to.get(item, problem.home[item]))
+            state.move(item, to.get(item, problem.current[item]))
         meets = problem.spread and not all(state.fits(item, bin_) for item, bin_ in to.items())
         dearer = state.siblings and state.total > self.total
         if meets or dearer or in_order(problem, state.place) is None:

@@ -80,7 +80,7 @@ def _why_not(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> 
         yield "the host is balanced"
     if not vcpu.load_ppm:
         yield "it has no load, so that moving it would change nothing"
-    if (bin_ := bins.home(vcpu.cpus)) is not None:
+    if (bin_ := bins.bin_of(vcpu.cpus)) is not None:
         yield from _why_bound(host, plan, bins, vcpu, bin_)
     elif vcpu.is_bound:
         yield "that pCPU is not managed"
@@ -104,7 +104,7 @@ def _why_bound(host: Host, plan: Plan, bins: Bins, vcpu: Vcpu, bin_: int) -> Ite
         yield "this plan only pins vCPUs that may use several pCPUs"
     if bins.waiting.get(bin_, 1) <= 0:
         yield "its set has a pCPU for each vCPU that runs there"
-    if sum(other.load_ppm > 0 and bins.home(other.cpus) == bin_ for other in host.vcpus) > 1:
+    if sum(other.load_ppm > 0 and bins.bin_of(other.cpus) == bin_ for other in host.vcpus) > 1:
         return
     loads_ppm = dict(plan.loads_before_ppm)
     load_ppm = loads_ppm[next(iter(bins.members[bin_]))]

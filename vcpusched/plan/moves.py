@@ -109,11 +109,11 @@ class Plan:
 
 def steps_between(problem: Problem, place: Sequence[int]) -> list[Step]:
     """Return the steps to a placement: pairs that change places, the larger first, and others."""
-    home, size = problem.home, problem.size
+    current, size = problem.current, problem.size
     waiting: dict[tuple[int, int], list[int]] = {}
     steps: list[Step] = []
     for item in problem.moved(place):
-        source, target = home[item], place[item]
+        source, target = current[item], place[item]
         if partners := waiting.get((target, source)):
             pair = (item, target), (partners.pop(0), source)
             steps.append(pair if size[item] > size[pair[1][0]] else pair[::-1])
@@ -128,16 +128,16 @@ def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
         return None
     if any(gone > max(0, more) for _, more, gone in problem.leaving(place)):
         return None
-    size, home, level = problem.size, problem.home, list(problem.base)
+    size, current, level = problem.size, problem.current, list(problem.base)
     poured = problem.levels()
     peak = max((poured[bin_] for bin_ in problem.bins.judged), default=0)
-    heap = [(-level[home[step[0][0]]], step) for step in steps_between(problem, place)]
+    heap = [(-level[current[step[0][0]]], step) for step in steps_between(problem, place)]
     heapify(heap)
     full, done = defaultdict[int, list[Step]](list), list[Step]()
     while heap:
         key, step = heappop(heap)
         item, target = step[0]
-        source, load = home[item], size[item] - sum(size[other] for other, _ in step[1:])
+        source, load = current[item], size[item] - sum(size[other] for other, _ in step[1:])
         if -key != level[source]:
             heappush(heap, (-level[source], step))
             continue
@@ -149,7 +149,7 @@ def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
         level[target] += load
         # What waited for room on the source may have it now.
         for waiting in full.pop(source, ()) if load else ():
-            heappush(heap, (-level[home[waiting[0][0]]], waiting))
+            heappush(heap, (-level[current[waiting[0][0]]], waiting))
     return None if full else done
 
 
@@ -161,10 +161,10 @@ def plan_of(problem: Problem, steps: Sequence[Step], *, is_cut: bool = False) ->
     poured = len(steps) <= POURED_STEPS_MAX
     levels: Sequence[int] = first if poured else base
     for step in steps:
-        ends = problem.home[step[0][0]], step[0][1]
+        ends = problem.current[step[0][0]], step[0][1]
         was = [percent(bins.shown(levels, bin_)) for bin_ in ends]
         for item, target in step:
-            base[problem.home[item]] -= problem.size[item]
+            base[problem.current[item]] -= problem.size[item]
             base[target] += problem.size[item]
         if poured:
             levels = problem.levels(base)
@@ -175,7 +175,7 @@ def plan_of(problem: Problem, steps: Sequence[Step], *, is_cut: bool = False) ->
                 other = problem.vcpus[step[1 - at][0]]
                 exchange = f"in exchange for {vcpu_text(other.id.vcpu, other.domain)}, since "
                 both, back = "together ", other.id
-            vcpu, source = problem.vcpus[item], problem.home[item]
+            vcpu, source = problem.vcpus[item], problem.current[item]
             verb = "were" if len(bins.members[source]) > 1 else "was"
             reason = (
                 f"{exchange}{bins.names[source]} {verb} at {was[at]} and {bins.names[target]} at "

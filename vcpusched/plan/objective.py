@@ -8,7 +8,7 @@ Approach: one objective, in thousandths of a ppm of load:
 
     J = overload of bins                       load outside the tolerance band
       + half the overload of whole cores       of their second busiest threads: two busy siblings
-      + for each item not at home, its price   `Problem.price`, that is:
+      + for each item that moves, its price    `Problem.price`, that is:
             min_gain within a cache, 2.5 times to another cache, 4 times to another node
             + a little for each pin            fewest pins win
             + what a weaker pCPU cannot give
@@ -64,12 +64,12 @@ class Assignment:
         self.low = [begin] * len(problem.base)
         for bin_ in problem.filled:
             self.low[bin_] = -1  # floaters fill it
-        self.place, self.level = list(problem.home), list(problem.base)
+        self.place, self.level = list(problem.current), list(problem.base)
         self.own = [members.copy() for members in problem.own]
         self.guest = problem.guest
-        self.there = Counter(zip(self.guest or (), problem.home, strict=False))
+        self.there = Counter(zip(self.guest or (), problem.current, strict=False))
         self.siblings = problem.bins.siblings
-        # In a hurry items are taken to be at home, as nearly all are: each step costs a pin.
+        # In a hurry no item is taken to have moved, as nearly none has: each step costs a pin.
         self.is_brief = hurry and problem.bins.thread is None
         self.is_plain = problem.bins.sites is None and problem.bins.thread is None
         self.total = SCALE * self.overload
@@ -142,11 +142,11 @@ class Assignment:
     def fits(self, item: int, bin_: int) -> bool:
         """Return whether an item may be on a bin now."""
         problem = self.problem
-        if problem.home[item] == bin_:
+        if problem.current[item] == bin_:
             return True
         if not problem.allowed[item] >> bin_ & 1:
             return False
-        if problem.surplus and (source := self.place[item]) == problem.home[item]:
+        if problem.surplus and (source := self.place[item]) == problem.current[item]:
             gone = len(problem.own[source]) - len(self.own[source])
             if gone >= problem.surplus[source]:
                 return False  # nobody waits there any more
@@ -165,8 +165,8 @@ class Assignment:
         """Return how much more an item costs on one bin than on the other, balance aside."""
         problem = self.problem
         if self.is_plain:
-            home, pin = problem.home[item], problem.prices[1]
-            more = (pin if target != home else 0) - (pin if source != home else 0)
+            current, pin = problem.current[item], problem.prices[1]
+            more = (pin if target != current else 0) - (pin if source != current else 0)
         else:
             more = problem.price(item, target) - problem.price(item, source)
         if self.guest is not None:

@@ -106,7 +106,7 @@ def _binds_well(problem: Problem, place: Sequence[int]) -> bool:
     """
     bins, after = problem.bins, problem.levels(problem.at(place))
     freely = [i for i in problem.moved(place) if (problem.vcpus[i].on or 0) not in bins.isolated]
-    touched = {bin_ for item in freely for bin_ in (problem.home[item], place[item])}
+    touched = {bin_ for item in freely for bin_ in (problem.current[item], place[item])}
     full = any(bins.shown(after, bin_) >= SATURATION_PPM for bin_ in touched)
     return bool(freely) and bins.gap(after) < problem.span and not full
 
@@ -140,7 +140,7 @@ def _begun(problem: Problem, steps: list[Step], most: int | None) -> list[Step]:
 
 def _after(problem: Problem, steps: Iterable[Step]) -> Sequence[int]:
     """Return where the items are once these steps are made."""
-    found = list(problem.home)
+    found = list(problem.current)
     for item, bin_ in itertools.chain.from_iterable(steps):
         found[item] = bin_
     return found
@@ -157,10 +157,10 @@ def _rounds(problem: Problem, policy: Policy) -> list[Step]:
     now, steps = problem, list[Step]()
     for _ in range(ROUNDS_LARGE if is_large(problem) else ROUNDS_MAX):
         found = _round(now.without_lone(), policy)
-        if list(found) == list(now.home) and now.bins.siblings:
+        if list(found) == list(now.current) and now.bins.siblings:
             part(state := Assignment(now, 0))
-            found = state.place if _is_better_at(now, state.place) else now.home
-        if list(found) == list(now.home):
+            found = state.place if _is_better_at(now, state.place) else now.current
+        if list(found) == list(now.current):
             break
         ordered = in_order(problem, found)
         if ordered is None:
@@ -174,7 +174,7 @@ def _rounds(problem: Problem, policy: Policy) -> list[Step]:
 
 
 def _round(problem: Problem, policy: Policy) -> Sequence[int]:
-    """Return better places for the items, or home."""
+    """Return better places for the items, or the current ones."""
     if not problem.pools:
         return _answer(problem, problem, policy)
     if not is_large(problem) and (place := _one_move(problem)):
@@ -184,9 +184,9 @@ def _round(problem: Problem, policy: Policy) -> Sequence[int]:
     flowing = problem.but(filled=filled, floating=sum(load for _, load in problem.pools))
     for one in (flowing, problem.but(base=problem.levels())):
         place = _answer(one, problem, policy)
-        if list(place) != list(problem.home):
+        if list(place) != list(problem.current):
             return place
-    return problem.home
+    return problem.current
 
 
 def _one_move(problem: Problem) -> Sequence[int]:
@@ -199,7 +199,7 @@ def _one_move(problem: Problem) -> Sequence[int]:
     order = sorted(problem.bins.judged, key=lambda bin_: (levels[bin_], problem.base[bin_]))
     for source, target in itertools.product(order[-ENDS:], order[:ENDS]):
         for size, item in problem.own[source] if source != target else ():
-            price, place = problem.price(item, target), list(problem.home)
+            price, place = problem.price(item, target), list(problem.current)
             place[item] = target
             if price <= _value(problem) and state.fits(item, target):
                 gap = problem.bins.gap(problem.levels(problem.at(place)))
@@ -227,10 +227,10 @@ def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
 
     `real` is the problem as it is, with floaters poured.
     """
-    home = list(problem.home)
+    current = list(problem.current)
     # Both are worked out here once, for all that follow.
     if not any(problem.own) or not problem.limits:
-        return home
+        return current
     paying = problem.but(min_gain=max(problem.min_gain, UNREACHED_PPM))
     value = _value(problem)
     levels = [problem.base[bin_] for bin_ in problem.bins.judged]
@@ -242,7 +242,7 @@ def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
     near = _near(problem, problem.base)
     if is_large(problem):
         place = search_large(paying, value if near == problem.span else 0)
-        return place if _is_better_at(real, place) else home
+        return place if _is_better_at(real, place) else current
     if near > 0:
         outside, _ = best_band(levels, near)
         pins_max = (outside * SCALE + value) // problem.prices[1]
@@ -255,7 +255,7 @@ def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
         ):
             return place
     found = search_paying(paying, policy.steps_max)
-    return found.place if _is_better_at(real, found.place) else home
+    return found.place if _is_better_at(real, found.place) else current
 
 
 def _is_better_at(problem: Problem, place: Sequence[int]) -> bool:

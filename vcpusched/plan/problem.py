@@ -40,9 +40,9 @@ POURINGS: Final = 12
 """How often overlapping masks are poured anew: enough to come within a point of level."""
 
 NEEDS: Final[dict[str, set[str]]] = {
-    "own": {"home", "allowed"},
-    "limits": {"base", "floating", "home", "allowed", "span"},
-    "_company": {"home"},
+    "own": {"current", "allowed"},
+    "limits": {"base", "floating", "current", "allowed", "span"},
+    "_company": {"current"},
 }
 """What is worked out once, and kept as long as what it needs stays the same."""
 
@@ -53,7 +53,7 @@ class Problem:
 
     `guest` says which guest each item is of, None where each is the only one of its guest;
     `spread` are the items of guests that keep theirs on different cores. `allowed` has a bit for
-    each bin that an item may be put on, 0 for one that stays at home; `base` are the loads without
+    each bin that an item may be put on, 0 for one that stays; `base` are the loads without
     floaters; `origin` is where items were before the plan. On `filled` bins floaters fill what is
     missing, `floating` in all. Of the bins in `surplus` so many items may leave, net. `refused` are
     places to which there is no way.
@@ -62,7 +62,7 @@ class Problem:
     bins: Bins
     vcpus: Sequence[Vcpu]
     size: Sequence[int]
-    home: Sequence[int]
+    current: Sequence[int]
     allowed: Sequence[int]
     base: Sequence[int]
     span: int
@@ -95,9 +95,9 @@ class Problem:
     def own(self) -> list[list[tuple[int, int]]]:
         """The movable items of each bin as (size, item), rising."""
         own: list[list[tuple[int, int]]] = [[] for _ in self.base]
-        for mask, home, one in zip(self.allowed, self.home, zip(self.size, count())):  # noqa: B905
+        for mask, current, one in zip(self.allowed, self.current, zip(self.size, count())):  # noqa: B905
             if mask:
-                own[home].append(one)
+                own[current].append(one)
         return [sorted(members) for members in own]
 
     @cached_property
@@ -130,33 +130,33 @@ class Problem:
         """How many items of each guest, or cell of it, are on each cache and on each node."""
         company = Counter[tuple[str, int | None, int, int | None]]()
         if self.guest is not None and self.bins.sites is not None:
-            for item, home in enumerate(self.home):
-                if home != NOWHERE:
-                    cell, site = (self.guest[item], self.memory.get(item)), self.bins.sites[home]
+            for item, current in enumerate(self.current):
+                if current != NOWHERE:
+                    cell, site = (self.guest[item], self.memory.get(item)), self.bins.sites[current]
                     company[*cell, CACHE, site.cache] += 1
                     company[*cell, NODE, site.node] += 1
         return company
 
     def price(self, item: int, bin_: int) -> int:
-        """Return what it costs to have an item on a bin rather than at home, balance aside."""
-        home = self.home[item]
-        if bin_ == home:
+        """Return what it costs to have an item on another bin than now, balance aside."""
+        current = self.current[item]
+        if bin_ == current:
             return 0
-        far = self.bins.distance(home, bin_)
+        far = self.bins.distance(current, bin_)
         price = self.prices[far]
         if far >= NODE:
-            price += self._apart(item, home, bin_, far)
+            price += self._apart(item, current, bin_, far)
         if self.bins.thread is not None:
             size, thread = self.size[item], self.bins.thread
-            price += SCALE * (max(0, size - thread[bin_]) - max(0, size - thread[home]))
-            if size <= thread[home] < thread[bin_]:
+            price += SCALE * (max(0, size - thread[bin_]) - max(0, size - thread[current]))
+            if size <= thread[current] < thread[bin_]:
                 price += self.prices[CORE]  # strong pCPUs are for those that need them
         return price
 
-    def _apart(self, item: int, home: int, bin_: int, far: int) -> int:
+    def _apart(self, item: int, current: int, bin_: int, far: int) -> int:
         """Return what it costs to go so far: away from memory, from company, over long ways."""
         sites, ways = self.bins.sites or (), self.bins.distances
-        here, there, more = sites[home], sites[bin_], 0
+        here, there, more = sites[current], sites[bin_], 0
         memory = self.memory.get(item)
         if memory is not None and far == ACROSS:
             if there.node == memory:
@@ -175,14 +175,14 @@ class Problem:
         return more
 
     def moved(self, place: Sequence[int]) -> list[int]:
-        """Return the items that are not at home."""
-        return list(compress(count(), map(operator.ne, place, self.home)))
+        """Return the items that are not where they are now."""
+        return list(compress(count(), map(operator.ne, place, self.current)))
 
     def leaving(self, place: Sequence[int]) -> list[tuple[int, int, int]]:
         """Return of each bin of `surplus` how many items may leave it, and how many do, net."""
         gone: Counter[int] = Counter()
         for item in self.moved(place) if self.surplus else ():
-            gone[self.home[item]] += 1
+            gone[self.current[item]] += 1
             gone[place[item]] -= 1
         return [(bin_, more, gone[bin_]) for bin_, more in self.surplus.items()]
 
@@ -190,7 +190,7 @@ class Problem:
         """Return the loads without floaters when the items are at these places."""
         base = list(self.base)
         for item in self.moved(place):
-            base[self.home[item]] -= self.size[item]
+            base[self.current[item]] -= self.size[item]
             base[place[item]] += self.size[item]
         return base
 
@@ -221,7 +221,7 @@ class Problem:
         thread = self.bins.thread or [peak] * len(levels)  # where all are alike none lacks anything
         strongest = max(thread, default=0)
         alone = [bin_ for bin_ in self.bins.judged if len(own[bin_]) == 1]
-        crowd = Counter(self.home if alone else ())
+        crowd = Counter(self.current if alone else ())
         lone = [
             own[bin_][0][1]
             for bin_ in alone
@@ -255,4 +255,4 @@ class Problem:
             if allowed[item] == 1 << place[item]:
                 allowed[item] = 0  # it has nowhere else to go
         surplus = {bin_: more - gone for bin_, more, gone in self.leaving(place)}
-        return self.but(home=list(place), base=self.at(place), allowed=allowed, surplus=surplus)
+        return self.but(current=list(place), base=self.at(place), allowed=allowed, surplus=surplus)

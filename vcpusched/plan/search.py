@@ -49,7 +49,7 @@ def search_balance(problem: Problem, steps: int, pins_max: int) -> Assignment:
     Where none are found, what comes near; not searched for where that takes more than `pins_max`.
     """
     if len(problem.bins.judged) <= SMALL_BINS and sum(map(len, problem.own)) <= SMALL_ITEMS:
-        free = _any_band(problem, problem.home)
+        free = _any_band(problem, problem.current)
         _, proven = improve(free, problem.bins.judged, SMALL_STEPS * steps, balanced=True)
         free = _centred(free)
         if proven or not free.overload:
@@ -77,7 +77,7 @@ def search_paying(problem: Problem, steps: int) -> Assignment:
 
 
 def _descended(problem: Problem) -> Assignment:
-    """Return the best that descents to several bands come to; at home without an order."""
+    """Return the best that descents to several bands come to; no move without an order."""
     first, last = problem.limits
     begins = {first + (last - first + 1) * (2 * cut + 1) // (2 * BANDS) for cut in range(BANDS)}
     every = []
@@ -160,7 +160,7 @@ def _mend(state: Assignment, steps: int, *, balanced: bool) -> int:
             group = [pick(group)]
         else:
             item = pick(moved)
-            group = list(dict.fromkeys((problem.home[item], state.place[item])))
+            group = list(dict.fromkeys((problem.current[item], state.place[item])))
         size = min(len(problem.bins.judged), pick(GROUP_BINS))
         while len(group) < size:
             bin_ = pick(problem.bins.judged)

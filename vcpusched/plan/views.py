@@ -24,7 +24,7 @@ def problem_of(host: Host, bins: Bins, policy: Policy, *, measured: bool) -> Pro
     judged, open_bins = {*bins.judged}, sum(1 << one for one in bins.judged)
     masks = cache(lambda bits: bins.within(CpuSet(bits), whole=True) & open_bins)
     touched = cache(lambda bits: bins.within(CpuSet(bits), whole=False))
-    base, home, allowed = list(bins.base), list[int](), list[int]()
+    base, current, allowed = list(bins.base), list[int](), list[int]()
     memory, pools = dict[int, int](), defaultdict[int, int](int)
     spread = defaultdict[str, list[int]](list)
     for item, (vcpu, load) in enumerate(zip(vcpus, size, strict=True)):
@@ -32,7 +32,7 @@ def problem_of(host: Host, bins: Bins, policy: Policy, *, measured: bool) -> Pro
         if vcpu.spread:
             spread[vcpu.id.uuid].append(item)
         bound = bits.bit_count() < 2  # noqa: PLR2004  as nearly all are, and this is quicker
-        place = known(bits.bit_length() - 1) if bound else bins.home(vcpu.cpus)
+        place = known(bits.bit_length() - 1) if bound else bins.bin_of(vcpu.cpus)
         if place is None and (on := vcpu.on) is not None and bits >> on & 1:
             # The kernel moves none off an isolated pCPU.
             stuck = isolated >> on & 1 == 1
@@ -40,11 +40,11 @@ def problem_of(host: Host, bins: Bins, policy: Policy, *, measured: bool) -> Pro
             place = known(on) if measured or stuck else None
         if place is None:
             pools[touched(bits)] += load
-            home.append(NOWHERE)
+            current.append(NOWHERE)
             allowed.append(0)
             continue
         base[place] += load
-        home.append(place)
+        current.append(place)
         can = movable and load and not vcpu.fixed and place in judged
         allowed.append(mask if can and mask != 1 << place else 0)
         if can and vcpu.memory_node is not None:
@@ -52,20 +52,20 @@ def problem_of(host: Host, bins: Bins, policy: Policy, *, measured: bool) -> Pro
     # From its first move to its last, a plan must not bring two vCPUs of such a guest onto a core.
     for items in spread.values():
         for item, other in itertools.permutations(items, 2):
-            if home[other] != NOWHERE:
-                allowed[item] &= ~bins.cores[home[other]]
+            if current[other] != NOWHERE:
+                allowed[item] &= ~bins.cores[current[other]]
     return Problem(
         bins=bins,
         vcpus=vcpus,
         size=size,
-        home=home,
+        current=current,
         allowed=allowed,
         base=base,
         span=policy.balance_threshold_ppm,
         min_gain=policy.min_gain_ppm,
         guest=guest if len({*guest}) < len(guest) else None,
         spread=spread,
-        origin=home,
+        origin=current,
         pools=tuple(
             (tuple(CpuSet(mask)), load)
             for mask, load in sorted(pools.items(), key=lambda one: (one[0].bit_count(), one[0]))

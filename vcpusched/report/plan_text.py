@@ -71,7 +71,7 @@ def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
     known = [cpu for cpu in loads_ppm if cpu not in host.unsettled] or list(loads_ppm)
     busiest = bins.of_cpu[max(known, key=lambda cpu: (loads_ppm[cpu], -cpu))]
     name = bins.names[busiest]
-    there = [vcpu for vcpu in host.vcpus if vcpu.load_ppm and bins.home(vcpu.cpus) == busiest]
+    there = [vcpu for vcpu in host.vcpus if vcpu.load_ppm and bins.bin_of(vcpu.cpus) == busiest]
     others = ~(1 << busiest)
     if not any(bins.within(one.allowed, whole=True) & others for one in there if not one.fixed):
         return f"no vCPU that is pinned to {name}, the busiest, may be moved elsewhere"
