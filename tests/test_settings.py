@@ -12,7 +12,7 @@ import pytest
 from program import vcpusched
 
 from vcpusched.model import Granularity
-from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.settings import ConfigError, Settings, allowed, load
 
 PACKAGED = Path(__file__).parent.parent / "packaging" / "vcpusched.toml"
@@ -186,10 +186,10 @@ def test_what_the_settings_mean_for_the_rules(tmp_path: Path) -> None:
     """Who sets nothing has what the rules begin with themselves, and sets that the host decides."""
     file = tmp_path / "my.toml"
     file.write_text("")
-    assert load(file).settings.house() == HouseRules(granularity=Granularity.AUTO)
+    assert load(file).settings.placement_rules() == PlacementRules(granularity=Granularity.AUTO)
     file.write_text('cpus = "0-3,isolated"\nexclude_domains = ["db"]\npin_to = "node"\n')
-    named = HouseRules("0-3,isolated", ("*",), ("db",), Granularity.NODE)
-    assert load(file).settings.house() == named
+    named = PlacementRules("0-3,isolated", ("*",), ("db",), Granularity.NODE)
+    assert load(file).settings.placement_rules() == named
 
 
 def test_a_mistake_is_reported_where_a_better_source_outranks_it(tmp_path: Path) -> None:

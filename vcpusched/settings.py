@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from vcpusched.act.cycle import Rules
 from vcpusched.model import ALL_CPUS, NO_CPUS, PPM_PER_POINT, Granularity
 from vcpusched.observe.observe import Smoothing
-from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.plan.planner import Floating, Policy
 from vcpusched.text import printable, shown
 
@@ -84,7 +84,7 @@ def _metrics_file(path: str) -> str:
 def _cpus(text: str) -> str:
     """Take a list of at least one pCPU, be it only where some are isolated, or none."""
     with contextlib.suppress(ValueError):
-        if any(HouseRules(text).managed(ALL_CPUS, isolated) for isolated in (NO_CPUS, ALL_CPUS)):
+        if any(PlacementRules(text).managed(ALL_CPUS, kept) for kept in (NO_CPUS, ALL_CPUS)):
             return text
     raise ValueError
 
@@ -179,9 +179,9 @@ class Settings(BaseModel):
             pin_to=Granularity(self.pin_to),
         )
 
-    def house(self) -> HouseRules:
+    def placement_rules(self) -> PlacementRules:
         """Return which pCPUs and guests are managed."""
-        return HouseRules(
+        return PlacementRules(
             cpus=self.cpus,
             include_domains=tuple(self.include_domains),
             exclude_domains=tuple(self.exclude_domains),
@@ -192,7 +192,7 @@ class Settings(BaseModel):
         """Return what the scheduler must know."""
         return Rules(
             policy=self.policy(),
-            house=self.house(),
+            placement=self.placement_rules(),
             smoothing=Smoothing(half_life_s=self.half_life),
             cooldown_s=self.cooldown,
             dry_run=self.dry_run,

@@ -28,7 +28,7 @@ from vcpusched.model import (
     VcpuId,
 )
 from vcpusched.observe.observe import Smoothing
-from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.plan.planner import Floating, Move, Plan, Policy, plan
 from vcpusched.sample import Definition, Sample
 from vcpusched.service.run_directory import LedgerFile
@@ -127,12 +127,12 @@ def test_who_was_moved_in_vain_is_left_alone() -> None:
     scheduler = Scheduler()
     seen = [run(scheduler, host, 1) for _ in range(30)]
     acted = [cycle.number for cycle in seen if cycle.pinned]
-    proofs = [(cycle.number, proof) for cycle in seen for proof in cycle.proofs]
-    assert len(acted) == len(proofs) == 1
-    number, proof = proofs[0]
-    assert (proof.number, proof.verdict) == (acted[0], Verdict.NO_HELP)
+    effects = [(cycle.number, effect) for cycle in seen for effect in cycle.effects]
+    assert len(acted) == len(effects) == 1
+    number, effect = effects[0]
+    assert (effect.number, effect.verdict) == (acted[0], Verdict.NO_HELP)
     assert number - acted[0] == 20
-    assert (proof.waiting, proof.wait_before_ppm, proof.wait_ppm) == (4, 500_000, 500_000)
+    assert (effect.waiting, effect.wait_before_ppm, effect.wait_ppm) == (4, 500_000, 500_000)
     last = seen[-1].host
     assert last is not None
     held = {vcpu.domain: vcpu.why for vcpu in last.vcpus if vcpu.fixed}
@@ -511,7 +511,7 @@ def test_a_set_that_is_partly_outside_the_cpuset_is_refused() -> None:
 
     host = TwoNodes(4, dict.fromkeys(names, 0.9), dict.fromkeys(names, "0-1"), narrow)
     granularity = Granularity.NODE
-    rules = Rules(Policy(pin_to=granularity), HouseRules(granularity=granularity))
+    rules = Rules(Policy(pin_to=granularity), PlacementRules(granularity=granularity))
     scheduler = Scheduler()
     cycle = run(scheduler, host, 3, rules)
     (failure,) = cycle.failures
@@ -591,7 +591,7 @@ def test_a_vcpu_that_may_not_be_moved_says_why() -> None:
     host, scheduler = crowded(refuse_one), Scheduler()
     host.wants["g0"] = 0.5  # the best one to move
     host.definitions["g1"] = Definition({0: ALL_CPUS}, wish="holdd")
-    rules = Rules(cooldown_s=60, house=HouseRules(exclude_domains=("g2",)))
+    rules = Rules(cooldown_s=60, placement=PlacementRules(exclude_domains=("g2",)))
     cycle = run(scheduler, host, 8, rules)
     assert cycle.host is not None
     assert {vcpu.domain: (vcpu.fixed, vcpu.why) for vcpu in cycle.host.vcpus} == {

@@ -10,14 +10,14 @@ from builders import host
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.feedback import (
     EARLY_PERIODS,
-    PATIENCE_NS,
-    Look,
-    Promise,
+    VERDICT_NS,
+    Expectation,
+    Finding,
     Rest,
     Verdict,
     early,
-    promised,
-    proven,
+    expect,
+    judge,
 )
 from vcpusched.act.ledger_file import Book
 from vcpusched.act.reconciler import Reconciler
@@ -35,7 +35,7 @@ from vcpusched.model import (
     Vcpu,
     VcpuId,
 )
-from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.plan.planner import Floating, Move, Policy, plan
 from vcpusched.sample import Definition, DomainReading, Origin, Sample, VcpuReading
 from vcpusched.service.run_directory import LedgerFile
@@ -46,11 +46,11 @@ POLICY = Policy(min_gain_ppm=0)
 SECOND_NS = 1_000_000_000
 
 
-def look(
+def finding(
     drawn: Host, waits: Mapping[VcpuId, int], busy: Mapping[int, int] | None = None, at_s: float = 0
-) -> Look:
+) -> Finding:
     """Give a look at a host."""
-    return Look(round(at_s * SECOND_NS), drawn, plan(drawn, POLICY), waits, busy or {})
+    return Finding(round(at_s * SECOND_NS), drawn, plan(drawn, POLICY), waits, busy or {})
 
 
 def waiting(drawn: Host, percent: float) -> dict[VcpuId, int]:
@@ -59,15 +59,15 @@ def waiting(drawn: Host, percent: float) -> dict[VcpuId, int]:
     return {vcpu.id: ppm for vcpu in drawn.vcpus if 0 in vcpu.cpus and ppm}
 
 
-def carried_out(drawn: Host, number: int = 7, percent: float = 75) -> tuple[Promise, Host]:
+def carried_out(drawn: Host, number: int = 7, percent: float = 75) -> tuple[Expectation, Host]:
     """Carry out the plan for a host; gives what is expected of it, and the host after it."""
-    first = look(drawn, waiting(drawn, percent))
+    first = finding(drawn, waiting(drawn, percent))
     to = {move.vcpu: move.to_cpus for move in first.plan.moves}
     after = tuple(
         dataclasses.replace(vcpu, cpus=to.get(vcpu.id, vcpu.cpus)) for vcpu in drawn.vcpus
     )
-    promise = promised(number, first, first.plan.moves)
-    return promise, dataclasses.replace(drawn, vcpus=after)
+    expectation = expect(number, first, first.plan.moves)
+    return expectation, dataclasses.replace(drawn, vcpus=after)
 
 
 HOGS = host([100, 100, 100, 100], [])
@@ -76,10 +76,10 @@ HOGS = host([100, 100, 100, 100], [])
 
 def test_a_plan_expects_less_wait() -> None:
     """{100 x 4} {}: from 75 % to 1 - 1/2 for all four, also for those that stay."""
-    promise, _ = carried_out(HOGS)
-    assert {wait[:2] for wait in promise.waits.values()} == {(750_000, 500_000)}
-    assert len(promise.waits) == 4
-    assert len(promise.moves) == 2
+    expectation, _ = carried_out(HOGS)
+    assert {wait[:2] for wait in expectation.waits.values()} == {(750_000, 500_000)}
+    assert len(expectation.waits) == 4
+    assert len(expectation.moves) == 2
 
 
 @pytest.mark.parametrize(
@@ -88,42 +88,42 @@ def test_a_plan_expects_less_wait() -> None:
 )
 def test_half_of_what_was_expected_is_enough(percent: float, verdict: Verdict) -> None:
     """75 %, expected 50: at 62.5 it helped. Only once its time is over can it be said not to."""
-    promise, after = carried_out(HOGS)
+    expectation, after = carried_out(HOGS)
     waits = dict.fromkeys((vcpu.id for vcpu in after.vcpus), round(percent * PPM_PER_POINT))
-    late = proven(promise, look(after, waits, at_s=PATIENCE_NS / SECOND_NS))
+    late = judge(expectation, finding(after, waits, at_s=VERDICT_NS / SECOND_NS))
     assert late is not None
     assert late.verdict is verdict
     assert (late.number, late.waiting, late.wait_before_ppm) == (7, 4, 750_000)
-    assert (late.wait_promised_ppm, late.wait_ppm) == (500_000, round(percent * PPM_PER_POINT))
-    early = proven(promise, look(after, waits, at_s=19))
+    assert (late.wait_expected_ppm, late.wait_ppm) == (500_000, round(percent * PPM_PER_POINT))
+    early = judge(expectation, finding(after, waits, at_s=19))
     assert (early is None) == (verdict is Verdict.NO_HELP)
 
 
 def test_what_cannot_be_judged() -> None:
     """More is wanted where they are by now; they ended; the next plan came first."""
-    promise, after = carried_out(host([40, 40, 40], []))
+    expectation, after = carried_out(host([40, 40, 40], []))
     more = tuple(dataclasses.replace(vcpu, load_ppm=900_000) for vcpu in after.vcpus)
     waits = dict.fromkeys((vcpu.id for vcpu in more), 750_000)
     looks = {
-        "more": look(dataclasses.replace(after, vcpus=more), waits, at_s=30),
-        "ended": look(dataclasses.replace(after, vcpus=()), {}, at_s=30),
+        "more": finding(dataclasses.replace(after, vcpus=more), waits, at_s=30),
+        "ended": finding(dataclasses.replace(after, vcpus=()), {}, at_s=30),
     }
     for name, later in looks.items():
-        proof = proven(promise, later)
-        assert proof is not None, name
-        assert proof.verdict is Verdict.UNCLEAR, name
-    overtaken = proven(promise, look(after, waits, at_s=3), is_last=True)
+        effect = judge(expectation, later)
+        assert effect is not None, name
+        assert effect.verdict is Verdict.UNCLEAR, name
+    overtaken = judge(expectation, finding(after, waits, at_s=3), is_last=True)
     assert overtaken is not None
     assert overtaken.verdict is Verdict.UNCLEAR
 
 
 def test_nobody_waited() -> None:
     """{30 30} {}: 60 % of a pCPU; the next cycle can see the gap, and there is nothing else."""
-    promise, after = carried_out(host([30, 30], []), percent=4)
-    proof = proven(promise, look(after, {}, at_s=1))
-    assert proof is not None
-    assert proof.verdict is Verdict.NO_WAIT
-    assert (proof.gap_before_ppm, proof.gap_promised_ppm, proof.gap_ppm) == (600_000, 0, 0)
+    expectation, after = carried_out(host([30, 30], []), percent=4)
+    effect = judge(expectation, finding(after, {}, at_s=1))
+    assert effect is not None
+    assert effect.verdict is Verdict.NO_WAIT
+    assert (effect.gap_before_ppm, effect.gap_expected_ppm, effect.gap_ppm) == (600_000, 0, 0)
 
 
 def test_who_was_moved_in_vain_is_left_alone_twice_as_long_each_time() -> None:
@@ -209,21 +209,21 @@ def test_who_need_not_wait_is_freed(
     """
     sample, drawn, vcpu = bound(original, cpus)
     busy_ppm = {cpu: percent * PPM_PER_POINT for cpu, percent in enumerate(busy)}
-    moves = list(worse_bound(sample, look(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
+    moves = list(worse_bound(sample, finding(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
     assert [str(move.to_cpus) for move in moves] == ([original] if freed else [])
     apart = dataclasses.replace(
         drawn, cpus=tuple(HostCpu(Cpu(cpu, isolated=True)) for cpu in range(4))
     )
-    assert not list(worse_bound(sample, look(apart, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
+    assert not list(worse_bound(sample, finding(apart, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
     # Where the kernel would not let it go it is no better off.
     (domain,) = sample.domains
     definition = dataclasses.replace(domain.definition, cpuset=CpuSet.parse(cpus))
     within = dataclasses.replace(
         sample, domains=(dataclasses.replace(domain, definition=definition),)
     )
-    assert not list(worse_bound(within, look(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
+    assert not list(worse_bound(within, finding(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
     held, drawn, vcpu = bound(original, cpus, held="someone else pinned it")
-    assert not list(worse_bound(held, look(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
+    assert not list(worse_bound(held, finding(drawn, {vcpu: wait * PPM_PER_POINT}, busy_ppm)))
 
 
 @pytest.mark.parametrize("floating", Floating)
@@ -264,25 +264,27 @@ def test_a_neighbour_appears(tmp_path: Path) -> None:
     assert all(wait < PPM // 100 for wait in waited[freed[0][0] + 2 :])
 
 
-@pytest.mark.parametrize("house", [HouseRules("all,^1"), HouseRules(exclude_domains=("ours",))])
-def test_what_is_restored_need_not_be_managed(house: HouseRules, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "placement", [PlacementRules("all,^1"), PlacementRules(exclude_domains=("ours",))]
+)
+def test_what_is_restored_need_not_be_managed(placement: PlacementRules, tmp_path: Path) -> None:
     """Its original affinity has a pCPU that plans may not use by now, or plans leave it alone.
 
     In the second case it is restored at once, whether it waits or not.
     """
-    rules = Rules(house=house)
+    rules = Rules(placement=placement)
     freed, _ = neighbour(tmp_path, rules)
     # A pCPU that is not managed is no pCPU of the host's, so nobody knows whether it idles.
-    assert len(freed) == (1 if house.exclude_domains else 0)
+    assert len(freed) == (1 if placement.exclude_domains else 0)
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
     """How long those that were moved wait is not known, so not 0, however free their pCPU is."""
-    promise, after = carried_out(HOGS)
-    moved = {move.vcpu for move in promise.moves}
+    expectation, after = carried_out(HOGS)
+    moved = {move.vcpu for move in expectation.moves}
     waits = {vcpu.id: 0 for vcpu in after.vcpus if vcpu.id not in moved}
-    assert proven(promise, look(after, waits, {0: PPM, 1: 0}, at_s=3)) is None
-    late = proven(promise, look(after, waits, {0: PPM, 1: 0}, at_s=30))
+    assert judge(expectation, finding(after, waits, {0: PPM, 1: 0}, at_s=3)) is None
+    late = judge(expectation, finding(after, waits, {0: PPM, 1: 0}, at_s=30))
     assert late is not None
     assert late.verdict is Verdict.UNCLEAR
 

@@ -12,7 +12,7 @@ from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, DomainUuid, Granula
 from vcpusched.observe.demand import INTERVAL_MIN_NS, Track
 from vcpusched.observe.intervals import baseline, usage_ppm
 from vcpusched.observe.observe import Observed, Smoothing, observe
-from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.sample import Busy, Definition, DomainReading, Sample, Unread, VcpuReading, Waited
 
 SECOND_NS = 1_000_000_000
@@ -95,7 +95,7 @@ def test_who_waited_beside_room(
         )
         for at in (10, 12)
     )
-    rules = HouseRules("all")
+    rules = PlacementRules("all")
     (vcpu,) = observe(before, after, rules=rules).host.vcpus
     assert vcpu.wait_ppm == wait
     seen = observe(before, after, rules=rules)
@@ -198,7 +198,7 @@ def test_bound_vcpus_of_unknown_load_are_counted() -> None:
     pair = reading(13, 0.1, affinity=CpuSet.parse("0-1"))
     caches = Sample(Topology(tuple(Cpu(cpu, cache=cpu // 2) for cpu in range(4))), (pair,))
     for granularity, found in ((Granularity.CPU, ""), (Granularity.CACHE, "0-1")):
-        rules = HouseRules(granularity=granularity)
+        rules = PlacementRules(granularity=granularity)
         assert str(observe(sample(), caches, rules=rules).host.unsettled) == found
 
 

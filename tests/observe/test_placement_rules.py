@@ -1,11 +1,11 @@
-"""The rules of the house: what is managed, who is held, and what is reserved for whom."""
+"""The rules of placement: what is managed, who is held, and what is reserved for whom."""
 
 import dataclasses
 
 import pytest
 
 from vcpusched.model import ALL_CPUS, NO_CPUS, Cpu, CpuSet, DomainUuid, Granularity, Topology
-from vcpusched.observe.placement_rules import House, HouseRules, Standing, why_unclear
+from vcpusched.observe.placement_rules import Eligibility, Placement, PlacementRules, why_unclear
 from vcpusched.sample import Definition, DomainReading, Origin, Sample, Unread, VcpuReading
 
 
@@ -28,18 +28,20 @@ def sample(*domains: DomainReading, isolated: str = "", nodes: int = 0) -> Sampl
     return Sample(topology, domains, isolated=cpus(isolated))
 
 
-def standings(
-    *domains: DomainReading, rules: HouseRules | None = None, isolated: str = "", nodes: int = 0
-) -> list[Standing]:
+def eligibilities(
+    *domains: DomainReading, rules: PlacementRules | None = None, isolated: str = "", nodes: int = 0
+) -> list[Eligibility]:
     """Judge all vCPUs, guest by guest."""
     seen = sample(*domains, isolated=isolated, nodes=nodes)
-    house = House.of(rules or HouseRules(), seen)
-    return [house.standing(domain, reading) for domain in domains for reading in domain.vcpus]
+    placement = Placement.of(rules or PlacementRules(), seen)
+    return [
+        placement.eligibility(domain, reading) for domain in domains for reading in domain.vcpus
+    ]
 
 
-def standing(domain: DomainReading, *others: DomainReading, **options: object) -> Standing:
+def eligibility(domain: DomainReading, *others: DomainReading, **options: object) -> Eligibility:
     """Judge the first vCPU of a guest beside others."""
-    return standings(domain, *others, **options)[0]  # type: ignore[arg-type]
+    return eligibilities(domain, *others, **options)[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def standing(domain: DomainReading, *others: DomainReading, **options: object) -
 )
 def test_managed_pcpus(named: str, managed: str, by_kernel: str, not_named: str) -> None:
     """Of eight pCPUs of which the kernel isolates 6 and 7; and why the others are left alone."""
-    rules, online, isolated = HouseRules(named), cpus("0-7"), cpus("6-7")
+    rules, online, isolated = PlacementRules(named), cpus("0-7"), cpus("6-7")
     assert str(rules.managed(online, isolated)) == managed
     reasons = {"isolated by the kernel": cpus(by_kernel), "not in cpus": cpus(not_named)}
     found = {why: left for why, left in reasons.items() if left}
@@ -68,7 +70,7 @@ def test_managed_pcpus(named: str, managed: str, by_kernel: str, not_named: str)
 def test_nothing_holds_a_guest() -> None:
     """Bound or floating, it may go to every pCPU."""
     for affinity in ("3", "0-7"):
-        assert standing(guest("web", affinity)) == Standing(cpus("0-7"))
+        assert eligibility(guest("web", affinity)) == Eligibility(cpus("0-7"))
 
 
 @pytest.mark.parametrize(
@@ -86,18 +88,22 @@ def test_nothing_holds_a_guest() -> None:
 )
 def test_metadata_that_holds(wish: str, why: str) -> None:
     """What is not understood holds: a typo in "hold" must not move the guest."""
-    assert standing(guest("web", "3", wish=wish)) == Standing(cpus("0-7"), fixed=True, why=why)
+    assert eligibility(guest("web", "3", wish=wish)) == Eligibility(
+        cpus("0-7"), fixed=True, why=why
+    )
     assert why_unclear(Definition(wish=wish)) == ("" if wish == "hold" else why)
 
 
 def test_metadata_that_does_not_hold() -> None:
     """It outranks the lists of domains, both ways."""
-    rules = HouseRules(exclude_domains=("*",))
-    found = standing(guest("web", "3", wish="balance"), rules=rules)
-    assert found == Standing(cpus("0-7"), why="its metadata asks for balance")
-    found = standing(guest("web", "3", wish="spread"), rules=rules)
-    assert found == Standing(cpus("0-7"), why="its metadata asks for spread", spread=True)
-    found = standing(guest("web", "3", wish="hold"), rules=HouseRules(include_domains=("web",)))
+    rules = PlacementRules(exclude_domains=("*",))
+    found = eligibility(guest("web", "3", wish="balance"), rules=rules)
+    assert found == Eligibility(cpus("0-7"), why="its metadata asks for balance")
+    found = eligibility(guest("web", "3", wish="spread"), rules=rules)
+    assert found == Eligibility(cpus("0-7"), why="its metadata asks for spread", spread=True)
+    found = eligibility(
+        guest("web", "3", wish="hold"), rules=PlacementRules(include_domains=("web",))
+    )
     assert found.fixed
 
 
@@ -115,22 +121,22 @@ def test_metadata_that_does_not_hold() -> None:
 )
 def test_lists_of_domains(included: tuple[str, ...], excluded: tuple[str, ...], why: str) -> None:
     """Globs, in which letters count as they are; who is in both lists is excluded."""
-    rules = HouseRules(include_domains=included, exclude_domains=excluded)
-    assert standing(guest("web1", "3"), rules=rules).why == why
+    rules = PlacementRules(include_domains=included, exclude_domains=excluded)
+    assert eligibility(guest("web1", "3"), rules=rules).why == why
 
 
 def test_the_definition_is_never_left() -> None:
     """Whatever the administrator names, targets are within the definition."""
-    rules = HouseRules("0-5")
-    found = standing(guest("web", "2", allowed={0: cpus("2-3,6")}), rules=rules)
-    assert found == Standing(cpus("2-3"))
-    found = standing(guest("web", "2", allowed={0: cpus("6-7")}), rules=rules)
+    rules = PlacementRules("0-5")
+    found = eligibility(guest("web", "2", allowed={0: cpus("2-3,6")}), rules=rules)
+    assert found == Eligibility(cpus("2-3"))
+    found = eligibility(guest("web", "2", allowed={0: cpus("6-7")}), rules=rules)
     assert (found.allowed, found.why) == (NO_CPUS, "its definition allows no managed pCPU")
-    found = standing(guest("web", "2", allowed={0: cpus("2")}))
+    found = eligibility(guest("web", "2", allowed={0: cpus("2")}))
     assert (found.fixed, found.why) == (True, "its definition allows no other pCPU")
-    found = standing(guest("web", "2", allowed={1: cpus("0-7")}))
+    found = eligibility(guest("web", "2", allowed={1: cpus("0-7")}))
     assert (found.fixed, found.why) == (True, "its definition does not name it")
-    found = standing(guest("web", "2", allowed={}))
+    found = eligibility(guest("web", "2", allowed={}))
     assert (found.fixed, found.why) == (True, "its definition could not be read")
 
 
@@ -148,28 +154,28 @@ def test_strict_memory_is_never_left() -> None:
     """Of two nodes, 1 has the odd pCPUs: nowhere else, bound or floating, and whatever says so."""
     why = "its memory must be on node 1"
     for affinity in ("3", "0-7"):
-        assert standing(strict(affinity, 1), nodes=2) == Standing(cpus("1,3,5,7"), why=why)
-    rules = HouseRules("0-3")
-    assert str(standing(strict("3", 1), rules=rules, nodes=2).allowed) == "1,3"
-    assert str(standing(strict("3", 1, allowed="2-6"), nodes=2).allowed) == "3,5"
+        assert eligibility(strict(affinity, 1), nodes=2) == Eligibility(cpus("1,3,5,7"), why=why)
+    rules = PlacementRules("0-3")
+    assert str(eligibility(strict("3", 1), rules=rules, nodes=2).allowed) == "1,3"
+    assert str(eligibility(strict("3", 1, allowed="2-6"), nodes=2).allowed) == "3,5"
     # Where all that is managed is near, it narrows nothing.
-    rules = HouseRules("1,3")
-    assert standing(strict("3", 1), rules=rules, nodes=2) == Standing(cpus("1,3"))
-    assert standing(strict("3", 0, 1), nodes=2) == Standing(cpus("0-7"))
-    assert standing(strict("3", 0, 1), nodes=4).why == "its memory must be on nodes 0-1"
+    rules = PlacementRules("1,3")
+    assert eligibility(strict("3", 1), rules=rules, nodes=2) == Eligibility(cpus("1,3"))
+    assert eligibility(strict("3", 0, 1), nodes=2) == Eligibility(cpus("0-7"))
+    assert eligibility(strict("3", 0, 1), nodes=4).why == "its memory must be on nodes 0-1"
     wished = dataclasses.replace(strict("3", 1).definition, wish="balance")
-    told = standing(dataclasses.replace(strict("3", 1), definition=wished), nodes=2).why
+    told = eligibility(dataclasses.replace(strict("3", 1), definition=wished), nodes=2).why
     assert told == f"its metadata asks for balance, {why}"
     # Asked for, but not strictly: that is for node_gain.
     preferred = guest("web", "3", memory_nodes={0: frozenset({1})})
-    assert standing(preferred, nodes=2) == Standing(cpus("0-7"))
+    assert eligibility(preferred, nodes=2) == Eligibility(cpus("0-7"))
 
 
 def test_whose_memory_is_strictly_elsewhere_may_come_home() -> None:
     """Bound to pCPU 2 of node 0 it may go to node 1, and only there; if it can, or it stays."""
-    found = standing(strict("2", 1), nodes=2)
+    found = eligibility(strict("2", 1), nodes=2)
     assert (str(found.allowed), found.fixed) == ("1,3,5,7", False)
-    found = standing(strict("2", 1, allowed="0,2,4"), nodes=2)
+    found = eligibility(strict("2", 1, allowed="0,2,4"), nodes=2)
     assert (found.allowed, found.fixed, found.why) == (
         NO_CPUS,
         True,
@@ -179,58 +185,58 @@ def test_whose_memory_is_strictly_elsewhere_may_come_home() -> None:
 
 def test_whose_memory_is_strictly_here_and_has_no_other_pcpu() -> None:
     """Its definition allows one of that node, or the others are dedicated to another guest."""
-    found = standing(strict("3", 1, allowed="2-4"), nodes=2)
+    found = eligibility(strict("3", 1, allowed="2-4"), nodes=2)
     assert (found.fixed, found.why) == (
         True,
         "its definition allows no other pCPU of node 1, where its memory must be",
     )
     pinned = guest("pinned", "1", "5", "7", allowed=dict(enumerate(map(cpus, "157"))))
-    assert standing(strict("3", 1), pinned, nodes=2).why == "all other pCPUs are reserved"
+    assert eligibility(strict("3", 1), pinned, nodes=2).why == "all other pCPUs are reserved"
 
 
 def test_strict_memory_on_nodes_that_nobody_reports() -> None:
     """It stays, unless there is only one node to be on."""
     for found, why in (
-        (standing(strict("3"), nodes=2), "the nodes that numad chose for its memory"),
-        (standing(strict("3")), "the nodes that numad chose for its memory"),
-        (standing(strict("3", 2), nodes=2), "node 2"),
-        (standing(strict("3", 0)), "node 0"),
+        (eligibility(strict("3"), nodes=2), "the nodes that numad chose for its memory"),
+        (eligibility(strict("3")), "the nodes that numad chose for its memory"),
+        (eligibility(strict("3", 2), nodes=2), "node 2"),
+        (eligibility(strict("3", 0)), "node 0"),
     ):
         assert (found.fixed, found.why) == (True, f"which pCPUs are on {why} is not known")
-    assert standing(strict("3"), nodes=1) == Standing(cpus("0-7"))
-    assert standing(strict("3", 0), nodes=1) == Standing(cpus("0-7"))
+    assert eligibility(strict("3"), nodes=1) == Eligibility(cpus("0-7"))
+    assert eligibility(strict("3", 0), nodes=1) == Eligibility(cpus("0-7"))
 
 
 def test_each_cell_of_a_guest_has_memory_of_its_own() -> None:
     """The first vCPU is beside the memory of node 0, the second of node 1, the third anywhere."""
     nodes = {0: frozenset({0}), 1: frozenset({1})}
     celled = guest("web", "3", "3", "3", memory_nodes=nodes, memory_strict=nodes)
-    found = standings(celled, nodes=2)
+    found = eligibilities(celled, nodes=2)
     assert [str(one.allowed) for one in found] == ["0,2,4,6", "1,3,5,7", "0-7"]
 
 
 def test_pools() -> None:
     """Several pCPUs that are not the definition's are someone's choice, such as numad's."""
-    found = standing(guest("web", "0-3"))
-    assert found == Standing(cpus("0-3"), fixed=True, why="someone else keeps it on pCPUs 0-3")
-    assert standing(guest("web", "0-3", allowed={0: cpus("0-3")})) == Standing(cpus("0-3"))
+    found = eligibility(guest("web", "0-3"))
+    assert found == Eligibility(cpus("0-3"), fixed=True, why="someone else keeps it on pCPUs 0-3")
+    assert eligibility(guest("web", "0-3", allowed={0: cpus("0-3")})) == Eligibility(cpus("0-3"))
     # A definition wider than what is managed, and the kernel's isolated pCPUs left out by libvirt.
-    assert not standing(guest("web", "0-7"), rules=HouseRules("0-3")).fixed
+    assert not eligibility(guest("web", "0-7"), rules=PlacementRules("0-3")).fixed
     for affinity in ("0-7", "0-5"):
-        for rules in (HouseRules(), HouseRules("all")):
-            assert not standing(guest("web", affinity), rules=rules, isolated="6-7").fixed
+        for rules in (PlacementRules(), PlacementRules("all")):
+            assert not eligibility(guest("web", affinity), rules=rules, isolated="6-7").fixed
 
 
 def test_a_vcpu_on_a_pcpu_that_is_not_managed_stays() -> None:
     """Someone put it there; what is not managed is not our business."""
-    found = standing(guest("web", "6"), rules=HouseRules("0-3"))
+    found = eligibility(guest("web", "6"), rules=PlacementRules("0-3"))
     assert (found.fixed, found.why) == (True, "it is on pCPU 6, which is not managed")
 
 
 def test_realtime_vcpus_are_never_moved_and_keep_their_pcpus() -> None:
     """The others of their guest may be, but nobody joins a realtime one."""
     realtime = guest("rt", "2", "3", realtime=frozenset({0}))
-    first, second, other = standings(realtime, guest("web", "0"))
+    first, second, other = eligibilities(realtime, guest("web", "0"))
     assert (first.fixed, first.why) == (True, "a realtime vCPU")
     assert (second.fixed, str(second.allowed)) == (False, "0-1,3-7")
     assert str(other.allowed) == "0-1,3-7"
@@ -240,9 +246,9 @@ def test_what_the_definition_gives_a_realtime_guest_is_its_own() -> None:
     """Also where its other vCPUs may be; but not the whole host, if that is what it says."""
     masks = {0: cpus("2"), 1: cpus("3-4")}
     narrow = guest("rt", "2", "3", allowed=masks, realtime=frozenset({0}))
-    assert str(standing(guest("web", "0"), narrow).allowed) == "0-1,5-7"
+    assert str(eligibility(guest("web", "0"), narrow).allowed) == "0-1,5-7"
     wide = guest("rt", "0-7", "0-7", realtime=frozenset({0}))
-    assert str(standing(guest("web", "0"), wide).allowed) == "0-7"
+    assert str(eligibility(guest("web", "0"), wide).allowed) == "0-7"
 
 
 def test_dedicated_pcpus() -> None:
@@ -252,53 +258,55 @@ def test_dedicated_pcpus() -> None:
     """
     pinned = guest("pinned", "4", "5", "5", allowed=dict(enumerate(map(cpus, ("4", "5", "5")))))
     pooled = guest("pooled", "6", allowed={0: cpus("6-7")})
-    assert str(standing(guest("web", "0"), pinned, pooled).allowed) == "0-3,5-7"
+    assert str(eligibility(guest("web", "0"), pinned, pooled).allowed) == "0-3,5-7"
     named = guest("web", "0", allowed={0: cpus("0,4")})
-    assert str(standing(named, pinned, pooled).allowed) == "0,4"
+    assert str(eligibility(named, pinned, pooled).allowed) == "0,4"
 
 
 def test_isolated_pcpus_are_for_those_that_name_them() -> None:
     """Managed since nothing is excluded; who names no pCPU is not put there all the same."""
-    rules = HouseRules("all")
+    rules = PlacementRules("all")
     named = guest("named", "6", allowed={0: cpus("6-7")})
-    first, other = standings(named, guest("web", "0"), rules=rules, isolated="6-7")
-    assert (first, str(other.allowed)) == (Standing(cpus("6-7")), "0-5")
+    first, other = eligibilities(named, guest("web", "0"), rules=rules, isolated="6-7")
+    assert (first, str(other.allowed)) == (Eligibility(cpus("6-7")), "0-5")
     # By default they are not managed, so even who is bound there by its definition is left alone.
-    assert standing(named, isolated="6-7").why == "its definition allows no managed pCPU"
-    house = House.of(rules, sample(named, isolated="6-7"))
-    assert [cpu.id for cpu in house.cpus if cpu.isolated] == [6, 7]
+    assert eligibility(named, isolated="6-7").why == "its definition allows no managed pCPU"
+    placement = Placement.of(rules, sample(named, isolated="6-7"))
+    assert [cpu.id for cpu in placement.cpus if cpu.isolated] == [6, 7]
 
 
 def test_the_cpuset_bounds_the_definition() -> None:
     """Within it a guest is balanced; a floater that has all of it keeps to no pool."""
     within = {"cpuset": cpus("2-6")}
-    assert standing(guest("web", "2", **within)) == Standing(cpus("2-6"))
-    assert standing(guest("web", "2-6", **within)) == Standing(cpus("2-6"))
-    assert standing(guest("web", "2", allowed={0: cpus("0-3")}, **within)) == Standing(cpus("2-3"))
-    rules = HouseRules("all")
+    assert eligibility(guest("web", "2", **within)) == Eligibility(cpus("2-6"))
+    assert eligibility(guest("web", "2-6", **within)) == Eligibility(cpus("2-6"))
+    assert eligibility(guest("web", "2", allowed={0: cpus("0-3")}, **within)) == Eligibility(
+        cpus("2-3")
+    )
+    rules = PlacementRules("all")
     for affinity in ("2-5", "2-6"):  # libvirt leaves isolated ones out
-        assert not standing(guest("web", affinity, **within), rules=rules, isolated="6-7").fixed
-    found = standing(guest("web", "3-4", **within))
+        assert not eligibility(guest("web", affinity, **within), rules=rules, isolated="6-7").fixed
+    found = eligibility(guest("web", "3-4", **within))
     assert found.why == "someone else keeps it on pCPUs 3-4"
     said = "its definition, cut to its cpuset,"
-    found = standing(guest("web", "2", allowed={0: cpus("0-2")}, **within))
+    found = eligibility(guest("web", "2", allowed={0: cpus("0-2")}, **within))
     assert (found.fixed, found.why) == (True, f"{said} allows no other pCPU")
-    found = standing(guest("web", "2", allowed={0: cpus("0-1")}, **within))
+    found = eligibility(guest("web", "2", allowed={0: cpus("0-1")}, **within))
     assert (found.fixed, found.why) == (True, f"{said} allows no managed pCPU")
 
 
 def test_what_no_guests_cpuset_has_is_not_managed() -> None:
     """And that is reported; what one guest may use is, also while another may not."""
     narrow, wide = guest("a", "2", cpuset=cpus("2-3")), guest("b", "2", cpuset=cpus("2-6"))
-    house = House.of(HouseRules("all,^6"), sample(narrow, wide, isolated="5"))
-    assert str(house.managed) == "2-5"
-    assert {why: str(left) for why, left in house.left_alone.items()} == {
+    placement = Placement.of(PlacementRules("all,^6"), sample(narrow, wide, isolated="5"))
+    assert str(placement.managed) == "2-5"
+    assert {why: str(left) for why, left in placement.left_alone.items()} == {
         "outside the guests' cpuset": "0-1,7",
         "not in cpus": "6",
     }
-    assert [str(one.allowed) for one in standings(narrow, wide)] == ["2-3", "2-6"]
+    assert [str(one.allowed) for one in eligibilities(narrow, wide)] == ["2-3", "2-6"]
     # Nobody there is no bound.
-    assert str(House.of(HouseRules(), sample()).managed) == "0-7"
+    assert str(Placement.of(PlacementRules(), sample()).managed) == "0-7"
 
 
 def test_a_guest_whose_cpuset_is_not_known_widens_nothing() -> None:
@@ -306,15 +314,15 @@ def test_a_guest_whose_cpuset_is_not_known_widens_nothing() -> None:
     hidden = guest("hidden", "2", is_cpuset_known=False)
     narrow = guest("a", "2", cpuset=cpus("2-3"))
     for seen, managed in ((sample(hidden, narrow), "2-3"), (sample(hidden), "0-7")):
-        assert str(House.of(HouseRules(), seen).managed) == managed
+        assert str(Placement.of(PlacementRules(), seen).managed) == managed
 
 
 def test_a_move_out_of_the_cpuset_is_objected_to() -> None:
     """By a definition read anew, with the cpuset as it is now."""
-    house = House.of(HouseRules(), sample(guest("web", "2")))
+    placement = Placement.of(PlacementRules(), sample(guest("web", "2")))
     now = Definition({0: ALL_CPUS}, cpuset=cpus("2-3"))
-    assert house.objection("web", now, 0, cpus("3")) == ""
-    assert "does not allow this pCPU" in house.objection("web", now, 0, cpus("1"))
+    assert placement.objection("web", now, 0, cpus("3")) == ""
+    assert "does not allow this pCPU" in placement.objection("web", now, 0, cpus("1"))
 
 
 def test_a_realtime_guests_other_threads_keep_their_pcpus() -> None:
@@ -322,9 +330,9 @@ def test_a_realtime_guests_other_threads_keep_their_pcpus() -> None:
     helpers = (cpus("4"), cpus("5"), cpus("0-7"))
     masks = {0: cpus("2"), 1: cpus("3")}
     realtime = guest("rt", "2", "3", allowed=masks, realtime=frozenset({0, 1}), helper_pins=helpers)
-    assert str(standing(guest("web", "0"), realtime).allowed) == "0-1,6-7"
+    assert str(eligibility(guest("web", "0"), realtime).allowed) == "0-1,6-7"
     usual = guest("usual", "2", "3", helper_pins=helpers)
-    assert str(standing(guest("web", "0"), usual).allowed) == "0-7"
+    assert str(eligibility(guest("web", "0"), usual).allowed) == "0-7"
 
 
 @pytest.mark.parametrize("realtime", [frozenset(), frozenset({0})])
@@ -332,30 +340,30 @@ def test_a_definition_for_the_next_boot_reserves_nothing_yet(realtime: frozenset
     """Edited from 2 to 6 while the guest runs on 2; where we moved it to 6 since, it has both."""
     edited = {"allowed": {0: cpus("6")}, "realtime": realtime}
     running = guest("pinned", "2", booked={0: cpus("2")}, **edited)
-    assert str(standing(guest("web", "0"), running).allowed) == "0-1,3-7"
+    assert str(eligibility(guest("web", "0"), running).allowed) == "0-1,3-7"
     moved = guest("pinned", "6", booked={0: cpus("6")}, origin={0: Origin(cpus("2"))}, **edited)
-    assert str(standing(guest("web", "0"), moved).allowed) == "0-1,3-5,7"
+    assert str(eligibility(guest("web", "0"), moved).allowed) == "0-1,3-5,7"
     ours = guest("pinned", "3", booked={0: cpus("3")}, origin={0: Origin(cpus("2"))}, **edited)
     reserved = "2-3" if realtime else "2"  # nobody joins a realtime vCPU, wherever it is
     left = cpus("0-7") - cpus(reserved)
-    assert standing(guest("web", "0"), ours).allowed == left
+    assert eligibility(guest("web", "0"), ours).allowed == left
     booted = guest("pinned", "6", booked={0: cpus("6")}, **edited)
-    assert str(standing(guest("web", "0"), booted).allowed) == "0-5,7"
+    assert str(eligibility(guest("web", "0"), booted).allowed) == "0-5,7"
 
 
 def test_a_live_pin_dedicates_nothing() -> None:
     """Only a definition does: who has several pCPUs by that is somewhere, and may be elsewhere."""
     pinned = guest("pooled", "4", allowed={0: cpus("4-5")}, booked={0: cpus("4")})
-    assert str(standing(guest("web", "0"), pinned).allowed) == "0-7"
+    assert str(eligibility(guest("web", "0"), pinned).allowed) == "0-7"
 
 
 def test_nowhere_to_go() -> None:
     """All pCPUs but its own are reserved, or all of them."""
     masks = dict(enumerate(map(cpus, "1234567")))
     pinned = guest("pinned", *"1234567", allowed=masks)
-    assert standing(guest("web", "0"), pinned).why == "all other pCPUs are reserved"
+    assert eligibility(guest("web", "0"), pinned).why == "all other pCPUs are reserved"
     all_of_them = guest("pinned", *"01234567", allowed=dict(enumerate(map(cpus, "01234567"))))
-    found = standing(guest("web", "0-7"), all_of_them)
+    found = eligibility(guest("web", "0-7"), all_of_them)
     assert (found.fixed, found.why) == (True, "all pCPUs that it may use are reserved")
 
 
@@ -365,37 +373,37 @@ def test_a_definition_widened_for_the_next_boot_reserves_what_the_guest_began_wi
     running = guest("pinned", "2", booked={0: cpus("2")}, **began)
     moved = guest("pinned", "3", booked={0: cpus("3")}, origin={0: Origin(cpus("2"))}, **began)
     for domain in (running, moved):
-        assert str(House.of(HouseRules(), sample(domain)).reserved) == "2"
+        assert str(Placement.of(PlacementRules(), sample(domain)).reserved) == "2"
     let_go = guest("pinned", "0-7", booked={0: ALL_CPUS}, **began)
-    assert not House.of(HouseRules(), sample(let_go)).reserved
+    assert not Placement.of(PlacementRules(), sample(let_go)).reserved
 
 
 def test_a_guest_that_cannot_be_read_keeps_what_is_reserved_for_it() -> None:
     """And loses it when it has ended."""
     pinned = guest("pinned", "4", allowed={0: cpus("4")})
-    before = House.of(HouseRules(), sample(pinned))
+    before = Placement.of(PlacementRules(), sample(pinned))
     unread = dataclasses.replace(sample(), unread={DomainUuid("pinned"): Unread("pinned", "busy")})
-    again = House.of(HouseRules(), unread, before)
+    again = Placement.of(PlacementRules(), unread, before)
     assert str(again.reserved) == "4"
-    assert str(House.of(HouseRules(), unread, again).reserved) == "4"
-    assert not House.of(HouseRules(), sample(), again).reserved
+    assert str(Placement.of(PlacementRules(), unread, again).reserved) == "4"
+    assert not Placement.of(PlacementRules(), sample(), again).reserved
 
 
 def test_objections_to_a_move() -> None:
     """By a definition read anew just before it."""
-    house = House.of(HouseRules(), sample(guest("pinned", "4", allowed={0: cpus("4")})))
+    placement = Placement.of(PlacementRules(), sample(guest("pinned", "4", allowed={0: cpus("4")})))
     free, there = Definition({0: ALL_CPUS}), cpus("1")
-    assert house.objection("web", free, 0, there) == ""
-    assert house.objection("web", free, 0, cpus("4")) != ""
-    assert house.objection("web", free, 1, there) == "its definition does not name it"
+    assert placement.objection("web", free, 0, there) == ""
+    assert placement.objection("web", free, 0, cpus("4")) != ""
+    assert placement.objection("web", free, 1, there) == "its definition does not name it"
     held = dataclasses.replace(free, wish="hold")
-    assert house.objection("web", held, 0, there) == "held by its metadata"
+    assert placement.objection("web", held, 0, there) == "held by its metadata"
     realtime = dataclasses.replace(free, realtime=frozenset({0}))
-    assert house.objection("web", realtime, 0, there) == "a realtime vCPU"
+    assert placement.objection("web", realtime, 0, there) == "a realtime vCPU"
     strictly = dataclasses.replace(free, memory_strict={0: frozenset()})
-    assert "is not known" in house.objection("web", strictly, 0, there)
+    assert "is not known" in placement.objection("web", strictly, 0, there)
     narrow = Definition({0: cpus("2-3")})
-    assert "does not allow this pCPU" in house.objection("web", narrow, 0, there)
+    assert "does not allow this pCPU" in placement.objection("web", narrow, 0, there)
 
 
 @pytest.mark.parametrize(
@@ -408,8 +416,8 @@ def test_own_sets_and_pools_are_distinguished(*, ours: bool | None, why: str) ->
     domain = guest("a", "0-3")
     readings = (dataclasses.replace(domain.vcpus[0], ours=ours),)
     seen = Sample(topology, (dataclasses.replace(domain, vcpus=readings),))
-    house = House.of(HouseRules(granularity=Granularity.CACHE), seen)
-    found = house.standing(seen.domains[0], readings[0])
+    placement = Placement.of(PlacementRules(granularity=Granularity.CACHE), seen)
+    found = placement.eligibility(seen.domains[0], readings[0])
     assert (found.fixed, found.why) == (bool(why), why)
 
 
@@ -417,5 +425,5 @@ def test_who_is_held_is_fixed() -> None:
     """Whatever its definition and metadata say."""
     domain = guest("a", "0", wish="balance")
     readings = (dataclasses.replace(domain.vcpus[0], held="someone else pinned it"),)
-    found = standing(dataclasses.replace(domain, vcpus=readings))
+    found = eligibility(dataclasses.replace(domain, vcpus=readings))
     assert (found.fixed, found.why) == (True, "someone else pinned it")

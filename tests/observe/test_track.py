@@ -69,7 +69,7 @@ def test_a_crowd_is_explained_by_what_is_known() -> None:
     """{60 30 and 6 of the host} {60 30} {one of 100 that floats over both of the next}."""
     bound = [(CpuSet.of([cpu]), ppm) for cpu in (0, 1) for ppm in (600_000, 300_000)]
     floating = [(CpuSet.parse("2-3"), PPM)] * 2
-    host = {0: HostTrack(told_ppm=60_000), 1: HostTrack(told_ppm=50_000)}
+    host = {0: HostTrack(reported_ppm=60_000), 1: HostTrack(reported_ppm=50_000)}
     assert str(explained(range(4), host, bound)) == "0"
     assert str(explained(range(4), host, bound + floating)) == "0,2-3"
     assert str(explained(range(4), host, bound + floating[:1])) == "0"

@@ -12,7 +12,7 @@ from builders import MemoryHost
 
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.model import ALL_CPUS, CpuSet
-from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.sample import Definition
 
 WANTS = {"a": 0.3, "b": 0.3, "c": 0.3, "d": 0.1}
@@ -25,7 +25,7 @@ def cpus(text: str) -> CpuSet:
 
 
 def pins(
-    rules: HouseRules,
+    rules: PlacementRules,
     isolated: str = "",
     more: Mapping[str, tuple[float, str]] | None = None,
     **definitions: Definition,
@@ -38,7 +38,7 @@ def pins(
     host.isolated = cpus(isolated)
     host.definitions |= definitions
     for _ in range(10):
-        scheduler.cycle(host, Rules(house=rules))
+        scheduler.cycle(host, Rules(placement=rules))
         host.pass_time()
     return host.pins
 
@@ -49,7 +49,7 @@ def names(said: str, **more: object) -> Definition:
     return dataclasses.replace(definition, **more)  # type: ignore[arg-type]
 
 
-ANYTHING = HouseRules()
+ANYTHING = PlacementRules()
 
 
 def test_left_to_itself() -> None:
@@ -60,24 +60,24 @@ def test_left_to_itself() -> None:
 @pytest.mark.parametrize(
     ("rules", "isolated", "spared"),
     [
-        (HouseRules("0-2"), "", "3"),
-        (HouseRules("all,^2"), "", "2"),
-        (HouseRules("0,2,3,^3"), "", "1,3"),
+        (PlacementRules("0-2"), "", "3"),
+        (PlacementRules("all,^2"), "", "2"),
+        (PlacementRules("0,2,3,^3"), "", "1,3"),
         (ANYTHING, "3", "3"),
         # Managed, but reserved for those that name them.
-        (HouseRules("all"), "3", "3"),
-        (HouseRules("0-3"), "3", "3"),
+        (PlacementRules("all"), "3", "3"),
+        (PlacementRules("0-3"), "3", "3"),
     ],
 )
-def test_pcpus_that_are_spared(rules: HouseRules, isolated: str, spared: str) -> None:
+def test_pcpus_that_are_spared(rules: PlacementRules, isolated: str, spared: str) -> None:
     """The administrator does not want them managed, or the kernel isolates them."""
     made = pins(rules, isolated)
     assert made
     assert not any(cpus(to_cpus).is_within(cpus(spared)) for _, to_cpus in made)
 
 
-@pytest.mark.parametrize("rules", [HouseRules("all"), HouseRules("0-3")])
-def test_who_names_an_isolated_pcpu_may_go_there(rules: HouseRules) -> None:
+@pytest.mark.parametrize("rules", [PlacementRules("all"), PlacementRules("0-3")])
+def test_who_names_an_isolated_pcpu_may_go_there(rules: PlacementRules) -> None:
     """Once it is managed: named by the administrator, or nothing is excluded."""
     assert ("a", "3") in pins(rules, "3", a=names("0,3"))
     assert ("a", "3") not in pins(ANYTHING, "3", a=names("0,3"))
@@ -87,7 +87,7 @@ def test_an_empty_list_excludes_nothing() -> None:
     """What is bound to the pCPU that the kernel isolates may be moved then, and not before."""
     crowd = {"e": (0.6, "3"), "f": (0.6, "3")}
     assert not any(name in crowd for name, _ in pins(ANYTHING, "3", crowd))
-    assert any(name in crowd for name, _ in pins(HouseRules("all"), "3", crowd))
+    assert any(name in crowd for name, _ in pins(PlacementRules("all"), "3", crowd))
 
 
 def test_definitions_are_never_left() -> None:
@@ -136,15 +136,17 @@ def test_realtime_vcpus_are_never_moved() -> None:
 @pytest.mark.parametrize(
     ("rules", "wishes", "movable"),
     [
-        (HouseRules(include_domains=("[bc]",)), {}, {"b", "c"}),
-        (HouseRules(exclude_domains=("a", "c*")), {}, {"b", "d"}),
-        (HouseRules(include_domains=("a", "b"), exclude_domains=("b",)), {}, {"a"}),
+        (PlacementRules(include_domains=("[bc]",)), {}, {"b", "c"}),
+        (PlacementRules(exclude_domains=("a", "c*")), {}, {"b", "d"}),
+        (PlacementRules(include_domains=("a", "b"), exclude_domains=("b",)), {}, {"a"}),
         (ANYTHING, {"a": "hold", "b": "Hold", "c": ""}, {"d"}),
-        (HouseRules(exclude_domains=("*",)), {"a": "balance", "b": "spread"}, {"a", "b"}),
-        (HouseRules(include_domains=("a", "b")), {"a": "hold", "c": "balance"}, {"b", "c"}),
+        (PlacementRules(exclude_domains=("*",)), {"a": "balance", "b": "spread"}, {"a", "b"}),
+        (PlacementRules(include_domains=("a", "b")), {"a": "hold", "c": "balance"}, {"b", "c"}),
     ],
 )
-def test_who_may_be_moved(rules: HouseRules, wishes: Mapping[str, str], movable: set[str]) -> None:
+def test_who_may_be_moved(
+    rules: PlacementRules, wishes: Mapping[str, str], movable: set[str]
+) -> None:
     """By lists of domains, and by what a guest says of itself, which outranks them."""
     definitions = {name: names("", wish=wish) for name, wish in wishes.items()}
     moved = dict(pins(rules, "", None, **definitions))

@@ -12,7 +12,7 @@ from program import vcpusched
 
 from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle
-from vcpusched.act.feedback import Proof, Verdict
+from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import Changed
 from vcpusched.model import CpuSet, Granularity
 from vcpusched.plan.planner import Cause, Move, Policy, plan
@@ -29,7 +29,7 @@ HOSTILE = "x\x1b]0;owned\x07\nweb\u202e9"
 CROWDED = host([25, 25, 25, 25], [])
 FOUND = plan(CROWDED, Policy())
 CYCLE = Cycle(7, 4, host=CROWDED, plan=FOUND, executed=True, pinned=FOUND.moves)
-PROOF = Proof(7, Verdict.HELPED, 1_000_000, 0, 60_000, 4, 560_000, 10_000, 20_000)
+EFFECT = Effect(7, Verdict.HELPED, 1_000_000, 0, 60_000, 4, 560_000, 10_000, 20_000)
 
 
 def as_record(entry: Entry | None, at_s: float, **trusted: str) -> Record:
@@ -51,7 +51,7 @@ def a_plan(at_s: float = NOON_S, *, proven: bool = True, **trusted: str) -> list
     ]
     entries.append(as_record(messages.plan_entry(CYCLE, Granularity.CPU), at_s + 0.1, **trusted))
     if proven:
-        entries.append(as_record(messages.outcome_entry(PROOF), at_s + 3, **trusted))
+        entries.append(as_record(messages.outcome_entry(EFFECT), at_s + 3, **trusted))
     return entries
 
 
@@ -73,7 +73,7 @@ def test_a_plan_and_what_came_of_it() -> None:
     assert [moved.text("DOMAIN") for moved in event.moves] == [move.domain for move in FOUND.moves]
     assert event.moves[0].text("REASON") == FOUND.moves[0].reason
     assert history.headline(event) == "Plan 7 done: 2 pins, gap 100 -> ~0 points; then balanced"
-    assert history.outcome(event, NOON_S + 60) == messages.outcome_entry(PROOF).message
+    assert history.outcome(event, NOON_S + 60) == messages.outcome_entry(EFFECT).message
     assert history.summary(past(a_plan())) == "2 pins in 1 plan, 1 helped"
 
 

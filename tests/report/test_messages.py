@@ -11,7 +11,7 @@ from test_metrics import reported
 
 from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle, Unclear
-from vcpusched.act.feedback import Proof, Verdict
+from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import Changed
 from vcpusched.model import DomainUuid, Granularity
 from vcpusched.plan.planner import Cause, Policy, plan
@@ -279,8 +279,8 @@ def test_the_state_file_can_be_read_back() -> None:
 @pytest.mark.parametrize("verdict", Verdict)
 def test_what_came_of_a_plan(verdict: Verdict) -> None:
     """One entry, whose text says what its fields do."""
-    proof = Proof(7, verdict, 950_000, 20_000, 30_000, 3, 480_000, 10_000, 240_000)
-    entry = messages.outcome_entry(proof)
+    effect = Effect(7, verdict, 950_000, 20_000, 30_000, 3, 480_000, 10_000, 240_000)
+    entry = messages.outcome_entry(effect)
     assert entry.message.startswith("Plan 7 ")
     assert "; gap 3 points (95 before, ~2 expected)" in entry.message
     waits = "the 3 waiting vCPUs wait 24% of the time now (48% before"

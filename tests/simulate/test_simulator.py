@@ -28,7 +28,7 @@ from vcpusched.model import (
     VcpuId,
 )
 from vcpusched.observe.observe import Smoothing
-from vcpusched.observe.placement_rules import HouseRules
+from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.report import simulation
 from vcpusched.settings import Settings
@@ -528,7 +528,7 @@ def test_strict_memory_is_a_wall(granularity: Granularity) -> None:
     topology = Topology(tuple(Cpu(cpu, cpu // 2, cpu, cpu // 2) for cpu in range(4)))
     rules = Rules(
         policy=Policy(pin_to=granularity),
-        house=HouseRules(granularity=granularity),
+        placement=PlacementRules(granularity=granularity),
     )
     node_0 = CpuSet.parse("0-1")
 
@@ -582,7 +582,7 @@ def test_two_busy_vcpus_on_siblings_are_parted(granularity: Granularity, targets
     workload = dataclasses.replace(drawn([100], [100], [], []), topology=topology)
     rules = Rules(
         policy=Policy(pin_to=granularity, fair_shares=True),
-        house=HouseRules(granularity=granularity),
+        placement=PlacementRules(granularity=granularity),
     )
     result = simulate(workload, Scheduler(), rules)
     (pin,) = result.pins
@@ -626,7 +626,7 @@ def joined(
     workload = Workload("", 8, 120, guests, topology=topology)
     rules = Rules(
         policy=Policy(pin_to=granularity, steps_max=2_000),
-        house=HouseRules(granularity=granularity),
+        placement=PlacementRules(granularity=granularity),
     )
     pins = simulate(workload, Scheduler(), rules, place=Place.ROUND_ROBIN).pins
     assert pins
@@ -689,7 +689,9 @@ def test_a_heavy_guest_goes_to_a_strong_pcpu(granularity: Granularity) -> None:
         tuple(Cpu(cpu, 0, cpu, 0, 1_000_000 if cpu < 2 else 600_000) for cpu in range(4))
     )
     workload = dataclasses.replace(drawn([], [], [80, 10], []), topology=topology)
-    rules = Rules(policy=Policy(pin_to=granularity), house=HouseRules(granularity=granularity))
+    rules = Rules(
+        policy=Policy(pin_to=granularity), placement=PlacementRules(granularity=granularity)
+    )
     result = simulate(workload, Scheduler(), rules)
     targets = {pin.domain: str(pin.to_cpus) for pin in result.pins}
     assert targets in ({"g2a": "0"}, {"g2a": "1"})
@@ -713,7 +715,9 @@ def test_no_turns_are_taken_on_pcpus_of_two_kinds(
         tuple(Cpu(cpu, 0, cpu, 0, 1_000_000 if cpu < 2 else 600_000) for cpu in range(4))
     )
     workload = dataclasses.replace(drawn(*[[load] * each] * 4), topology=topology)
-    rules = Rules(policy=Policy(pin_to=granularity), house=HouseRules(granularity=granularity))
+    rules = Rules(
+        policy=Policy(pin_to=granularity), placement=PlacementRules(granularity=granularity)
+    )
     pins = simulate(workload, Scheduler(), rules).pins
     assert len({pin.period for pin in pins}) <= (1 if load == 25 else 2)
     assert len({pin.domain for pin in pins}) == len(pins)
@@ -741,7 +745,7 @@ def test_sets_of_pcpus_need_fewer_pins() -> None:
     def simulated(granularity: Granularity) -> simulation.Result:
         rules = Rules(
             policy=Policy(pin_to=granularity),
-            house=HouseRules(granularity=granularity),
+            placement=PlacementRules(granularity=granularity),
             smoothing=Smoothing(half_life_s=9),
         )
         return simulate(workload, Scheduler(), rules, topology=topology)

@@ -142,7 +142,7 @@ class Actuator:
                 self._lose(error, move)
                 break
             except HypervisorError as error:
-                self._tell(self._failure(move, error))
+                self._report(self._failure(move, error))
                 if move.cause is Cause.BALANCE:
                     self._take_back(half)
                     break
@@ -177,9 +177,9 @@ class Actuator:
 
     def _pin(self, move: Move) -> None:
         missing = self._account.pin(move.vcpu, move.to_cpus) or NO_CPUS
-        self._tell(Changed(move, self._number, missing=missing))
+        self._report(Changed(move, self._number, missing=missing))
 
-    def _tell(self, event: Event) -> None:
+    def _report(self, event: Event) -> None:
         self.events.append(event)
         self._on_event(event)
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 
 from vcpusched.act.actuator import Account, Actuator, Event, Failure, ignore, never
 from vcpusched.act.feedback import (
-    Look,
-    Promise,
-    Proof,
+    Effect,
+    Expectation,
+    Finding,
     Rest,
     Verdict,
     early,
-    promised,
-    proven,
+    expect,
+    judge,
 )
 from vcpusched.act.ledger import Changed
 from vcpusched.act.repairs import objection, repairs, worse_bound
@@ -28,7 +28,7 @@ from vcpusched.model import CpuSet, DomainUuid, Host, VcpuId
 from vcpusched.observe.demand import WAITS_PPM
 from vcpusched.observe.intervals import baseline
 from vcpusched.observe.observe import Observed, Smoothing, observe
-from vcpusched.observe.placement_rules import HouseRules, why_unclear
+from vcpusched.observe.placement_rules import PlacementRules, why_unclear
 from vcpusched.plan.planner import Cause, Move, Plan, Policy, Stop, plan
 from vcpusched.sample import Definition, Sample, Unread
 
@@ -37,13 +37,13 @@ from vcpusched.sample import Definition, Sample, Unread
 class Rules:
     """How the scheduler acts.
 
-    `policy` is the planner's, `house` says who may be moved at all, and `smoothing` is that of the
+    `policy` is the planner's, `placement` says who may be moved, and `smoothing` is that of the
     loads; an imbalance must be found in `confirm` consecutive cycles; a vCPU is not moved twice
     within `cooldown_s` seconds. While it is `paused` nothing is moved, whatever it would do.
     """
 
     policy: Policy = field(default_factory=Policy)
-    house: HouseRules = field(default_factory=HouseRules)
+    placement: PlacementRules = field(default_factory=PlacementRules)
     smoothing: Smoothing = field(default_factory=Smoothing)
     confirm: int = 2
     cooldown_s: float = 0.0
@@ -69,7 +69,7 @@ class Cycle:
     `host` is None in the first cycle, when there are no loads yet. `repaired` are moves of no
     plan, pins made again and original affinities restored; then no plan is carried out. In a
     pause or dry run `withheld` counts pins of ours that are not allowed any more and stay.
-    `proofs` are what came of earlier plans. `at_ns` is the monotonic clock at the sample, and
+    `effects` are what came of earlier plans. `at_ns` is the monotonic clock at the sample, and
     `waits` for which share of the time since the last one vCPUs were kept waiting, in ppm.
     `left_alone` are the pCPUs that are online and not managed, by the reason. `by_libvirt` names
     the domains that libvirt was asked about instead of the kernel, by the reason. `refused` says
@@ -87,7 +87,7 @@ class Cycle:
     pinned: tuple[Move, ...] = ()
     repaired: tuple[Move, ...] = ()
     withheld: int = 0
-    proofs: tuple[Proof, ...] = ()
+    effects: tuple[Effect, ...] = ()
     failures: tuple[Failure, ...] = ()
     unread: tuple[Unread, ...] = ()
     unclear: tuple[Unclear, ...] = ()
@@ -122,7 +122,7 @@ class Scheduler:
         self._waiting: set[VcpuId] = set()
         self._rest: Rest | None = None
         self._in_doubt: Changed | None = None
-        self._promise: Promise | None = None
+        self._expectation: Expectation | None = None
         self._table = VcpuTable()
 
     def cycle(
@@ -146,7 +146,7 @@ class Scheduler:
         self._clear_doubt(sample, on_event)
         self._number += 1
         before, self._before = self._before, baseline(self._before, sample)
-        observed = observe(before, sample, self._observed, rules.smoothing, rules.house)
+        observed = observe(before, sample, self._observed, rules.smoothing, rules.placement)
         self._observed = observed
         seen = _seen(self._number, sample, rules, observed)
 
@@ -155,10 +155,10 @@ class Scheduler:
             on_event(event)
 
         def object_to(move: Move, definition: Definition) -> str:
-            return objection(move, definition, observed.house)
+            return objection(move, definition, observed.placement)
 
         actuator = Actuator(account, self._number, cancelled, note, object_to)
-        wanted = tuple(repairs(sample, observed.house))
+        wanted = tuple(repairs(sample, observed.placement))
         if rules.dry_run or rules.paused:
             withheld = sum(move.cause is Cause.NOT_ALLOWED for move in wanted)
             seen = replace(seen, withheld=withheld)
@@ -186,12 +186,12 @@ class Scheduler:
             observed.host, sample, number=self._number, cooldown_s=rules.cooldown_s
         )
         found = self._plan(host, rules, seen.at_ns)
-        look = Look(seen.at_ns, host, found, observed.waits, observed.busy)
-        proofs = self._prove(look)
-        seen = replace(seen, proofs=proofs, waits=observed.waits, host=host, plan=found)
+        finding = Finding(seen.at_ns, host, found, observed.waits, observed.busy)
+        effects = self._judge(finding)
+        seen = replace(seen, effects=effects, waits=observed.waits, host=host, plan=found)
         seen = replace(seen, refused=bool(self._table.quarantined(self._number)))
         if not (rests or actuator.made):  # else the sample is not so any more
-            actuator.act(self._willing(worse_bound(sample, look)))
+            actuator.act(self._willing(worse_bound(sample, finding)))
         if actuator.made:
             self._wanted = self._wanted_binding = 0
         if actuator.made or actuator.lost is not None:
@@ -204,8 +204,8 @@ class Scheduler:
         if not rules.dry_run:
             actuator.act(found.moves)
         if actuator.made:
-            seen = replace(seen, proofs=seen.proofs + self._prove(look, is_last=True))
-            self._promise = promised(seen.number, look, actuator.made)
+            seen = replace(seen, effects=seen.effects + self._judge(finding, is_last=True))
+            self._expectation = expect(seen.number, finding, actuator.made)
         return seen
 
     def _willing(self, moves: Iterable[Move]) -> list[Move]:
@@ -223,19 +223,19 @@ class Scheduler:
             for blamed in event.blamed:
                 self._table.refused(blamed, seen.number)
 
-    def _prove(self, look: Look, *, is_last: bool = False) -> tuple[Proof, ...]:
-        if self._promise is None:
+    def _judge(self, finding: Finding, *, is_last: bool = False) -> tuple[Effect, ...]:
+        if self._expectation is None:
             return ()
-        proof = proven(self._promise, look, is_last=is_last)
-        if proof is None:
+        effect = judge(self._expectation, finding, is_last=is_last)
+        if effect is None:
             return ()
-        for vcpu in {move.vcpu for move in self._promise.moves}:
-            if proof.verdict is Verdict.HELPED:
+        for vcpu in {move.vcpu for move in self._expectation.moves}:
+            if effect.verdict is Verdict.HELPED:
                 self._table.helped(vcpu)
-            elif proof.verdict is Verdict.NO_HELP:
-                self._table.back_off(vcpu, look.at_ns)
-        self._promise = None
-        return (proof,)
+            elif effect.verdict is Verdict.NO_HELP:
+                self._table.back_off(vcpu, finding.at_ns)
+        self._expectation = None
+        return (effect,)
 
     def _confirm(self, found: Plan) -> int:
         """Count the consecutive cycles that wanted to act.
@@ -304,5 +304,5 @@ def _seen(number: int, sample: Sample, rules: Rules, observed: Observed) -> Cycl
             for domain in sample.domains
             if (why := why_unclear(domain.definition))
         ),
-        left_alone=observed.house.left_alone if observed.house is not None else {},
+        left_alone=observed.placement.left_alone if observed.placement is not None else {},
     )

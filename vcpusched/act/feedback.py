@@ -22,7 +22,7 @@ from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu, VcpuId
 from vcpusched.observe.demand import WAITS_PPM
 from vcpusched.plan.planner import MIN_WAIT_PPM, Move, Plan, Policy
 
-PATIENCE_NS: Final = 20_000_000_000
+VERDICT_NS: Final = 20_000_000_000
 """So long after a plan the wait may take to fall."""
 
 MORE_PERCENT: Final = 110
@@ -44,7 +44,7 @@ class Verdict(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Finding:
     """What was found of a host in one cycle, and the plan that was made of it.
 
     `waits` says for which share of the time each vCPU was kept waiting, in ppm, where that was
@@ -59,7 +59,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class Expectation:
     """The `moves` that were made in a cycle, what was found before, and what is expected of them.
 
     `waits` gives, per vCPU that waited, for which share of the time it did and for which it is
@@ -67,34 +67,34 @@ class Promise:
     """
 
     number: int
-    look: Look
+    finding: Finding
     moves: tuple[Move, ...]
     waits: Mapping[VcpuId, tuple[int, int, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class Effect:
     """What came of the plan of cycle `number`; waits are means of the vCPUs that waited before."""
 
     number: int
     verdict: Verdict
     gap_before_ppm: int
-    gap_promised_ppm: int
+    gap_expected_ppm: int
     gap_ppm: int
     waiting: int
     wait_before_ppm: int
-    wait_promised_ppm: int
+    wait_expected_ppm: int
     wait_ppm: int
 
 
-def promised(number: int, look: Look, pinned: tuple[Move, ...]) -> Promise:
+def expect(number: int, finding: Finding, pinned: tuple[Move, ...]) -> Expectation:
     """Return what is expected of a plan, as far as it was carried out."""
-    host, plan, waits = look.host, look.plan, look.waits
+    host, plan, waits = finding.host, finding.plan, finding.waits
     moved = {move.vcpu: move for move in pinned}
     left = {cpu for move in pinned for cpu in move.from_cpus}
     loads = dict(plan.loads_after_ppm)
     factors = {cpu.id: max(PPM, loads.get(cpu.id, 0)) for cpu in host.cpus}
-    promises: dict[VcpuId, tuple[int, int, int]] = {}
+    expected: dict[VcpuId, tuple[int, int, int]] = {}
     for vcpu in host.vcpus:
         move = moved.get(vcpu.id)
         cpus = move.to_cpus if move is not None else vcpu.cpus
@@ -104,42 +104,42 @@ def promised(number: int, look: Look, pinned: tuple[Move, ...]) -> Promise:
         cpu = min((cpu for cpu in cpus if cpu in factors), key=factors.__getitem__, default=None)
         if cpu is not None:
             wait_ppm = vcpu.load_ppm - vcpu.load_ppm * PPM // factors[cpu]
-            promises[vcpu.id] = waits[vcpu.id], min(waits[vcpu.id], wait_ppm), cpu
-    return Promise(number, look, pinned, promises)
+            expected[vcpu.id] = waits[vcpu.id], min(waits[vcpu.id], wait_ppm), cpu
+    return Expectation(number, finding, pinned, expected)
 
 
-def proven(promise: Promise, look: Look, *, is_last: bool = False) -> Proof | None:
+def judge(expectation: Expectation, finding: Finding, *, is_last: bool = False) -> Effect | None:
     """Return the verdict by what a later cycle found; None while it is too early.
 
     `is_last` says that no later one will come.
     """
-    there = {vcpu.id for vcpu in look.host.vcpus}
-    asked = [vcpu for vcpu in promise.waits if vcpu in there]
-    before_ppm = sum(promise.waits[vcpu][0] for vcpu in asked)
-    promised_ppm = sum(promise.waits[vcpu][1] for vcpu in asked)
-    waits = {vcpu: look.waits[vcpu] for vcpu in asked if vcpu in look.waits}
+    there = {vcpu.id for vcpu in finding.host.vcpus}
+    asked = [vcpu for vcpu in expectation.waits if vcpu in there]
+    before_ppm = sum(expectation.waits[vcpu][0] for vcpu in asked)
+    expected_ppm = sum(expectation.waits[vcpu][1] for vcpu in asked)
+    waits = {vcpu: finding.waits[vcpu] for vcpu in asked if vcpu in finding.waits}
     wait_ppm = sum(waits.values())
-    if not promise.waits:
+    if not expectation.waits:
         verdict = Verdict.NO_WAIT
-    elif len(waits) == len(asked) > 0 and wait_ppm * 2 <= before_ppm + promised_ppm:
+    elif len(waits) == len(asked) > 0 and wait_ppm * 2 <= before_ppm + expected_ppm:
         verdict = Verdict.HELPED
     elif not asked or is_last:
         verdict = Verdict.UNCLEAR
-    elif look.at_ns - promise.look.at_ns < PATIENCE_NS:
+    elif finding.at_ns - expectation.finding.at_ns < VERDICT_NS:
         return None
     else:
-        is_like = len(waits) == len(asked) and not _wants_more(promise, asked, look.plan)
+        is_like = len(waits) == len(asked) and not _wants_more(expectation, asked, finding.plan)
         verdict = Verdict.NO_HELP if is_like else Verdict.UNCLEAR
     count = max(1, len(asked))
-    return Proof(
-        number=promise.number,
+    return Effect(
+        number=expectation.number,
         verdict=verdict,
-        gap_before_ppm=promise.look.plan.gap_before_ppm,
-        gap_promised_ppm=promise.look.plan.gap_after_ppm,
-        gap_ppm=look.plan.gap_before_ppm,
+        gap_before_ppm=expectation.finding.plan.gap_before_ppm,
+        gap_expected_ppm=expectation.finding.plan.gap_after_ppm,
+        gap_ppm=finding.plan.gap_before_ppm,
         waiting=len(asked),
         wait_before_ppm=before_ppm // count,
-        wait_promised_ppm=promised_ppm // count,
+        wait_expected_ppm=expected_ppm // count,
         wait_ppm=wait_ppm // count,
     )
 
@@ -148,10 +148,10 @@ def _is_bound_to(vcpu: Vcpu, cpus: set[int]) -> bool:
     return len(vcpu.cpus) == 1 and vcpu.cpus.is_within(CpuSet.of(cpus))
 
 
-def _wants_more(promise: Promise, asked: list[VcpuId], found: Plan) -> bool:
+def _wants_more(expectation: Expectation, asked: list[VcpuId], found: Plan) -> bool:
     """Return whether more than planned is wanted on the pCPUs of those expected to wait less."""
-    loads, planned = dict(found.loads_before_ppm), dict(promise.look.plan.loads_after_ppm)
-    cpus = {promise.waits[vcpu][2] for vcpu in asked}
+    loads, planned = dict(found.loads_before_ppm), dict(expectation.finding.plan.loads_after_ppm)
+    cpus = {expectation.waits[vcpu][2] for vcpu in asked}
     planned_ppm = sum(planned.get(cpu, 0) for cpu in cpus)
     return sum(loads.get(cpu, 0) for cpu in cpus) * 100 > planned_ppm * MORE_PERCENT
 

@@ -6,16 +6,16 @@ was read since. A vCPU that is held is left alone.
 
 from collections.abc import Iterator
 
-from vcpusched.act.feedback import Look
+from vcpusched.act.feedback import Finding
 from vcpusched.model import NO_CPUS, PPM, CpuSet, VcpuId
 from vcpusched.observe.demand import CROWDED_PPM, WAITS_PPM
-from vcpusched.observe.placement_rules import House
+from vcpusched.observe.placement_rules import Placement
 from vcpusched.plan.planner import Cause, Move
 from vcpusched.sample import Definition, DomainReading, Sample, VcpuReading
 from vcpusched.text import percent
 
 
-def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
+def repairs(sample: Sample, placement: Placement | None) -> Iterator[Move]:
     """Return the moves that end pins of ours that are not allowed any more, or make pins again.
 
     What is not allowed any more is so by the settings, or by definitions: the guest's own, or those
@@ -25,7 +25,7 @@ def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
     for domain, reading, pin, original in _pins(sample):
         if not domain.definition.allowed:
             continue
-        why = _why_not(house, domain.name, domain.definition, reading.vcpu, pin & online)
+        why = _why_not(placement, domain.name, domain.definition, reading.vcpu, pin & online)
         to_cpus = (original if why else pin) & online & domain.definition.cpuset
         # Of an original with pCPUs that are offline the rest may be in force already, or none left.
         if (why or reading.undone) and to_cpus and to_cpus != reading.affinity:
@@ -33,20 +33,20 @@ def repairs(sample: Sample, house: House | None) -> Iterator[Move]:
             yield _move(domain, reading, to_cpus, cause, why)
 
 
-def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
+def worse_bound(sample: Sample, finding: Finding) -> Iterator[Move]:
     """Return the moves that restore each vCPU that we bound, that waits, and need not.
 
     It need not where the other pCPUs of its original affinity were idle for as long as it waited,
     together. What one takes the next cannot have. Where its own pCPU had room it is only jostled.
     """
-    cpus = [cpu.id for cpu in look.host.cpus if not cpu.cpu.isolated]  # there nobody is moved
-    idle_ppm = {cpu: PPM - look.busy.get(cpu, PPM) for cpu in cpus}
-    loads_ppm = {vcpu.id: vcpu.load_ppm for vcpu in look.host.vcpus}
+    cpus = [cpu.id for cpu in finding.host.cpus if not cpu.cpu.isolated]  # there nobody is moved
+    idle_ppm = {cpu: PPM - finding.busy.get(cpu, PPM) for cpu in cpus}
+    loads_ppm = {vcpu.id: vcpu.load_ppm for vcpu in finding.host.vcpus}
     online = sample.topology.online
     for domain, reading, _pin, whole in _pins(sample):
         vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
-        wait_ppm = look.waits.get(vcpu, 0)
-        is_crowded = all(look.busy.get(cpu, 0) >= CROWDED_PPM for cpu in reading.affinity)
+        wait_ppm = finding.waits.get(vcpu, 0)
+        is_crowded = all(finding.busy.get(cpu, 0) >= CROWDED_PPM for cpu in reading.affinity)
         if wait_ppm < WAITS_PPM or not is_crowded:
             continue  # as most do: what follows goes through all pCPUs
         # The kernel takes none that is offline, or outside of the guest's cpuset.
@@ -64,7 +64,7 @@ def worse_bound(sample: Sample, look: Look) -> Iterator[Move]:
         yield _move(domain, reading, original, Cause.WORSE_OFF, why, loads_ppm.get(vcpu, 0))
 
 
-def objection(move: Move, definition: Definition, house: House | None) -> str:
+def objection(move: Move, definition: Definition, placement: Placement | None) -> str:
     """Return what speaks against a move by a definition that was read just now; nothing if none."""
     if move.cause is Cause.WORSE_OFF:
         # That undoes what was done, so what plans may use does not matter.
@@ -72,17 +72,17 @@ def objection(move: Move, definition: Definition, house: House | None) -> str:
         return "" if stays else "the guest's definition does not allow that any more"
     ends = move.cause is Cause.NOT_ALLOWED
     cpus = move.from_cpus if ends else move.to_cpus
-    why = _why_not(house, move.domain, definition, move.vcpu.vcpu, cpus)
+    why = _why_not(placement, move.domain, definition, move.vcpu.vcpu, cpus)
     return why if not ends else "" if why else "its pin is allowed again"
 
 
 def _why_not(
-    house: House | None, name: str, definition: Definition, vcpu: int, cpus: CpuSet
+    placement: Placement | None, name: str, definition: Definition, vcpu: int, cpus: CpuSet
 ) -> str:
     # While the machine's nodes are not known no pin is wrong for them.
-    if house is None or not (house.nodes or vcpu not in definition.memory_strict):
+    if placement is None or not (placement.nodes or vcpu not in definition.memory_strict):
         return ""
-    return house.objection(name, definition, vcpu, cpus)
+    return placement.objection(name, definition, vcpu, cpus)
 
 
 def _pins(sample: Sample) -> Iterator[tuple[DomainReading, VcpuReading, CpuSet, CpuSet]]:

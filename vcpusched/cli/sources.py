@@ -79,7 +79,7 @@ def _sampled(settings: Settings) -> Host:
         before = reconciler.sample()
         time.sleep(settings.period)
         after = reconciler.sample()
-        return observe(before, after, rules=settings.house()).host
+        return observe(before, after, rules=settings.placement_rules()).host
 
     if sys.stderr.isatty():
         print(f"vcpusched: sampling for {settings.period:g}s …", file=sys.stderr)

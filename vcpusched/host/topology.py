@@ -17,7 +17,7 @@ from vcpusched.host.libvirt_xml import flat_topology, read_topology
 from vcpusched.model import PPM, CpuSet, Topology
 
 BRIEFLY_S: Final = 0.1
-PATIENCE_NS: Final = 8 * 1_000_000_000
+ANSWER_NS: Final = 8 * 1_000_000_000
 """How long samples wait for a topology, counted from the question: the first one briefly, because
 that is usually enough and because there are no loads to plan for before the second one."""
 
@@ -35,14 +35,14 @@ class _Question:
 
     def __init__(self, ask: Callable[[], str | None]) -> None:
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.until_ns = time.monotonic_ns() + PATIENCE_NS
+        self.until_ns = time.monotonic_ns() + ANSWER_NS
         threading.Thread(
             target=lambda: self._answers.put(ask()), name="libvirt-topology", daemon=True
         ).start()
 
-    def answer(self, patience_s: float) -> str | None:
+    def answer(self, timeout_s: float) -> str | None:
         """Return the XML, None where it cannot be had. Raises queue.Empty while it is not here."""
-        return self._answers.get(timeout=patience_s)
+        return self._answers.get(timeout=timeout_s)
 
 
 class Topologies:
@@ -60,16 +60,16 @@ class Topologies:
 
     def of(self, online: CpuSet) -> Topology:
         """Return the topology of these pCPUs; while it is not known, the machine is flat."""
-        now_ns, patience_s = time.monotonic_ns(), BRIEFLY_S
+        now_ns, timeout_s = time.monotonic_ns(), BRIEFLY_S
         due = self._ask_again_ns is not None and now_ns >= self._ask_again_ns
         if due or self._known.online != online:
             self._known = _with_capacities(flat_topology(online))
             self._question, self._ask_again_ns = _Question(self._ask), None
         elif self._question is not None:
-            patience_s = max(0, self._question.until_ns - now_ns) / 1e9
+            timeout_s = max(0, self._question.until_ns - now_ns) / 1e9
         if self._question is not None:
             with contextlib.suppress(queue.Empty):
-                xml = self._question.answer(patience_s)
+                xml = self._question.answer(timeout_s)
                 self._question = None
                 if xml is None:
                     self._ask_again_ns = now_ns + PAUSE_NS
@@ -80,6 +80,6 @@ class Topologies:
 
 def _with_capacities(topology: Topology) -> Topology:
     """Add what the kernel says that pCPUs can do, which libvirt does not say."""
-    told = host_cpus.capacities(topology.online)
-    cpus = (replace(cpu, capacity_ppm=told.get(cpu.id, PPM)) for cpu in topology.cpus)
+    capacity_ppm = host_cpus.capacities(topology.online)
+    cpus = (replace(cpu, capacity_ppm=capacity_ppm.get(cpu.id, PPM)) for cpu in topology.cpus)
     return replace(topology, cpus=tuple(cpus))

@@ -274,14 +274,14 @@ class Track(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HostTrack:
-    """What is remembered of the host's own load on one pCPU; `told_ppm` is what was reported last.
+    """What is remembered of the host's own load on one pCPU; `reported_ppm` is the value in use.
 
     It begins as nothing and not as the first value: that of the seconds in which we start.
     """
 
     load_ppm: int = 0
     weight_ppm: int = PPM
-    told_ppm: int = 0
+    reported_ppm: int = 0
 
     def followed(
         self, load_ppm: int, interval_ns: int, half_life_s: float, step_ppm: int
@@ -289,8 +289,8 @@ class HostTrack:
         """Mix a load in; it is reported anew if it differs by a step from what was reported."""
         keep_ppm = kept_ppm(interval_ns, half_life_s)
         mean_ppm, weight_ppm = mixed(self.load_ppm, self.weight_ppm, load_ppm, keep_ppm)
-        differs = abs(mean_ppm - self.told_ppm) >= step_ppm
-        return HostTrack(mean_ppm, weight_ppm, mean_ppm if differs else self.told_ppm)
+        differs = abs(mean_ppm - self.reported_ppm) >= step_ppm
+        return HostTrack(mean_ppm, weight_ppm, mean_ppm if differs else self.reported_ppm)
 
 
 def explained(
@@ -302,7 +302,7 @@ def explained(
 
     What is known of a floating vCPU counts on each of its pCPUs in equal parts.
     """
-    load_ppm = {cpu: host_tracks[cpu].told_ppm if cpu in host_tracks else 0 for cpu in cpus}
+    load_ppm = {cpu: host_tracks[cpu].reported_ppm if cpu in host_tracks else 0 for cpu in cpus}
     # By affinity: thousands of floating vCPUs have the same one.
     its: dict[int, list[int]] = {}
     each_ppm: defaultdict[int, int] = defaultdict(int)

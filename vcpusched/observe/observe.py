@@ -41,7 +41,7 @@ from vcpusched.observe.demand import (
     is_undisturbed,
 )
 from vcpusched.observe.intervals import Interval, intervals, unclear
-from vcpusched.observe.placement_rules import DEFAULT_RULES, House, HouseRules
+from vcpusched.observe.placement_rules import DEFAULT_RULES, Placement, PlacementRules
 from vcpusched.sample import Sample
 
 FADE_NS: Final = 300 * 1_000_000_000
@@ -73,7 +73,7 @@ class Observed:
     """The host as it is now, and what to remember for the next time.
 
     `waits` says for which share of the time since the sample before each vCPU that may use a
-    managed pCPU was kept waiting, `busy` how busy each pCPU was; `house` follows from the rules.
+    managed pCPU was kept waiting, `busy` how busy each pCPU was; `placement` is by the rules.
     `periods` is from how many of them loads are known.
     """
 
@@ -82,7 +82,7 @@ class Observed:
     host_tracks: Mapping[int, HostTrack] = field(default_factory=dict)
     waits: Mapping[VcpuId, int] = field(default_factory=dict)
     busy: Mapping[int, int] = field(default_factory=dict)
-    house: House | None = None
+    placement: Placement | None = None
     periods: int = 0
 
 
@@ -91,7 +91,7 @@ def observe(
     after: Sample,
     earlier: Observed | None = None,
     smoothing: Smoothing = Smoothing(),
-    rules: HouseRules = DEFAULT_RULES,
+    rules: PlacementRules = DEFAULT_RULES,
 ) -> Observed:
     """Return the host as it was up to `after`; `before` is the `baseline` of the sample before.
 
@@ -101,7 +101,7 @@ def observe(
     `Host.unsettled` are the pCPUs that any of them are bound to. By the `rules` some pCPUs are not
     managed, and no part of the host, and some vCPUs must stay.
     """
-    house = House.of(rules, after, earlier.house if earlier is not None else None)
+    placement = Placement.of(rules, after, earlier.placement if earlier is not None else None)
     busy = busy_ppm(before.busy, after.busy) if before else {}
     known = earlier.tracks if earlier is not None else {}
     # A vCPU that was there when we began may have run for a year.
@@ -111,7 +111,7 @@ def observe(
     waits = {
         interval.id: interval.wait_ppm
         for interval in found
-        if interval.wait_ppm is not None and interval.after.affinity & house.managed
+        if interval.wait_ppm is not None and interval.after.affinity & placement.managed
     }
     unread = _unread(before, after)
     tracks = {vcpu: track for vcpu, track in known.items() if vcpu.uuid in unread}
@@ -132,7 +132,9 @@ def observe(
         if vcpu.id.uuid in unread
     ]
     room = CpuSet.of(
-        cpu.id for cpu in house.cpus if not cpu.isolated and busy.get(cpu.id, PPM) <= CROWDED_PPM
+        cpu.id
+        for cpu in placement.cpus
+        if not cpu.isolated and busy.get(cpu.id, PPM) <= CROWDED_PPM
     )
     for interval in found:
         track = _followed(interval, known.get(interval.id, stranger), smoothing, enough)
@@ -141,20 +143,22 @@ def observe(
             affinity = interval.after.affinity
             could_run = len(affinity) > 1 and affinity & room
             wait_ppm = waits.get(interval.id, 0) if could_run else 0
-            vcpus.append(_vcpu(interval, track.load_ppm, wait_ppm, house))
+            vcpus.append(_vcpu(interval, track.load_ppm, wait_ppm, placement))
     unsettled = CpuSet()
     for track in tracks.values():
-        if track.load_ppm is None and house.binds(track.affinity):
+        if track.load_ppm is None and placement.binds(track.affinity):
             unsettled |= track.affinity
-    told_ppm = Counter({cpu: track.told_ppm for cpu, track in host_tracks.items()})
+    reported_ppm = Counter({cpu: track.reported_ppm for cpu, track in host_tracks.items()})
     host = Host(
-        cpus=tuple(HostCpu(cpu, told_ppm[cpu.id] * cpu.capacity_ppm // PPM) for cpu in house.cpus),
+        cpus=tuple(
+            HostCpu(cpu, reported_ppm[cpu.id] * cpu.capacity_ppm // PPM) for cpu in placement.cpus
+        ),
         vcpus=tuple(sorted(vcpus, key=operator.attrgetter("id"))),
         unsettled=unsettled,
         node_distances=after.topology.node_distances,
     )
     periods = (earlier.periods if earlier is not None else 0) + (before is not None)
-    return Observed(host, tracks, host_tracks, waits, busy, house, periods)
+    return Observed(host, tracks, host_tracks, waits, busy, placement, periods)
 
 
 def _unread(before: Sample | None, after: Sample) -> frozenset[DomainUuid]:
@@ -218,21 +222,21 @@ def _host_followed(
     return followed
 
 
-def _vcpu(interval: Interval, load_ppm: int, wait_ppm: int, house: House) -> Vcpu:
+def _vcpu(interval: Interval, load_ppm: int, wait_ppm: int, placement: Placement) -> Vcpu:
     domain, reading = interval.domain, interval.after
-    standing = house.standing(domain, reading)
+    eligibility = placement.eligibility(domain, reading)
     return Vcpu(
         id=interval.id,
         domain=domain.name,
         load_ppm=load_ppm,
         cpus=reading.affinity,
-        allowed=standing.allowed,
+        allowed=eligibility.allowed,
         on=reading.on,
-        fixed=standing.fixed,
-        why=standing.why,
+        fixed=eligibility.fixed,
+        why=eligibility.why,
         memory_node=domain.definition.memory_node(reading.vcpu),
         shares=domain.definition.shares,
         quota_ppm=domain.definition.quota_ppm,
-        spread=standing.spread,
+        spread=eligibility.spread,
         wait_ppm=wait_ppm,
     )

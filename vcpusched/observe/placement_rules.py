@@ -53,7 +53,7 @@ _WISHES: Final = {wish.value: wish for wish in Wish}
 
 
 @dataclass(frozen=True, slots=True)
-class HouseRules:
+class PlacementRules:
     """What the administrator wants of pCPUs and guests.
 
     `cpus` is a list of the pCPUs to manage, with the words all and isolated. Guests are moved whose
@@ -98,7 +98,7 @@ class HouseRules:
         return _why_excluded(name, self.include_domains, self.exclude_domains)
 
 
-DEFAULT_RULES: Final = HouseRules()
+DEFAULT_RULES: Final = PlacementRules()
 
 
 @functools.lru_cache(maxsize=16_384)  # asked for each vCPU in each cycle
@@ -123,7 +123,7 @@ def why_unclear(definition: Definition) -> str:
     return f'its metadata says policy="{printable(wish, 40)}", which is none of {known}'
 
 
-class Standing(NamedTuple):
+class Eligibility(NamedTuple):
     """Whether a vCPU may be moved, and where to.
 
     `why` says why it is `fixed`; of one that is not, what asks for it to be moved or narrows where
@@ -137,7 +137,7 @@ class Standing(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class Placement:
     """The rules as they apply to one sample; `reserved_by` is what each domain reserves.
 
     `cpus` are the managed pCPUs, `units` the sets of several that vCPUs are pinned to, `nodes` the
@@ -145,7 +145,7 @@ class House:
     the reason.
     """
 
-    rules: HouseRules
+    rules: PlacementRules
     managed: CpuSet
     cpus: tuple[Cpu, ...]
     isolated: CpuSet
@@ -156,7 +156,7 @@ class House:
     left_alone: Mapping[str, CpuSet] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rules: HouseRules, sample: Sample, before: "House | None" = None) -> Self:
+    def of(cls, rules: PlacementRules, sample: Sample, before: "Placement | None" = None) -> Self:
         """Apply the rules to a sample; `before` is what came of the sample before."""
         online, isolated = sample.topology.online, sample.isolated
         cpuset = NO_CPUS
@@ -193,7 +193,7 @@ class House:
         """Return whether an affinity is one pCPU, or within one of the sets that are pinned to."""
         return len(affinity) == 1 or any(affinity.is_within(unit) for unit in self.units)
 
-    def standing(self, domain: DomainReading, reading: VcpuReading) -> Standing:
+    def eligibility(self, domain: DomainReading, reading: VcpuReading) -> Eligibility:
         """Return whether one vCPU may be moved, and where to."""
         definition, affinity = domain.definition, reading.affinity
         mask, reach = self._reach(definition, reading.vcpu)
@@ -207,15 +207,15 @@ class House:
             # What is not pinned libvirt keeps off isolated pCPUs (since 10.4).
             if affinity & self.managed not in {mask, mask - self.isolated}:
                 pool = f"someone else keeps it on pCPUs {affinity}"
-                return Standing(affinity, fixed=True, why=pool, spread=spread)
+                return Eligibility(affinity, fixed=True, why=pool, spread=spread)
             why = "" if targets else "all pCPUs that it may use are reserved"
         if why:
-            return Standing(targets, fixed=True, why=why, spread=spread)
+            return Eligibility(targets, fixed=True, why=why, spread=spread)
         asked = [f"its metadata asks for {definition.wish}"] if definition.wish is not None else []
         strict = reading.vcpu in definition.memory_strict
         if strict and not self.managed.is_within(self._near(definition, reading.vcpu)):
             asked.append(f"its memory must be on {_nodes_of(definition, reading.vcpu)}")
-        return Standing(targets, why=", ".join(asked), spread=spread)
+        return Eligibility(targets, why=", ".join(asked), spread=spread)
 
     def _why_held(
         self, name: str, definition: Definition, vcpu: int, mask: CpuSet, reach: CpuSet

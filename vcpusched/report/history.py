@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from vcpusched.act.feedback import PATIENCE_NS, Verdict
+from vcpusched.act.feedback import VERDICT_NS, Verdict
 from vcpusched.plan.planner import Cause
 from vcpusched.report.messages import (
     MESSAGE_ID_GIVEN_BACK,
@@ -40,7 +40,7 @@ MESSAGE_IDS: Final = (
 MARGIN_S: Final = 60.0
 """So long before its beginning a history reads, so that the first plan is whole or not in it."""
 
-PENDING_S: Final = PATIENCE_NS / 1e9 + 10
+PENDING_S: Final = VERDICT_NS / 1e9 + 10
 """So long after a plan its outcome may still come."""
 
 SYSTEM_UID_MAX: Final = 999

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle, Unclear
-from vcpusched.act.feedback import Proof, Verdict
+from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import RESETS_MAX, Changed
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
 from vcpusched.plan.planner import Cause, Move, Plan
@@ -184,32 +184,32 @@ def plan_entry(cycle: Cycle, pin_to: Granularity) -> Entry | None:
     )
 
 
-def outcome_entry(proof: Proof) -> Entry:
+def outcome_entry(effect: Effect) -> Entry:
     """Return the entry on what an executed plan brought."""
-    before, expected = (number(ppm) for ppm in (proof.gap_before_ppm, proof.gap_promised_ppm))
-    gap = f"gap {points(proof.gap_ppm)} ({before} before, ~{expected} expected)"
-    waiting = "waiting vCPU waits" if proof.waiting == 1 else f"{proof.waiting} waiting vCPUs wait"
-    waits = f"the {waiting} {percent(proof.wait_ppm)} of the time now"
-    before, expected = percent(proof.wait_before_ppm), percent(proof.wait_promised_ppm)
+    before, expected = (number(ppm) for ppm in (effect.gap_before_ppm, effect.gap_expected_ppm))
+    gap = f"gap {points(effect.gap_ppm)} ({before} before, ~{expected} expected)"
+    wait = "waiting vCPU waits" if effect.waiting == 1 else f"{effect.waiting} waiting vCPUs wait"
+    waits = f"the {wait} {percent(effect.wait_ppm)} of the time now"
+    before, expected = percent(effect.wait_before_ppm), percent(effect.wait_expected_ppm)
     text = {
         Verdict.NO_WAIT: f"moved no vCPU that waited; {gap}",
         Verdict.HELPED: f"helped: {waits} ({before} before); {gap}",
         Verdict.NO_HELP: f"did not help: {waits} ({before} before, ~{expected} expected); {gap};"
         " its vCPUs are not moved again for at least 5 minutes",
         Verdict.UNCLEAR: f"had an unknown effect, because the load of guests changed; {gap}",
-    }[proof.verdict]
+    }[effect.verdict]
     return _entry(
-        f"Plan {proof.number} {text}",
+        f"Plan {effect.number} {text}",
         MESSAGE_ID_OUTCOME,
-        VERDICT=proof.verdict.value,
-        GAP_BEFORE=_decimal(proof.gap_before_ppm),
-        GAP_AFTER=_decimal(proof.gap_promised_ppm),
-        GAP_MEASURED=_decimal(proof.gap_ppm),
-        WAITING=proof.waiting,
-        WAIT_BEFORE=_decimal(proof.wait_before_ppm),
-        WAIT_AFTER=_decimal(proof.wait_promised_ppm),
-        WAIT_MEASURED=_decimal(proof.wait_ppm),
-        CYCLE=proof.number,
+        VERDICT=effect.verdict.value,
+        GAP_BEFORE=_decimal(effect.gap_before_ppm),
+        GAP_AFTER=_decimal(effect.gap_expected_ppm),
+        GAP_MEASURED=_decimal(effect.gap_ppm),
+        WAITING=effect.waiting,
+        WAIT_BEFORE=_decimal(effect.wait_before_ppm),
+        WAIT_AFTER=_decimal(effect.wait_expected_ppm),
+        WAIT_MEASURED=_decimal(effect.wait_ppm),
+        CYCLE=effect.number,
     )
 
 

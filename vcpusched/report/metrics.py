@@ -95,8 +95,8 @@ class Metrics:
         """Count what a cycle did but for changes; `planned_s` is the part that planning took."""
         for failure in cycle.failures:
             self._pin_failures.labels(FAILURES.get(failure.kind, OTHER)).inc()
-        for proof in cycle.proofs:
-            self._verdicts.labels(proof.verdict.value).inc()
+        for effect in cycle.effects:
+            self._verdicts.labels(effect.verdict.value).inc()
         if cycle.executed and cycle.plan is not None:
             self._plans.labels("dry_run" if cycle.dry_run else "executed").inc()
         if took_s is not None:

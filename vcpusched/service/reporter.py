@@ -192,8 +192,8 @@ class Reporter:
         cycle = cycled.cycle
         if self._metrics is not None:
             self._metrics.cycled(cycle, cycled.took_s, cycled.planned_s)
-        for proof in cycle.proofs:
-            self.write(messages.outcome_entry(proof))
+        for effect in cycle.effects:
+            self.write(messages.outcome_entry(effect))
         self.planned(cycle, service.granularity)
         now_s = time.monotonic()
         self._unread_since_s = {
