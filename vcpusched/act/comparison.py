@@ -182,14 +182,22 @@ def _followed(  # noqa: PLR0913  all that is known of one vCPU
         return _Found(_first(domain, reading, sample, domain.at_ns))
     record = known.ran(reading.run_ns)
     if known.young_ns:
-        record = _first(domain, reading, sample, known.young_ns)
+        # Books that were read again since may have another's pin, to be compared with ours.
+        pin = known.affinity if known.is_ours else None
+        record = _first(domain, reading, sample, known.young_ns, pin)
         if record.young_ns or not record.is_ours:
             return _Found(record)
     return _compared(record, domain, reading, shown, is_asked=is_asked)
 
 
-def _first(domain: DomainReading, reading: VcpuReading, sample: Sample, since_ns: int) -> Record:
-    """Return the record of a vCPU seen since then: what bears our mark is ours.
+def _first(
+    domain: DomainReading,
+    reading: VcpuReading,
+    sample: Sample,
+    since_ns: int,
+    pin: CpuSet | None = None,
+) -> Record:
+    """Return the record of a vCPU seen since then: what bears our mark is ours, as is its `pin`.
 
     Such a one is where libvirt's books have it. Whether its thread came to be there as well, or a
     person has pinned it elsewhere meanwhile, is compared once it is not young any more.
@@ -204,7 +212,7 @@ def _first(domain: DomainReading, reading: VcpuReading, sample: Sample, since_ns
     )
     origin = definition.origin.get(reading.vcpu)
     # While a guest wakes, libvirt's books have its pin and the thread has not.
-    pin = definition.booked.get(reading.vcpu, reading.affinity)
+    pin = pin or definition.booked.get(reading.vcpu, reading.affinity)
     if origin is None or not origin.explains(pin, online):
         return record
     # "Anywhere" is where the kernel puts what is not bound.
