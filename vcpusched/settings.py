@@ -192,7 +192,7 @@ class Settings(BaseModel):
         """Return what the scheduler must know."""
         return Rules(
             policy=self.policy(),
-            placement=self.placement_rules(),
+            placement_rules=self.placement_rules(),
             smoothing=Smoothing(half_life_s=self.half_life),
             cooldown_s=self.cooldown,
             dry_run=self.dry_run,

@@ -591,7 +591,7 @@ def test_a_vcpu_that_may_not_be_moved_says_why() -> None:
     host, scheduler = crowded(refuse_one), Scheduler()
     host.wants["g0"] = 0.5  # the best one to move
     host.definitions["g1"] = Definition({0: ALL_CPUS}, wish="holdd")
-    rules = Rules(cooldown_s=60, placement=PlacementRules(exclude_domains=("g2",)))
+    rules = Rules(cooldown_s=60, placement_rules=PlacementRules(exclude_domains=("g2",)))
     cycle = run(scheduler, host, 8, rules)
     assert cycle.host is not None
     assert {vcpu.domain: (vcpu.fixed, vcpu.why) for vcpu in cycle.host.vcpus} == {

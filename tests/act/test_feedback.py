@@ -272,7 +272,7 @@ def test_what_is_restored_need_not_be_managed(placement: PlacementRules, tmp_pat
 
     In the second case it is restored at once, whether it waits or not.
     """
-    rules = Rules(placement=placement)
+    rules = Rules(placement_rules=placement)
     freed, _ = neighbour(tmp_path, rules)
     # A pCPU that is not managed is no pCPU of the host's, so nobody knows whether it idles.
     assert len(freed) == (1 if placement.exclude_domains else 0)

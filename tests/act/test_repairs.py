@@ -60,8 +60,8 @@ def test_what_is_not_allowed_any_more_gives_way(
     host, kept, scheduler, name, changes = balanced(tmp_path)
     change(host, name)
     for rests in (
-        Rules(placement=placement, paused=True),
-        Rules(placement=placement, dry_run=True),
+        Rules(placement_rules=placement, paused=True),
+        Rules(placement_rules=placement, dry_run=True),
     ):
         for _ in range(3):
             cycle = scheduler.cycle(kept, rules=rests, on_event=kept.note)
@@ -70,7 +70,7 @@ def test_what_is_not_allowed_any_more_gives_way(
         assert cycle.withheld > 0
     assert not changes
     for _ in range(2):
-        scheduler.cycle(kept, Rules(placement=placement), on_event=kept.note)
+        scheduler.cycle(kept, Rules(placement_rules=placement), on_event=kept.note)
         host.pass_time()
     assert str(host.cpus[name]) == "0"
     assert not host.definitions[name].origin
@@ -79,7 +79,7 @@ def test_what_is_not_allowed_any_more_gives_way(
     assert why in told.reason
     pins = len(host.pins)
     for _ in range(20):
-        scheduler.cycle(kept, Rules(placement=placement), on_event=kept.note)
+        scheduler.cycle(kept, Rules(placement_rules=placement), on_event=kept.note)
         host.pass_time()
     assert name not in {pinned for pinned, _cpus in host.pins[pins:]}
     assert name not in (tmp_path / "affinity.json").read_text()
@@ -207,7 +207,7 @@ def test_a_pin_that_is_allowed_stays(tmp_path: Path) -> None:
     host.add("owner", 0.1, "0")
     host.definitions["owner"] = Definition({0: CpuSet.of([0])})
     for _ in range(5):
-        scheduler.cycle(kept, Rules(placement=PlacementRules(exclude_domains=("owner",))))
+        scheduler.cycle(kept, Rules(placement_rules=PlacementRules(exclude_domains=("owner",))))
         host.pass_time()
     assert str(host.cpus[name]) == "1"
     assert not changes
@@ -230,7 +230,7 @@ def test_what_was_undone_and_is_not_allowed_any_more_is_not_pinned_again(tmp_pat
     """The kernel lets a guest off its pin just as it is excluded: it gets its original back."""
     host, kept, scheduler, name, changes = balanced(tmp_path)
     host.cpus[name] = CpuSet.of([0, 1])
-    rules = Rules(placement=PlacementRules(exclude_domains=(name,)))
+    rules = Rules(placement_rules=PlacementRules(exclude_domains=(name,)))
     scheduler.cycle(kept, rules, on_event=kept.note)
     assert str(host.cpus[name]) == "0"
     assert [changed.move.cause for changed in changes] == [Cause.NOT_ALLOWED]
@@ -299,7 +299,7 @@ def test_what_cannot_come_back_yet_stops_no_plan(tmp_path: Path) -> None:
         host.pass_time(YOUNG_NS / 1e9)
     kept.put(vcpu(host, "g"), CpuSet.of([1]))
     host.online = host.present - CpuSet.of([3])
-    rules = Rules(placement=PlacementRules(exclude_domains=("g",)))
+    rules = Rules(placement_rules=PlacementRules(exclude_domains=("g",)))
     repaired = []
     for _ in range(4):
         repaired.append(len(scheduler.cycle(kept, rules).repaired))
@@ -314,7 +314,7 @@ def test_a_repair_that_is_refused_is_not_tried_in_each_cycle(tmp_path: Path) -> 
     """The guest is left alone for ten cycles, and may be moved at once when that ends well."""
     host, kept, scheduler, name, _changes = balanced(tmp_path)
     host.cpuset = CpuSet.of([1])  # which no definition says
-    rules = Rules(placement=PlacementRules(exclude_domains=(name,)))
+    rules = Rules(placement_rules=PlacementRules(exclude_domains=(name,)))
     failures = []
     for _ in range(12):
         failures.append(len(scheduler.cycle(kept, rules).failures))

@@ -38,7 +38,7 @@ def pins(
     host.isolated = cpus(isolated)
     host.definitions |= definitions
     for _ in range(10):
-        scheduler.cycle(host, Rules(placement=rules))
+        scheduler.cycle(host, Rules(placement_rules=rules))
         host.pass_time()
     return host.pins
 

@@ -528,7 +528,7 @@ def test_strict_memory_is_a_wall(granularity: Granularity) -> None:
     topology = Topology(tuple(Cpu(cpu, cpu // 2, cpu, cpu // 2) for cpu in range(4)))
     rules = Rules(
         policy=Policy(pin_to=granularity),
-        placement=PlacementRules(granularity=granularity),
+        placement_rules=PlacementRules(granularity=granularity),
     )
     node_0 = CpuSet.parse("0-1")
 
@@ -582,7 +582,7 @@ def test_two_busy_vcpus_on_siblings_are_parted(granularity: Granularity, targets
     workload = dataclasses.replace(drawn([100], [100], [], []), topology=topology)
     rules = Rules(
         policy=Policy(pin_to=granularity, fair_shares=True),
-        placement=PlacementRules(granularity=granularity),
+        placement_rules=PlacementRules(granularity=granularity),
     )
     result = simulate(workload, Scheduler(), rules)
     (pin,) = result.pins
@@ -626,7 +626,7 @@ def joined(
     workload = Workload("", 8, 120, guests, topology=topology)
     rules = Rules(
         policy=Policy(pin_to=granularity, steps_max=2_000),
-        placement=PlacementRules(granularity=granularity),
+        placement_rules=PlacementRules(granularity=granularity),
     )
     pins = simulate(workload, Scheduler(), rules, place=Place.ROUND_ROBIN).pins
     assert pins
@@ -690,7 +690,7 @@ def test_a_heavy_guest_goes_to_a_strong_pcpu(granularity: Granularity) -> None:
     )
     workload = dataclasses.replace(drawn([], [], [80, 10], []), topology=topology)
     rules = Rules(
-        policy=Policy(pin_to=granularity), placement=PlacementRules(granularity=granularity)
+        policy=Policy(pin_to=granularity), placement_rules=PlacementRules(granularity=granularity)
     )
     result = simulate(workload, Scheduler(), rules)
     targets = {pin.domain: str(pin.to_cpus) for pin in result.pins}
@@ -716,7 +716,7 @@ def test_no_turns_are_taken_on_pcpus_of_two_kinds(
     )
     workload = dataclasses.replace(drawn(*[[load] * each] * 4), topology=topology)
     rules = Rules(
-        policy=Policy(pin_to=granularity), placement=PlacementRules(granularity=granularity)
+        policy=Policy(pin_to=granularity), placement_rules=PlacementRules(granularity=granularity)
     )
     pins = simulate(workload, Scheduler(), rules).pins
     assert len({pin.period for pin in pins}) <= (1 if load == 25 else 2)
@@ -745,7 +745,7 @@ def test_sets_of_pcpus_need_fewer_pins() -> None:
     def simulated(granularity: Granularity) -> simulation.Result:
         rules = Rules(
             policy=Policy(pin_to=granularity),
-            placement=PlacementRules(granularity=granularity),
+            placement_rules=PlacementRules(granularity=granularity),
             smoothing=Smoothing(half_life_s=9),
         )
         return simulate(workload, Scheduler(), rules, topology=topology)

@@ -37,13 +37,13 @@ from vcpusched.sample import Definition, Sample, Unread
 class Rules:
     """How the scheduler acts.
 
-    `policy` is the planner's, `placement` says who may be moved, and `smoothing` is that of the
+    `policy` is the planner's, `placement_rules` say who may be moved, `smoothing` is that of the
     loads; an imbalance must be found in `confirm` consecutive cycles; a vCPU is not moved twice
     within `cooldown_s` seconds. While it is `paused` nothing is moved, whatever it would do.
     """
 
     policy: Policy = field(default_factory=Policy)
-    placement: PlacementRules = field(default_factory=PlacementRules)
+    placement_rules: PlacementRules = field(default_factory=PlacementRules)
     smoothing: Smoothing = field(default_factory=Smoothing)
     confirm: int = 2
     cooldown_s: float = 0.0
@@ -146,7 +146,7 @@ class Scheduler:
         self._clear_doubt(sample, on_event)
         self._number += 1
         before, self._before = self._before, baseline(self._before, sample)
-        observed = observe(before, sample, self._observed, rules.smoothing, rules.placement)
+        observed = observe(before, sample, self._observed, rules.smoothing, rules.placement_rules)
         self._observed = observed
         seen = _seen(self._number, sample, rules, observed)
 
