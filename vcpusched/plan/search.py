@@ -4,10 +4,11 @@ Rule: pure and deterministic; limited in steps, never in seconds.
 
 Problem: find the assignment of the lowest objective (`objective`) that some order leads to.
 Algorithm: 1. For a few positions of the tolerance band, descend from where items are (`descent`):
-    within caches first, then nodes, then everywhere, until nothing pays. 2. Of the best answer,
-    search groups of 4 to 8 bins, one of them outside the band, to the end (`exact`). 3. Where all
-    loads are within a band, do the same with groups of moved items, for fewer pins. 4. Undo what
-    does not pay. A small host is one group.
+    within caches first, then nodes, then everywhere, until nothing pays. 2. From the best answer,
+    search all bins to the end (`exact`): of small hosts, and where few items face many bins, that
+    proves the answer in a moment. 3. Where the steps did not suffice, search groups of 4 to 8 bins
+    to the end, for as long as that brings something; for fewer pins, until all steps are taken.
+    4. Undo what does not pay.
 """
 
 import random
@@ -21,9 +22,6 @@ from vcpusched.plan.moves import in_order
 from vcpusched.plan.objective import Assignment, best_band
 from vcpusched.plan.problem import SCALE, Problem
 
-SMALL_BINS, SMALL_ITEMS, SMALL_STEPS = 4, 16, 4
-"""Hosts up to here are searched as a whole, for so many times the steps."""
-
 LARGE_BINS, LARGE_ITEMS = 64, 512
 """Hosts above this are only descended on: there is no time for more."""
 
@@ -32,6 +30,9 @@ UNREACHED_PPM: Final = 5_000
 
 BANDS: Final = 8
 """How many positions of the band are tried."""
+
+WHOLE_PART, IDLE_PART = 4, 8
+"""What part of the steps goes to all bins at once, and after what part in vain groups end."""
 
 GROUP_BINS, GROUP_STEPS, SET_UP = (4, 5, 6, 7, 8), 200, 10
 OUTSIDE_SHARE: Final = 0.75
@@ -48,18 +49,9 @@ def search_balance(problem: Problem, steps: int, pins_max: int) -> Assignment:
 
     Where none are found, what comes near; not searched for where that takes more than `pins_max`.
     """
-    if len(problem.bins.judged) <= SMALL_BINS and sum(map(len, problem.own)) <= SMALL_ITEMS:
-        free = _any_band(problem, problem.current)
-        _, proven = improve(free, problem.bins.judged, SMALL_STEPS * steps, balanced=True)
-        free = _centred(free)
-        if proven or not free.overload:
-            return free
     state = _descended(problem)
-    pins = len(problem.moved(state.place))
-    if not pins or (state.overload and pins > pins_max):
+    if state.overload and len(problem.moved(state.place)) > pins_max:
         return state
-    if state.overload:
-        steps -= _mend(state, steps // 2, balanced=False)
     free = _any_band(problem, state.place)
     _mend(free, steps, balanced=True)
     if not (centred := _centred(free)).overload or centred.total < state.total:
@@ -145,16 +137,22 @@ def _centred(state: Assignment) -> Assignment:
     return Assignment(state.problem, best_band(loads, state.problem.span)[1], state.place)
 
 
-def _mend(state: Assignment, steps: int, *, balanced: bool) -> int:
-    """Search small groups of bins to the end, over and over; return the steps taken."""
+def _mend(state: Assignment, steps: int, *, balanced: bool) -> None:
+    """Search all bins to the end, or else small groups of them, over and over."""
     problem, draw = state.problem, random.Random(0).random  # noqa: S311  repeatable
 
     def pick(among: Sequence[int]) -> int:
         return among[int(draw() * len(among))]
 
+    def cost() -> tuple[bool, int]:
+        at = _centred(state) if balanced else state
+        return at.overload > 0, at.total
+
+    if improve(state, problem.bins.judged, steps // WHOLE_PART, balanced=balanced)[1]:
+        return
     moved = problem.moved(state.place)
-    taken = 0
-    while taken < steps and moved and (balanced or state.overload):
+    taken, least, ends = 0, cost(), steps // IDLE_PART
+    while moved and taken < (ends if least[0] else steps):
         group = [bin_ for bin_ in problem.bins.judged if state.outside(bin_)]
         if group and not balanced and draw() < OUTSIDE_SHARE:
             group = [pick(group)]
@@ -166,5 +164,7 @@ def _mend(state: Assignment, steps: int, *, balanced: bool) -> int:
             bin_ = pick(problem.bins.judged)
             if bin_ not in group:
                 group.append(bin_)
+        before = list(state.place)
         taken += SET_UP + improve(state, group, GROUP_STEPS, balanced=balanced)[0]
-    return taken
+        if state.place != before and (now := cost()) < least:
+            least, ends = now, min(steps, taken + steps // IDLE_PART)
