@@ -19,11 +19,12 @@ from vcpusched import __version__
 DEB: Final = "/root/vcpusched.deb"
 PROGRAMS: Final = "usr/lib/vcpusched"
 LAST_WORDS: Final = {
-    "journal": ("journalctl", "--no-pager", "--lines=60"),
+    "service": ("journalctl", "--no-pager", "--unit=vcpusched", "--lines=30"),
     "guests": ("bash", "-c", "for guest in $(virsh list --name); do virsh vcpupin $guest; done"),
-    "state of vcpusched": ("cat", "/run/vcpusched/state.json"),
+    "load": ("bash", "-c", "uptime; head -n 1 /proc/stat; head -c 600 /run/vcpusched/state.json"),
+    "journal": ("journalctl", "--no-pager", "--lines=60"),
 }
-"""What shows why a test failed, by title: commands in the machine."""
+"""What shows why a test failed, by title: commands in the machine, the most telling first."""
 
 
 @pytest.fixture(scope="session")
@@ -171,11 +172,11 @@ def pytest_runtest_makereport(
     report = yield
     machine = getattr(item, "funcargs", {}).get("machine")
     if report.failed and isinstance(machine, Machine) and not machine.is_lost:
-        report.sections.append(("the machine's console", machine.console()))
         for title, command in LAST_WORDS.items():
             try:
                 said = machine.say(*command, check=False, limit_s=30)
             except MachineError as error:
                 said = str(error)
             report.sections.append((f"the machine's {title}", said))
+        report.sections.append(("the machine's console", machine.console()))
     return report
