@@ -19,7 +19,7 @@ from vcpusched.service import daemon, run_directory, systemd
 from vcpusched.settings import load
 
 GUESTS = ("g0", "g1", "g2", "g3")
-PATIENCE_S = 2.0
+LIMIT_S = 2.0
 
 
 class ServedHost(MemoryHost):
@@ -73,7 +73,7 @@ def main() -> int:
         reload=lambda: settings,
         open_session=session,
         directory=run_directory.locate(),
-        restore_timeout_s=PATIENCE_S,
+        restore_timeout_s=LIMIT_S,
     )
     return daemon.serve(orders, systemd.choose_log())
 

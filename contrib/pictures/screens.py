@@ -35,7 +35,7 @@ DIRECTORY: Final = Path("/run/lab")
 
 SETTLED_S: Final = 25.0
 TOP_S: Final = 4.0
-PATIENCE_S: Final = 60.0
+LIMIT_S: Final = 60.0
 
 SVG: Final = """\
 <svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -94,7 +94,7 @@ def shown(
     environment: dict[str, str],
     height: int,
     *,
-    for_s: float = PATIENCE_S,
+    for_s: float = LIMIT_S,
     then: bytes = b"",
 ) -> pyte.Screen:
     """Return what a command shows on a terminal when it has ended, or after a time.
@@ -116,7 +116,7 @@ def shown(
         if then:
             os.write(terminal, then)
         try:
-            process.wait(PATIENCE_S if then else max(1.0, deadline_s - time.monotonic()))
+            process.wait(LIMIT_S if then else max(1.0, deadline_s - time.monotonic()))
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"{' '.join(command)} does not end") from None
     return screen

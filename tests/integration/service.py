@@ -21,18 +21,18 @@ from typing import Any
 from lab import Lab
 from program import PROGRAM, environment, vcpusched
 
-PATIENCE_S = 120.0
+LIMIT_S = 120.0
 
 LIGHT = {"VCPUSCHED_BALANCE_THRESHOLD": "5", "VCPUSCHED_MIN_GAIN": "1"}
 """For guests that want a few points each."""
 
 
-def wait_for(what: str, condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> float:
+def wait_for(what: str, condition: Callable[[], bool], limit_s: float = LIMIT_S) -> float:
     """Wait until a condition holds; gives how long that took, in seconds."""
     began_s = time.monotonic()
     while not condition():
-        if time.monotonic() - began_s > patience_s:
-            raise TimeoutError(f"after {patience_s:g} s still not: {what}")
+        if time.monotonic() - began_s > limit_s:
+            raise TimeoutError(f"after {limit_s:g} s still not: {what}")
         time.sleep(0.03)
     return time.monotonic() - began_s
 
@@ -162,11 +162,9 @@ class Service:
     def wait_cycles(self, count: int) -> None:
         """Wait for so many further cycles."""
         goal = self.cycle + count
-        self.wait(f"cycle {goal}", lambda: self.cycle >= goal, PATIENCE_S + 4 * count)
+        self.wait(f"cycle {goal}", lambda: self.cycle >= goal, LIMIT_S + 4 * count)
 
-    def wait(
-        self, what: str, condition: Callable[[], bool], patience_s: float = PATIENCE_S
-    ) -> float:
+    def wait(self, what: str, condition: Callable[[], bool], limit_s: float = LIMIT_S) -> float:
         """Wait until a condition holds; fails at once when the process has ended."""
 
         def holds() -> bool:
@@ -177,7 +175,7 @@ class Service:
             return False
 
         try:
-            return wait_for(what, holds, patience_s)
+            return wait_for(what, holds, limit_s)
         except TimeoutError as error:
             loads = json.dumps(self.state.get("snapshot"))
             raise AssertionError(
@@ -188,7 +186,7 @@ class Service:
         """Ask it to end; return how long that took, in seconds."""
         began_s = time.monotonic()
         self.process.send_signal(number)
-        self.process.wait(timeout=PATIENCE_S)
+        self.process.wait(timeout=LIMIT_S)
         return time.monotonic() - began_s
 
     def ask(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

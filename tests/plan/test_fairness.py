@@ -24,7 +24,7 @@ from vcpusched.model import (
     VcpuId,
 )
 from vcpusched.plan import fairness
-from vcpusched.plan.fairness import Judge, Refusal, unmet_ppm
+from vcpusched.plan.fairness import Judge, Unfair, unmet_ppm
 from vcpusched.plan.planner import Policy, plan
 
 Step = Sequence[tuple[VcpuId, CpuSet]]
@@ -56,13 +56,13 @@ def to(drawn: Host, **cpus: int | str) -> list[Step]:
     return [[(named[name], CpuSet.parse(str(cpu)))] for name, cpu in cpus.items()]
 
 
-def by_position(drawn: Host, steps: Sequence[Step]) -> list[fairness.Step]:
+def by_position(drawn: Host, steps: Sequence[Step]) -> list[fairness.PinChanges]:
     """Return steps that name vCPUs as steps that tell their positions in the host."""
     at = {vcpu.id: index for index, vcpu in enumerate(drawn.vcpus)}
     return [[(at[vcpu], cpus) for vcpu, cpus in step] for step in steps]
 
 
-def judge(drawn: Host, steps: Sequence[Step], isolated: CpuSet = NO_CPUS) -> tuple[Refusal, ...]:
+def judge(drawn: Host, steps: Sequence[Step], isolated: CpuSet = NO_CPUS) -> tuple[Unfair, ...]:
     """Return why a plan does not pass as a whole; nothing: it does."""
     return tuple(Judge(drawn, isolated).refusals(dict(enumerate(by_position(drawn, steps)))))
 

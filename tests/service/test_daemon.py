@@ -15,7 +15,7 @@ from program import PROGRAM, environment
 
 from vcpusched.service import daemon, state
 
-PATIENCE_S = 60.0
+LIMIT_S = 60.0
 UNIT = Path(__file__).parents[2] / "packaging/vcpusched.service"
 
 
@@ -55,7 +55,7 @@ class Served:
 
     def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition holds."""
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + LIMIT_S
         while not condition():
             assert self.process.poll() is None, self.log
             assert time.monotonic() < deadline_s, self.log
@@ -115,10 +115,10 @@ def test_a_stop_during_a_request(service: Served) -> None:
     time.sleep(0.5)
     assert service.process.poll() is None
     (service.directory / "hang").unlink()
-    out, err = asker.communicate(timeout=PATIENCE_S)
+    out, err = asker.communicate(timeout=LIMIT_S)
     assert (asker.returncode, err) == (0, "")
     assert out.count("Restored vCPU 0 of ") == out.count(": pCPU 1 -> pCPU 0") == 2
-    assert service.process.wait(PATIENCE_S) == 0
+    assert service.process.wait(LIMIT_S) == 0
     moved = [name for name, _cpu in service.pins[:2]]
     assert service.pins == [[name, "1"] for name in moved] + [[name, "0"] for name in sorted(moved)]
     assert originals(service) == {}
@@ -131,7 +131,7 @@ def test_a_stop_that_would_never_end(service: Served) -> None:
     assert len(before) == 2
     (service.directory / "hang").touch()
     service.process.send_signal(signal.SIGTERM)
-    assert service.process.wait(PATIENCE_S) == 0
+    assert service.process.wait(LIMIT_S) == 0
     assert 'Pins are left, because libvirt does not answer; "vcpusched restore"' in service.log
     assert len(service.pins) == 2
     assert originals(service) == before == dict.fromkeys(before, "0")
@@ -142,8 +142,8 @@ def test_a_stop_during_a_request_that_would_never_end(service: Served) -> None:
     """Who asked finds no service any more, and no libvirt either: one line, exit status 69."""
     asker = begin_request(service)
     service.process.send_signal(signal.SIGTERM)
-    assert service.process.wait(PATIENCE_S) == 0
-    _out, err = asker.communicate(timeout=PATIENCE_S)
+    assert service.process.wait(LIMIT_S) == 0
+    _out, err = asker.communicate(timeout=LIMIT_S)
     assert (asker.returncode, len(err.splitlines())) == (69, 1)
     assert len(originals(service)) == 2
     assert [path.name for path in service.run_directory.glob("*-*.json")] == []
@@ -155,7 +155,7 @@ def test_a_second_signal_ends_at_once(service: Served) -> None:
     service.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     service.process.send_signal(signal.SIGTERM)
-    assert service.process.wait(PATIENCE_S) == 0
+    assert service.process.wait(LIMIT_S) == 0
     assert "Pins are left, because a second signal ended the restore" in service.log
     assert len(originals(service)) == 2
 
@@ -167,7 +167,7 @@ def test_a_stop_while_libvirt_is_away(service: Served) -> None:
     service.process.send_signal(signal.SIGTERM)
     time.sleep(0.7)
     (service.directory / "away").unlink()
-    assert service.process.wait(PATIENCE_S) == 0
+    assert service.process.wait(LIMIT_S) == 0
     assert len(service.pins) == 4
     assert originals(service) == {}
 
@@ -180,7 +180,7 @@ def test_libvirt_is_forbidden_and_allowed_again(service: Served) -> None:
     service.wait(lambda: "Lost libvirt" in service.log)
     time.sleep(1)
     asker = service.ask("status")
-    out, _err = asker.communicate(timeout=PATIENCE_S)
+    out, _err = asker.communicate(timeout=LIMIT_S)
     assert (asker.returncode, "Permission denied" in out) == (1, True)
     (service.directory / "away").unlink()
     (service.directory / "denied").unlink()

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from vcpusched.simulate.machine import Machine, Thread
+from vcpusched.simulate.machine import Machine, VcpuThread
 
 MS = 1_000_000
 SECOND = 1000 * MS
 
 
-def threads(*affinities: int, weights: tuple[int, ...] = ()) -> list[Thread]:
+def threads(*affinities: int, weights: tuple[int, ...] = ()) -> list[VcpuThread]:
     """Return threads with these bits as affinities, each last seen on the lowest."""
     return [
-        Thread(
+        VcpuThread(
             index,
             weights[index] if weights else 1024,
             affinity,
@@ -135,7 +135,7 @@ def test_floaters_keep_to_their_masks() -> None:
     assert sum(thread.run_ns for thread in four) == pytest.approx(2 * SECOND, abs=1000)
 
 
-def busy_time(machine: Machine, some: Sequence[Thread], chance: random.Random) -> list[int]:
+def busy_time(machine: Machine, some: Sequence[VcpuThread], chance: random.Random) -> list[int]:
     """Run random bursts for 200 ms on no pCPU longer than that; return the work of each thread."""
     start_ns, used_before = machine.now_ns, machine.used_ns()
     bursts = sorted(

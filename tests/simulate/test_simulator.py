@@ -33,7 +33,7 @@ from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.report import simulation
 from vcpusched.settings import Settings
 from vcpusched.simulate.simulator import PERIOD_NS, Place, SimulatedHost, simulate
-from vcpusched.simulate.workload import Guest, Refusal, Workload
+from vcpusched.simulate.workload import Guest, PinAnswer, Workload
 
 PERIODS = 60
 DEFAULTS = Settings.model_validate({}).rules()
@@ -303,8 +303,8 @@ def test_pins_that_fail() -> None:
         2,
         3,
         (
-            dataclasses.replace(guest("busy", [50] * 3, "0"), refuses=Refusal.BUSY),
-            dataclasses.replace(guest("stubborn", [50] * 3, "0"), refuses=Refusal.ERROR),
+            dataclasses.replace(guest("busy", [50] * 3, "0"), refuses=PinAnswer.BUSY),
+            dataclasses.replace(guest("stubborn", [50] * 3, "0"), refuses=PinAnswer.ERROR),
             guest("short", [50], "0"),
             guest("plain", [50] * 3, "0"),
         ),
@@ -335,7 +335,7 @@ def test_the_scheduler_balances_around_a_guest_that_refuses() -> None:
     """{30* 30 30 30} {}: two must go; the one that refuses (*) stays, two others do."""
     workload = drawn([30, 30, 30, 30], [])
     refusing = tuple(
-        dataclasses.replace(one, refuses=Refusal.ERROR if one.name == "g0a" else None)
+        dataclasses.replace(one, refuses=PinAnswer.ERROR if one.name == "g0a" else None)
         for one in workload.guests
     )
     result = run(dataclasses.replace(workload, guests=refusing))

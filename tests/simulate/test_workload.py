@@ -11,7 +11,7 @@ import pytest
 
 from vcpusched.model import PPM, Cpu, CpuSet, Topology
 from vcpusched.simulate import traces
-from vcpusched.simulate.workload import Guest, Refusal, Workload, WorkloadError, scaled, split
+from vcpusched.simulate.workload import Guest, PinAnswer, Workload, WorkloadError, scaled, split
 from vcpusched.simulate.workload_files import read_toml, read_trace
 
 HEAD = "cpus = 4\nperiods = 10\n"
@@ -55,7 +55,7 @@ def test_all_keys_of_a_guest(tmp_path: Path) -> None:
         allowed=CpuSet.parse("0-2"),
         pin=CpuSet.parse("1"),
         restarts=(3,),
-        refuses=Refusal.BUSY,
+        refuses=PinAnswer.BUSY,
         policy="spread",
     )
 

@@ -36,7 +36,7 @@ which "auto" would answer with other sets."""
 
 USUAL = ("g0", "g1", "g2", "g3")
 USUAL_QUOTA = 0.15
-PATIENCE_S = 180.0
+LIMIT_S = 180.0
 
 # Independent of libvirt: what the kernel lets the thread of each vCPU use.
 AFFINITIES = """
@@ -97,7 +97,7 @@ def start(machine: Machine, *how: str) -> None:
     machine.say("systemctl", *how, "vcpusched")
     assert shown(machine, "ActiveState") == "active"
     pid = int(shown(machine, "MainPID"))
-    wait_for("its state", lambda: state(machine).get("pid") == pid, PATIENCE_S)
+    wait_for("its state", lambda: state(machine).get("pid") == pid, LIMIT_S)
 
 
 @contextlib.contextmanager
@@ -139,7 +139,7 @@ def snapshot(machine: Machine) -> dict[str, list[dict[str, Any]]]:
 def wait_cycles(machine: Machine, count: int) -> None:
     """Wait until the service has looked so many times more."""
     until = int(str(state(machine)["cycle"])) + count
-    wait_for("cycles", lambda: int(str(state(machine)["cycle"])) >= until, PATIENCE_S)
+    wait_for("cycles", lambda: int(str(state(machine)["cycle"])) >= until, LIMIT_S)
 
 
 def loads(machine: Machine) -> list[float]:
@@ -187,7 +187,7 @@ def test_threads_in_the_cgroups_of_their_machines_are_read(machine: Machine) -> 
     try:
         pid = machine.say("systemctl", "show", "impostor", "--property=MainPID", "--value").strip()
         named = ["grep", "-qx", "CPU 0/KVM", f"/proc/{pid}/comm"]
-        wait_for("the impostor", lambda: machine.run(*named).status == 0, PATIENCE_S)
+        wait_for("the impostor", lambda: machine.run(*named).status == 0, LIMIT_S)
         probe = ["env", "PYTHONPATH=/usr/lib/vcpusched", "python3", "-c", PROBE]
         said = json.loads(machine.say("runuser", "-u", "vcpusched", "--", *probe))
     finally:
@@ -203,7 +203,7 @@ def test_enable_now_balances(machine: Machine) -> None:
     assert places(machine) == {name: ["0"] for name in USUAL}
     configure(machine)
     start(machine, "enable", "--now")
-    wait_for("three pins", lambda: len(entries(machine, MESSAGE_ID_PIN)) >= 3, PATIENCE_S)
+    wait_for("three pins", lambda: len(entries(machine, MESSAGE_ID_PIN)) >= 3, LIMIT_S)
     wait_cycles(machine, 4)
     pins = entries(machine, MESSAGE_ID_PIN)
     assert len(pins) == 3
@@ -237,7 +237,7 @@ def test_definitions_are_kept(machine: Machine) -> None:
 
     with suspended(machine, USUAL), guests(machine, shapes):
         begin(machine, {"fenced": "2", "local": "4"})
-        wait_for("all that they may use", lambda: used() == allowed, PATIENCE_S)
+        wait_for("all that they may use", lambda: used() == allowed, LIMIT_S)
         wait_cycles(machine, 4)
         assert used() == allowed
 
@@ -258,13 +258,13 @@ def test_isolated_and_realtime(machine: Machine) -> None:
         pid = machine.say("cat", "/run/libvirt/qemu/timely.pid").strip()
         assert "SCHED_FIFO" in machine.say("chrt", "--all-tasks", "--pid", pid)
         begin(machine, {"hog": "0", "named": "0", "timely": "3"}, cpus='"0,3,7"')
-        wait_for("the pin", lambda: places(machine)["named"] == ["7"], PATIENCE_S)
+        wait_for("the pin", lambda: places(machine)["named"] == ["7"], LIMIT_S)
         wait_cycles(machine, 4)
         left = {name: ["0"] for name in (*USUAL, "hog")}
         assert places(machine) == {**left, "named": ["7"], "timely": ["3"]}
         # Of a processor that stands still for a while, a counter shows a jump beyond the quota.
         wait_for("no more than quotas", lambda: max(loads(machine)) <= USUAL_QUOTA + 0.02, 60)
-    wait_for("a pin to it", lambda: ["3"] in places(machine).values(), PATIENCE_S)
+    wait_for("a pin to it", lambda: ["3"] in places(machine).values(), LIMIT_S)
 
 
 def test_a_realtime_guests_other_threads(machine: Machine) -> None:
@@ -279,12 +279,12 @@ def test_a_realtime_guests_other_threads(machine: Machine) -> None:
     )
     with guests(machine, {"timely": GuestShape([0.0], cputune=pins, iothreads=1)}):
         begin(machine, {"timely": "1"}, cpus='"0-3"')
-        wait_for("loads", lambda: len(loads(machine)) == len(USUAL), PATIENCE_S)
+        wait_for("loads", lambda: len(loads(machine)) == len(USUAL), LIMIT_S)
         wait_cycles(machine, 6)
         assert places(machine) == {**{name: ["0"] for name in USUAL}, "timely": ["1"]}
         stays = {vcpu["why"] for vcpu in snapshot(machine)["vcpus"] if vcpu["domain"] in USUAL}
         assert stays == {"all other pCPUs are reserved"}
-    wait_for("a pin", lambda: any(cpus != ["0"] for cpus in places(machine).values()), PATIENCE_S)
+    wait_for("a pin", lambda: any(cpus != ["0"] for cpus in places(machine).values()), LIMIT_S)
 
 
 def test_the_cpuset_and_the_weights_of_guests(machine: Machine) -> None:
@@ -304,7 +304,7 @@ def test_the_cpuset_and_the_weights_of_guests(machine: Machine) -> None:
         machine.say(*allow, "AllowedCPUs=1-3")
         try:
             begin(machine, dict.fromkeys((*USUAL, *heavy), "1"))
-            wait_for("all of the cpuset", lambda: used() == cpuset, PATIENCE_S)
+            wait_for("all of the cpuset", lambda: used() == cpuset, LIMIT_S)
             wait_cycles(machine, 4)
             assert used() <= cpuset
             said = state(machine)
@@ -328,17 +328,17 @@ def test_pcpu_goes_offline_and_comes_back(machine: Machine) -> None:
     all_of_them = [(cpu, cpu // 4, cpu // 4 * 4) for cpu in range(7)]
     begin(machine, {"g0": "5", "g1": "4", "g2": "2", "g3": "1"})
     pid = shown(machine, "MainPID")
-    wait_for("all pCPUs", lambda: seen() == all_of_them, PATIENCE_S)
+    wait_for("all pCPUs", lambda: seen() == all_of_them, LIMIT_S)
     online = "/sys/devices/system/cpu/cpu5/online"
     try:
         machine.say("bash", "-c", f"echo 0 >{online}")
         left = [0, 1, 2, 3, 4, 6]
-        wait_for("the others", lambda: [cpu for cpu, *_ in seen()] == left, PATIENCE_S)
+        wait_for("the others", lambda: [cpu for cpu, *_ in seen()] == left, LIMIT_S)
         wait_cycles(machine, 2)
         assert set(places(machine)) == set(USUAL)
     finally:
         machine.say("bash", "-c", f"echo 1 >{online}")
-    wait_for("all pCPUs again", lambda: seen() == all_of_them, PATIENCE_S)
+    wait_for("all pCPUs again", lambda: seen() == all_of_them, LIMIT_S)
     wait_cycles(machine, 2)
     assert set(places(machine)) == set(USUAL)
     assert shown(machine, "MainPID") == pid
@@ -375,4 +375,4 @@ def test_guests_wake_while_a_pcpu_of_their_originals_is_offline(machine: Machine
             assert marked == {"wholly"}
         finally:
             machine.say("bash", "-c", f"echo 1 >{online}")
-        wait_for("all of it", lambda: places(machine)["partly"] == ["4-5"], PATIENCE_S)
+        wait_for("all of it", lambda: places(machine)["partly"] == ["4-5"], LIMIT_S)

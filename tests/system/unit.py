@@ -14,11 +14,11 @@ class Host(Protocol):
         ...
 
 
-def wait_for(what: str, condition: Callable[[], bool], patience_s: float = 120) -> float:
+def wait_for(what: str, condition: Callable[[], bool], limit_s: float = 120) -> float:
     """Wait until a condition holds; gives how long that took, in seconds."""
     began_s = time.monotonic()
     while not condition():
-        assert time.monotonic() - began_s < patience_s, what
+        assert time.monotonic() - began_s < limit_s, what
         time.sleep(0.3)
     return time.monotonic() - began_s
 

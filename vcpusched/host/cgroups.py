@@ -83,8 +83,8 @@ def limits(groups: str, root: Path = Path("/")) -> Limits:
     shares = None
     if scope != path:
         version_2 = read_number(f"{scope}/cpu.weight")
-        told = read_number(f"{scope}/cpu.shares") if version_2 is None else version_2
-        shares = told if told is None else max(1, told)  # an idle group (cpu.idle) says 0
+        weight = read_number(f"{scope}/cpu.shares") if version_2 is None else version_2
+        shares = weight if weight is None else max(1, weight)  # an idle group (cpu.idle) says 0
     bounds = map(_most_ppm, (f"{scope}/libvirt", *_upwards(scope, top)))
     return Limits(cpuset, shares, min(bound for bound in (PPM, *bounds) if bound is not None))
 

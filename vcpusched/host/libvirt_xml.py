@@ -157,9 +157,8 @@ def _memory(
             # The strict nodes of the whole guest are no less strict for a cell.
             bounds = [bound for bound in general if bound[1]]
         if any(is_strict for _, is_strict in bounds):
-            is_told = all(these or not is_strict for these, is_strict in bounds)
-            told = (node for these, _ in bounds for node in these if is_told)
-            strict[vcpu] = frozenset(told)
+            are_named = all(these or not is_strict for these, is_strict in bounds)
+            strict[vcpu] = frozenset(node for these, _ in bounds for node in these if are_named)
             near = near & strict[vcpu] or strict[vcpu]
         if near:
             nodes[vcpu] = near
@@ -191,9 +190,9 @@ def origin_xml(origin: Mapping[int, Origin]) -> str:
     `ALL_CPUS` is written as such. libvirt puts it into the namespace when it is set.
     """
     element = ET.Element("origin")
-    for vcpu, told in sorted(origin.items()):
-        cpus = ANYWHERE if told.original == ALL_CPUS else str(told.original)
-        pins = " ".join(sorted(map(str, told.pins)))
+    for vcpu, one in sorted(origin.items()):
+        cpus = ANYWHERE if one.original == ALL_CPUS else str(one.original)
+        pins = " ".join(sorted(map(str, one.pins)))
         ET.SubElement(element, "vcpu", id=str(vcpu), cpus=cpus, pins=pins)
     return ET.tostring(element, encoding="unicode")
 
@@ -202,8 +201,8 @@ def _origin(root: ET.Element) -> dict[int, Origin]:
     """Return what the element says; nothing where it says what nobody of us would write."""
     found = {}
     for vcpu in root.iterfind(f"metadata/{{{ORIGIN}}}origin/{{*}}vcpu"):
-        told, number = vcpu.get("cpus", ""), _number(vcpu.get("id"))
-        original = ALL_CPUS if told == ANYWHERE else CpuSet.read(told)
+        cpus, number = vcpu.get("cpus", ""), _number(vcpu.get("id"))
+        original = ALL_CPUS if cpus == ANYWHERE else CpuSet.read(cpus)
         pins = frozenset(map(CpuSet.read, vcpu.get("pins", "").split()))
         if not original or number is None or NO_CPUS in pins:
             return {}
@@ -264,14 +263,14 @@ def read_topology(xml: str, online: CpuSet) -> Topology:
 
 
 def _distances(root: ET.Element) -> dict[tuple[int, int], int]:
-    told = (
+    listed = (
         (_number(cell.get("id")), _number(sibling.get("id")), _number(sibling.get("value")))
         for cell in root.iterfind("host/topology/cells/cell")
         for sibling in cell.iterfind("distances/sibling")
     )
     return {
         (node, other): distance
-        for node, other, distance in told
+        for node, other, distance in listed
         if node is not None and other is not None and distance and distance <= DISTANCE_MAX
     }
 

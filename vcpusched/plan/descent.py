@@ -1,4 +1,4 @@
-"""Improves an assignment step by step: relocate one item, exchange two, undo one step.
+"""Improves an assignment step by step: relocate one item, exchange two, undo one.
 
 Rule: pure; changes the assignment that it is given, and only so that its objective falls.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from vcpusched.plan.moves import steps_between
-from vcpusched.plan.objective import BESIDE, Assignment, Step
+from vcpusched.plan.objective import BESIDE, Assignment, Change
 from vcpusched.plan.problem import SCALE
 
 CLOSE, PARTNERS, EXCHANGED = 32, 4, 3
@@ -25,7 +25,7 @@ MANY_MOVES: Final = 512
 
 
 def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = False) -> None:
-    """Take the best steps off bins that have too much, then to those that lack, until none pays.
+    """Make the best changes off bins that have too much, then to those that lack, until none pays.
 
     Of those the busiest come first, of these the least loaded.
     `all_or_nothing`: give up at the first bin that cannot be helped.
@@ -38,10 +38,10 @@ def descend(state: Assignment, bins: Sequence[int], *, all_or_nothing: bool = Fa
                 while (
                     rest := level[bin_] - state.high if is_off else state.low[bin_] - level[bin_]
                 ) > 0:
-                    gain, step = _step(state, bin_, rank, rest, is_off=is_off)
-                    if not step:
+                    gain, change = _step(state, bin_, rank, rest, is_off=is_off)
+                    if not change:
                         break
-                    rank.make(step, gain)
+                    rank.make(change, gain)
                 if all_or_nothing and rest > 0:
                     return
         if state.total == before:
@@ -58,7 +58,7 @@ def undo(state: Assignment) -> None:
     current = problem.current
     while changed:
         moved = problem.moved(state.place)
-        backs: list[Step] = [(item, current[item]) for item in moved]
+        backs: list[Change] = [(item, current[item]) for item in moved]
         if len(moved) <= MANY_MOVES:
             steps = steps_between(problem, state.place)
             backs += [(a, current[a], b, current[b]) for (a, _), *rest in steps for b, _ in rest]
@@ -79,7 +79,7 @@ def undo(state: Assignment) -> None:
 
 def _step(
     state: Assignment, bin_: int, rank: "_Rank", rest: int, *, is_off: bool
-) -> tuple[int, Step]:
+) -> tuple[int, Change]:
     """Return the best move off a bin that has so much too much, or to one that lacks it.
 
     Where none pays, the best exchange, but to a bin that lacks only where bins are few.
@@ -94,7 +94,7 @@ def _step(
         (state.best_exchange, rank.exchanged if is_off or rank.is_close else 0),
     ):
         gain: int = 0
-        best: Step = ()
+        best: Change = ()
         # The least loaded first, or else the busiest.
         for load, other in rank.order[:count] if is_off else rank.order[: -1 - count : -1]:
             beyond = low[other] - load if is_off else (load - state.high) * (1 + bool(siblings))
@@ -119,14 +119,14 @@ def lift(state: Assignment) -> None:
     for _, item in sorted(misfits):
         current = state.place[item]
         # None may become busier than the source was.
-        steps: list[Step] = [
+        changes: list[Change] = [
             (item, bin_)
             for bin_ in bins
             if thread[bin_] > thread[current]
             and state.level[bin_] + size[item] <= state.level[current]
             and state.fits(item, bin_)
         ]
-        gain, best = max(((state.gain(step), step) for step in steps), default=(0, ()))
+        gain, best = max(((state.gain(change), change) for change in changes), default=(0, ()))
         if gain > 0:
             state.make(best, gain)
 
@@ -175,12 +175,12 @@ class _Rank:
         few = (1, 0) if is_inner else (PARTNERS, EXCHANGED)
         self.tried, self.exchanged = (CLOSE, CLOSE) if self.is_close else few
 
-    def make(self, step: Step, gain: int) -> None:
-        """Make a step that lowers the objective by so much."""
+    def make(self, change: Change, gain: int) -> None:
+        """Make a change that lowers the objective by so much."""
         state = self._state
-        bins = (state.place[step[0]], step[1])
+        bins = (state.place[change[0]], change[1])
         for bin_ in bins:
             del self.order[bisect_left(self.order, (state.level[bin_], bin_))]
-        state.make(step, gain)
+        state.make(change, gain)
         for bin_ in bins:
             insort(self.order, (state.level[bin_], bin_))

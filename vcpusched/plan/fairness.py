@@ -38,11 +38,11 @@ from vcpusched.text import vcpu_text
 LEVEL_BITS: Final = 44
 """Levels are whole numbers: so finely is a ppm divided by a weight."""
 
-Step = Sequence[tuple[int, CpuSet]]
+PinChanges = Sequence[tuple[int, CpuSet]]
 """Moves that are made together, as vCPU (by position) and new affinity: one, or an exchange."""
 
 
-class Refusal(NamedTuple):
+class Unfair(NamedTuple):
     """Why a plan does not pass, as the end of a sentence.
 
     `steps` are the positions of the steps that are blamed, the one that brings most first.
@@ -53,15 +53,15 @@ class Refusal(NamedTuple):
 
 
 def trim(
-    host: Host, steps: Sequence[Step], isolated: CpuSet = NO_CPUS
-) -> tuple[list[int], list[Refusal]]:
+    host: Host, steps: Sequence[PinChanges], isolated: CpuSet = NO_CPUS
+) -> tuple[list[int], list[Unfair]]:
     """Return the positions of the steps that pass together, in their order, and why others do not.
 
     What is left is fair as a whole. Whether it still improves the loads the caller must see. On
     `isolated` pCPUs the kernel moves no floater, so its load counts where it ran.
     """
     judging, kept = Judge(host, isolated), dict(enumerate(steps))
-    refusals, most = list[Refusal](), 1
+    refusals, most = list[Unfair](), 1
     while refused := judging.refusals(kept):
         refusals += refused
         for at in chain(*[refusal.steps[:most] for refusal in refused]):
@@ -178,7 +178,7 @@ class Judge:
         # Shares are whole numbers, too: so finely can they be split.
         return [(max(1, one.shares) << 16) // (guests[one.id.uuid] or 1) for one in self.vcpus]
 
-    def refusals(self, steps: Mapping[int, Step]) -> list[Refusal]:
+    def refusals(self, steps: Mapping[int, PinChanges]) -> list[Unfair]:
         """Return why steps, by their positions, do not pass together, the greatest loss first."""
         places, touched = dict(self.places), 0
         for index, cpus in chain(*steps.values()):
@@ -207,18 +207,18 @@ class Judge:
         if not losers and lost_ppm > PPM_PER_POINT:
             losers = [min(among, key=gain)]
             end = f", and all together get ~{lost_ppm / PPM_PER_POINT:.0f} points less"
-        found: dict[int, Refusal] = {}
+        found: dict[int, Unfair] = {}
         for index in sorted(losers, key=gain):
             vcpu, place = self.vcpus[index], places[index]
             if place not in found:
                 was, gets = (f"~{got[index] / PPM_PER_POINT:.3g}%" for got in (before, after))
                 name = vcpu_text(vcpu.id.vcpu, vcpu.domain)
                 why = f"would cut {name} from {was} to {gets} of a pCPU{end}"
-                found[place] = Refusal(why, self.blamed(steps, place, after))
+                found[place] = Unfair(why, self.blamed(steps, place, after))
         return [*found.values()]
 
     def blamed(
-        self, steps: Mapping[int, Step], place: int, got_ppm: Sequence[int]
+        self, steps: Mapping[int, PinChanges], place: int, got_ppm: Sequence[int]
     ) -> tuple[int, ...]:
         """Return the steps that enter the cores of a place, or else all, what brings most first."""
         whole = self.whole(place)

@@ -1,4 +1,4 @@
-"""What a placement costs, the less the better, and what a step changes about that.
+"""What a placement costs, the less the better, and what one change does to that.
 
 Rule: everything that is wanted of a plan is a part of one sum, and nothing is wanted beside it.
 
@@ -17,10 +17,10 @@ Approach: one objective, in thousandths of a ppm of load:
 
 Terms: the tolerance band is as wide as the threshold and the same for all bins, [low, high]; a host
     whose loads all lie in it is balanced. Where it lies best depends on the loads (`best_band`).
-Algorithm: a step is judged by what it changes: two bins, their cores, one or two prices. Between
+Algorithm: a change is judged by what it touches: two bins, their cores, one or two prices. Between
     two bins the gain, as a function of the load moved, rises, stays, and falls, so that the best
     item is found by bisection.
-Properties: a step is made exactly when it brings more load into the band than its price.
+Properties: a change is made exactly when it brings more load into the band than its price.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -34,7 +34,7 @@ from vcpusched.plan.problem import SCALE, Problem
 BESIDE: Final = 40
 """What it costs to sit beside a vCPU of one's own guest: less than any pin."""
 
-Step = tuple[int, ...]
+Change = tuple[int, ...]
 """An item and where it goes; with two more numbers, an item that comes back in exchange."""
 
 
@@ -69,7 +69,7 @@ class Assignment:
         self.guest = problem.guest
         self.there = Counter(zip(self.guest or (), problem.current, strict=False))
         self.siblings = problem.bins.siblings
-        # In a hurry no item is taken to have moved, as nearly none has: each step costs a pin.
+        # In a hurry no item is taken to have moved, as nearly none has: each change costs a pin.
         self.is_brief = hurry and problem.bins.thread is None
         self.is_plain = problem.bins.sites is None and problem.bins.thread is None
         self.total = SCALE * self.overload
@@ -174,14 +174,14 @@ class Assignment:
             more += BESIDE * ((self.there[guest, target] > 0) - (self.there[guest, source] > 1))
         return more
 
-    def gain(self, step: Step) -> int:
-        """Return by how much a step lowers the objective; each item goes from where it is."""
-        item, target = step[:2]
+    def gain(self, change: Change) -> int:
+        """Return by how much a change lowers the objective; each item goes from where it is."""
+        item, target = change[:2]
         source, load = self.place[item], self.problem.size[item]
         price = self.price(item, source, target)
-        if len(step) > 2:  # noqa: PLR2004  an exchange
-            load -= self.problem.size[step[2]]
-            price += self.price(step[2], target, source)
+        if len(change) > 2:  # noqa: PLR2004  an exchange
+            load -= self.problem.size[change[2]]
+            price += self.price(change[2], target, source)
         return self.shift(source, target, load) - price
 
     def move(self, item: int, target: int) -> None:
@@ -189,11 +189,11 @@ class Assignment:
         if self.place[item] != target:
             self.make((item, target), self.gain((item, target)))
 
-    def make(self, step: Step, gain: int) -> None:
-        """Make a step that lowers the objective by so much."""
+    def make(self, change: Change, gain: int) -> None:
+        """Make a change that lowers the objective by so much."""
         self.total -= gain
-        for at in range(0, len(step), 2):
-            item, target = step[at], step[at + 1]
+        for at in range(0, len(change), 2):
+            item, target = change[at], change[at + 1]
             source, size = self.place[item], self.problem.size[item]
             member, own = (size, item), self.own[source]
             del own[bisect_left(own, member)]
@@ -223,9 +223,9 @@ class Assignment:
             most -= self.problem.prices[self.problem.bins.distance(source, target)]
         return rise, fall, most
 
-    def best_relocation(self, source: int, target: int, beats: int) -> tuple[int, Step]:
+    def best_relocation(self, source: int, target: int, beats: int) -> tuple[int, Change]:
         """Return the best move between two bins that gains more than `beats`."""
-        best: Step = ()
+        best: Change = ()
         rise, _, most = self._plateau(source, target)
         if most <= beats:
             return beats, best
@@ -242,9 +242,9 @@ class Assignment:
                     break
         return beats, best
 
-    def best_exchange(self, source: int, target: int, beats: int) -> tuple[int, Step]:
+    def best_exchange(self, source: int, target: int, beats: int) -> tuple[int, Change]:
         """Return the best exchange between two bins that gains more than `beats`."""
-        best: Step = ()
+        best: Change = ()
         rise, fall, most = self._plateau(source, target)
         theirs = self.own[target]
         if most <= beats or not theirs:

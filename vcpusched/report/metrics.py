@@ -149,7 +149,7 @@ class Metrics:
         ):
             yield GaugeMetricFamily(PREFIX + name, text, value=value)
         for counted in self._registry.collect():
-            # When a counter began is told by libraries before 0.17, whether wanted or not.
+            # Libraries before 0.17 give the time when a counter began, whether wanted or not.
             counted.samples = [one for one in counted.samples if not one.name.endswith("_created")]
             yield counted
         if cycle is not None and cycle.host is not None:

@@ -48,7 +48,7 @@ here as well, because the simulation must not judge the planner by the planner's
 
 
 @dataclass(slots=True, eq=False)
-class Thread:
+class VcpuThread:
     """One vCPU's thread. The counters grow for as long as it lives.
 
     `affinity` are the bits of the pCPUs that it may use, `on` is the one that it runs on, or ran on
@@ -83,7 +83,7 @@ class _Queue:
     speed: int
     worth: int
     siblings: "tuple[_Queue, ...]" = ()
-    runnable: list[Thread] = field(default_factory=list)
+    runnable: list[VcpuThread] = field(default_factory=list)
     since_ns: int = 0
     used_ns: int = 0
     weight: int = 0
@@ -135,7 +135,7 @@ class Machine:
         """Return how long each pCPU has been busy since the beginning."""
         return [queue.used_ns for queue in self._queues]
 
-    def run(self, until_ns: int, bursts: Iterable[tuple[int, int, Thread]]) -> None:
+    def run(self, until_ns: int, bursts: Iterable[tuple[int, int, VcpuThread]]) -> None:
         """Let time pass; `bursts` are (moment, work in ns, thread), in the order of moments.
 
         At the end no thread is runnable: what is left of a thread's work stays in its `left_ns`.
@@ -219,7 +219,7 @@ class Machine:
         )
         heapq.heappush(self._done, (self.now_ns + first_ns, queue.cpu, queue.version))
 
-    def _arrive(self, thread: Thread, work_ns: int) -> None:
+    def _arrive(self, thread: VcpuThread, work_ns: int) -> None:
         if thread.left_ns:
             queue = self._queues[thread.on]
             self._settle(queue)
@@ -229,7 +229,7 @@ class Machine:
             thread.left_ns = work_ns
             self._enter(thread, self._choose(thread))
 
-    def _enter(self, thread: Thread, cpu: int) -> None:
+    def _enter(self, thread: VcpuThread, cpu: int) -> None:
         thread.on = cpu
         queue = self._queues[cpu]
         self._settle(queue)
@@ -245,7 +245,7 @@ class Machine:
             if len(sibling.runnable) == 1 and sibling.runnable[0].floats:
                 self._go_up(sibling.runnable[0], sibling.runnable[0].affinity & self._idle)
 
-    def _go_up(self, thread: Thread, idle: int) -> None:
+    def _go_up(self, thread: VcpuThread, idle: int) -> None:
         """Move a thread that runs alone to an idle pCPU that is worth more, if there is one.
 
         Each such move adds to the work of all pCPUs, so there is an end to them.
@@ -258,21 +258,21 @@ class Machine:
             if not before.runnable:
                 self._lift(before)
 
-    def _leave(self, thread: Thread) -> None:
+    def _leave(self, thread: VcpuThread) -> None:
         queue = self._queues[thread.on]
         self._settle(queue)
         queue.runnable.remove(thread)
         queue.weight -= thread.weight
         self._changed(queue)
 
-    def _choose(self, thread: Thread) -> int:
+    def _choose(self, thread: VcpuThread) -> int:
         affinity = thread.affinity
         if not affinity & (affinity - 1):
             return affinity.bit_length() - 1
         idle = affinity & self._idle
         return self._choose_of(idle, thread) if idle else self._lightest(thread)
 
-    def _choose_of(self, idle: int, thread: Thread) -> int:
+    def _choose_of(self, idle: int, thread: VcpuThread) -> int:
         """Return the idle pCPU that is worth most, where it was or else the next upwards."""
         if not self._even:
             cpus = _bits(idle)
@@ -280,7 +280,7 @@ class Machine:
             idle = sum(1 << cpu for cpu in cpus if self._queues[cpu].worth == most)
         return _next_bit(idle, thread.on)
 
-    def _lightest(self, thread: Thread, without: int | None = None) -> int:
+    def _lightest(self, thread: VcpuThread, without: int | None = None) -> int:
         """Return the allowed pCPU with the least runnable weight, of several the next upwards."""
 
         def rank(cpu: int) -> tuple[int, bool, int]:

@@ -34,8 +34,8 @@ from vcpusched.host.hypervisor import (
 from vcpusched.model import PPM, CpuSet, DomainUuid, Granularity, Topology, VcpuId, sets
 from vcpusched.report.simulation import PeriodResult, PinChange, Result, VcpuResult
 from vcpusched.sample import Busy, Definition, DomainReading, Origin, Sample, VcpuReading, Waited
-from vcpusched.simulate.machine import Machine, Thread
-from vcpusched.simulate.workload import Guest, Refusal, Workload, bursts
+from vcpusched.simulate.machine import Machine, VcpuThread
+from vcpusched.simulate.workload import Guest, PinAnswer, Workload, bursts
 
 PERIOD_NS: Final = 3_000_000_000
 TICK_NS: Final = 10_000_000
@@ -100,7 +100,7 @@ class SimulatedHost:
         self._definitions = [guest.definition() for guest in workload.guests]
         self._domain_ids: dict[int, int] = {}
         self._last_domain_id = 0
-        self._threads: dict[tuple[int, int], Thread] = {}
+        self._threads: dict[tuple[int, int], VcpuThread] = {}
         """By the numbers of guest and vCPU, as `_chance` and `_totals`."""
         self._chance = {
             (number, vcpu): random.Random(f"{workload.seed}/bursts/{guest.name}/{vcpu}")  # noqa: S311  chance that can be repeated
@@ -148,7 +148,7 @@ class SimulatedHost:
         guest = self.workload.guests[number]
         if guest.refuses is not None:
             self.refused += 1
-            if guest.refuses is Refusal.BUSY:
+            if guest.refuses is PinAnswer.BUSY:
                 raise BusyError("the domain is busy with something else")
             raise HypervisorError("the pin was refused")
         if not cpus or not cpus.is_within(self._online):
@@ -240,14 +240,14 @@ class SimulatedHost:
         self._definitions[number] = dataclasses.replace(self._definitions[number], origin={})
         for vcpu, affinity in enumerate(self._starts[number]):
             first = next(iter(affinity))
-            thread = Thread(number * 1024 + vcpu, guest.shares, affinity.bits, first)
+            thread = VcpuThread(number * 1024 + vcpu, guest.shares, affinity.bits, first)
             self._threads[number, vcpu] = thread
 
     def _wanted_ns(self, number: int, vcpu: int) -> int:
         guest = self.workload.guests[number]
         return guest.loads_ppm[vcpu][self.period - guest.start] * self._period_ns // PPM
 
-    def _bursts(self, wanted: Sequence[int]) -> Iterator[tuple[int, int, Thread]]:
+    def _bursts(self, wanted: Sequence[int]) -> Iterator[tuple[int, int, VcpuThread]]:
         mean_ns = self.workload.burst_ms * 1_000_000
         for (key, thread), wanted_ns in zip(self._threads.items(), wanted, strict=True):
             for at_ns, work_ns in bursts(self._chance[key], wanted_ns, self._period_ns, mean_ns):

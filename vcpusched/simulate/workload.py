@@ -40,7 +40,7 @@ class WorkloadError(ValueError):
     """A workload cannot be used; the text says what is wrong and what is allowed, on one line."""
 
 
-class Refusal(enum.StrEnum):
+class PinAnswer(enum.StrEnum):
     """How a guest answers every pin."""
 
     BUSY = "busy"
@@ -66,7 +66,7 @@ class Guest:
     cpuset: CpuSet = ALL_CPUS
     pin: CpuSet | None = None
     restarts: tuple[int, ...] = ()
-    refuses: Refusal | None = None
+    refuses: PinAnswer | None = None
     memory_nodes: frozenset[int] = frozenset()
     policy: str | None = None
 

@@ -33,7 +33,7 @@ from vcpusched.simulate.workload import (
     PERIODS_MAX,
     VCPUS_MAX,
     Guest,
-    Refusal,
+    PinAnswer,
     Workload,
     WorkloadError,
     check_size,
@@ -94,7 +94,7 @@ class _GuestTable(_Table):
     )
     noise: _Percent = Field(0, description="a number from 0 to 100, percent of load")
     restarts: list[_Period] = Field([], description="a list of periods between `start` and `end`")
-    refuses_pins: Refusal | None = Field(None, strict=False, description='one of "busy", "error"')
+    refuses_pins: PinAnswer | None = Field(None, strict=False, description='one of "busy", "error"')
 
 
 class _File(_Table):
