@@ -64,7 +64,10 @@ _shtab_vcpusched_pause_defaults_added=0
 _shtab_vcpusched_plan_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--from[plan for a saved snapshot (-\: stdin)]:SNAPSHOT:_files"
+  "*--set[with this setting instead of the configured one (repeatable)]:KEY=VALUE:"
   "--explain[say why each vCPU of this guest moves or stays]:GUEST:_vcpusched_guests"
+  "--compare[compare pinning to single pCPUs, caches and nodes]"
+  "--commands[print virsh commands that do the same]"
   "--json[print JSON]"
   "--uri[connect to this libvirt]:URI:"
   "--config[read settings from this file alone]:FILE:_files"
@@ -134,6 +137,7 @@ _shtab_vcpusched_simulate_defaults_added=0
 _shtab_vcpusched_snapshot_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "-o[write to this file, not to stdout]:FILE:_files"
+  "--anonymize[replace names and UUIDs\; plans stay the same]"
   "--uri[connect to this libvirt]:URI:"
   "--config[read settings from this file alone]:FILE:_files"
 )

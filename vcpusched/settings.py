@@ -223,7 +223,7 @@ def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> 
     `config` replaces the default file and the drop-ins. Raises ConfigError.
     """
     problems: list[str] = []
-    flag_layer = _Layer(FLAGS, dict(flags or {}), strict=False, names={})
+    flag_layer = _Layer(FLAGS, _listed(flags or {}), strict=False, names={})
     if flag_problems := _check(flag_layer):
         raise ConfigError(flag_problems, on_command_line=True)
     layers: list[_Layer] = []
@@ -237,10 +237,9 @@ def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> 
     if problems:
         raise ConfigError(problems)
     layers.append(flag_layer)
-    values: dict[str, Any] = {}
+    values = {key: value for layer in layers for key, value in layer.values.items()}
     origin = dict.fromkeys(Settings.model_fields, "default")
     for layer in layers:
-        values.update(layer.values)
         origin.update({key: layer.names.get(key, layer.where) for key in layer.values})
     return Effective(settings=Settings(**values), origin=origin)
 
@@ -249,9 +248,8 @@ def allowed(key: str) -> str:
     """Return in words what a setting may be, from its declaration."""
     declared = Settings.model_fields[key]
     if typing.get_origin(declared.annotation) is Literal:
-        return "one of " + ", ".join(
-            f'"{choice}"' for choice in typing.get_args(declared.annotation)
-        )
+        choices = typing.get_args(declared.annotation)
+        return "one of " + ", ".join(f'"{choice}"' for choice in choices)
     if declared.annotation is bool:
         return "true or false"
     if key in _WORDS:
@@ -276,19 +274,15 @@ def _files(config: Path | None, problems: list[str]) -> list[Path]:
     if config is not None:
         return [config]
     found: list[Path] = []
-    try:
-        DEFAULT_FILE.stat()
-        found.append(DEFAULT_FILE)
-    except FileNotFoundError:
-        pass  # defaults
-    except OSError as error:
-        problems.append(f"{DEFAULT_FILE}: cannot be read: {error.strerror}")
-    try:
-        found += sorted(path for path in DROP_INS.iterdir() if path.suffix == ".toml")
-    except FileNotFoundError:
-        pass  # no drop-ins
-    except OSError as error:
-        problems.append(f"{DROP_INS}: cannot be read: {error.strerror}")
+    for path in (DEFAULT_FILE, DROP_INS):
+        try:
+            path.stat()
+            every = path.iterdir() if path is DROP_INS else [path]
+            found += sorted(one for one in every if one.suffix == ".toml")
+        except FileNotFoundError:
+            pass  # defaults
+        except OSError as error:
+            problems.append(f"{path}: cannot be read: {error.strerror}")
     return found
 
 
@@ -318,11 +312,17 @@ def _environment_layer() -> _Layer:
         from pydantic_settings import EnvSettingsSource  # noqa: PLC0415
 
         known = EnvSettingsSource(Settings, env_prefix=ENVIRONMENT_PREFIX)()  # type: ignore[arg-type]
-    for key, text in known.items():
-        if typing.get_origin(Settings.model_fields[key].annotation) is list:
-            known[key] = [item.strip() for item in text.split(",")] if text.strip() else []
     unknown = {key: os.environ[name] for key, name in names.items() if key not in known}
-    return _Layer("environment", {**known, **unknown}, strict=False, names=names)
+    return _Layer("environment", _listed({**known, **unknown}), strict=False, names=names)
+
+
+def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values, with lists where a text has commas."""
+    found = dict(values)
+    for key in ("include_domains", "exclude_domains"):
+        if isinstance(text := found.get(key), str):
+            found[key] = [item.strip() for item in text.split(",")] if text.strip() else []
+    return found
 
 
 def _check(layer: _Layer) -> list[str]:

@@ -17,7 +17,7 @@ from program import environment, vcpusched, without_the_lock
 
 import vcpusched as package
 from vcpusched.cli.parser import EXAMPLES, GROUPS, make_parser
-from vcpusched.model import Cpu, Host, HostCpu
+from vcpusched.model import Cpu, DomainUuid, Host, HostCpu
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import snapshot
 from vcpusched.service import run_directory
@@ -112,6 +112,98 @@ def test_plan_says_who_may_be_moved() -> None:
         "movable": False,
         "why": "held by its metadata",
     }
+
+
+def test_plan_with_other_settings() -> None:
+    """Each one, lists too; what is wrong with one is said as of any other source."""
+    text = json.dumps(CROWDED)
+    done = vcpusched(
+        "plan", "--from", "-", "--set", "max_moves=0", "--set", "min_gain=90", stdin=text
+    )
+    assert "Unbalanced, nothing worth a pin: gap 106 points" in done.stdout
+    wishes = ("--set", "max_moves=1", "--set", "exclude_domains=a,b*")
+    done = vcpusched("plan", "--from", "-", *wishes, stdin=text)
+    line = "--set exclude_domains: goes without --from: a saved host is as it was read then"
+    assert (done.returncode, done.stderr) == (2, f"vcpusched: {line}\n")
+    for wish, line in {
+        "pin_to=core": "",
+        "pin_to": '--set: "pin_to" is not allowed: must be KEY=VALUE',
+        "max_moves=-1": 'command line: max_moves: "-1" is not allowed: must be a whole number from'
+        " 0 to 100000",
+        "pinto=cpu": "command line: pinto: no such setting; did you mean pin_to?",
+    }.items():
+        done = vcpusched("plan", "--from", "-", "--set", wish, stdin=text)
+        assert done.returncode == (2 if line else 0)
+        assert done.stderr.startswith(f"vcpusched: {line}" if line else "")
+
+
+def test_plan_compares_single_pcpus_caches_and_nodes() -> None:
+    """A row each; for a program, too."""
+    cpus = [{"id": cpu, "cache": cpu // 2 * 2, "node": cpu // 4} for cpu in range(8)]
+    vcpus = [{"domain": name, "vcpu": 0, "load": 0.8, "cpus": "0"} for name in ("a", "b", "c")]
+    text = json.dumps({"version": 1, "cpus": cpus, "vcpus": vcpus})
+    done = vcpusched("plan", "--from", "-", "--compare", stdin=text)
+    rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert rows[2:6] == [
+        "pinned to sets pins gap worst served",
+        "single pCPUs - 2 240 -> ~80 42% -> ~100%",
+        "caches 4 2 120 -> ~80 42% -> ~100%",
+        "nodes 2 2 60 42% -> ~100%",
+    ]
+    done = vcpusched("plan", "--from", "-", "--compare", "--json", stdin=text)
+    assert [(one["pin_to"], one["sets"], one["pins"]) for one in json.loads(done.stdout)] == [
+        ("cpu", 0, 2),
+        ("cache", 4, 2),
+        ("node", 2, 2),
+    ]
+
+
+def test_plan_as_commands() -> None:
+    """A shell carries them out, whatever guests are called; the rest are comments."""
+    named = json.loads(json.dumps(CROWDED))
+    named["vcpus"][0]["domain"] = "it's; reboot"
+    done = vcpusched("plan", "--from", "-", "--commands", stdin=json.dumps(named))
+    echoed = subprocess.run(
+        ["sh"],
+        input='virsh() { printf "<%s>" "$@"; }\n' + done.stdout,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert echoed.stdout == (
+        "<--connect><qemu:///system><vcpupin><--domain><it's; reboot><--vcpu><0><--cpulist><1>"
+        "<--live>"
+    )
+    assert [line[0] for line in done.stdout.splitlines()] == ["#", "#", "v"]
+
+
+def test_a_snapshot_without_names() -> None:
+    """Neither a name nor a UUID is left, and the same vCPUs move."""
+    crowded = host([30, 30, 20], [10], [])
+    secret = dataclasses.replace(
+        crowded,
+        vcpus=tuple(
+            dataclasses.replace(
+                one,
+                id=one.id._replace(uuid=DomainUuid(f"uuid-{9 - at}")),
+                domain=f"secret{at}",
+                why=f"for secret{at} and secret{at}0",
+            )
+            for at, one in enumerate(crowded.vcpus)
+        ),
+    )
+    masked = snapshot.anonymized(secret)
+    text = json.dumps(snapshot.host_as_json(masked))
+    assert not any(vcpu.id.uuid in text for vcpu in secret.vcpus)
+    assert "secret0 " not in text
+    assert sorted(vcpu.domain for vcpu in masked.vcpus) == ["guest1", "guest2", "guest3", "guest4"]
+    assert masked.vcpus[0].why == f"for {masked.vcpus[0].domain} and secret00"
+    before, after = (plan(one, Policy()) for one in (secret, masked))
+    at = {vcpu.id: number for one in (secret, masked) for number, vcpu in enumerate(one.vcpus)}
+    assert [(at[one.vcpu], one.to_cpus) for one in before.moves] == [
+        (at[one.vcpu], one.to_cpus) for one in after.moves
+    ]
+    assert before.moves
 
 
 def test_plan_says_which_level_the_host_does_not_report() -> None:

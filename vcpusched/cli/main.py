@@ -5,7 +5,6 @@ imported where it is used, so that `--help` is quick and `plan --from` needs no 
 """
 
 import argparse
-import dataclasses
 import io
 import json
 import os
@@ -13,12 +12,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vcpusched.cli.parser import make_parser
 from vcpusched.service import exits
-from vcpusched.text import as_json
+from vcpusched.text import as_json, shown
 
 if TYPE_CHECKING:
     from vcpusched.settings import Effective
@@ -57,7 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _flags(options: argparse.Namespace) -> dict[str, Any]:
     flags = {key: getattr(options, key, None) for key in ("period", "uri", "dry_run")}
-    return {key: value for key, value in flags.items() if value is not None}
+    flags = {key: value for key, value in flags.items() if value is not None}
+    for text in getattr(options, "set", ()):
+        key, sign, flags[key] = text.partition("=")
+        if not sign:
+            line = f"--set: {shown(text)} is not allowed: must be KEY=VALUE"
+            raise exits.Refusal(exits.USAGE, line)
+    return flags
 
 
 def _settings(options: argparse.Namespace) -> "Effective":
@@ -101,58 +105,16 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched.cli import sources
-    from vcpusched.plan import explain, planner
-    from vcpusched.report import snapshot, treatments
+    from vcpusched.cli import plans
 
-    if options.snapshot is not None:
-        host, where = sources.saved(options.snapshot)
-    else:
-        host, where = sources.present(settings)
-    policy = settings.policy()
-    plan = planner.plan(host, policy)
-    unreported = treatments.unreported((cpu.cpu for cpu in host.cpus), policy.pin_to)
-    explanations = explain.explained(host, plan, policy, options.explain or "")
-    if options.explain is not None and not explanations:
-        text = "no guest of this name or UUID has a vCPU whose load is known"
-        raise exits.Refusal(exits.USAGE, f"--explain: {json.dumps(options.explain)}: {text}")
-    if options.json:
-        answer = snapshot.plan_as_json(plan) | {"treatment": treatments.treatments_as_json(host)}
-        if unreported:
-            answer["untold"] = unreported
-        if explanations:
-            answer["explanation"] = [dataclasses.asdict(one) for one in explanations]
-        print(f"vcpusched: {where}", file=sys.stderr)
-        print(as_json(answer, indent=2))
-        return exits.OK
-    from vcpusched.report import display
-
-    where = f"{where}\n{unreported}" if unreported else where
-    if explanations:
-        display.show(display.draw_explanations(options.explain, explanations, where))
-        return exits.OK
-    display.show(display.draw_plan(host, plan, policy, where))
-    return exits.OK
+    return plans.plan(options, settings)
 
 
 def _snapshot(options: argparse.Namespace) -> int:
     settings = _settings(options).settings
-    from vcpusched.cli import sources
-    from vcpusched.report import snapshot
+    from vcpusched.cli import plans
 
-    host, where = sources.present(settings)
-    text = as_json(snapshot.host_as_json(host), indent=1)
-    if options.output is None:
-        print(text)
-    else:
-        try:
-            # Written, not replaced: it may be a device or a link, and is not ours.
-            Path(options.output).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            message = f"{options.output}: cannot be written: {error.strerror}"
-            raise exits.Refusal(exits.FAILURE, message) from None
-    print(f"vcpusched: {where}", file=sys.stderr)
-    return exits.OK
+    return plans.save(options, settings)
 
 
 def _status(options: argparse.Namespace) -> int:

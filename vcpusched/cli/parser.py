@@ -39,7 +39,9 @@ EXAMPLES: Final = {
     "plan": {
         "vcpusched plan": "what would be done on this host now",
         "vcpusched plan --explain web": "why the vCPUs of web move or stay",
-        "vcpusched plan --from host.json": "the same for a saved snapshot",
+        "vcpusched plan --set min_gain=2": "what another setting would do",
+        "vcpusched plan --compare": "single pCPUs, caches and nodes side by side",
+        "vcpusched plan --from host.json": "what would be done on a host that was saved",
     },
     "history": {
         "vcpusched history --since 2h": "the last two hours",
@@ -62,7 +64,8 @@ EXAMPLES: Final = {
         "vcpusched release": "all guests",
     },
     "snapshot": {
-        "vcpusched snapshot -o host.json": "for plan --from, or for a bug report",
+        "vcpusched snapshot -o host.json": "for plan --from",
+        "vcpusched snapshot --anonymize": "for a bug report",
     },
     "simulate": {
         "vcpusched simulate --generate": "32 made-up vCPUs on 8 pCPUs",
@@ -116,10 +119,27 @@ def make_parser() -> argparse.ArgumentParser:
         "--from", dest="snapshot", metavar="SNAPSHOT", help="plan for a saved snapshot (-: stdin)"
     )
     plan.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="with this setting instead of the configured one (repeatable)",
+    )
+    answer = plan.add_mutually_exclusive_group()
+    answer.add_argument(
         "--explain", metavar="GUEST", help="say why each vCPU of this guest moves or stays"
+    )
+    answer.add_argument(
+        "--compare", action="store_true", help="compare pinning to single pCPUs, caches and nodes"
+    )
+    answer.add_argument(
+        "--commands", action="store_true", help="print virsh commands that do the same"
     )
     commands["snapshot"].add_argument(
         "-o", dest="output", metavar="FILE", help="write to this file, not to stdout"
+    )
+    commands["snapshot"].add_argument(
+        "--anonymize", action="store_true", help="replace names and UUIDs; plans stay the same"
     )
     history = commands["history"]
     history.add_argument(

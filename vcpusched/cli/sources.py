@@ -44,13 +44,13 @@ def saved(name: str) -> tuple[Host, str]:
         raise exits.Refusal(exits.BAD_INPUT, f"{where}: {error}") from None
 
 
-def present(settings: Settings) -> tuple[Host, str]:
+def present(settings: Settings, *, anew: bool = False) -> tuple[Host, str]:
     """Return the host as the running service sees it, else as sampled for one period; and which.
 
-    Raises Refusal.
+    `anew`: not as the service sees it. Raises Refusal.
     """
     try:
-        found = live()
+        found = None if anew else live()
     except (run_directory.RunDirectoryError, snapshot.SnapshotError):
         found = None  # `status` says what is wrong with it; here it is only a shortcut
     if found is not None:

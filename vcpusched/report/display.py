@@ -19,12 +19,13 @@ from vcpusched.model import PPM, PPM_PER_POINT, Granularity, Host
 from vcpusched.plan.explain import Explanation
 from vcpusched.plan.planner import Plan, Policy
 from vcpusched.report import draw, history, treatments
+from vcpusched.report.comparison import Compared
 from vcpusched.report.history import Event, History
 from vcpusched.report.messages import change_text
 from vcpusched.report.plan_text import inside_text, plan_text, sets_of
 from vcpusched.report.simulation import About, Result
 from vcpusched.report.state_file import SavedPin, SavedState
-from vcpusched.text import counted, percent, points, printable, vcpu_text
+from vcpusched.text import counted, number, percent, points, printable, vcpu_text
 
 _LINE_LENGTH: Final = 24
 """Two of them and their names fit a terminal of 80 columns."""
@@ -39,6 +40,12 @@ SHORT_MAX: Final = 3
 
 SHORT_LINES: Final = 24
 """So many lines of 80 columns a status has without `verbose`, whatever the host."""
+
+
+COMPARISON: Final = (
+    "The gap is between the sets of a row. Worst served: what share of the CPU time that it wants\n"
+    "the vCPU gets that gets the least."
+)
 
 
 def show(*parts: RenderableType) -> None:
@@ -69,13 +76,30 @@ def draw_plan(host: Host, plan: Plan, policy: Policy, source: str) -> Group:
     parts += ["", *who] if who else []
     parts += [""] if plan.moves else []
     digits = len(str(len(plan.moves)))
-    for number, move in enumerate(plan.moves, 1):
+    for at, move in enumerate(plan.moves, 1):
         whose = vcpu_text(move.vcpu.vcpu, move.domain)
         line = Text(f"{whose}, {change_text(move)}", "bold")
         line.append(f": {move.reason}", "not bold")
-        parts.append(_hanging(f"  {number:{digits}}. ", line))
+        parts.append(_hanging(f"  {at:{digits}}. ", line))
     parts += ["", verdict] if plan.moves else []
     return Group(*parts)
+
+
+def draw_comparison(rows: Sequence[Compared], source: str) -> Group:
+    """Draw what plans for sets of different sizes come to, a row each."""
+    headings = ("pinned to", "sets", "pins", "gap", "worst served")
+    drawn = draw.table(*headings, right=("sets", "pins"))
+    for row in rows:
+        name = "single pCPUs" if row.pin_to is Granularity.CPU else f"{row.pin_to}s"
+        sets = str(row.sets) if row.sets else "-"
+        gaps = (row.plan.gap_before_ppm, row.plan.gap_after_ppm)
+        texts = (_change(*map(number, gaps)), _change(*map(percent, row.worst_ppm)))
+        drawn.add_row(name, sets, str(len(row.plan.moves)), *texts)
+    return Group(source, "", drawn, "", COMPARISON)
+
+
+def _change(before: str, after: str) -> str:
+    return before if before == after else f"{before} -> ~{after}"
 
 
 def headline(state: SavedState, *, is_healthy: bool) -> str:

@@ -5,7 +5,10 @@ version does not know are ignored, so that the format can grow.
 """
 
 import json
+import re
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal, TypeVar
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -236,6 +239,26 @@ def host_as_json(host: Host) -> dict[str, Any]:
         ],
         **({"node_distances": distances} if distances else {}),
     }
+
+
+def anonymized(host: Host) -> Host:
+    """Return a host with names and UUIDs replaced; the same plans are made of it."""
+    uuids = sorted({vcpu.id.uuid for vcpu in host.vcpus})
+    # In the same order, since that decides between equals.
+    new = {uuid: DomainUuid(str(UUID(int=number))) for number, uuid in enumerate(uuids, 1)}
+    names = {vcpu.domain: f"guest{uuids.index(vcpu.id.uuid) + 1}" for vcpu in host.vcpus}
+    longest_first = sorted(map(re.escape, names), key=len, reverse=True)
+    named = re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)")
+    vcpus = (
+        replace(
+            vcpu,
+            id=vcpu.id._replace(uuid=new[vcpu.id.uuid]),
+            domain=names[vcpu.domain],
+            why=named.sub(lambda found: names[found[0]], vcpu.why),
+        )
+        for vcpu in host.vcpus
+    )
+    return replace(host, vcpus=tuple(vcpus))
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""The verbs that ask what would be done: `plan` and its answers, and `snapshot`.
+
+Rule: changes nothing on the host; errors become one line and an exit status.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from vcpusched.cli import sources
+from vcpusched.model import Granularity, Host
+from vcpusched.plan import explain, planner
+from vcpusched.report import display, snapshot, treatments
+from vcpusched.report.comparison import compared
+from vcpusched.report.plan_text import plan_text
+from vcpusched.service import exits
+from vcpusched.settings import Settings
+from vcpusched.text import as_json
+
+COMPARED: Final = (Granularity.CPU, Granularity.CACHE, Granularity.NODE)
+
+READ_WITH: Final = ("cpus", "include_domains", "exclude_domains", "period", "uri")
+"""The settings by which a host is read: to try them it must be read anew."""
+
+
+def plan(options: argparse.Namespace, settings: Settings) -> int:
+    """Show what would be done, and return the exit status. Raises Refusal."""
+    anew = [key for key in READ_WITH if any(one.startswith(f"{key}=") for one in options.set)]
+    if options.snapshot is None:
+        host, where = sources.present(settings, anew=bool(anew))
+    elif anew:
+        line = f"--set {anew[0]}: goes without --from: a saved host is as it was read then"
+        raise exits.Refusal(exits.USAGE, line)
+    else:
+        host, where = sources.saved(options.snapshot)
+    policy = settings.policy()
+    if options.compare:
+        return _compare(host, policy, where, is_json=options.json)
+    found = planner.plan(host, policy)
+    if options.commands:
+        print(f"# {where}", *_commands(host, found, settings), sep="\n")
+        return exits.OK
+    unreported = treatments.unreported((cpu.cpu for cpu in host.cpus), policy.pin_to)
+    explanations = explain.explained(host, found, policy, options.explain or "")
+    if options.explain is not None and not explanations:
+        text = "no guest of this name or UUID has a vCPU whose load is known"
+        raise exits.Refusal(exits.USAGE, f"--explain: {json.dumps(options.explain)}: {text}")
+    if options.json:
+        answer = snapshot.plan_as_json(found) | {"treatment": treatments.treatments_as_json(host)}
+        if unreported:
+            answer["untold"] = unreported
+        if explanations:
+            answer["explanation"] = [dataclasses.asdict(one) for one in explanations]
+        print(f"vcpusched: {where}", file=sys.stderr)
+        print(as_json(answer, indent=2))
+        return exits.OK
+    where = f"{where}\n{unreported}" if unreported else where
+    if explanations:
+        display.show(display.draw_explanations(options.explain, explanations, where))
+    else:
+        display.show(display.draw_plan(host, found, policy, where))
+    return exits.OK
+
+
+def save(options: argparse.Namespace, settings: Settings) -> int:
+    """Save the host, and return the exit status. Raises Refusal."""
+    host, where = sources.present(settings)
+    host = snapshot.anonymized(host) if options.anonymize else host
+    text = as_json(snapshot.host_as_json(host), indent=1)
+    if options.output is None:
+        print(text)
+    else:
+        try:
+            # Written, not replaced: it may be a device or a link, and is not ours.
+            Path(options.output).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            message = f"{options.output}: cannot be written: {error.strerror}"
+            raise exits.Refusal(exits.FAILURE, message) from None
+    print(f"vcpusched: {where}", file=sys.stderr)
+    return exits.OK
+
+
+def _compare(host: Host, policy: planner.Policy, where: str, *, is_json: bool) -> int:
+    """Show the plans for single pCPUs, caches and nodes side by side."""
+    rows = [compared(host, dataclasses.replace(policy, pin_to=one)) for one in COMPARED]
+    if is_json:
+        print(f"vcpusched: {where}", file=sys.stderr)
+        print(as_json([row.as_json() for row in rows], indent=2))
+    else:
+        display.show(display.draw_comparison(rows, where))
+    return exits.OK
+
+
+def _commands(host: Host, found: planner.Plan, settings: Settings) -> Iterator[str]:
+    """Yield the commands that carry a plan out, in its order, after a comment with the verdict."""
+    policy = settings.policy()
+    text = plan_text(found, host, policy.pin_to, policy.balance_threshold_ppm)
+    yield f"# Plan: {text}" if found.moves else f"# {text}"
+    for move in found.moves:
+        whose = f"--domain {shlex.quote(move.domain)} --vcpu {move.vcpu.vcpu}"
+        where = f"--cpulist {move.to_cpus} --live"
+        yield f"virsh --connect {shlex.quote(settings.uri)} vcpupin {whose} {where}"
