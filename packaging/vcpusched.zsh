@@ -10,7 +10,7 @@
 
 _shtab_vcpusched_commands() {
   local _commands=(
-    check-config:'Show the effective settings and where each comes from.'
+    check-config:'Show the settings, their sources, and what works against them.'
     history:'Show which pins changed, why, and whether it helped.'
     pause:'Change no pin until resume, or for a time; lasts over restarts.'
     plan:'Show which pins would change now, and why. Changes nothing.'

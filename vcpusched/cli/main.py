@@ -208,11 +208,13 @@ def _resume(_options: argparse.Namespace) -> int:
 
 def _check_config(options: argparse.Namespace) -> int:
     effective = _settings(options)
+    from vcpusched.cli import host_checks
     from vcpusched.report import display
 
     values = effective.settings.model_dump()
     rows = [(key, json.dumps(value), effective.origin[key]) for key, value in values.items()]
-    display.show(display.draw_settings(rows))
+    found = [f"This host: {line}" for line in host_checks.find(effective.settings.metrics_file)]
+    display.show(display.draw_settings(rows), *[""] * bool(found), *found)
     return exits.OK
 
 

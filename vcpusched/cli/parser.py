@@ -30,7 +30,7 @@ GROUPS: Final = {
     "Tools": {
         "snapshot": "Save the host as the planner sees it, as JSON.",
         "simulate": "Try the settings on a simulated host. Needs no libvirt.",
-        "check-config": "Show the effective settings and where each comes from.",
+        "check-config": "Show the settings, their sources, and what works against them.",
     },
 }
 """The commands, each with a sentence, in the groups in which help shows them."""

@@ -1,0 +1,69 @@
+"""Finds what on this host works against the service or its settings, for `check-config`.
+
+Rule: hints, each a sentence with what to do. Nothing depends on them, and what cannot be read gives
+none. `root` is where the files of the host are.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from vcpusched.host.files import read_cpus, read_number, read_text
+from vcpusched.service import rivals
+
+ROOT: Final = Path("/")
+
+CPUSETS: Final = (
+    "machine.slice/cpuset.cpus.effective",
+    "cpuset/machine.slice/cpuset.effective_cpus",
+    "cpuset/machine.slice/cpuset.cpus",
+)
+"""Where the pCPUs of all guests together are listed, under /sys/fs/cgroup: v2, then v1."""
+
+TEXTFILES: Final = "/var/lib/prometheus/node-exporter"
+"""Where Debian's node_exporter reads metrics when it is not told."""
+
+_HIDDEN: Final = re.compile(r"^\S+ /proc proc \S*\bhidepid=(?!0|off)(\w+)", re.MULTILINE)
+_READS: Final = re.compile(r"textfile\.directory[=\0]([^\0]+)")
+
+
+def find(metrics_file: str, root: Path = ROOT) -> Iterator[str]:
+    """Yield a sentence for each thing found, in a fixed order."""
+    proc, system = root / "proc", root / "sys"
+    yield from rivals.find(proc, root / "etc/tuned/active_profile")
+    if (
+        read_number(proc / "sys/kernel/numa_balancing")
+        and len(read_cpus(system / "devices/system/node/online")) > 1
+    ):
+        yield (
+            "kernel.numa_balancing is on: the kernel moves memory and floating vCPUs between nodes"
+            " too, so loads change by themselves; sysctl kernel.numa_balancing=0 ends that"
+        )
+    online = read_cpus(system / "devices/system/cpu/online")
+    allowed = next(filter(None, (read_cpus(system / "fs/cgroup" / one) for one in CPUSETS)), online)
+    if left := online - allowed:
+        yield (
+            f"the cpuset of machine.slice keeps guests off pCPUs {left}: if that is not meant,"
+            f" systemctl set-property machine.slice AllowedCPUs={online}"
+        )
+    if hidden := _HIDDEN.search(read_text(proc / "self/mounts") or ""):
+        yield (
+            f"/proc is mounted with hidepid={hidden[1]}: guests are read through libvirt, which"
+            " costs more and does not say how long vCPUs wait; mount it without"
+        )
+    if metrics_file and (why := _unread(str(Path(metrics_file).parent), proc)):
+        yield f"metrics_file is read by nobody: {why}"
+
+
+def _unread(directory: str, proc: Path) -> str:
+    """Return why no node_exporter reads files in a directory; empty where one does."""
+    commands = [read_text(one) or "" for one in proc.glob("[0-9]*/cmdline")]
+    exporters = [one for one in commands if re.match(r"[^\0]*node[_-]exporter\0", one)]
+    if not exporters:
+        return "no node_exporter runs here"
+    read = [_READS.findall(one) or [TEXTFILES] for one in exporters]
+    if any(directory == one.rstrip("/") for each in read for one in each):
+        return ""
+    option = f"--collector.textfile.directory={directory}"
+    return f"node_exporter reads {read[0][0]}; write it there, or start that with {option}"
