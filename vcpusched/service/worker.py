@@ -4,6 +4,7 @@ Rule: every libvirt call of the daemon is made here. A worker that got stuck is 
 with its connection: it makes no further pin, and of what it still says only pins count.
 """
 
+import gc
 import queue
 import threading
 import time
@@ -195,6 +196,8 @@ class Worker:
 
     def _do_connect(self) -> Outcome:
         self._let_go()
+        # The frames of what failed hold the last connection in circles, and so its descriptors.
+        gc.collect()
         self._session = self._open_session()
         self._reconciler = Reconciler(self._session, self._book)
         return Alive()
