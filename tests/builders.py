@@ -285,7 +285,7 @@ class MemoryHost:
 
     def _read(self, name: str) -> DomainReading:
         cpus = self.cpus[name]
-        waited = Waited(self.now_ns, self.wait_ns[name]) if name in self.waits else None
+        waited = Waited(self.wait_ns[name]) if name in self.waits else None
         return DomainReading(
             uuid=DomainUuid(name),
             domain_id=self.domain_ids[name],

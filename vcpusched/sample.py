@@ -15,10 +15,9 @@ class Waited:
 
     `wait_ns` is how long since it began the thread was runnable without running, of that
     `throttled_ns` because its quota was used up; `quota_ppm` is the most that it may run, None
-    without a quota; `at_ns` the monotonic clock when that was read.
+    without a quota.
     """
 
-    at_ns: int
     wait_ns: int
     throttled_ns: int = 0
     quota_ppm: int | None = None

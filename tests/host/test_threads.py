@@ -67,7 +67,7 @@ def test_what_is_read_of_each_vcpu(seen: Seen) -> None:
     first, second = sweep.vcpus
     assert (first.vcpu, first.run_ns, str(first.affinity), first.on) == (0, 123456789012, "13", 13)
     assert first.waited is not None
-    assert (first.waited.wait_ns, first.waited.at_ns) == (987, sweep.at_ns)
+    assert first.waited.wait_ns == 987
     assert (second.vcpu, second.run_ns, str(second.affinity), second.on) == (10, 500, "0-1", 2)
     assert seen.threads.group(KEY) == "0::/\n"
 
@@ -234,11 +234,28 @@ def test_threads_come_and_go_that_are_no_vcpus(seen: Seen) -> None:
     assert seen.runs_ns() == {0: 500, 1: 500, 2: 500, 3: 500}
 
 
+def test_of_a_vcpu_that_did_not_run_only_the_affinity_is_read_again(seen: Seen) -> None:
+    """No other thread has run and waited for as long, to the ns."""
+    seen.files.process(PID, UUID, TWO)
+    before = seen.sweep()
+    assert before is not None
+    seen.files.affinities[21] = {1}
+    seen.files.thread(PID, 22, "CPU 1/KVM", on=7)
+    sweep = seen.threads.read(KEY)
+    assert sweep is not None
+    assert str(sweep.vcpus[0].affinity) == "1"
+    assert sweep.vcpus[1] is before.vcpus[1]
+    seen.files.thread(PID, 22, "CPU 1/KVM", on=7, counters="500 1001 4\n")
+    sweep = seen.threads.read(KEY)
+    assert sweep is not None
+    assert sweep.vcpus[1].on == 7
+
+
 def test_another_thread_of_the_same_number_is_another(seen: Seen) -> None:
     """It started at another time: read anew where it is a vCPU's, and not at all where not."""
     seen.files.process(PID, UUID, TWO)
     assert seen.sweep() is not None
-    seen.files.thread(PID, 22, "worker", started=2000)
+    seen.files.thread(PID, 22, "worker", started=2000, counters="4 5 6\n")
     assert seen.threads.affinity(KEY, 1) is None
     sweep = seen.threads.read(KEY)
     assert sweep is not None
@@ -254,7 +271,9 @@ def test_another_process_of_the_same_number_is_another(seen: Seen) -> None:
     seen.files.process(PID, UUID, TWO)
     assert seen.sweep() is not None
     seen.files.end(PID)
-    seen.files.process(PID, "another", TWO, started=2000)
+    seen.files.process(PID, "another", {}, started=2000)
+    for tid, name in TWO.items():
+        seen.files.thread(PID, tid, name, started=2000, counters="4 5 6\n")
     assert seen.threads.affinity(KEY, 0) is None
     assert seen.threads.read(KEY) is None
     assert seen.sweep() is None
@@ -356,7 +375,7 @@ def test_a_thread_of_this_process() -> None:
         assert found.groups == (task / "cgroup").read_text()
         columns = processes.columns_of((task / "stat").read_bytes())
         assert columns is not None
-        assert int(columns[processes.THREADS]) == len(list(task.parent.iterdir()))
+        assert task.parent.stat().st_nlink == 2 + len(list(task.parent.iterdir()))
         assert int(columns[processes.LAST_CPU]) in os.sched_getaffinity(0)
     finally:
         ended.set()

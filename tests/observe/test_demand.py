@@ -12,15 +12,16 @@ SECOND_NS = 1_000_000_000
 
 def waited(seconds: float, throttled_s: float = 0, quota: int | None = None) -> Waited:
     """Give the second of two readings of a thread, 10 s after one with nothing on its counters."""
-    return Waited(10 * SECOND_NS, round(seconds * 1e9), round(throttled_s * 1e9), quota)
+    return Waited(round(seconds * 1e9), round(throttled_s * 1e9), quota)
 
 
-ZERO = Waited(0, 0)
+ZERO = Waited(0)
+INTERVAL_NS = 10 * SECOND_NS
 
 
 def demand(usage: int, after: Waited, busy: int = PPM) -> int:
     """Give the demand after 10 s."""
-    return demand_ppm(usage, wait_ppm(ZERO, after), after.quota_ppm, busy)
+    return demand_ppm(usage, wait_ppm(ZERO, after, INTERVAL_NS), after.quota_ppm, busy)
 
 
 def test_who_never_sleeps_on_a_saturated_pcpu_wants_all_of_it() -> None:
@@ -41,13 +42,13 @@ def test_wait_counts_only_where_the_pcpu_is_saturated() -> None:
 
 def test_the_share_of_the_time_that_was_waited() -> None:
     """Not counting the quota's, and nothing where one reading is missing or too close."""
-    assert wait_ppm(ZERO, waited(2)) == 200_000
-    assert wait_ppm(ZERO, waited(2, throttled_s=2.5)) == 0
+    assert wait_ppm(ZERO, waited(2), INTERVAL_NS) == 200_000
+    assert wait_ppm(ZERO, waited(2, throttled_s=2.5), INTERVAL_NS) == 0
     # Where a quota is taken away nothing is counted any more.
-    assert wait_ppm(Waited(0, 0, SECOND_NS, 250_000), waited(2)) == 200_000
-    assert wait_ppm(None, waited(2)) is None
-    assert wait_ppm(ZERO, None) is None
-    assert wait_ppm(ZERO, Waited(SECOND_NS // 10, SECOND_NS // 10)) is None
+    assert wait_ppm(Waited(0, SECOND_NS, 250_000), waited(2), INTERVAL_NS) == 200_000
+    assert wait_ppm(None, waited(2), INTERVAL_NS) is None
+    assert wait_ppm(ZERO, None, INTERVAL_NS) is None
+    assert wait_ppm(ZERO, Waited(SECOND_NS // 10), SECOND_NS // 10) is None
 
 
 def test_without_a_reading_of_wait_demand_is_usage() -> None:

@@ -54,7 +54,7 @@ def test_usage_is_run_time_over_the_measured_interval() -> None:
 def waiting(at_s: float, wait_s: float, affinity: str, throttled_s: float = 0) -> DomainReading:
     """Return a reading of a vCPU that has not run, but waited for so long."""
     made = reading(at_s, 0.0, affinity=CpuSet.parse(affinity))
-    waited = Waited(made.at_ns, round(wait_s * SECOND_NS), round(throttled_s * SECOND_NS))
+    waited = Waited(round(wait_s * SECOND_NS), round(throttled_s * SECOND_NS))
     vcpu = dataclasses.replace(made.vcpus[0], waited=waited)
     return dataclasses.replace(made, vcpus=(vcpu,))
 

@@ -120,18 +120,18 @@ class Affinities:
         return known
 
 
-def wait_ppm(before: Waited | None, after: Waited | None) -> int | None:
+def wait_ppm(before: Waited | None, after: Waited | None, interval_ns: int) -> int | None:
     """Return for which share of the time a vCPU was kept from running by others.
 
     None where that is not known. Time for which the kernel held it back because of its quota is no
     such wait.
     """
-    if before is None or after is None or after.at_ns - before.at_ns < INTERVAL_MIN_NS:
+    if before is None or after is None or interval_ns < INTERVAL_MIN_NS:
         return None
     # Where a quota was taken away nothing counts any more what it held back.
     throttled_ns = max(0, after.throttled_ns - before.throttled_ns)
     waited_ns = after.wait_ns - before.wait_ns - throttled_ns
-    return max(0, waited_ns) * PPM // (after.at_ns - before.at_ns)
+    return max(0, waited_ns) * PPM // interval_ns
 
 
 def is_undisturbed(waited_ppm: int | None, busy: int) -> bool:

@@ -61,7 +61,8 @@ def intervals(before: Sample | None, after: Sample, busy: Mapping[int, int]) -> 
             if first is None or known is None or known.run_ns > reading.run_ns:
                 yield Interval(vcpu, domain, reading, restarted=known is not None)
                 continue
-            usage = usage_ppm(known.run_ns, reading.run_ns, domain.at_ns - first.at_ns)
+            interval_ns = domain.at_ns - first.at_ns
+            usage = usage_ppm(known.run_ns, reading.run_ns, interval_ns)
             yield Interval(
                 vcpu,
                 domain,
@@ -69,7 +70,7 @@ def intervals(before: Sample | None, after: Sample, busy: Mapping[int, int]) -> 
                 known,
                 first.at_ns,
                 None if is_uncertain else usage,
-                wait_ppm(known.waited, reading.waited),
+                wait_ppm(known.waited, reading.waited, interval_ns),
                 *affinities.of(reading.affinity),
             )
 

@@ -120,7 +120,7 @@ class SimulatedHost:
                     run_ns=thread.run_ns - thread.run_ns % TICK_NS,
                     affinity=CpuSet(thread.affinity),
                     on=thread.on,
-                    waited=Waited(now_ns, thread.wait_ns),
+                    waited=Waited(thread.wait_ns),
                 )
             )
         return Sample(
