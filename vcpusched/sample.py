@@ -37,10 +37,9 @@ class VcpuReading:
 
     `run_ns` is the CPU time of its thread since it began; `affinity` the pCPUs its thread may
     really use; `on` the pCPU it last ran on, if known; `waited` is None where it was not asked for
-    or cannot be known. `ours` says whether its affinity is a pin of ours, None where no account
-    is kept of that; `original` is the affinity before our first pin, while one of ours is in force;
-    `pin` is that pin, and `undone` whether the kernel reset it; `held` why it must be
-    left alone, whatever else holds.
+    or cannot be known. `ours` says whether its affinity is known to be a pin of ours; `original`
+    is the affinity before our first pin, while one of ours is in force; `pin` is that pin, and
+    `undone` whether the kernel reset it; `held` why it must be left alone, whatever else holds.
     """
 
     vcpu: int
@@ -48,7 +47,7 @@ class VcpuReading:
     affinity: CpuSet
     on: int | None = None
     waited: Waited | None = None
-    ours: bool | None = None
+    ours: bool = False
     original: CpuSet | None = None
     pin: CpuSet | None = None
     undone: bool = False
@@ -146,7 +145,8 @@ class Sample:
     `unread` holds the domains that run but could not be read; `busy` is None where it is not known.
     `isolated` are the pCPUs that the kernel keeps free of what is not pinned there, `offline` those
     that there are and that are not online. `by_libvirt` names the domains that were read
-    through libvirt because the kernel did not show their vCPU threads, by the reason.
+    through libvirt because the kernel did not show their vCPU threads, by the reason. Readings say
+    whose affinities are whose where the sample `is_reconciled`.
     """
 
     topology: Topology
@@ -156,6 +156,7 @@ class Sample:
     isolated: CpuSet = NO_CPUS
     by_libvirt: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     offline: CpuSet = NO_CPUS
+    is_reconciled: bool = False
 
     @property
     def present(self) -> CpuSet:

@@ -407,15 +407,16 @@ def test_objections_to_a_move() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "why"),
-    [(True, ""), (False, "someone else keeps it on pCPUs 0-3"), (None, "")],
+    ("ours", "is_reconciled", "why"),
+    [(True, True, ""), (False, True, "someone else keeps it on pCPUs 0-3"), (False, False, "")],
 )
-def test_own_sets_and_pools_are_distinguished(*, ours: bool | None, why: str) -> None:
+def test_own_sets_and_pools_are_distinguished(*, ours: bool, is_reconciled: bool, why: str) -> None:
     """A set that could be a pin of ours is one if the ledger says so, or if nobody keeps one."""
     topology = Topology(tuple(Cpu(cpu, cache=cpu // 4) for cpu in range(8)))
     domain = guest("a", "0-3")
     readings = (dataclasses.replace(domain.vcpus[0], ours=ours),)
-    seen = Sample(topology, (dataclasses.replace(domain, vcpus=readings),))
+    domain = dataclasses.replace(domain, vcpus=readings)
+    seen = Sample(topology, (domain,), is_reconciled=is_reconciled)
     placement = Placement.of(PlacementRules(granularity=Granularity.CACHE), seen)
     found = placement.eligibility(seen.domains[0], readings[0])
     assert (found.fixed, found.why) == (bool(why), why)

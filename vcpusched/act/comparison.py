@@ -85,13 +85,17 @@ def reconcile(
             domains.append(domain)
             continue
         entry = before or Entry(domain.name, domain.domain_id)
-        # A vCPU that is missing is kept: libvirt applies its last pin to one that is plugged in.
-        records, readings = dict(entry.records), list[VcpuReading]()
+        records, readings = dict[int, Record](), list[VcpuReading]()
         # A pCPU outside the guest's cpuset is to it as one that is offline: the kernel shows none,
         # and has taken the guest off it.
         shown, is_asked = online & definition.cpuset, domain.uuid in asked
         for reading in domain.vcpus:
-            known = records.get(reading.vcpu)
+            known = entry.records.get(reading.vcpu)
+            if known is not None and _is_as_left(known, reading, shown):
+                if (record := known.ran(reading.run_ns)) is not known:
+                    records[reading.vcpu] = record
+                readings.append(_annotated(reading, entry, record))
+                continue
             found = _followed(known, domain, reading, sample, shown, is_asked=is_asked)
             records[reading.vcpu] = found.record
             annotated = _annotated(reading, entry, found.record)
@@ -103,30 +107,32 @@ def reconcile(
                 vcpu, now = VcpuId(domain.uuid, domain.domain_id, reading.vcpu), reading.affinity
                 move = Move(vcpu, domain.name, known.affinity, now, 0, "", cause=found.cause)
                 changes.append(Changed(move, was_ours=known.is_ours))
-        domains.append(
-            DomainReading(
-                domain.uuid,
-                domain.domain_id,
-                domain.name,
-                domain.at_ns,
-                domain.took_ns,
-                tuple(readings),
-                definition,
-            )
-        )
+        vcpus = tuple(readings)
+        domains.append(domain if vcpus == domain.vcpus else replace(domain, vcpus=vcpus))
+        # A vCPU that is missing is kept: libvirt applies its last pin to one that is plugged in.
         entries[domain.uuid] = Entry(
             domain.name,
             domain.domain_id,
-            records,
+            {**entry.records, **records} if records else entry.records,
             held=entry.held,
             marked=bool(definition.origin) if definition.allowed else entry.marked,
             uri=uri,
         )
-    known_sample = replace(sample, domains=tuple(domains))
+    known_sample = replace(sample, domains=tuple(domains), is_reconciled=True)
     return Reconciled(Ledger(entries), known_sample, tuple(changes), frozenset(unclear))
 
 
+def _is_as_left(known: Record, reading: VcpuReading, shown: CpuSet) -> bool:
+    """Return whether a vCPU is where it was left and nothing of it is open, as of nearly all."""
+    is_open = known.young_ns or known.undone or known.pending is not None
+    # Bits, not sets: this is asked for each vCPU in each cycle.
+    is_there = reading.affinity.bits == known.affinity.bits & shown.bits
+    return is_there and not is_open and reading.run_ns >= known.run_ns
+
+
 def _annotated(reading: VcpuReading, entry: Entry, record: Record) -> VcpuReading:
+    if not (record.is_ours or record.held or entry.held):
+        return reading  # as of nearly all
     shows_pin = record.is_ours and not record.young_ns
     return VcpuReading(  # thousands a cycle: `replace` takes three times as long
         reading.vcpu,
@@ -147,13 +153,13 @@ def _is_another_run(before: Entry, domain: DomainReading, *, is_unseen: bool) ->
 
     But for single vCPUs, which are plugged in anew.
     """
-    fell = [
+    fell = (
         _fell(record, reading)
         for reading in domain.vcpus
         if (record := before.records.get(reading.vcpu)) is not None
-    ]
+    )
     if before.domain_id == domain.domain_id:
-        return bool(fell) and all(fell)
+        return next(fell, False) and all(fell)
     return not is_unseen or any(fell)
 
 

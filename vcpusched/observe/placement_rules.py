@@ -142,7 +142,7 @@ class Placement:
 
     `cpus` are the managed pCPUs, `units` the sets of several that vCPUs are pinned to, `nodes` the
     pCPUs of each NUMA node that is known, `left_alone` those that are online and not managed, by
-    the reason.
+    the reason. It `knows_pins` where the sample says which affinities are pins of ours.
     """
 
     rules: PlacementRules
@@ -154,6 +154,7 @@ class Placement:
     units: frozenset[CpuSet] = frozenset()
     nodes: Mapping[int, CpuSet] = field(default_factory=dict)
     left_alone: Mapping[str, CpuSet] = field(default_factory=dict)
+    knows_pins: bool = False
 
     @classmethod
     def of(cls, rules: PlacementRules, sample: Sample, before: "Placement | None" = None) -> Self:
@@ -186,7 +187,16 @@ class Placement:
                 nodes[cpu.node] = nodes.get(cpu.node, NO_CPUS) | CpuSet(1 << cpu.id)
         left_alone = rules.left_alone(online, isolated, cpuset) if managed != online else {}
         return cls(
-            rules, managed, cpus, isolated, reserved_by, everywhere, units, nodes, left_alone
+            rules,
+            managed,
+            cpus,
+            isolated,
+            reserved_by,
+            everywhere,
+            units,
+            nodes,
+            left_alone,
+            sample.is_reconciled,
         )
 
     def binds(self, affinity: CpuSet) -> bool:
@@ -200,7 +210,7 @@ class Placement:
         targets = self._targets(definition, reading.vcpu, reach)
         spread = definition.wish == Wish.SPREAD
         why = reading.held or self._why_held(domain.name, definition, reading.vcpu, mask, reach)
-        ours = affinity in self.units if reading.ours is None else reading.ours
+        ours = reading.ours or (affinity in self.units and not self.knows_pins)
         if not why and (len(affinity) == 1 or ours):
             why = self._why_bound(definition, reading, mask, reach, targets)
         elif not why:
