@@ -88,6 +88,10 @@ class CpuSet:
         """Return whether every pCPU of this set is in `other` too."""
         return not self.bits & ~other.bits
 
+    def meets(self, other: "CpuSet") -> bool:
+        """Return whether any pCPU of this set is in `other` too."""
+        return bool(self.bits & other.bits)
+
     def __str__(self) -> str:
         return _text(self.bits)
 

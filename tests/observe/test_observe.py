@@ -8,11 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, DomainUuid, Granularity, Topology
+from vcpusched.model import (
+    PPM,
+    PPM_PER_POINT,
+    Cpu,
+    CpuSet,
+    DomainUuid,
+    Granularity,
+    Topology,
+    Vcpu,
+)
 from vcpusched.observe.demand import INTERVAL_MIN_NS, Track
 from vcpusched.observe.intervals import baseline, usage_ppm
 from vcpusched.observe.observe import Observed, Smoothing, observe
-from vcpusched.observe.placement_rules import PlacementRules
+from vcpusched.observe.placement_rules import DEFAULT_RULES, PlacementRules
 from vcpusched.sample import Busy, Definition, DomainReading, Sample, Unread, VcpuReading, Waited
 
 SECOND_NS = 1_000_000_000
@@ -420,3 +429,29 @@ def test_a_guest_that_is_not_judged_yet_and_cannot_be_read_is_no_room() -> None:
 def test_a_long_half_life_pulls_no_load_down() -> None:
     """Half-life a day, a look each 3 s, 49 and 51 % in turns: the load stays at 50 %."""
     assert follow([50, 50, *([49, 51] * 2000)], 86_400)[-1] == pytest.approx(50, abs=0.1)
+
+
+def test_a_vcpu_that_is_as_before_is_the_same_and_else_judged_anew() -> None:
+    """By its definition, its hold, its affinity, and the rules; its load makes another of it, too.
+
+    What was judged before never shows: the same comes of a sample without it.
+    """
+    before, now = sample(reading(10, 5.0)), sample(reading(13, 6.5))
+    earlier = observe(before, now)
+    (vcpu,) = earlier.host.vcpus
+
+    def then(run_s: float, rules: PlacementRules = DEFAULT_RULES, **changes: object) -> Vcpu:
+        after = sample(reading(16, run_s, **changes))  # type: ignore[arg-type]
+        (found,) = observe(now, after, earlier, rules=rules).host.vcpus
+        unaware = dataclasses.replace(earlier, judged={})
+        assert observe(now, after, unaware, rules=rules).host.vcpus == (found,)
+        return found
+
+    assert then(8.0) is vcpu
+    assert then(8.0, definition=Definition({0: ALL})) is vcpu
+    assert then(9.0) == dataclasses.replace(vcpu, load_ppm=833_333)
+    assert then(8.0, definition=Definition({0: ALL}, wish="hold")).why == "held by its metadata"
+    assert then(8.0, affinity=CpuSet.parse("0-1")).why == "someone else keeps it on pCPUs 0-1"
+    assert then(8.0, PlacementRules(exclude_domains=("w*",))).fixed
+    held = VcpuReading(0, 8 * SECOND_NS, ALL, on=1, held="restored on request")
+    assert then(8.0, vcpus=(held,)).why == "restored on request"

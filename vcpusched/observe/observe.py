@@ -41,8 +41,13 @@ from vcpusched.observe.demand import (
     is_undisturbed,
 )
 from vcpusched.observe.intervals import Interval, intervals, unclear
-from vcpusched.observe.placement_rules import DEFAULT_RULES, Placement, PlacementRules
-from vcpusched.sample import Sample
+from vcpusched.observe.placement_rules import (
+    DEFAULT_RULES,
+    Eligibility,
+    Placement,
+    PlacementRules,
+)
+from vcpusched.sample import Definition, Sample
 
 FADE_NS: Final = 300 * 1_000_000_000
 """The load of a guest that cannot be read counts for so long: by then it may be any other."""
@@ -68,13 +73,19 @@ class Smoothing:
     settle_s: float = 10.0
 
 
+JudgedBy = tuple[str, Definition, CpuSet, bool, str]
+"""What eligibility is judged by beside the placement: the guest's name and definition, the vCPU's
+affinity, whether that is ours, and why it is held."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observed:
     """The host as it is now, and what to remember for the next time.
 
     `waits` says for which share of the time since the sample before each vCPU that may use a
     managed pCPU was kept waiting, `busy` how busy each pCPU was; `placement` is by the rules.
-    `periods` is from how many of them loads are known.
+    `periods` is from how many of them loads are known. `judged` has each vCPU of the host that was
+    read, and what it was judged by.
     """
 
     host: Host
@@ -84,6 +95,7 @@ class Observed:
     busy: Mapping[int, int] = field(default_factory=dict)
     placement: Placement | None = None
     periods: int = 0
+    judged: Mapping[VcpuId, tuple[JudgedBy, Vcpu]] = field(default_factory=dict)
 
 
 def observe(
@@ -111,7 +123,7 @@ def observe(
     waits = {
         interval.id: interval.wait_ppm
         for interval in found
-        if interval.wait_ppm is not None and interval.after.affinity & placement.managed
+        if interval.wait_ppm is not None and interval.after.affinity.meets(placement.managed)
     }
     unread = _unread(before, after)
     tracks = {vcpu: track for vcpu, track in known.items() if vcpu.uuid in unread}
@@ -136,14 +148,21 @@ def observe(
         for cpu in placement.cpus
         if not cpu.isolated and busy.get(cpu.id, PPM) <= CROWDED_PPM
     )
+    is_alike = earlier is not None and earlier.placement == placement
+    judged_before = earlier.judged if earlier is not None and is_alike else {}
+    judged: dict[VcpuId, tuple[JudgedBy, Vcpu]] = {}
     for interval in found:
         track = _followed(interval, known.get(interval.id, stranger), smoothing, enough)
         tracks[interval.id] = track
         if track.load_ppm is not None:
             affinity = interval.after.affinity
-            could_run = len(affinity) > 1 and affinity & room
+            could_run = affinity.meets(room) and len(affinity) > 1
             wait_ppm = waits.get(interval.id, 0) if could_run else 0
-            vcpus.append(_vcpu(interval, track.load_ppm, wait_ppm, placement))
+            made = _judged(
+                interval, track.load_ppm, wait_ppm, placement, judged_before.get(interval.id)
+            )
+            judged[interval.id] = made
+            vcpus.append(made[1])
     unsettled = CpuSet()
     for track in tracks.values():
         if track.load_ppm is None and placement.binds(track.affinity):
@@ -158,7 +177,7 @@ def observe(
         node_distances=after.topology.node_distances,
     )
     periods = (earlier.periods if earlier is not None else 0) + (before is not None)
-    return Observed(host, tracks, host_tracks, waits, busy, placement, periods)
+    return Observed(host, tracks, host_tracks, waits, busy, placement, periods, judged)
 
 
 def _unread(before: Sample | None, after: Sample) -> frozenset[DomainUuid]:
@@ -222,10 +241,28 @@ def _host_followed(
     return followed
 
 
-def _vcpu(interval: Interval, load_ppm: int, wait_ppm: int, placement: Placement) -> Vcpu:
+def _judged(
+    interval: Interval,
+    load_ppm: int,
+    wait_ppm: int,
+    placement: Placement,
+    before: tuple[JudgedBy, Vcpu] | None,
+) -> tuple[JudgedBy, Vcpu]:
+    """Return a vCPU and what it is judged by; `before` is what came of it under an equal placement.
+
+    Judged by the same it is as eligible as before, and with the same load the same vCPU.
+    """
     domain, reading = interval.domain, interval.after
-    eligibility = placement.eligibility(domain, reading)
-    return Vcpu(
+    definition = domain.definition
+    by = domain.name, definition, reading.affinity, reading.ours, reading.held
+    if before is not None and before[0] == by:
+        vcpu = before[1]
+        if (load_ppm, wait_ppm, reading.on) == (vcpu.load_ppm, vcpu.wait_ppm, vcpu.on):
+            return by, vcpu
+        eligibility = Eligibility(vcpu.allowed, vcpu.fixed, vcpu.why, vcpu.spread)
+    else:
+        eligibility = placement.eligibility(domain, reading)
+    return by, Vcpu(
         id=interval.id,
         domain=domain.name,
         load_ppm=load_ppm,
@@ -234,9 +271,9 @@ def _vcpu(interval: Interval, load_ppm: int, wait_ppm: int, placement: Placement
         on=reading.on,
         fixed=eligibility.fixed,
         why=eligibility.why,
-        memory_node=domain.definition.memory_node(reading.vcpu),
-        shares=domain.definition.shares,
-        quota_ppm=domain.definition.quota_ppm,
+        memory_node=definition.memory_node(reading.vcpu),
+        shares=definition.shares,
+        quota_ppm=definition.quota_ppm,
         spread=eligibility.spread,
         wait_ppm=wait_ppm,
     )
