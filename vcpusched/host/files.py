@@ -33,6 +33,20 @@ def read_text(path: Path | str) -> str | None:
     return found.decode(errors="replace") if found is not None else None
 
 
+def read_record(path: str) -> bytes | None:
+    """Return what is in a file that the kernel gives whole at once, as it does one line."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return os.read(descriptor, _PIECE)
+    except OSError:
+        return None  # it ended meanwhile
+    finally:
+        os.close(descriptor)
+
+
 def read_bytes(path: Path | str) -> bytes | None:
     """Return what is in a file.
 

@@ -7,7 +7,7 @@ Sources: the kernel's Documentation/scheduler/sched-stats for `/proc/PID/task/TI
 run and time waited, both in ns, also without `schedstats=enable`), proc(5) for `stat`, and
 fs/proc/base.c for `/proc/PID/task`, which has two links and one for each thread.
 sched_getaffinity(2) needs no privilege. This takes 12 us for a vCPU that ran since the last time
-and 8 for one that did not; files that are kept open would save 3 of them, and take a descriptor
+and 6 for one that did not; files that are kept open would save 3 of them, and take a descriptor
 and 5 KiB of the kernel's memory each. Quotas change seldom, so which groups have one is read when
 threads are listed; of those that have, one more file says how long they held back.
 """
@@ -23,7 +23,7 @@ from typing import Final
 from vcpusched.host import processes
 from vcpusched.host.cgroups import Quota, quota
 from vcpusched.host.definitions import Key
-from vcpusched.host.files import read_bytes
+from vcpusched.host.files import read_bytes, read_record
 from vcpusched.model import CpuSet
 from vcpusched.sample import VcpuReading, Waited
 
@@ -178,7 +178,7 @@ class Threads:
         if process is None:
             return False
         # First, so that a thread that comes while they are listed shows in the next sweep.
-        guest.count = _links(f"{self._proc}/{process.pid}/task")
+        guest.count = _count(f"{self._proc}/{process.pid}/task")
         guest.tids = processes.tids(self._proc, process.pid)
         guest.groups = processes.groups_of(self._proc, process.pid)
         guest.threads = processes.vcpu_threads(self._proc, process)
@@ -197,22 +197,24 @@ class Threads:
         if guest.process is None:
             return None
         at_ns = time.monotonic_ns()
-        guest.count_seen = _links(f"{self._proc}/{guest.process.pid}/task")
+        guest.count_seen = None
         vcpus = []
         for vcpu, thread in guest.threads.items():
             quota_of = guest.quotas[vcpu]
             throttled_ns = quota_of.throttled_ns() if quota_of is not None else None
             # The counters last, so that what was read before is of the same thread.
             affinity = self._affinity(thread)
-            seen = read_bytes(f"{thread.path}/schedstat"), affinity, throttled_ns
+            seen = read_record(f"{thread.path}/schedstat"), affinity, throttled_ns
             known = guest.seen.get(vcpu)
             # Of a thread that did not run since, to the ns, nothing else can be other than it was.
             if known is None or known[0] != seen:
-                reading = _reading(vcpu, thread, seen, quota_of)
+                reading = _reading(guest, vcpu, thread, seen)
                 if reading is None:
                     return None
                 known = guest.seen[vcpu] = seen, reading
             vcpus.append(known[1])
+        if guest.count_seen is None:
+            guest.count_seen = _count(f"{self._proc}/{guest.process.pid}/task")
         return Sweep(at_ns, time.monotonic_ns() - at_ns, tuple(vcpus))
 
     def _affinity(self, thread: processes.Thread) -> CpuSet | None:
@@ -222,14 +224,15 @@ class Threads:
             return None
 
 
-def _reading(
-    vcpu: int, thread: processes.Thread, seen: _Seen, quota_of: Quota | None
-) -> VcpuReading | None:
-    """Return what was seen of a vCPU; None where its thread is not the one that was found."""
+def _reading(guest: _Guest, vcpu: int, thread: processes.Thread, seen: _Seen) -> VcpuReading | None:
+    """Return what was seen of a vCPU, and note how many threads its process has.
+
+    None where its thread is not the one that was found.
+    """
     line, affinity, throttled_ns = seen
-    counters = (line or b"").split()
+    quota_of, counters = guest.quotas[vcpu], (line or b"").split()
     # After the counters, which are of the same thread then.
-    columns = processes.columns_of(read_bytes(f"{thread.path}/stat"))
+    columns = processes.columns_of(read_record(f"{thread.path}/stat"))
     if (
         columns is None
         or columns[processes.STARTED] != thread.started
@@ -237,6 +240,7 @@ def _reading(
         or affinity is None
     ):
         return None
+    guest.count_seen = int(columns[processes.THREADS])
     run_ns, wait_ns = int(counters[0]), int(counters[1])
     if not run_ns:
         return None  # a kernel that keeps no account writes zeros
@@ -246,9 +250,10 @@ def _reading(
     return VcpuReading(vcpu, run_ns, affinity, int(columns[processes.LAST_CPU]), waited)
 
 
-def _links(directory: str) -> int | None:
+def _count(directory: str) -> int | None:
+    """Return how many threads there are in a process's directory of them."""
     try:
-        return os.stat(directory).st_nlink  # noqa: PTH116  paths of hundreds take too long
+        return os.stat(directory).st_nlink - 2  # noqa: PTH116  paths of hundreds take too long
     except OSError:
         return None
 
