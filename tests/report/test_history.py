@@ -17,7 +17,7 @@ from vcpusched.act.ledger import Changed
 from vcpusched.model import CpuSet, Granularity
 from vcpusched.plan.planner import Cause, Move, Policy, plan
 from vcpusched.report import display, history, messages
-from vcpusched.report.history import History, Kind, Record
+from vcpusched.report.history import History, JournalRecord, Kind
 from vcpusched.report.messages import Entry
 from vcpusched.service import systemd
 from vcpusched.text import as_json
@@ -32,11 +32,11 @@ CYCLE = Cycle(7, 4, host=CROWDED, plan=FOUND, executed=True, pinned=FOUND.moves)
 EFFECT = Effect(7, Verdict.HELPED, 1_000_000, 0, 60_000, 4, 560_000, 10_000, 20_000)
 
 
-def as_record(entry: Entry | None, at_s: float, **trusted: str) -> Record:
+def as_record(entry: Entry | None, at_s: float, **trusted: str) -> JournalRecord:
     """Give an entry as the journal would."""
     assert entry is not None
     from_journald = {"_UID": "0", "_PID": "10", "_BOOT_ID": "b", **trusted}
-    return Record(at_s, {**entry.fields, "MESSAGE": entry.message, **from_journald})
+    return JournalRecord(at_s, {**entry.fields, "MESSAGE": entry.message, **from_journald})
 
 
 def pin_entry(move: Move) -> Entry:
@@ -44,7 +44,7 @@ def pin_entry(move: Move) -> Entry:
     return messages.changed_entry(Changed(move, 7))
 
 
-def a_plan(at_s: float = NOON_S, *, proven: bool = True, **trusted: str) -> list[Record]:
+def a_plan(at_s: float = NOON_S, *, proven: bool = True, **trusted: str) -> list[JournalRecord]:
     """Give what the service writes about a plan of two pins, and what came of it."""
     entries = [
         as_record(messages.changed_entry(Changed(move, 7)), at_s, **trusted) for move in FOUND.moves
@@ -55,7 +55,7 @@ def a_plan(at_s: float = NOON_S, *, proven: bool = True, **trusted: str) -> list
     return entries
 
 
-def past(entries: Iterable[Record], domain: str = "", own_uid: int = 0) -> History:
+def past(entries: Iterable[JournalRecord], domain: str = "", own_uid: int = 0) -> History:
     """Give the history of the day before noon and the minute after."""
     return history.history(entries, NOON_S - DAY_S, NOON_S + 60, domain=domain, own_uid=own_uid)
 
@@ -66,20 +66,30 @@ def drawn(found: History, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
+def test_a_sum_says_for_whom_most_pins_were_made() -> None:
+    """Where that is one guest in particular."""
+    later = a_plan(NOON_S + 30, proven=False, _PID="11")
+    first = FOUND.moves[0].domain
+    assert "most pins" not in history.summary(past([*a_plan(), *later]))
+    assert f"; most pins for {first} (2)" in history.summary(past([*a_plan(), later[0]]))
+
+
 def test_a_plan_and_what_came_of_it() -> None:
     """In the words of the journal: what was done, what it brought, each move with its reason."""
-    (event,) = past(a_plan()).events
+    (event,) = past(a_plan()).episodes
     assert (event.kind, event.cycle, event.at_s) == (Kind.PLAN, 7, NOON_S)
     assert [moved.text("DOMAIN") for moved in event.moves] == [move.domain for move in FOUND.moves]
     assert event.moves[0].text("REASON") == FOUND.moves[0].reason
     assert history.headline(event) == "Plan 7 done: 2 pins, gap 100 -> ~0 points; then balanced"
     assert history.outcome(event, NOON_S + 60) == messages.outcome_entry(EFFECT).message
-    assert history.summary(past(a_plan())) == "2 pins in 1 plan, 1 helped"
+    assert history.summary(past(a_plan())) == (
+        "2 pins in 1 plan, 1 helped; vCPUs that waited: 56% of the time before, 2% after"
+    )
 
 
 def test_an_effect_that_is_not_known() -> None:
     """A plan without its outcome: it may still come, or never will."""
-    (event,) = past(a_plan(proven=False)).events
+    (event,) = past(a_plan(proven=False)).episodes
     assert history.outcome(event, NOON_S + 5) == "Its effect is not measured yet"
     assert "was never measured" in history.outcome(event, NOON_S + 600)
 
@@ -87,7 +97,7 @@ def test_an_effect_that_is_not_known() -> None:
 def test_cycles_of_different_processes_are_different() -> None:
     """Each process counts from 1: what came of cycle 7 belongs to its own cycle 7."""
     entries = a_plan(NOON_S - 100, proven=False, _PID="9") + a_plan()
-    first, second = past(entries).events
+    first, second = past(entries).episodes
     assert (first.outcome, second.outcome is not None) == (None, True)
 
 
@@ -105,7 +115,7 @@ def test_pins_without_a_plan_and_what_was_restored() -> None:
         ),
     ]
     assert "MESSAGE_ID" not in messages.failure_entry(Failure(given, "it is busy")).fields
-    events = past(entries).events
+    events = past(entries).episodes
     assert [(event.kind, len(event.moves)) for event in events] == [
         (Kind.PINS, 1),
         (Kind.GIVEN_BACK, 2),
@@ -128,13 +138,13 @@ def test_what_the_kernel_reset() -> None:
     found = past(
         [as_record(messages.changed_entry(undone), NOON_S + after_s) for after_s in (0, 3)]
     )
-    assert [(event.kind, len(event.moves)) for event in found.events] == [(Kind.RESET, 2)]
+    assert [(event.kind, len(event.moves)) for event in found.episodes] == [(Kind.RESET, 2)]
     assert (
-        found.events[0]
+        found.episodes[0]
         .moves[0]
         .message.startswith("The kernel reset the affinity of vCPU 0 of g0: pCPU 1 -> pCPUs 0-3 ")
     )
-    assert history.headline(found.events[0]) == "2 pins made again after a reset by the kernel"
+    assert history.headline(found.episodes[0]) == "2 pins made again after a reset by the kernel"
     assert history.summary(found) == "0 pins in 0 plans, 2 made again after a reset by the kernel"
 
 
@@ -142,26 +152,26 @@ def test_one_domain_only() -> None:
     """By name or UUID; how many others moved with it is reported."""
     first, second = FOUND.moves
     for asked in (second.domain, second.vcpu.uuid):
-        (event,) = past(a_plan(), domain=asked).events
+        (event,) = past(a_plan(), domain=asked).episodes
         assert [moved.text("DOMAIN") for moved in event.moves] == [second.domain]
         assert history.headline(event).endswith("; then balanced (1 more of other guests)")
     assert first.domain != second.domain
-    assert not past(a_plan(), domain="web*").events
+    assert not past(a_plan(), domain="web*").episodes
 
 
 def test_what_began_before_is_not_reported() -> None:
     """A plan is reported whole or not at all."""
-    assert not past(a_plan(NOON_S - DAY_S - 0.05)).events
+    assert not past(a_plan(NOON_S - DAY_S - 0.05)).episodes
 
 
 def test_others_cannot_forge_it() -> None:
     """Anybody can write to the journal, but not say to journald that he is someone else."""
     forged = past(a_plan(_UID="1000"))
-    assert not forged.events
+    assert not forged.episodes
     assert history.summary(forged) == "no pin changed; 4 entries by other users left out"
-    assert not past(a_plan(_UID="")).events
-    assert past(a_plan(_UID="1000"), own_uid=1000).events
-    assert past(a_plan(_UID="998")).events
+    assert not past(a_plan(_UID="")).episodes
+    assert past(a_plan(_UID="1000"), own_uid=1000).episodes
+    assert past(a_plan(_UID="998")).episodes
 
 
 @pytest.mark.parametrize(
@@ -180,7 +190,7 @@ def test_nonsense_is_left_out(
     fields: Mapping[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What cannot be read is unknown, and nothing breaks."""
-    entries = [Record(one.at_s, {**one.fields, **fields}) for one in a_plan()]
+    entries = [JournalRecord(one.at_s, {**one.fields, **fields}) for one in a_plan()]
     shown = drawn(past(entries), capsys)
     assert "\x1b" not in shown
     json.dumps(history.as_json(past(entries)), allow_nan=False)
@@ -190,7 +200,7 @@ def test_hostile_names_reach_no_terminal(capsys: pytest.CaptureFixture[str]) -> 
     """Neither an escape sequence nor a line of its own, in text and in JSON."""
     hostile = {f"VCPUSCHED_{key}": HOSTILE for key in ("DOMAIN", "FROM", "TO", "REASON")}
     hostile["MESSAGE"] = HOSTILE
-    found = past([Record(one.at_s, {**one.fields, **hostile}) for one in a_plan()])
+    found = past([JournalRecord(one.at_s, {**one.fields, **hostile}) for one in a_plan()])
     shown = drawn(found, capsys)
     assert "x?]0;owned??web?9" in shown
     assert not set("\x1b\x07\u202e") & set(shown)
@@ -244,7 +254,7 @@ def test_piped(capsys: pytest.CaptureFixture[str]) -> None:
     assert drawn(past([]), capsys).endswith(": no pin changed\n")
 
 
-def journal_file(directory: Path, entries: Iterable[Record]) -> None:
+def journal_file(directory: Path, entries: Iterable[JournalRecord]) -> None:
     """Write entries as journald does, by systemd's own tool for that."""
     export = b""
     for index, one in enumerate(entries):
@@ -268,15 +278,18 @@ def journal_file(directory: Path, entries: Iterable[Record]) -> None:
 def test_a_real_journal(tmp_path: Path) -> None:
     """What is not ours and what is older is not read; fields come as they were written."""
     odd = [
-        Record(one.at_s, {**one.fields, "VCPUSCHED_DOMAIN": "\udcff" + HOSTILE}) for one in a_plan()
+        JournalRecord(one.at_s, {**one.fields, "VCPUSCHED_DOMAIN": "\udcff" + HOSTILE})
+        for one in a_plan()
     ]
-    other = Record(NOON_S, {"MESSAGE": "something else", "MESSAGE_ID": "0" * 32, "_UID": "0"})
-    old = [Record(one.at_s, {**one.fields}) for one in a_plan(NOON_S - 2 * DAY_S)]
+    other = JournalRecord(
+        NOON_S, {"MESSAGE": "something else", "MESSAGE_ID": "0" * 32, "_UID": "0"}
+    )
+    old = [JournalRecord(one.at_s, {**one.fields}) for one in a_plan(NOON_S - 2 * DAY_S)]
     journal_file(tmp_path, [*old, other, *odd])
     entries = list(systemd.past(history.MESSAGE_IDS, NOON_S - DAY_S, tmp_path))
     assert len(entries) == len(odd)
     assert [round(one.at_s - NOON_S, 3) for one in entries] == [0.0, 0.0, 0.1, 3.0]
-    (event,) = past(entries).events
+    (event,) = past(entries).episodes
     assert event.moves[0].text("DOMAIN") == "\ufffd" + HOSTILE
     assert history.outcome(event, NOON_S).startswith("Plan 7 helped: ")
 

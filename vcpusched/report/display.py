@@ -20,7 +20,7 @@ from vcpusched.plan.explain import Explanation
 from vcpusched.plan.planner import Plan, Policy
 from vcpusched.report import draw, history, treatments
 from vcpusched.report.comparison import Compared
-from vcpusched.report.history import Event, History
+from vcpusched.report.history import Episode, History
 from vcpusched.report.messages import change_text
 from vcpusched.report.plan_text import inside_text, plan_text, sets_of
 from vcpusched.report.simulation import About, Result
@@ -216,16 +216,16 @@ def draw_settings(rows: Sequence[tuple[str, str, str]]) -> Table:
 def draw_history(past: History) -> Group:
     """Draw which pins changed, why, and whether it helped, the oldest first."""
     parts: list[RenderableType] = []
-    for event in past.events:
-        parts += [*_event(event, past.until_s), Text()]
+    for episode in past.episodes:
+        parts += [*_episode(episode, past.until_s), Text()]
     return Group(*parts, Text(f"Since {draw.clock(past.since_s)}: {history.summary(past)}", "bold"))
 
 
-def _event(event: Event, now_s: float) -> Iterator[RenderableType]:
-    yield Text(f"{draw.clock(event.at_s)}  {history.headline(event)}", "bold")
-    if outcome := history.outcome(event, now_s):
+def _episode(episode: Episode, now_s: float) -> Iterator[RenderableType]:
+    yield Text(f"{draw.clock(episode.at_s)}  {history.headline(episode)}", "bold")
+    if outcome := history.outcome(episode, now_s):
         yield _hanging("  → ", outcome)
-    for moved in event.moves:
+    for moved in episode.moves:
         yield _hanging("  · ", moved.message)
 
 

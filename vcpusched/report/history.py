@@ -3,7 +3,7 @@
 Rule: pure; joins entries by their fields, shows them in their own words, and believes none of it:
 what cannot be read is left out.
 
-Terms: an event is a plan that was carried out; pins made without one (the way back of a vCPU that
+Terms: an episode is a plan that was carried out; pins made without one (the way back of a vCPU that
 was worse off pinned, or a plan whose end is missing); pins made again after a reset by the kernel;
 or original affinities restored.
 """
@@ -54,7 +54,7 @@ _DECIMAL: Final = re.compile("[0-9]{1,12}[.][0-9]{1,12}|[0-9]{1,12}")
 
 
 class Kind(enum.StrEnum):
-    """What an event is."""
+    """What an episode is."""
 
     PLAN = "plan"
     PINS = "pins"
@@ -63,11 +63,11 @@ class Kind(enum.StrEnum):
 
 
 _JOINED: Final = {MESSAGE_ID_RESET: Kind.RESET, MESSAGE_ID_GIVEN_BACK: Kind.GIVEN_BACK}
-"""Entries that belong to no cycle: those of a kind that follow soon on each other are one event."""
+"""Entries of no cycle: those of a kind that follow soon on each other are one episode."""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class JournalRecord:
     """One entry of the journal: its time, in seconds since the epoch, and its fields."""
 
     at_s: float
@@ -94,7 +94,7 @@ class Record:
 
 
 @dataclass(slots=True)
-class Event:
+class Episode:
     """Moves that belong together; `others` more are of guests that were not asked for.
 
     `plan` is the entry on the plan that they are of, and `outcome` that on what it brought.
@@ -103,10 +103,10 @@ class Event:
     kind: Kind
     at_s: float
     cycle: int | None = None
-    moves: list[Record] = field(default_factory=list)
+    moves: list[JournalRecord] = field(default_factory=list)
     others: int = 0
-    plan: Record | None = None
-    outcome: Record | None = None
+    plan: JournalRecord | None = None
+    outcome: JournalRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +115,26 @@ class History:
 
     since_s: float
     until_s: float
-    events: tuple[Event, ...]
+    episodes: tuple[Episode, ...]
     left_out: int = 0
     """Entries that others wrote, who may be forging ours."""
 
 
 def history(
-    entries: Iterable[Record], since_s: float, until_s: float, *, domain: str = "", own_uid: int = 0
+    entries: Iterable[JournalRecord],
+    since_s: float,
+    until_s: float,
+    *,
+    domain: str = "",
+    own_uid: int = 0,
 ) -> History:
     """Put entries together, which are in the order they were written in.
 
     `domain` is a name or UUID: only what concerns it is kept. `own_uid` is that of the caller,
     whose entries are believed beside the system's.
     """
-    of_cycle: dict[tuple[str, str, int], Event] = {}
-    every: list[Event] = []
+    of_cycle: dict[tuple[str, str, int], Episode] = {}
+    every: list[Episode] = []
     left_out = 0
     for record in entries:
         if not _is_trusted(record, own_uid):
@@ -144,40 +149,44 @@ def history(
         if cycle is None:
             continue
         key = record.fields.get("_BOOT_ID", ""), record.fields.get("_PID", ""), cycle
-        event = of_cycle.get(key)
+        episode = of_cycle.get(key)
         if kind == MESSAGE_ID_PIN and is_move:
-            if event is None:
-                event = of_cycle[key] = Event(Kind.PINS, record.at_s, cycle)
-                every.append(event)
-            event.moves.append(record)
-        elif kind == MESSAGE_ID_PLAN and event is not None:
-            event.kind, event.plan = Kind.PLAN, record
-        elif kind == MESSAGE_ID_OUTCOME and event is not None:
-            event.outcome = record
-    events = (_of_domain(event, domain) for event in every if event.at_s >= since_s)
-    return History(since_s, until_s, tuple(event for event in events if event.moves), left_out)
+            if episode is None:
+                episode = of_cycle[key] = Episode(Kind.PINS, record.at_s, cycle)
+                every.append(episode)
+            episode.moves.append(record)
+        elif kind == MESSAGE_ID_PLAN and episode is not None:
+            episode.kind, episode.plan = Kind.PLAN, record
+        elif kind == MESSAGE_ID_OUTCOME and episode is not None:
+            episode.outcome = record
+    episodes = (_of_domain(episode, domain) for episode in every if episode.at_s >= since_s)
+    return History(
+        since_s, until_s, tuple(episode for episode in episodes if episode.moves), left_out
+    )
 
 
-def _is_trusted(record: Record, own_uid: int) -> bool:
+def _is_trusted(record: JournalRecord, own_uid: int) -> bool:
     """Return whether the system wrote an entry, or the caller; `_UID` is added by journald."""
     uid = record.fields.get("_UID", "")
     return bool(_NUMBER.fullmatch(uid)) and (int(uid) <= SYSTEM_UID_MAX or int(uid) == own_uid)
 
 
-def _join(every: list[Event], record: Record, kind: Kind) -> None:
+def _join(every: list[Episode], record: JournalRecord, kind: Kind) -> None:
     """Add to what was done of the kind just before, or begin anew."""
     last = every[-1] if every else None
     if last is None or last.kind is not kind or record.at_s - last.moves[-1].at_s > _APART_S:
-        last = Event(kind, record.at_s)
+        last = Episode(kind, record.at_s)
         every.append(last)
     last.moves.append(record)
 
 
-def _of_domain(event: Event, domain: str) -> Event:
+def _of_domain(episode: Episode, domain: str) -> Episode:
     if not domain:
-        return event
-    moves = [one for one in event.moves if domain in {one.text("DOMAIN"), one.text("DOMAIN_UUID")}]
-    return replace(event, moves=moves, others=len(event.moves) - len(moves))
+        return episode
+    moves = [
+        one for one in episode.moves if domain in {one.text("DOMAIN"), one.text("DOMAIN_UUID")}
+    ]
+    return replace(episode, moves=moves, others=len(episode.moves) - len(moves))
 
 
 # What people and programs read.
@@ -198,14 +207,14 @@ def summary(past: History) -> str:
 
 
 def _counted(past: History) -> str:
-    if not past.events:
+    if not past.episodes:
         return "no pin changed"
     moves, plans, verdicts = Counter[Kind](), 0, Counter[str]()
-    for event in past.events:
-        moves[event.kind] += len(event.moves)
-        plans += event.kind is Kind.PLAN
-        if event.kind is Kind.PLAN and event.outcome is not None:
-            verdicts[event.outcome.text("VERDICT")] += 1
+    for episode in past.episodes:
+        moves[episode.kind] += len(episode.moves)
+        plans += episode.kind is Kind.PLAN
+        if episode.kind is Kind.PLAN and episode.outcome is not None:
+            verdicts[episode.outcome.text("VERDICT")] += 1
     pins = moves[Kind.PLAN] + moves[Kind.PINS]
     parts = [f"{counted(pins, 'pin')} in {counted(plans, 'plan')}"]
     parts += [f"{verdicts[key]} {word}" for key, word in _WORDS.items() if verdicts[key]]
@@ -213,29 +222,53 @@ def _counted(past: History) -> str:
         parts.append(f"{again} made again after a reset by the kernel")
     if restored := moves[Kind.GIVEN_BACK]:
         parts.append(f"{counted(restored, 'affinity', 'affinities')} restored")
-    return ", ".join(parts)
+    return "; ".join(filter(None, (", ".join(parts), _most(past), _waits(past))))
 
 
-def headline(event: Event) -> str:
-    """Word what an event was."""
-    count, beside = len(event.moves), ""
-    if event.others:
-        beside = f" ({event.others} more of other guests)"
-    if event.plan is not None:
-        return event.plan.message + beside
+def _most(past: History) -> str:
+    """Word for which guest most pins were made; nothing where that is none in particular."""
+    made = Counter[str]()
+    for episode in past.episodes:
+        if episode.kind in {Kind.PLAN, Kind.PINS}:
+            made.update(move.text("DOMAIN") for move in episode.moves)
+    (name, most), *others = made.most_common(2) or [("", 0)]
+    return f"most pins for {printable(name)} ({most})" if others and most > others[0][1] else ""
+
+
+def _waits(past: History) -> str:
+    """Word for how long vCPUs waited before and after plans; nothing where none waited."""
+    waiting = before = after = 0.0
+    for episode in past.episodes:
+        if episode.outcome is not None and (count := episode.outcome.number("WAITING")):
+            waiting += count
+            before += count * (episode.outcome.decimal("WAIT_BEFORE") or 0)
+            after += count * (episode.outcome.decimal("WAIT_MEASURED") or 0)
+    if not waiting:
+        return ""
+    change = f"{before / waiting:.0%} of the time before, {after / waiting:.0%} after"
+    return f"vCPUs that waited: {change}"
+
+
+def headline(episode: Episode) -> str:
+    """Word what an episode was."""
+    count, beside = len(episode.moves), ""
+    if episode.others:
+        beside = f" ({episode.others} more of other guests)"
+    if episode.plan is not None:
+        return episode.plan.message + beside
     return {
         Kind.GIVEN_BACK: f"{counted(count, 'affinity', 'affinities')} restored",
         Kind.RESET: f"{counted(count, 'pin')} made again after a reset by the kernel",
-    }.get(event.kind, f"{counted(count, 'pin')} without a plan") + beside
+    }.get(episode.kind, f"{counted(count, 'pin')} without a plan") + beside
 
 
-def outcome(event: Event, now_s: float) -> str:
+def outcome(episode: Episode, now_s: float) -> str:
     """Word what a plan brought; nothing where none was carried out."""
-    if event.plan is None:
+    if episode.plan is None:
         return ""
-    if event.outcome is not None:
-        return event.outcome.message
-    if now_s - event.at_s < PENDING_S:
+    if episode.outcome is not None:
+        return episode.outcome.message
+    if now_s - episode.at_s < PENDING_S:
         return "Its effect is not measured yet"
     return "Its effect was never measured, because the service ended or lost libvirt"
 
@@ -248,21 +281,21 @@ def as_json(past: History) -> dict[str, Any]:
         "until": past.until_s,
         "events": [
             {
-                "kind": event.kind.value,
-                "at": event.at_s,
-                "cycle": event.cycle,
-                "gap_before": event.plan and event.plan.decimal("GAP_BEFORE"),
-                "gap_planned": event.plan and event.plan.decimal("GAP_AFTER"),
-                "outcome": event.outcome and _outcome_as_json(event.outcome),
-                "moves": [_move_as_json(moved) for moved in event.moves],
-                "others": event.others,
+                "kind": episode.kind.value,
+                "at": episode.at_s,
+                "cycle": episode.cycle,
+                "gap_before": episode.plan and episode.plan.decimal("GAP_BEFORE"),
+                "gap_planned": episode.plan and episode.plan.decimal("GAP_AFTER"),
+                "outcome": episode.outcome and _outcome_as_json(episode.outcome),
+                "moves": [_move_as_json(moved) for moved in episode.moves],
+                "others": episode.others,
             }
-            for event in past.events
+            for episode in past.episodes
         ],
     }
 
 
-def _outcome_as_json(record: Record) -> dict[str, Any]:
+def _outcome_as_json(record: JournalRecord) -> dict[str, Any]:
     return {
         "at": record.at_s,
         "verdict": record.text("VERDICT"),
@@ -274,7 +307,7 @@ def _outcome_as_json(record: Record) -> dict[str, Any]:
     }
 
 
-def _move_as_json(record: Record) -> dict[str, Any]:
+def _move_as_json(record: JournalRecord) -> dict[str, Any]:
     return {
         "at": record.at_s,
         "domain": record.text("DOMAIN"),

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol, TextIO
 
-from vcpusched.report.history import Record
+from vcpusched.report.history import JournalRecord
 from vcpusched.report.messages import Entry, Priority
 
 IDENTIFIER: Final = "vcpusched"
@@ -108,7 +108,7 @@ class UnreadableError(Exception):
 
 def past(
     message_ids: Iterable[str], since_s: float, directory: Path | None = None
-) -> Iterator[Record]:
+) -> Iterator[JournalRecord]:
     """Return the entries with these message IDs since then, in their order.
 
     From the journal of this host, or from the files in `directory`; `since_s` is seconds since the
@@ -128,7 +128,7 @@ def past(
             at_s = entry["__REALTIME_TIMESTAMP"] / 1e6
             if at_s >= since_s:  # the search ends near it, which may be before
                 found = True
-                yield Record(at_s, {key: _text(value) for key, value in entry.items()})
+                yield JournalRecord(at_s, {key: _text(value) for key, value in entry.items()})
     # Files that may not be read are left out without a word.
     if not found and directory is None and not _is_system_readable():
         raise UnreadableError(
