@@ -92,6 +92,8 @@ class VcpuTable:
 
         What does not run any more is forgotten.
         """
+        if not (self._vcpus or self._quarantine):
+            return host
         self._forget(host, sample)
         now_ns = {domain.uuid: domain.at_ns for domain in sample.domains}
         quarantined = self.quarantined(number)

@@ -127,7 +127,9 @@ def observe(
     }
     unread = _unread(before, after)
     tracks = {vcpu: track for vcpu, track in known.items() if vcpu.uuid in unread}
-    enough = explained(busy, host_tracks, _known(found, known))
+    # Nobody asks unless all pCPUs that a vCPU may use were crowded.
+    is_crowded = any(ppm >= CROWDED_PPM for ppm in busy.values())
+    enough = explained(busy, host_tracks, _known(found, known)) if is_crowded else CpuSet()
     if before is not None and before.busy is not None and after.busy is not None and busy:
         passed_ns = after.busy.at_ns - before.busy.at_ns
         usages = (
