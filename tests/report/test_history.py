@@ -18,7 +18,7 @@ from vcpusched.model import CpuSet, Granularity
 from vcpusched.plan.planner import Cause, Move, Policy, plan
 from vcpusched.report import display, history, messages
 from vcpusched.report.history import History, JournalRecord, Kind
-from vcpusched.report.messages import Entry
+from vcpusched.report.messages import JournalEntry
 from vcpusched.service import systemd
 from vcpusched.text import as_json
 
@@ -32,14 +32,14 @@ CYCLE = Cycle(7, 4, host=CROWDED, plan=FOUND, executed=True, pinned=FOUND.moves)
 EFFECT = Effect(7, Verdict.HELPED, 1_000_000, 0, 60_000, 4, 560_000, 10_000, 20_000)
 
 
-def as_record(entry: Entry | None, at_s: float, **trusted: str) -> JournalRecord:
+def as_record(entry: JournalEntry | None, at_s: float, **trusted: str) -> JournalRecord:
     """Give an entry as the journal would."""
     assert entry is not None
     from_journald = {"_UID": "0", "_PID": "10", "_BOOT_ID": "b", **trusted}
     return JournalRecord(at_s, {**entry.fields, "MESSAGE": entry.message, **from_journald})
 
 
-def pin_entry(move: Move) -> Entry:
+def pin_entry(move: Move) -> JournalEntry:
     """Give what the service writes about a pin of its cycle 7."""
     return messages.changed_entry(Changed(move, 7))
 

@@ -19,7 +19,7 @@ from vcpusched.report import messages, snapshot, state_file
 from vcpusched.report.messages import Priority, Service
 from vcpusched.service.control import Answer
 from vcpusched.service.reporter import MAX_UNREPORTED_CYCLES, Reporter
-from vcpusched.service.state import State, Stop
+from vcpusched.service.state import Ending, State
 from vcpusched.service.systemd import StreamLog
 from vcpusched.service.worker import Cycled
 from vcpusched.settings import Settings
@@ -145,7 +145,7 @@ def test_a_restore_that_fails_at_a_stop_is_one_line(tmp_path: Path) -> None:
     move = dataclasses.replace(FOUND.moves[0], cause=Cause.RESTORED)
     failure = Failure(move, "the domain is busy")
     problems = (messages.failure_entry(failure).message, "g9: another")
-    state = State(settings, SERVICE, stop=Stop(restores=True, began=True))
+    state = State(settings, SERVICE, stop=Ending(restores=True, began=True))
     answer = Answer(1, problems=problems)
     reported(Reporter(StreamLog(written), tmp_path, settings), state, failure, answer)
     first, second = written.getvalue().splitlines()

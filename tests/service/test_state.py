@@ -17,9 +17,9 @@ from vcpusched.service.state import (
     RETRY_DENIED_S,
     RETRY_S,
     STOP_CONNECT_TIMEOUT_S,
+    Ending,
     Phase,
     State,
-    Stop,
     after,
     begin,
 )
@@ -109,7 +109,7 @@ def test_how_one_decision_ends(outcome: Outcome, status: int | None) -> None:
 def test_losing_libvirt_gives_a_stop_more_time_once() -> None:
     """And once more after each pin; failing to connect gives none."""
     least_s = 100.0 - STOP_CONNECT_TIMEOUT_S + MIN_STOP_RECONNECT_S
-    stopping = replace(RUNNING, stop=Stop(exits.OK, restores=True)).restoring(0.0)
+    stopping = replace(RUNNING, stop=Ending(exits.OK, restores=True)).restoring(0.0)
     lost = after(stopping, Lost("gone"), 100.0, 0.0)
     assert lost.stop.progress_s == least_s
     assert after(lost.restoring(101.0), Lost("gone"), 200.0, 0.0).stop == lost.stop
@@ -122,7 +122,7 @@ def test_losing_libvirt_gives_a_stop_more_time_once() -> None:
 
 def test_an_answer_ends_the_restore_of_a_stop_alone() -> None:
     """One that a verb waits for, begun before the stop, does not."""
-    stopping = replace(RUNNING, stop=Stop(exits.OK, restores=True))
+    stopping = replace(RUNNING, stop=Ending(exits.OK, restores=True))
     asked = after(stopping.busy(Phase.AT_WORK, 1.0), Answer(0), 2.0, 0.0)
     assert asked.stop.restores
     assert not after(asked.restoring(3.0), Answer(0), 4.0, 0.0).stop.restores

@@ -15,7 +15,7 @@ from typing import Final
 from vcpusched.act.cycle import Cycle
 from vcpusched.model import CpuSet, Granularity
 from vcpusched.plan.planner import Plan
-from vcpusched.report.messages import Entry, Priority, change_text
+from vcpusched.report.messages import JournalEntry, Priority, change_text
 from vcpusched.report.plan_text import only_lets_in, settled
 from vcpusched.text import counted, number, points, vcpu_text
 
@@ -39,7 +39,7 @@ class Lasting:
         self._began_ns: int | None = None
         self._other_since_ns: int | None = None
 
-    def entries(self, cycle: Cycle, pin_to: Granularity) -> Iterator[Entry]:
+    def entries(self, cycle: Cycle, pin_to: Granularity) -> Iterator[JournalEntry]:
         """Return what is to be reported after a cycle."""
         if cycle.plan is None:
             return
@@ -47,14 +47,14 @@ class Lasting:
             yield from self._dry_run(cycle.plan, cycle.at_ns)
         yield from self._settled(cycle, cycle.plan, pin_to)
 
-    def _dry_run(self, plan: Plan, now_ns: int) -> Iterator[Entry]:
+    def _dry_run(self, plan: Plan, now_ns: int) -> Iterator[JournalEntry]:
         would = Counter((move.from_cpus, move.to_cpus) for move in plan.moves)
         is_early = self._told_ns is not None and now_ns - self._told_ns < AGAIN_NS
         if would != self._would and not is_early:
             self._would, self._told_ns = would, now_ns
-            yield Entry(Priority.INFO, dry_run_text(plan))
+            yield JournalEntry(Priority.INFO, dry_run_text(plan))
 
-    def _settled(self, cycle: Cycle, plan: Plan, pin_to: Granularity) -> Iterator[Entry]:
+    def _settled(self, cycle: Cycle, plan: Plan, pin_to: Granularity) -> Iterator[JournalEntry]:
         host, now_ns = cycle.host, cycle.at_ns
         is_settled = not plan.balanced and (not plan.moves or only_lets_in(plan))
         if host is None or is_settled == self._is_settled:
@@ -75,7 +75,7 @@ class Lasting:
             text = f"Balanced again: {gap}"
         else:
             text = f"Balancing again: {gap}, and there are moves that are worth a pin"
-        yield Entry(Priority.INFO, text)
+        yield JournalEntry(Priority.INFO, text)
 
 
 def dry_run_text(plan: Plan) -> str:

@@ -49,7 +49,7 @@ class Priority(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class JournalEntry:
     """One message for the journal; `fields` holds what is beside its text."""
 
     priority: Priority
@@ -117,7 +117,7 @@ class Service:
         )
 
 
-def changed_entry(changed: Changed) -> Entry:
+def changed_entry(changed: Changed) -> JournalEntry:
     """Return the entry on one changed affinity."""
     move = changed.move
     if move.cause not in CATALOGUE:
@@ -150,7 +150,7 @@ def _missing_text(cpus: CpuSet) -> str:
     return f"; {cpus_text(cpus)} of it cannot be used now, so it stays recorded" if cpus else ""
 
 
-def _of_others(changed: Changed) -> Entry:
+def _of_others(changed: Changed) -> JournalEntry:
     move, priority = changed.move, Priority.INFO
     whose, now = vcpu_text(move.vcpu.vcpu, move.domain), cpus_text(move.to_cpus)
     release = f'until "vcpusched release {printable(move.domain)}"'
@@ -168,7 +168,7 @@ def _of_others(changed: Changed) -> Entry:
     return _entry(text, priority=priority, DOMAIN=move.domain, DOMAIN_UUID=move.vcpu.uuid)
 
 
-def plan_entry(cycle: Cycle, pin_to: Granularity) -> Entry | None:
+def plan_entry(cycle: Cycle, pin_to: Granularity) -> JournalEntry | None:
     """Return the entry on an executed plan; None when the cycle changed nothing."""
     plan, host = cycle.plan, cycle.host
     if plan is None or host is None or not cycle.pinned:
@@ -184,7 +184,7 @@ def plan_entry(cycle: Cycle, pin_to: Granularity) -> Entry | None:
     )
 
 
-def outcome_entry(effect: Effect) -> Entry:
+def outcome_entry(effect: Effect) -> JournalEntry:
     """Return the entry on what an executed plan brought."""
     before, expected = (number(ppm) for ppm in (effect.gap_before_ppm, effect.gap_expected_ppm))
     gap = f"gap {points(effect.gap_ppm)} ({before} before, ~{expected} expected)"
@@ -213,7 +213,7 @@ def outcome_entry(effect: Effect) -> Entry:
     )
 
 
-def failure_entry(failure: Failure) -> Entry:
+def failure_entry(failure: Failure) -> JournalEntry:
     """Return the entry on a pin that could not be made."""
     move, why = failure.move, printable(failure.why, 300)
     if move.cause is Cause.RESTORED:
@@ -228,13 +228,13 @@ def failure_entry(failure: Failure) -> Entry:
     )
 
 
-def unread_entry(domain: str, why: str) -> Entry:
+def unread_entry(domain: str, why: str) -> JournalEntry:
     """Return the entry on a running guest that cannot be read."""
     text = f"Could not read guest {printable(domain)}, skipping it: {printable(why, 300)}"
     return _entry(text, priority=Priority.WARNING, DOMAIN=domain)
 
 
-def by_libvirt_entry(domains: Sequence[str], why: str) -> Entry:
+def by_libvirt_entry(domains: Sequence[str], why: str) -> JournalEntry:
     """Return the entry on running guests whose vCPU threads cannot be read."""
     named = ", ".join(printable(name) for name in domains[:NAMED_MAX])
     more = f" and {len(domains) - NAMED_MAX} more" if len(domains) > NAMED_MAX else ""
@@ -243,7 +243,7 @@ def by_libvirt_entry(domains: Sequence[str], why: str) -> Entry:
     return _entry(f"{text}: {result}", priority=Priority.WARNING)
 
 
-def unclear_entry(unclear: Unclear) -> Entry:
+def unclear_entry(unclear: Unclear) -> JournalEntry:
     """Return the entry on a guest whose policy is not understood."""
     text = f"Guest {printable(unclear.name)} is held, because {unclear.why}"
     return _entry(text, priority=Priority.WARNING, DOMAIN=unclear.name, DOMAIN_UUID=unclear.uuid)
@@ -304,10 +304,12 @@ def gap_now_ppm(cycle: Cycle, plan: Plan) -> int:
 
 def _entry(
     message: str, message_id: str = "", priority: Priority = Priority.INFO, **fields: object
-) -> Entry:
+) -> JournalEntry:
     """Return an entry with fields of ours, which get our prefix."""
     ours = {f"VCPUSCHED_{key}": str(value) for key, value in fields.items()}
-    return Entry(priority, message, {"MESSAGE_ID": message_id, **ours} if message_id else ours)
+    return JournalEntry(
+        priority, message, {"MESSAGE_ID": message_id, **ours} if message_id else ours
+    )
 
 
 def _moved(move: Move) -> dict[str, Any]:

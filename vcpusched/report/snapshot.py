@@ -44,16 +44,16 @@ class SnapshotError(ValueError):
     """A snapshot cannot be used; the text says where in it and why, on one line."""
 
 
-class Entry(BaseModel):
+class JsonObject(BaseModel):
     """An object in JSON, of which keys that are not known are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, defer_build=True)
 
 
-_Model = TypeVar("_Model", bound=Entry)
+_Model = TypeVar("_Model", bound=JsonObject)
 
 
-class _CpuEntry(Entry):
+class _CpuEntry(JsonObject):
     id: _CpuId
     node: int | None = None
     core: int | None = None
@@ -65,7 +65,7 @@ class _CpuEntry(Entry):
     unsettled: bool = False
 
 
-class _VcpuEntry(Entry):
+class _VcpuEntry(JsonObject):
     domain: str = Field(min_length=1)
     vcpu: int = Field(ge=0)
     load: _Load
@@ -83,7 +83,7 @@ class _VcpuEntry(Entry):
     wait: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
 
 
-class _Snapshot(Entry):
+class _Snapshot(JsonObject):
     version: Literal[1]
     cpus: list[_CpuEntry] = Field(min_length=1)
     vcpus: list[_VcpuEntry]

@@ -12,7 +12,14 @@ from pydantic import Field
 from vcpusched.act.cycle import Cycle
 from vcpusched.model import PPM, PPM_PER_POINT, Host
 from vcpusched.report.messages import Service, gap_now_ppm, status_line
-from vcpusched.report.snapshot import Entry, Number, host_as_json, parse, plan_as_json, validated
+from vcpusched.report.snapshot import (
+    JsonObject,
+    Number,
+    host_as_json,
+    parse,
+    plan_as_json,
+    validated,
+)
 
 STATE_VERSION: Final = 1
 WAIT_SHOWN_PPM: Final = PPM_PER_POINT // 2
@@ -23,7 +30,7 @@ AGE_MAX_S: Final = 15.0
 _Finite = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
-class SavedPin(Entry):
+class SavedPin(JsonObject):
     """A pin that the service made."""
 
     at: float = Field(ge=0, le=1e11)
@@ -35,7 +42,7 @@ class SavedPin(Entry):
     reason: str = ""
 
 
-class SavedWait(Entry):
+class SavedWait(JsonObject):
     """A vCPU that waited, and the share of the last period for which it did."""
 
     uuid: str
@@ -44,14 +51,14 @@ class SavedWait(Entry):
     wait: float = Field(ge=0, allow_inf_nan=False)
 
 
-class SavedCpus(Entry):
+class SavedCpus(JsonObject):
     """pCPUs that are not managed, and why."""
 
     cpus: str
     why: str
 
 
-class SavedState(Entry):
+class SavedState(JsonObject):
     """What the service last wrote of itself."""
 
     version: Literal[1]

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from vcpusched.report.messages import Entry, Pause, Priority
+from vcpusched.report.messages import JournalEntry, Pause, Priority
 from vcpusched.service import run_directory
 from vcpusched.text import printable
 
@@ -159,7 +159,7 @@ class Inbox:
     `warn` is called with a cause and an entry when files there cannot be used.
     """
 
-    def __init__(self, directory: Path, warn: Callable[[str, Entry], None]) -> None:
+    def __init__(self, directory: Path, warn: Callable[[str, JournalEntry], None]) -> None:
         self._directory = directory
         self._warn = warn
         self._name: str | None = None
@@ -170,7 +170,7 @@ class Inbox:
             self._name, request = next(take(self._directory), (None, None))
         except OSError as error:
             text = f"Could not read requests in the run directory: {error.strerror}"
-            self._warn("requests", Entry(Priority.WARNING, text))
+            self._warn("requests", JournalEntry(Priority.WARNING, text))
             return None
         return request
 
@@ -184,7 +184,7 @@ class Inbox:
             run_directory.replace_file(path, json.dumps(asdict(answer)))
         except OSError as error:
             text = f"Could not answer a request in the run directory: {error.strerror}"
-            self._warn("answer", Entry(Priority.WARNING, text))
+            self._warn("answer", JournalEntry(Priority.WARNING, text))
 
     def fail(self, status: int, why: str) -> None:
         """Answer the request that was taken, if one was, with why it is not done."""

@@ -19,7 +19,7 @@ Work has a limit. A worker past it is abandoned with its connection; after `MAX_
 the process ends, and systemd starts it anew.
 
 A stop ends plans at once. Where pins are to be restored the loop goes on in the same phases, with a
-restore in place of cycles, for as long as that gets on (`Stop`).
+restore in place of cycles, for as long as that gets on (`Ending`).
 """
 
 import gc
@@ -36,12 +36,12 @@ from typing import Final
 from vcpusched.act.actuator import Failure
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book
-from vcpusched.report.messages import Entry, Priority
+from vcpusched.report.messages import JournalEntry, Priority
 from vcpusched.service import control, exits, rivals, run_directory, systemd
 from vcpusched.service.control import Answer, Inbox, Request, Verb
 from vcpusched.service.reporter import Reporter
 from vcpusched.service.run_directory import LedgerFile
-from vcpusched.service.state import STOP_CONNECT_TIMEOUT_S, Phase, State, Stop, after, begin
+from vcpusched.service.state import STOP_CONNECT_TIMEOUT_S, Ending, Phase, State, after, begin
 from vcpusched.service.worker import MAX_CYCLE_S, Cycled, Lost, Outcome, Session, Worker
 from vcpusched.settings import ConfigError, Settings
 from vcpusched.text import printable
@@ -220,7 +220,7 @@ class _Daemon:
         except ConfigError as error:
             for line in error.lines:
                 text = f"Not reloaded, the old settings stay: {line}"
-                self._reporter.write(Entry(Priority.ERROR, text))
+                self._reporter.write(JournalEntry(Priority.ERROR, text))
         else:
             self._reporter.reloaded(settings)
             self._state = self._state.configured(settings, now_s)
@@ -244,12 +244,12 @@ class _Daemon:
         elif settings.on_stop == "leave" or not self._worker.has_pins():
             pass
         elif settings.dry_run:
-            why = Entry(Priority.INFO, "Dry run: pins of an earlier run are left")
+            why = JournalEntry(Priority.INFO, "Dry run: pins of an earlier run are left")
         elif systemd.is_restarting():
-            why = Entry(Priority.INFO, "The service is being restarted: pins are left")
+            why = JournalEntry(Priority.INFO, "The service is being restarted: pins are left")
         else:
             systemd.notify("STOPPING=1", "STATUS=Restoring original affinities")
-            stop = Stop(restores=True, progress_s=now_s)
+            stop = Ending(restores=True, progress_s=now_s)
         self._become(replace(self._state, stop=stop).ending(exits.OK, why))
 
     def _goes_on(self, now_s: float) -> bool:
@@ -293,7 +293,7 @@ class _Daemon:
     def _find_rivals(self, now_s: float) -> None:
         self._rivals_at_s = now_s + RIVALS_S
         for warning in rivals.find():
-            self._reporter.once(warning, Entry(Priority.WARNING, warning))
+            self._reporter.once(warning, JournalEntry(Priority.WARNING, warning))
 
     def _connect(self, now_s: float) -> None:
         self._state = self._state.busy(Phase.CONNECTING, now_s)
@@ -330,7 +330,7 @@ class _Daemon:
         state = replace(self._state, phase=Phase.WAITING, connect_at_s=now_s)
         if len(self._abandoned) >= MAX_ABANDONED:
             text = f"{MAX_ABANDONED} calls to libvirt are stuck; giving up"
-            state = state.ending(exits.FAILURE, Entry(Priority.ERROR, text))
+            state = state.ending(exits.FAILURE, JournalEntry(Priority.ERROR, text))
         self._become(state)
         self._worker = self._new_worker(state.number + 1)
 
@@ -338,9 +338,9 @@ class _Daemon:
         main_thread, settings = threading.get_ident(), self._state.settings
         book = Book(LedgerFile(self._orders.directory), settings.uri)
         if book.problem:
-            self._reporter.write(Entry(Priority.WARNING, book.problem))
+            self._reporter.write(JournalEntry(Priority.WARNING, book.problem))
         if elsewhere := book.elsewhere():
-            self._reporter.once(elsewhere, Entry(Priority.WARNING, elsewhere))
+            self._reporter.once(elsewhere, JournalEntry(Priority.WARNING, elsewhere))
         return Worker(
             book=book,
             open_session=lambda: self._orders.open_session(settings.uri, settings.dry_run),

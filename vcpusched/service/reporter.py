@@ -20,7 +20,7 @@ from vcpusched.model import Granularity
 from vcpusched.plan.planner import Cause
 from vcpusched.report import messages, state_file
 from vcpusched.report.lasting import Lasting
-from vcpusched.report.messages import CATALOGUE, Entry, Pause, Priority, Service
+from vcpusched.report.messages import CATALOGUE, JournalEntry, Pause, Priority, Service
 from vcpusched.report.state_file import Recent
 from vcpusched.service import run_directory, systemd
 from vcpusched.service.control import Answer
@@ -84,12 +84,12 @@ class Reporter:
         self._status = ""
         self._say(Priority.INFO, f"Reloaded: {', '.join(changed) or 'no setting changed'}")
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: JournalEntry) -> None:
         """Put out one entry, if the log level asks for it."""
         if entry.priority <= Priority[self._settings.log_level.upper()]:
             self._log.write(entry)
 
-    def once(self, cause: Hashable, entry: Entry) -> None:
+    def once(self, cause: Hashable, entry: JournalEntry) -> None:
         """Put out an entry whose cause may come up again in every cycle, with other figures."""
         if cause not in self._reported:
             if len(self._reported) >= MAX_REPORTED:
@@ -108,10 +108,10 @@ class Reporter:
             self._cycled(outcome, after.service)
         elif isinstance(outcome, Lost) and outcome.stands:
             text = f"Could not read the host: {printable(outcome.why, 300)}"
-            self.once("unreadable", Entry(Priority.WARNING, text))
+            self.once("unreadable", JournalEntry(Priority.WARNING, text))
         elif isinstance(outcome, Answer) and before.stop.began:
             for problem in outcome.problems:
-                self.once(problem, Entry(Priority.WARNING, problem))
+                self.once(problem, JournalEntry(Priority.WARNING, problem))
         if after.stop.why is not None and after.stop.why is not before.stop.why:
             self.write(after.stop.why)
         if after.service is not before.service:
@@ -138,7 +138,7 @@ class Reporter:
             run_directory.write_state(self._directory, state)
         except OSError as error:
             text = f"Could not write the state file, so `status` is out of date: {error}"
-            self.once("state file", Entry(Priority.WARNING, text))
+            self.once("state file", JournalEntry(Priority.WARNING, text))
         self._show_metrics(service)
 
     def end_metrics(self) -> None:
@@ -148,7 +148,7 @@ class Reporter:
                 Path(self._settings.metrics_file).unlink(missing_ok=True)
 
     def _say(self, priority: Priority, text: str) -> None:
-        self.write(Entry(priority, text))
+        self.write(JournalEntry(priority, text))
 
     def _moved(self, event: Event, service: Service) -> None:
         cause, uuid = event.move.cause, event.move.vcpu.uuid
@@ -210,7 +210,7 @@ class Reporter:
         unreported = service.unreported
         self._unreported_cycles = self._unreported_cycles + 1 if unreported else 0
         if self._unreported_cycles > MAX_UNREPORTED_CYCLES:
-            self.once(("unreported", unreported), Entry(Priority.WARNING, unreported))
+            self.once(("unreported", unreported), JournalEntry(Priority.WARNING, unreported))
 
     def _count(self) -> None:
         """Begin to count for the metrics file, if there is one; its library costs 1.3 MiB."""
@@ -222,7 +222,7 @@ class Reporter:
                 from vcpusched.report.metrics import Metrics  # noqa: PLC0415
             except ImportError as error:
                 text = f"Could not write metrics to {path}: {error}"
-                self.once("metrics file", Entry(Priority.WARNING, text))
+                self.once("metrics file", JournalEntry(Priority.WARNING, text))
             else:
                 self._metrics = Metrics()
 
@@ -234,7 +234,7 @@ class Reporter:
             self._metrics.write(path, service, time.time(), per_vcpu=per_vcpu)
         except OSError as error:
             text = f"Could not write metrics to {path}: {error}"
-            self.once("metrics file", Entry(Priority.WARNING, text))
+            self.once("metrics file", JournalEntry(Priority.WARNING, text))
 
 
 def _subject_of(cause: Hashable) -> object:

@@ -12,7 +12,7 @@ from vcpusched.act.cycle import Cycle
 from vcpusched.act.ledger import Changed
 from vcpusched.model import PPM_PER_POINT, Granularity
 from vcpusched.plan.planner import Cause
-from vcpusched.report.messages import Entry, PastPin, Pause, Priority, Service, status_line
+from vcpusched.report.messages import JournalEntry, PastPin, Pause, Priority, Service, status_line
 from vcpusched.service import exits
 from vcpusched.service.control import Answer
 from vcpusched.service.worker import Alive, Crashed, Cycled, Lost, Outcome
@@ -46,7 +46,7 @@ class Phase(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class Ending:
     """How the process ends: with `exit_status`, None while nothing asks for that, and `why`.
 
     Before that it `restores` all pins: `began` says that the worker was asked to, `progress_s` when
@@ -55,18 +55,18 @@ class Stop:
     """
 
     exit_status: int | None = None
-    why: Entry | None = None
+    why: JournalEntry | None = None
     restores: bool = False
     began: bool = False
     extends: bool = True
     progress_s: float = 0.0
 
-    def given_up(self, why: str) -> "Stop":
+    def given_up(self, why: str) -> "Ending":
         """Return the stop that leaves what is not restored yet."""
         text = f'Pins are left, because {why}; "vcpusched restore" restores them'
-        return replace(self, restores=False, why=Entry(Priority.WARNING, text))
+        return replace(self, restores=False, why=JournalEntry(Priority.WARNING, text))
 
-    def lost(self, now_s: float) -> "Stop":
+    def lost(self, now_s: float) -> "Ending":
         """Return the stop after libvirt was lost: once between two pins that extends it."""
         if not self.extends:
             return self
@@ -94,7 +94,7 @@ class State:
     connect_at_s: float = 0.0
     cycle_at_s: float = 0.0
     check_at_s: float = 0.0
-    stop: Stop = Stop()
+    stop: Ending = Ending()
 
     @property
     def uri(self) -> str:
@@ -132,7 +132,7 @@ class State:
         cycle_at_s = next_s if next_s > now_s else now_s + period_s
         return replace(self.checking(now_s), cycle_at_s=cycle_at_s)
 
-    def ending(self, exit_status: int, why: Entry | None = None) -> "State":
+    def ending(self, exit_status: int, why: JournalEntry | None = None) -> "State":
         """Return the state in which the process ends, as soon as nothing is left to restore."""
         stop = replace(self.stop, exit_status=exit_status, why=why or self.stop.why)
         return replace(self, stop=stop)
@@ -182,8 +182,8 @@ def after(state: State, outcome: Outcome, now_s: float, at_s: float) -> State:
             # That is all there was to do before the end.
             state = replace(state, stop=replace(state.stop, restores=False))
         case Crashed(text):
-            error = Entry(Priority.ERROR, f"Internal error; exiting\n{text}")
-            state = replace(state, stop=Stop(exits.FAILURE, error))
+            error = JournalEntry(Priority.ERROR, f"Internal error; exiting\n{text}")
+            state = replace(state, stop=Ending(exits.FAILURE, error))
     return replace(state, phase=Phase.IDLE)
 
 
@@ -215,10 +215,10 @@ def _cycled(state: State, cycle: Cycle) -> State:
     is_planned = service.paused is not None and cycle.confirmed >= cycle.confirm
     if state.exit_when_idle and is_idle:
         text = "No running guests; exiting (exit_when_idle)"
-        return state.ending(exits.OK, Entry(Priority.INFO, text))
+        return state.ending(exits.OK, JournalEntry(Priority.INFO, text))
     if state.once and cycle.lost is None and (cycle.decided or is_planned or is_idle):
         status = exits.FAILURE if failing else exits.OK
-        return state.ending(status, Entry(Priority.INFO, status_line(service)))
+        return state.ending(status, JournalEntry(Priority.INFO, status_line(service)))
     return state
 
 
@@ -232,5 +232,5 @@ def _lost(state: State, lost: Lost, now_s: float) -> State:
     if state.once:
         status = exits.NOT_PERMITTED if lost.denied else exits.UNAVAILABLE
         text = f"Could not connect to libvirt at {state.uri}: {lost.why}; exiting"
-        return state.ending(status, Entry(Priority.ERROR, text))
+        return state.ending(status, JournalEntry(Priority.ERROR, text))
     return state.away(lost.why, now_s)

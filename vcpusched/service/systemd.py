@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TextIO
 
 from vcpusched.report.history import JournalRecord
-from vcpusched.report.messages import Entry, Priority
+from vcpusched.report.messages import JournalEntry, Priority
 
 IDENTIFIER: Final = "vcpusched"
 OWN_CGROUP: Final = Path("/proc/self/cgroup")
@@ -31,14 +31,14 @@ TIMEOUT_S: Final = 3.0
 class Log(Protocol):
     """Takes entries."""
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: JournalEntry) -> None:
         """Put one entry out."""
 
 
 class JournalLog:
     """Sends entries to journald with their fields."""
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: JournalEntry) -> None:
         """Send one entry."""
         from systemd import journal
 
@@ -58,7 +58,7 @@ class StreamLog:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: JournalEntry) -> None:
         """Write one line: time of day, severity where it matters, message."""
         severity = f"{entry.priority.name.lower()}: " if entry.priority < Priority.INFO else ""
         now = time.strftime("%H:%M:%S")
