@@ -249,9 +249,10 @@ def host(
 
 def play(host: Container, **variables: object) -> str:
     """Run the role there, as on any host of a fleet; gives what Ansible printed."""
+    host.write("/root/inventory", "[hypervisors]\nlocalhost\n")
     return host.say(
         *("env", f"PYTHONPATH={ANSIBLE}", "python3", "-m", "ansible", "playbook"),
-        *("--inventory=localhost,", "--connection=local"),
+        *("--inventory=/root/inventory", "--connection=local"),
         *("--extra-vars", json.dumps({"ansible_become": False, **variables})),
         "/src/contrib/ansible/fleet.yml",
         check=False,
@@ -358,6 +359,19 @@ def test_removing_beside_a_guest_that_hangs(host: Container) -> None:
     wait_for("its monitor", lambda: "running" in host.say("virsh", "domstate", f"g{hangs}"))
     host.say("bash", "-c", command)
     assert places(host) == ["0", "0", "0", "0"]
+
+
+def test_the_role_removes_it(host: Container, newer: Path) -> None:
+    """All affinities are restored; again changes nothing."""
+    output = play(host, vcpusched_deb=f"/root/{newer.name}", vcpusched_dry_run=False)
+    assert "failed=0" in output, output
+    wait_for("balanced", lambda: places(host) == ["0", "0", "1", "1"])
+    output = play(host, vcpusched_state="absent")
+    assert "failed=0" in output, output
+    assert places(host) == ["0", "0", "0", "0"]
+    assert host.say("which", "vcpusched", check=False) == ""
+    assert "50-ansible.toml" not in host.say("ls", "/etc/vcpusched/conf.d", check=False)
+    assert "changed=0" in play(host, vcpusched_state="absent")
 
 
 def test_removing_gives_affinities_back(host: Container, newer: Path) -> None:
