@@ -84,18 +84,6 @@ def unmet_ppm(host: Host) -> int:
     return sum(core.unmet_ppm(wants) for core in cores)
 
 
-def worst_served_ppm(host: Host) -> int:
-    """Return which share of its demand that vCPU gets which gets the least, in ppm.
-
-    Demands below a point do not count.
-    """
-    judging = Judge(host, NO_CPUS)
-    got_ppm = judging.divide(judging.places, host.online.bits)
-    pairs = zip(got_ppm, judging.demands_ppm, strict=True)
-    shares = (got * PPM // wants for got, wants in pairs if wants >= PPM_PER_POINT)
-    return min(shares, default=PPM)
-
-
 class _Core(NamedTuple):
     """A core, as bits: what each of its managed threads gives, and all together, in ppm."""
 

@@ -7,8 +7,8 @@ another; how the worst-served vCPU fares is measured alike in all.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vcpusched.model import PPM, Granularity, Host
-from vcpusched.plan.fairness import worst_served_ppm
+from vcpusched.model import NO_CPUS, PPM, PPM_PER_POINT, Granularity, Host
+from vcpusched.plan.fairness import Judge
 from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.report.plan_text import sets_of
 
@@ -47,3 +47,15 @@ def compared(host: Host, policy: Policy) -> Compared:
     after = replace(host, vcpus=tuple(vcpus))
     worst = worst_served_ppm(host), worst_served_ppm(after)
     return Compared(policy.pin_to, len(sets_of(host, policy.pin_to)), found, worst)
+
+
+def worst_served_ppm(host: Host) -> int:
+    """Return which share of its demand that vCPU gets which gets the least, in ppm.
+
+    Demands below a point do not count.
+    """
+    judging = Judge(host, NO_CPUS)
+    got_ppm = judging.divide(judging.places, host.online.bits)
+    pairs = zip(got_ppm, judging.demands_ppm, strict=True)
+    shares = (got * PPM // wants for got, wants in pairs if wants >= PPM_PER_POINT)
+    return min(shares, default=PPM)
