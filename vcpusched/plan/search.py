@@ -148,6 +148,8 @@ def _mend(state: Assignment, steps: int, *, balanced: bool) -> None:
         at = _centred(state) if balanced else state
         return at.overload > 0, at.total
 
+    if len(problem.bins.judged) > GROUP_BINS[-1] and not problem.moved(state.place):
+        return  # a large host at rest: to prove that each time would cost more than it can bring
     if improve(state, problem.bins.judged, steps // WHOLE_PART, balanced=balanced)[1]:
         return
     moved = problem.moved(state.place)
