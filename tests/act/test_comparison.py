@@ -65,8 +65,8 @@ def seen(*samples: Sample, ledger: Ledger | None = None) -> tuple[Ledger, list[C
 def pinned(ledger: Ledger, cpu: int, vcpu: int = 0) -> Ledger:
     """Return the ledger after a pin of ours."""
     to = VcpuId(UUID, 1, vcpu)
-    intended = ledger.intending(Move(to, "a", CpuSet(), CpuSet.of([cpu]), 0, ""))
-    return intended.made(to)
+    move = Move(to, "a", CpuSet(), CpuSet.of([cpu]), 0, "")
+    return ledger.intending(move).made(move)
 
 
 def of(ledger: Ledger, vcpu: int = 0) -> tuple[str, str, str]:
@@ -212,18 +212,18 @@ def test_an_offline_pcpu_belongs_to_the_original(
 
 def test_resets_count_within_an_hour() -> None:
     """Once a month a pin is made again, for ever; four times within an hour are too often."""
-    booked, to = definition(books="2"), VcpuId(UUID, 1, 0)
+    booked, anywhere, pin = definition(books="2"), CpuSet.parse("0-7"), CpuSet.of([2])
+    again = Move(VcpuId(UUID, 1, 0), "a", anywhere, pin, 0, "", cause=Cause.RESET)
     for every_s, is_left in ((30 * 24 * 3600, False), (RESETS_NS / 1e9 / 5, True)):
         ledger, at_s = old(), 100_000.0
         causes: list[Cause] = []
         for _ in range(RESETS_MAX + 9):
             at_s += every_s
-            ledger, changed = seen(sample(at_s, "0-7", "2", defined=booked), ledger=ledger)
-            causes += changed
-            record = ledger.record(to)
-            assert record is not None
-            if record.undone:
-                ledger = ledger.made(to)
+            found = reconcile(ledger, sample(at_s, "0-7", "2", defined=booked), {UUID})
+            ledger = found.ledger
+            causes += [changed.move.cause for changed in found.changes]
+            if found.sample.domains[0].vcpus[0].undone:
+                ledger = ledger.made(again)
             ledger, changed = seen(sample(at_s + 1, "2", "2", defined=booked), ledger=ledger)
             causes += changed
         assert (causes == [Cause.LEFT]) is is_left
@@ -236,9 +236,9 @@ def test_a_cpuset_that_narrows_is_nobodys_pin() -> None:
     after = (sample(second, "2-5", "2-5", defined=narrowed) for second in (20.0, 23.0))
     ledger, causes = seen(*after, ledger=pinned(first, 6))
     assert (causes, of(ledger)) == ([], ("6", "0-7", ""))
-    restored = ledger.intending(
-        Move(VcpuId(UUID, 1, 0), "a", CpuSet(), CpuSet.parse("0-7"), 0, "", cause=Cause.RESTORED)
-    ).made(VcpuId(UUID, 1, 0))
+    to = CpuSet.parse("0-7")
+    back = Move(VcpuId(UUID, 1, 0), "a", CpuSet(), to, 0, "", cause=Cause.RESTORED)
+    restored = ledger.intending(back).made(back)
     ledger, causes = seen(sample(26.0, "2-5", "2-5", defined=narrowed), ledger=restored)
     assert (causes, of(ledger)) == ([], ("0-7", "", ""))
 
@@ -248,10 +248,8 @@ def test_a_cpuset_that_cuts_a_set_is_nobodys_pin(*, ours: bool) -> None:
     """What a minute-old definition does not say is asked for when an affinity has shrunk."""
     first, _causes = seen(*(sample(second, "4-7") for second in (0.0, 11.0)))
     if ours:
-        intended = first.intending(
-            Move(VcpuId(UUID, 1, 0), "a", CpuSet(), CpuSet.parse("5-7"), 0, "")
-        )
-        first = intended.made(VcpuId(UUID, 1, 0))
+        move = Move(VcpuId(UUID, 1, 0), "a", CpuSet(), CpuSet.parse("5-7"), 0, "")
+        first = first.intending(move).made(move)
     cut = sample(20.0, "5" if ours else "4-5")
     assert reconcile(first, cut).unclear == {UUID}
     read = dataclasses.replace(definition(books="5-7"), cpuset=CpuSet.parse("0-5"))

@@ -98,7 +98,7 @@ def reconcile(
                 continue
             found = _followed(known, domain, reading, sample, shown, is_asked=is_asked)
             records[reading.vcpu] = found.record
-            annotated = _annotated(reading, entry, found.record)
+            annotated = _annotated(reading, entry, found.record, is_undone=found.is_undone)
             if found.is_unclear:
                 unclear.add(domain.uuid)
                 annotated = replace(annotated, held=annotated.held or UNCLEAR)
@@ -122,15 +122,29 @@ def reconcile(
     return Reconciled(Ledger(entries), known_sample, tuple(changes), frozenset(unclear))
 
 
+class _Found(NamedTuple):
+    """What a reading shows of a vCPU, and by whom it was changed, if by others.
+
+    It `is_undone` where the kernel reset a pin of ours that is to be made again.
+    """
+
+    record: Record
+    cause: Cause | None = None
+    is_unclear: bool = False
+    is_undone: bool = False
+
+
 def _is_as_left(known: Record, reading: VcpuReading, shown: CpuSet) -> bool:
     """Return whether a vCPU is where it was left and nothing of it is open, as of nearly all."""
-    is_open = known.young_ns or known.undone or known.pending is not None
+    is_open = known.young_ns or known.pending is not None
     # Bits, not sets: this is asked for each vCPU in each cycle.
     is_there = reading.affinity.bits == known.affinity.bits & shown.bits
     return is_there and not is_open and reading.run_ns >= known.run_ns
 
 
-def _annotated(reading: VcpuReading, entry: Entry, record: Record) -> VcpuReading:
+def _annotated(
+    reading: VcpuReading, entry: Entry, record: Record, *, is_undone: bool = False
+) -> VcpuReading:
     if not (record.is_ours or record.held or entry.held):
         return reading  # as of nearly all
     shows_pin = record.is_ours and not record.young_ns
@@ -143,7 +157,7 @@ def _annotated(reading: VcpuReading, entry: Entry, record: Record) -> VcpuReadin
         record.is_ours,
         record.original if shows_pin else None,
         record.affinity if shows_pin else None,
-        shows_pin and record.undone,
+        is_undone,
         entry.why_held(record),
     )
 
@@ -165,14 +179,6 @@ def _is_another_run(before: Entry, domain: DomainReading, *, is_unseen: bool) ->
 
 def _fell(record: Record, reading: VcpuReading) -> bool:
     return reading.run_ns < record.run_ns - FALL_NS
-
-
-class _Found(NamedTuple):
-    """What a reading shows of a vCPU, and by whom it was changed, if by others."""
-
-    record: Record
-    cause: Cause | None = None
-    is_unclear: bool = False
 
 
 def _followed(  # noqa: PLR0913  all that is known of one vCPU
@@ -281,7 +287,7 @@ def _reset(record: Record, books: CpuSet, at_ns: int) -> _Found | None:
     if at_ns - record.reset_ns >= RESETS_NS:
         record = replace(record, resets=0, reset_ns=at_ns)
     if record.resets < RESETS_MAX:
-        return _Found(replace(record, undone=True))
+        return _Found(record, is_undone=True)
     return _Found(replace(record, held=Hold.RESET), Cause.LEFT)
 
 

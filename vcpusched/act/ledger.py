@@ -56,11 +56,10 @@ class Record:
 
     `run_ns` is its CPU time when last seen; `affinity` what it had then, or was pinned to since;
     `original` is None without a pin of ours; `pending` was asked for and not seen in force yet;
-    `resets` counts how often the last pin was reset and made again since `reset_ns`, and it is
-    `undone` when the last sample found it so; `unseen_ns` is the clock of the first sample that did
-    not show what is pending, and `young_ns` of the first sample of a vCPU that libvirt may still be
-    starting or waking; each 0 where there is none. Records are equal where what is kept of them is,
-    but for the CPU time.
+    `resets` counts how often the last pin was reset and made again since `reset_ns`; `unseen_ns` is
+    the clock of the first sample that did not show what is pending, and `young_ns` of the first
+    sample of a vCPU that libvirt may still be starting or waking; each 0 where there is none.
+    Records are equal where what is kept of them is, but for the CPU time.
     """
 
     run_ns: int = field(compare=False)
@@ -70,7 +69,6 @@ class Record:
     held: Hold | None = None
     resets: int = 0
     unseen_ns: int = field(default=0, compare=False)
-    undone: bool = field(default=False, compare=False)
     reset_ns: int = field(default=0, compare=False)
     young_ns: int = field(default=0, compare=False)
 
@@ -80,8 +78,8 @@ class Record:
         return self.original is not None
 
     def ran(self, run_ns: int) -> "Record":
-        """Return it with the CPU time of a new sample, which is to say whether it is undone."""
-        if run_ns == self.run_ns and not self.undone:
+        """Return it with the CPU time of a new sample."""
+        if run_ns == self.run_ns:
             return self
         return Record(  # thousands a cycle: `replace` takes three times as long
             run_ns,
@@ -91,7 +89,6 @@ class Record:
             self.held,
             self.resets,
             self.unseen_ns,
-            False,  # noqa: FBT003
             self.reset_ns,
             self.young_ns,
         )
@@ -220,18 +217,18 @@ class Ledger:
         intended = Record(record.run_ns, record.affinity, original, pending, record.held)
         return self._noting(move.vcpu, intended).marking(move.vcpu.uuid, marked=True)
 
-    def made(self, vcpu: VcpuId, but_for: CpuSet = NO_CPUS) -> "Ledger":
-        """Return the ledger after the pin that was pending, or reset.
+    def made(self, move: Move, but_for: CpuSet = NO_CPUS) -> "Ledger":
+        """Return the ledger after a move.
 
         While pCPUs are offline the kernel may take what was pending only `but_for` these; then it
         is no original that is in force again.
         """
-        record = self.entries[vcpu.uuid].records[vcpu.vcpu]
+        record = self.entries[move.vcpu.uuid].records[move.vcpu.vcpu]
         if record.pending is not None:
             record = settled(replace(record, affinity=record.pending - but_for, pending=None))
-        elif record.undone:
-            record = replace(record, undone=False, resets=record.resets + 1)
-        return self._noting(vcpu, record)
+        elif move.cause is Cause.RESET:
+            record = replace(record, resets=record.resets + 1)
+        return self._noting(move.vcpu, record)
 
     def marking(self, uuid: DomainUuid, *, marked: bool) -> "Ledger":
         """Return the ledger with a domain marked or not, where it knows it."""

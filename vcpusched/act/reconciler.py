@@ -163,7 +163,8 @@ class Reconciler:
         if not cpus:
             where = known.original or known.affinity
             raise CpuRefusedError(f"pCPUs {where} are offline or outside its cpuset")
-        self._book.ledger = before.intending(self._intended.pop(vcpu))
+        move = self._intended.pop(vcpu)
+        self._book.ledger = before.intending(move)
         record = self._record(vcpu)
         try:
             self._check_unchanged(vcpu, known, record)
@@ -174,7 +175,7 @@ class Reconciler:
             raise
         # Not written yet: the next one who reads that it was pending finds it in force. The next
         # sample writes it, before another's pin to where the vCPU was could be taken for ours.
-        self._book.ledger = self._book.ledger.made(vcpu, but_for=missing)
+        self._book.ledger = self._book.ledger.made(move, but_for=missing)
         return missing
 
     def restore(
