@@ -7,15 +7,33 @@ What is no ledger becomes a `LedgerError` of one line; keys that it does not kno
 import json
 import threading
 from collections import Counter
-from typing import Annotated, Any, Final, Literal, Protocol
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+)
 
 from vcpusched.act.ledger import RESETS_MAX, Entry, Hold, Ledger, Record, is_kept
 from vcpusched.model import CpuSet, DomainUuid
 from vcpusched.text import place, printable
 
 VERSION: Final = 1
+
+
+def _affinity(text: object) -> CpuSet:
+    found = CpuSet.parse(text) if isinstance(text, str) else None
+    if not found:
+        raise ValueError("an affinity must name at least one pCPU")
+    return found
+
+
+_Affinity = Annotated[CpuSet, PlainValidator(_affinity), PlainSerializer(str)]
 
 
 class _Part(BaseModel):
@@ -25,10 +43,10 @@ class _Part(BaseModel):
 class _RecordPart(_Part):
     vcpu: int = Field(ge=0, le=65_535)
     run_ns: int = Field(ge=0, lt=1 << 63)
-    affinity: str
-    original: str | None = None
-    pending: str | None = None
-    held: Literal["pinned", "reset"] | None = None
+    affinity: _Affinity
+    original: _Affinity | None = None
+    pending: _Affinity | None = None
+    held: Hold | None = Field(None, strict=False)
     resets: int = Field(0, ge=0, le=RESETS_MAX)
 
 
@@ -47,6 +65,10 @@ class _LedgerPart(_Part):
     domains: list[_EntryPart]
 
 
+_KEPT: Final = tuple(key for key in _RecordPart.model_fields if key != "vcpu")
+"""What of a record outlives the process."""
+
+
 class LedgerError(ValueError):
     """A text is no ledger; the error's own says where and why, on one line."""
 
@@ -62,12 +84,12 @@ def parse(text: str) -> Ledger:
         part = _LedgerPart.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise LedgerError(f"{place(first, 'ledger')}: {first['msg'].lower()}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise LedgerError(f"{place(first, 'ledger')}: {message[:1].lower()}{message[1:]}") from None
     entries: dict[DomainUuid, Entry] = {}
     for number, domain in enumerate(part.domains):
         records = {
-            entry.vcpu: _record(entry, f"domains.{number}.vcpus.{place}")
-            for place, entry in enumerate(domain.vcpus)
+            each.vcpu: Record(**{key: getattr(each, key) for key in _KEPT}) for each in domain.vcpus
         }
         if len(records) != len(domain.vcpus) or domain.uuid in entries:
             raise LedgerError(f"domains.{number}: the domain or one of its vCPUs is listed twice")
@@ -77,51 +99,24 @@ def parse(text: str) -> Ledger:
     return Ledger(entries)
 
 
-def _record(part: _RecordPart, where: str) -> Record:
-    def cpus(text: str) -> CpuSet:
-        try:
-            found = CpuSet.parse(text)
-        except ValueError as error:
-            raise LedgerError(f"{where}: {error}") from None
-        if not found:
-            raise LedgerError(f"{where}: an affinity must name at least one pCPU")
-        return found
-
-    return Record(
-        run_ns=part.run_ns,
-        affinity=cpus(part.affinity),
-        original=None if part.original is None else cpus(part.original),
-        pending=None if part.pending is None else cpus(part.pending),
-        held=None if part.held is None else Hold(part.held),
-        resets=part.resets,
-    )
-
-
-def _entry_as_json(uuid: DomainUuid, entry: Entry) -> dict[str, Any]:
+def _entry_as_json(uuid: DomainUuid, entry: Entry) -> str:
     """Return what of an entry outlives the process."""
     # The CPU time of one vCPU at least, to recognise another run of the domain.
     is_whole = entry.held or entry.marked
-    kept = {vcpu: record for vcpu, record in entry.records.items() if is_whole or is_kept(record)}
-    return {
-        "uuid": uuid,
-        "name": entry.name,
-        "id": entry.domain_id,
-        **({"held": True} if entry.held else {}),
-        **({"marked": True} if entry.marked else {}),
-        **({"uri": entry.uri} if entry.uri else {}),
-        "vcpus": [
-            {
-                "vcpu": vcpu,
-                "run_ns": record.run_ns,
-                "affinity": str(record.affinity),
-                **({} if record.original is None else {"original": str(record.original)}),
-                **({} if record.pending is None else {"pending": str(record.pending)}),
-                **({} if record.held is None else {"held": record.held.value}),
-                **({"resets": record.resets} if record.resets else {}),
-            }
-            for vcpu, record in sorted(kept.items())
+    part = _EntryPart.model_construct(
+        uuid=uuid,
+        name=entry.name,
+        id=entry.domain_id,
+        held=entry.held,
+        marked=entry.marked,
+        uri=entry.uri,
+        vcpus=[
+            _RecordPart.model_construct(vcpu=vcpu, **{key: getattr(record, key) for key in _KEPT})
+            for vcpu, record in sorted(entry.records.items())
+            if is_whole or is_kept(record)
         ],
-    }
+    )
+    return json.dumps(part.model_dump(mode="json", exclude_defaults=True), separators=(",", ":"))
 
 
 class Store(Protocol):
@@ -155,7 +150,7 @@ class Book:
         self._lock = threading.Lock()
         self.is_closed = False
         self._is_usable = writes
-        self._texts: dict[DomainUuid, tuple[Entry, str]] = {}
+        self._kept: dict[DomainUuid, tuple[Entry, str]] = {}
         self.ledger = Ledger()
         self.problem = ""
         try:
@@ -168,7 +163,6 @@ class Book:
             self._is_usable = False
             self.problem = f"The ledger cannot be read ({_text(error)}); no pin is made"
         self._kept = self._rendered(self.ledger)
-        self._saved = self._entries()
 
     def _set_aside(self, error: LedgerError) -> str:
         said = f"The ledger cannot be used ({printable(str(error), 200)})"
@@ -194,43 +188,42 @@ class Book:
         Raises OSError when it cannot be kept; the one before then stays, in memory and in the
         store.
         """
-        text = self._rendered(ledger)
+        kept = self._rendered(ledger)
         with self._lock:
             if self.is_closed or not self._is_usable:
                 raise OSError("the ledger is not ours to write")
-            if text != self._kept:
+            text = _document(kept)
+            if text != _document(self._kept):
                 self._store.replace(text)
-                self._kept = text
-            self._saved = self._entries()
+            self._kept = kept
         self.ledger = ledger
 
     @property
     def is_stale(self) -> bool:
         """Whether the store has anything that is not so any more, but for CPU times."""
         kept = {uuid: entry for uuid, entry in self.ledger.entries.items() if entry.is_kept()}
-        return kept != self._saved
+        return kept != {uuid: entry for uuid, (entry, _text) in self._kept.items()}
 
     def close(self) -> None:
         """Let nothing more be written: another process keeps the store from now on."""
         with self._lock:
             self.is_closed = True
 
-    def _entries(self) -> dict[DomainUuid, Entry]:
-        return {uuid: entry for uuid, (entry, _text) in self._texts.items()}
-
-    def _rendered(self, ledger: Ledger) -> str:
-        """Return the text; only entries that are others than the last time are rendered anew."""
-        texts: dict[DomainUuid, tuple[Entry, str]] = {}
+    def _rendered(self, ledger: Ledger) -> dict[DomainUuid, tuple[Entry, str]]:
+        """Return what of a ledger is kept; only entries that are others than before are anew."""
+        rendered: dict[DomainUuid, tuple[Entry, str]] = {}
         for uuid, entry in ledger.entries.items():
-            if not entry.is_kept():
-                continue
-            known = self._texts.get(uuid)
-            if known is None or known[0] is not entry:
-                known = entry, json.dumps(_entry_as_json(uuid, entry), separators=(",", ":"))
-            texts[uuid] = known
-        self._texts = texts
-        lines = ",\n".join(texts[uuid][1] for uuid in sorted(texts))
-        return f'{{"version":{VERSION},"domains":[\n{lines}\n]}}\n'
+            if entry.is_kept():
+                known = self._kept.get(uuid)
+                if known is None or known[0] is not entry:
+                    known = entry, _entry_as_json(uuid, entry)
+                rendered[uuid] = known
+        return rendered
+
+
+def _document(kept: Mapping[DomainUuid, tuple[Entry, str]]) -> str:
+    lines = ",\n".join(text for _uuid, (_entry, text) in sorted(kept.items()))
+    return f'{{"version":{VERSION},"domains":[\n{lines}\n]}}\n'
 
 
 def _text(error: OSError) -> str:
