@@ -25,7 +25,7 @@ from vcpusched.plan.planner import Cause, Move, Policy, plan
 from vcpusched.report import messages, snapshot, treatments
 from vcpusched.report.messages import Service
 from vcpusched.sample import Definition
-from vcpusched.service.systemd import StreamLog
+from vcpusched.service.systemd import line_log
 from vcpusched.settings import ConfigError, Settings, load
 from vcpusched.text import as_json
 
@@ -237,7 +237,7 @@ def test_no_name_forges_a_line(name: str) -> None:
         assert entry.message.isprintable()
         assert len(entry.message) < 600
         assert entry.fields["VCPUSCHED_DOMAIN"] == name
-        StreamLog(stream).write(entry)
+        line_log(stream, entry)
     assert len(stream.getvalue().splitlines()) == len(entries)
     service = Service(1, 0.0, name, 1, 1, trouble=name)
     assert messages.status_line(service).isprintable()

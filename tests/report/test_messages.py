@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from vcpusched.report.messages import Priority, Service
 from vcpusched.service.control import Answer
 from vcpusched.service.reporter import MAX_UNREPORTED_CYCLES, Reporter
 from vcpusched.service.state import Ending, State
-from vcpusched.service.systemd import StreamLog
+from vcpusched.service.systemd import line_log
 from vcpusched.service.worker import Cycled
 from vcpusched.settings import Settings
 
@@ -106,7 +107,7 @@ def test_guests_that_libvirt_is_asked_about_are_reported_once(tmp_path: Path) ->
     settings = Settings.model_validate({})
     names = tuple(f"g{index}" for index in range(7))
     reported(
-        Reporter(StreamLog(log), tmp_path, settings),
+        Reporter(partial(line_log, log), tmp_path, settings),
         State(settings, SERVICE),
         Cycled(Cycle(1, 7, by_libvirt={"they are hidden": names})),
         Cycled(Cycle(2, 3, by_libvirt={"they are hidden": names[:2], "else": ("a\nb",)})),
@@ -123,7 +124,8 @@ def test_how_the_service_begins_and_goes_on(tmp_path: Path) -> None:
     written = io.StringIO()
     settings = Settings.model_validate({"dry_run": True})
     other = Settings.model_validate({"period": 2, "exclude_domains": ["db*"], "cpus": "all"})
-    reporter, state = Reporter(StreamLog(written), tmp_path, settings), State(settings, SERVICE)
+    reporter = Reporter(partial(line_log, written), tmp_path, settings)
+    state = State(settings, SERVICE)
     reporter.begin(state)
     reporter.reloaded(other)
     reporter.report(state.paused(messages.Pause()), None, state)
@@ -147,7 +149,7 @@ def test_a_restore_that_fails_at_a_stop_is_one_line(tmp_path: Path) -> None:
     problems = (messages.failure_entry(failure).message, "g9: another")
     state = State(settings, SERVICE, stop=Ending(restores=True, began=True))
     answer = Answer(1, problems=problems)
-    reported(Reporter(StreamLog(written), tmp_path, settings), state, failure, answer)
+    reported(Reporter(partial(line_log, written), tmp_path, settings), state, failure, answer)
     first, second = written.getvalue().splitlines()
     assert first.endswith(
         f"Could not restore vCPU 0 of {move.domain} to pCPU 1: the domain is busy"
@@ -160,7 +162,7 @@ def test_a_level_that_is_not_reported_is_said_once(tmp_path: Path) -> None:
     written = io.StringIO()
     settings = Settings.model_validate({"log_level": "warning"})
     by_node = Settings.model_validate({"log_level": "warning", "pin_to": "node"})
-    reporter = Reporter(StreamLog(written), tmp_path, settings)
+    reporter = Reporter(partial(line_log, written), tmp_path, settings)
     reporter.reloaded(by_node)
     state = State(settings, SERVICE).configured(by_node, 0.0)
     resting = Cycled(dataclasses.replace(ACTED, executed=False, pinned=()))

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import re
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from vcpusched.report.messages import Service
 from vcpusched.report.metrics import Metrics
 from vcpusched.service.reporter import Reporter
 from vcpusched.service.state import State, after
-from vcpusched.service.systemd import StreamLog
+from vcpusched.service.systemd import line_log
 from vcpusched.service.worker import Cycled, Outcome
 from vcpusched.settings import ConfigError, Settings, load
 
@@ -258,7 +259,7 @@ def test_the_service_writes_it(tmp_path: Path) -> None:
     """Each cycle; a place that cannot be written is reported once; the end takes the file away."""
     said, file = io.StringIO(), tmp_path / "metrics" / "vcpusched.prom"
     chosen = Settings.model_validate({"metrics_file": str(file), "log_level": "warning"})
-    reporter, cycled = Reporter(StreamLog(said), tmp_path, chosen), Cycled(ACTED, 0.1, 0.1)
+    reporter, cycled = Reporter(partial(line_log, said), tmp_path, chosen), Cycled(ACTED, 0.1, 0.1)
     state = reported(reporter, State(chosen, SERVICE), cycled, cycled)
     assert said.getvalue().count("Could not write metrics to") == 1
     file.parent.mkdir()

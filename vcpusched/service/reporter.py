@@ -87,7 +87,7 @@ class Reporter:
     def write(self, entry: JournalEntry) -> None:
         """Put out one entry, if the log level asks for it."""
         if entry.priority <= Priority[self._settings.log_level.upper()]:
-            self._log.write(entry)
+            self._log(entry)
 
     def once(self, cause: Hashable, entry: JournalEntry) -> None:
         """Put out an entry whose cause may come up again in every cycle, with other figures."""

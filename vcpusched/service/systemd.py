@@ -15,9 +15,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, TextIO
+from typing import Any, Final, TextIO
 
 from vcpusched.report.history import JournalRecord
 from vcpusched.report.messages import JournalEntry, Priority
@@ -28,54 +29,40 @@ TIMEOUT_S: Final = 3.0
 """How long systemd may take to say something of the unit."""
 
 
-class Log(Protocol):
-    """Takes entries."""
-
-    def write(self, entry: JournalEntry) -> None:
-        """Put one entry out."""
+Log = Callable[[JournalEntry], None]
+"""Puts one entry out."""
 
 
-class JournalLog:
-    """Sends entries to journald with their fields."""
+def journal_log(entry: JournalEntry) -> None:
+    """Send an entry to journald with its fields."""
+    from systemd import journal
 
-    def write(self, entry: JournalEntry) -> None:
-        """Send one entry."""
-        from systemd import journal
-
-        # A journald that is gone, or starts just now, is no reason to stop balancing.
-        with contextlib.suppress(OSError):
-            journal.send(
-                entry.message,
-                PRIORITY=str(int(entry.priority)),
-                SYSLOG_IDENTIFIER=IDENTIFIER,
-                **entry.fields,
-            )
+    # A journald that is gone, or starts just now, is no reason to stop balancing.
+    with contextlib.suppress(OSError):
+        journal.send(
+            entry.message,
+            PRIORITY=str(int(entry.priority)),
+            SYSLOG_IDENTIFIER=IDENTIFIER,
+            **entry.fields,
+        )
 
 
-class StreamLog:
-    """Writes entries as lines of text."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, entry: JournalEntry) -> None:
-        """Write one line: time of day, severity where it matters, message."""
-        severity = f"{entry.priority.name.lower()}: " if entry.priority < Priority.INFO else ""
-        now = time.strftime("%H:%M:%S")
-        # The pipe has no reader any more, or the disk is full: no reason to stop balancing.
-        with contextlib.suppress(OSError):
-            print(f"{now} {severity}{entry.message}", file=self._stream, flush=True)
+def line_log(stream: TextIO, entry: JournalEntry) -> None:
+    """Write an entry as a line of text: time of day, severity where it matters, message."""
+    severity = f"{entry.priority.name.lower()}: " if entry.priority < Priority.INFO else ""
+    now = time.strftime("%H:%M:%S")
+    # The pipe has no reader any more, or the disk is full: no reason to stop balancing.
+    with contextlib.suppress(OSError):
+        print(f"{now} {severity}{entry.message}", file=stream, flush=True)
 
 
 def choose_log() -> Log:
     """Take journald when our stderr leads there anyway (systemd.exec(5), $JOURNAL_STREAM)."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         stderr = os.fstat(sys.stderr.fileno())
-    except (OSError, ValueError):
-        return StreamLog(sys.stderr)
-    if os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}":
-        return JournalLog()
-    return StreamLog(sys.stderr)
+        if os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}":
+            return journal_log
+    return partial(line_log, sys.stderr)
 
 
 def notify(*assignments: str) -> None:

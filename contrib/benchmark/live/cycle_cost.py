@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +35,7 @@ from vcpusched.service.daemon import GARBAGE_EVERY
 from vcpusched.service.reporter import Reporter
 from vcpusched.service.run_directory import LedgerFile
 from vcpusched.service.state import State, after
-from vcpusched.service.systemd import StreamLog
+from vcpusched.service.systemd import line_log
 from vcpusched.service.worker import Cycled
 from vcpusched.settings import Settings
 from vcpusched.simulate.simulator import Place, SimulatedHost
@@ -120,7 +121,7 @@ def measure(shape: Shape, directory: Path) -> dict[str, float]:
     state = State(settings, Service(os.getpid(), 0.0, "memory", 3.0, 100_000))
     took_ns: list[tuple[int, int]] = []
     with Path(os.devnull).open("w") as nowhere:
-        reporter = Reporter(StreamLog(nowhere), directory, settings)
+        reporter = Reporter(partial(line_log, nowhere), directory, settings)
         for _ in range(CYCLES):
             began_ns = time.process_time_ns()
             cycled = Cycled(scheduler.cycle(reconciler, settings.rules()))
