@@ -171,7 +171,7 @@ class _Daemon:
             elif isinstance(outcome, Changed | Failure):
                 self._on_outcome(outcome, time.monotonic())
         self._reporter.end_metrics()
-        return ended and all(worker.has_ended for worker in self._abandoned)
+        return ended and all(worker.join() for worker in self._abandoned)
 
     # What happened.
 
@@ -325,7 +325,7 @@ class _Daemon:
         """Let another worker open another connection; of the old one only pins count."""
         self._inbox.fail(exits.UNAVAILABLE, why)
         self._worker.abandon()
-        self._abandoned = [worker for worker in self._abandoned if not worker.has_ended]
+        self._abandoned = [worker for worker in self._abandoned if not worker.join()]
         self._abandoned.append(self._worker)
         state = replace(self._state, phase=Phase.WAITING, connect_at_s=now_s)
         if len(self._abandoned) >= MAX_ABANDONED:

@@ -96,10 +96,17 @@ def _acquire(lock: int, path: Path) -> None:
 
 def is_locked(directory: Path) -> bool:
     """Return whether a daemon lives, where the lock may be opened. Raises RunDirectoryError."""
+    path = directory / LOCK
     try:
-        return _is_locked(directory)
+        with _opened(path, os.O_RDONLY) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
     except OSError as error:
-        raise RunDirectoryError(f"{directory / LOCK}: cannot be read: {error.strerror}") from None
+        raise RunDirectoryError(f"{path}: cannot be read: {error.strerror}") from error
+    return False
 
 
 def lives(directory: Path) -> bool:
@@ -108,25 +115,20 @@ def lives(directory: Path) -> bool:
     The lock is certain; where it may not be opened, the process that wrote the state says so.
     """
     try:
-        return _is_locked(directory)
-    except PermissionError:
-        return _is_process(*_writer(directory))
-    except OSError as error:
-        raise RunDirectoryError(f"{directory / LOCK}: cannot be read: {error.strerror}") from None
+        return is_locked(directory)
+    except RunDirectoryError as error:
+        if isinstance(error.__cause__, PermissionError):
+            return _is_process(*_writer(directory))
+        raise
 
 
-def _is_locked(directory: Path) -> bool:
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    opened = os.open(path, flags | os.O_CLOEXEC)
     try:
-        lock = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        yield opened
     finally:
-        os.close(lock)
-    return False
+        os.close(opened)
 
 
 def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
@@ -147,7 +149,8 @@ def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
                 os.fsync(file.fileno())
         temporary.replace(path)
         if durable:
-            _sync_directory(path.parent)
+            with _opened(path.parent, os.O_RDONLY | os.O_DIRECTORY) as directory:
+                os.fsync(directory)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -168,25 +171,16 @@ def read_file(path: Path, size_max: int) -> str:
 
     Raises OSError, and ValueError for what is no such file or no UTF-8 text.
     """
-    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
+    with _opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as opened:
         found = os.fstat(opened)
         if not stat.S_ISREG(found.st_mode) or found.st_size > size_max:
             raise ValueError(f"not a file of at most {size_max} bytes")
         with os.fdopen(opened, "rb", closefd=False) as file:
-            return file.read(size_max).decode()
+            read = file.read(size_max)
+    try:
+        return read.decode()
     except UnicodeDecodeError:
         raise ValueError("not UTF-8 text") from None
-    finally:
-        os.close(opened)
-
-
-def _sync_directory(directory: Path) -> None:
-    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def write_state(directory: Path, state: Mapping[str, Any]) -> None:

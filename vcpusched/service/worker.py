@@ -158,15 +158,10 @@ class Worker:
             if isinstance(outcome, Changed | Failure) or not self._book.is_closed:
                 taken.append(outcome)
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether the thread has ended."""
-        return not self._thread.is_alive()
-
-    def join(self, timeout_s: float) -> bool:
+    def join(self, timeout_s: float = 0.0) -> bool:
         """Wait for the thread to end; return whether it did."""
         self._thread.join(timeout_s)
-        return self.has_ended
+        return not self._thread.is_alive()
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
