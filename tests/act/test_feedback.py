@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from builders import host
 
+from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.feedback import (
     EARLY_PERIODS,
@@ -19,6 +20,7 @@ from vcpusched.act.feedback import (
     expect,
     judge,
 )
+from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book
 from vcpusched.act.reconciler import Reconciler
 from vcpusched.act.repairs import worse_bound
@@ -128,17 +130,25 @@ def test_nobody_waited() -> None:
 
 def test_who_was_moved_in_vain_is_left_alone_twice_as_long_each_time() -> None:
     """Five minutes, ten, and five again once it helped."""
-    vcpu = HOGS.vcpus[0].id
+    first = finding(HOGS, waiting(HOGS, 75))
+    vcpu = first.plan.moves[0].vcpu
     table = VcpuTable()
-    now_ns = 0
+
+    def judge_at(now_ns: int, percent: float) -> None:
+        waits = dict.fromkeys((each.id for each in HOGS.vcpus), round(percent * PPM_PER_POINT))
+        table.planned(7, first, first.plan.moves)
+        assert len(table.judged(finding(HOGS, waits, at_s=now_ns / SECOND_NS))) == 1
+
+    now_ns = VERDICT_NS
     for minutes in (5, 10, 20):
-        table.back_off(vcpu, now_ns)
+        judge_at(now_ns, 75)
         for passed, fixed in ((0, True), (minutes - 1, True), (minutes, False)):
             at_ns = now_ns + passed * 60 * SECOND_NS
             assert stays(table, vcpu, at_ns) is fixed, (minutes, passed)
         now_ns += minutes * 60 * SECOND_NS
-    table.helped(vcpu)
-    table.back_off(vcpu, now_ns)
+    judge_at(now_ns, 50)
+    assert not stays(table, vcpu, now_ns)
+    judge_at(now_ns, 75)
     assert not stays(table, vcpu, now_ns + BACK_OFF_NS)
 
 
@@ -156,16 +166,16 @@ def stays(table: VcpuTable, vcpu: VcpuId, now_ns: int) -> bool:
 def test_who_refuses_is_left_alone_twice_as_long_each_time() -> None:
     """Ten cycles, twenty, and ten again once a pin was made; a guest like a pCPU."""
     vcpu = HOGS.vcpus[0].id
-    table = VcpuTable()
+    table, move = VcpuTable(), Move(vcpu, "", CpuSet.of([0]), CpuSet.of([1]), 0, "")
     for who in (vcpu.uuid, 1):
         for number, cycles in ((0, 10), (10, 20), (30, 40)):
-            table.refused(who, number)
+            table.note(Failure(move, "", blamed=(who,)), number, 0)
             assert table.quarantined(number + cycles - 1) == {who}
             assert table.quarantined(number + cycles) == frozenset()
-        table.pinned(Move(vcpu, "", CpuSet.of([0]), CpuSet.of([1]), 0, ""))
-        table.refused(who, 100)
+        table.note(Changed(move), 100, 0)
+        table.note(Failure(move, "", blamed=(who,)), 100, 0)
         assert table.quarantined(110) == frozenset()
-        table.pinned(Move(vcpu, "", CpuSet.of([0]), CpuSet.of([1]), 0, ""))
+        table.note(Changed(move), 100, 0)
 
 
 def bound(original: str, cpus: str = "0", held: str = "") -> tuple[Sample, Host, VcpuId]:
@@ -342,7 +352,8 @@ def test_a_pin_must_gain_more_while_loads_are_known_from_few_periods() -> None:
 def test_a_pin_to_several_pcpus_acquits_none_that_refused_one() -> None:
     """The kernel takes a set of which it takes one; a pin to that one alone is proof."""
     table, vcpu = VcpuTable(), VcpuId(DomainUuid("g"), 1, 0)
-    table.refused(1, 1)
+    move = Move(vcpu, "g", CpuSet.of([0]), CpuSet.of([1]), 0, "")
+    table.note(Failure(move, "", blamed=(1,)), 1, 0)
     for cpus, left in (("0-3", {1}), ("1", set())):
-        table.pinned(Move(vcpu, "g", CpuSet.of([0]), CpuSet.parse(cpus), 0, ""))
+        table.note(Changed(dataclasses.replace(move, to_cpus=CpuSet.parse(cpus))), 1, 0)
         assert table.quarantined(2) == left

@@ -2,25 +2,15 @@
 
 Rule: acts only through an `Actuator` and never reads a clock of its own or sleeps, so that it runs
 unchanged on a simulated host. All that it remembers between cycles is the last sample and the
-loads up to it, how often in a row it wanted to act and who waited then, what its last plan should
-bring, when one had nothing to do, a pin whose answer was lost with the connection, and what to
-leave alone for a while (`table`).
+loads up to it, how often in a row it wanted to act and who waited then, when a plan had nothing to
+do, a pin whose answer was lost with the connection, and what came of moves (`table`).
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from vcpusched.act.actuator import Account, Actuator, Event, Failure, ignore, never
-from vcpusched.act.feedback import (
-    Effect,
-    Expectation,
-    Finding,
-    Rest,
-    Verdict,
-    early,
-    expect,
-    judge,
-)
+from vcpusched.act.feedback import Effect, Finding, Rest, early
 from vcpusched.act.ledger import Changed
 from vcpusched.act.repairs import objection, repairs, worse_bound
 from vcpusched.act.table import VcpuTable
@@ -122,7 +112,6 @@ class Scheduler:
         self._waiting: set[VcpuId] = set()
         self._rest: Rest | None = None
         self._in_doubt: Changed | None = None
-        self._expectation: Expectation | None = None
         self._table = VcpuTable()
 
     def cycle(
@@ -151,7 +140,7 @@ class Scheduler:
         seen = _seen(self._number, sample, rules, observed)
 
         def note(event: Event) -> None:
-            self._note(event, seen)
+            self._table.note(event, seen.number, seen.at_ns)
             on_event(event)
 
         def object_to(move: Move, definition: Definition) -> str:
@@ -168,7 +157,7 @@ class Scheduler:
             seen = self._planned(seen, sample, rules, actuator)
         self._in_doubt = actuator.in_doubt
         if self._in_doubt is not None:
-            self._table.pinned(self._in_doubt.move)
+            self._table.note(self._in_doubt, seen.number, seen.at_ns)
         return replace(
             seen,
             pinned=tuple(move for move in actuator.made if move.cause is Cause.BALANCE),
@@ -187,7 +176,7 @@ class Scheduler:
         )
         found = self._plan(host, rules, seen.at_ns)
         finding = Finding(seen.at_ns, host, found, observed.waits, observed.busy)
-        effects = self._judge(finding)
+        effects = self._table.judged(finding)
         seen = replace(seen, effects=effects, waits=observed.waits, host=host, plan=found)
         seen = replace(seen, refused=bool(self._table.quarantined(self._number)))
         if not (rests or actuator.made):  # else the sample is not so any more
@@ -204,38 +193,14 @@ class Scheduler:
         if not rules.dry_run:
             actuator.act(found.moves)
         if actuator.made:
-            seen = replace(seen, effects=seen.effects + self._judge(finding, is_last=True))
-            self._expectation = expect(seen.number, finding, actuator.made)
+            effects += self._table.planned(seen.number, finding, actuator.made)
+            seen = replace(seen, effects=effects)
         return seen
 
     def _willing(self, moves: Iterable[Move]) -> list[Move]:
         """Return the moves of guests that did not refuse one a short time ago."""
         quarantined = self._table.quarantined(self._number)
         return [move for move in moves if move.vcpu.uuid not in quarantined]
-
-    def _note(self, event: Event, seen: Cycle) -> None:
-        """Remember who is left alone after a move, or for its failure."""
-        if isinstance(event, Changed):
-            self._table.pinned(event.move)
-            if event.move.cause is Cause.WORSE_OFF:
-                self._table.back_off(event.move.vcpu, seen.at_ns)
-        else:
-            for blamed in event.blamed:
-                self._table.refused(blamed, seen.number)
-
-    def _judge(self, finding: Finding, *, is_last: bool = False) -> tuple[Effect, ...]:
-        if self._expectation is None:
-            return ()
-        effect = judge(self._expectation, finding, is_last=is_last)
-        if effect is None:
-            return ()
-        for vcpu in {move.vcpu for move in self._expectation.moves}:
-            if effect.verdict is Verdict.HELPED:
-                self._table.helped(vcpu)
-            elif effect.verdict is Verdict.NO_HELP:
-                self._table.back_off(vcpu, finding.at_ns)
-        self._expectation = None
-        return (effect,)
 
     def _confirm(self, found: Plan) -> int:
         """Count the consecutive cycles that wanted to act.

@@ -13,7 +13,7 @@ Properties: what was not measured is not judged. Of a plan that touched nobody w
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Final
@@ -68,7 +68,7 @@ class Expectation:
 
     number: int
     finding: Finding
-    moves: tuple[Move, ...]
+    moves: Sequence[Move]
     waits: Mapping[VcpuId, tuple[int, int, int]]
 
 
@@ -87,7 +87,7 @@ class Effect:
     wait_ppm: int
 
 
-def expect(number: int, finding: Finding, pinned: tuple[Move, ...]) -> Expectation:
+def expect(number: int, finding: Finding, pinned: Sequence[Move]) -> Expectation:
     """Return what is expected of a plan, as far as it was carried out."""
     host, plan, waits = finding.host, finding.plan, finding.waits
     moved = {move.vcpu: move for move in pinned}

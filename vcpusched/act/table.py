@@ -1,13 +1,17 @@
-"""Remembers what to leave alone for a while: cooldown and back-off of vCPUs, and quarantine.
+"""Remembers what came of moves: what to leave alone for a while, and what is yet to be judged.
 
-Rule: one table of vCPUs, one of guests and pCPUs, which `applied` prunes once a cycle: what is in
-the sample is kept, and what belongs to a guest that could not be read. It knows no clock but that
+Rule: one table of vCPUs (cooldown, back-off), one of guests and pCPUs (quarantine), which `applied`
+prunes once a cycle: what is in the sample is kept, and what belongs to a guest that could not be
+read. What is expected of the last plan ends with its verdict. It knows no clock but that
 of the samples. What must outlive the process is in the ledger, loads in what was observed last.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from vcpusched.act.actuator import Event, Failure
+from vcpusched.act.feedback import Effect, Expectation, Finding, Verdict, expect, judge
 from vcpusched.model import CpuSet, DomainUuid, Host, Vcpu, VcpuId
 from vcpusched.plan.planner import Cause, Move
 from vcpusched.sample import Sample
@@ -56,11 +60,21 @@ class VcpuTable:
         self._vcpus: dict[VcpuId, _Vcpu] = {}
         self._quarantine: dict[DomainUuid | int, _Left] = {}
         """By guest, and by the number of a pCPU."""
+        self._expectation: Expectation | None = None
 
-    def pinned(self, move: Move) -> None:
-        """Note that a move was made, or may have been."""
+    def note(self, event: Event, number: int, now_ns: int) -> None:
+        """Note that a move was made, or may have been, or not, in the cycle of this number."""
+        move = event.move
+        if isinstance(event, Failure):
+            for what in event.blamed:
+                before = self._quarantine.get(what)
+                left = _Left.longer(before, number, QUARANTINE_CYCLES, QUARANTINE_MAX)
+                self._quarantine[what] = left
+            return
         if move.cause is not Cause.RESET:
             self._vcpus[move.vcpu] = replace(self._of(move.vcpu), moved_ns=0)
+        if move.cause is Cause.WORSE_OFF:
+            self._back_off(move.vcpu, now_ns)
         # The kernel takes a set of pCPUs of which it takes one.
         proven: list[DomainUuid | int] = [move.vcpu.uuid]
         if len(move.to_cpus) == 1:
@@ -68,24 +82,31 @@ class VcpuTable:
         for what in proven:
             self._quarantine.pop(what, None)
 
-    def refused(self, what: DomainUuid | int, number: int) -> None:
-        """Note that a guest or pCPU refused a pin in the cycle of this number."""
-        before = self._quarantine.get(what)
-        self._quarantine[what] = _Left.longer(before, number, QUARANTINE_CYCLES, QUARANTINE_MAX)
-
     def quarantined(self, number: int) -> frozenset[DomainUuid | int]:
         """Return the guests and pCPUs that refused a pin before the cycle of this number."""
         return frozenset(what for what, left in self._quarantine.items() if number < left.until)
 
-    def back_off(self, vcpu: VcpuId, now_ns: int) -> None:
-        """Note that a vCPU was moved in vain."""
-        known = self._of(vcpu)
-        left = _Left.longer(known.back_off, now_ns, BACK_OFF_NS, BACK_OFF_MAX_NS)
-        self._vcpus[vcpu] = replace(known, back_off=left)
+    def planned(self, number: int, finding: Finding, made: Sequence[Move]) -> tuple[Effect, ...]:
+        """Expect something of a plan that was carried out; return what came of the one before."""
+        effects = self.judged(finding, is_last=True)
+        self._expectation = expect(number, finding, made)
+        return effects
 
-    def helped(self, vcpu: VcpuId) -> None:
-        """Note that to move a vCPU helped."""
-        self._vcpus[vcpu] = replace(self._of(vcpu), back_off=None)
+    def judged(self, finding: Finding, *, is_last: bool = False) -> tuple[Effect, ...]:
+        """Return what came of the last plan, if that can be said, and has not been."""
+        expectation = self._expectation
+        if expectation is None:
+            return ()
+        effect = judge(expectation, finding, is_last=is_last)
+        if effect is None:
+            return ()
+        self._expectation = None
+        for vcpu in {move.vcpu for move in expectation.moves}:
+            if effect.verdict is Verdict.HELPED:
+                self._vcpus[vcpu] = replace(self._of(vcpu), back_off=None)
+            elif effect.verdict is Verdict.NO_HELP:
+                self._back_off(vcpu, finding.at_ns)
+        return (effect,)
 
     def applied(self, host: Host, sample: Sample, *, number: int, cooldown_s: float) -> Host:
         """Fix what is to be left alone, in the cycle of this number, so that plans do without.
@@ -113,6 +134,12 @@ class VcpuTable:
 
     def _of(self, vcpu: VcpuId) -> _Vcpu:
         return self._vcpus.get(vcpu, _UNKNOWN)
+
+    def _back_off(self, vcpu: VcpuId, now_ns: int) -> None:
+        """Leave a vCPU alone that was moved in vain."""
+        known = self._of(vcpu)
+        left = _Left.longer(known.back_off, now_ns, BACK_OFF_NS, BACK_OFF_MAX_NS)
+        self._vcpus[vcpu] = replace(known, back_off=left)
 
     def _forget(self, host: Host, sample: Sample) -> None:
         """Keep what is known of what is in the sample, and of guests that could not be read."""
