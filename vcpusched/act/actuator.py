@@ -7,7 +7,7 @@ caller. What undoes a pin is written down by what stands before the hypervisor
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from vcpusched.act.ledger import Changed
@@ -87,6 +87,7 @@ Objection = Callable[[Move, Definition], str]
 """Says what speaks against a move by a definition that was read just now; nothing if none."""
 
 
+@dataclass(slots=True)
 class Actuator:
     """Makes moves in one cycle, or outside of one (`number` 0).
 
@@ -95,23 +96,15 @@ class Actuator:
     the connection is lost `lost` says why, and `in_doubt` is what was asked of it then.
     """
 
-    def __init__(
-        self,
-        account: Account,
-        number: int = 0,
-        cancelled: Callable[[], bool] = never,
-        on_event: Callable[[Event], None] = ignore,
-        objection: Objection | None = None,
-    ) -> None:
-        self._account = account
-        self._number = number
-        self._cancelled = cancelled
-        self._on_event = on_event
-        self._objection = objection
-        self._definitions: dict[DomainUuid, Definition] = {}
-        self.events: list[Event] = []
-        self.lost: str | None = None
-        self.in_doubt: Changed | None = None
+    account: Account
+    number: int = 0
+    cancelled: Callable[[], bool] = never
+    on_event: Callable[[Event], None] = ignore
+    objection: Objection | None = None
+    events: list[Event] = field(default_factory=list, init=False)
+    lost: str | None = field(default=None, init=False)
+    in_doubt: Changed | None = field(default=None, init=False)
+    _definitions: dict[DomainUuid, Definition] = field(default_factory=dict, init=False)
 
     @property
     def made(self) -> tuple[Move, ...]:
@@ -129,12 +122,12 @@ class Actuator:
             uuid, before = move.vcpu.uuid, moves[position - 1] if position else None
             half = before if before is not None and move.exchanged_with == before.vcpu else None
             try:
-                if not self._cancelled():
+                if not self.cancelled():
                     self._check(move)
-                if uuid not in intended and not self._cancelled():
-                    self._account.intend([one for one in moves[position:] if one.vcpu.uuid == uuid])
+                if uuid not in intended and not self.cancelled():
+                    self.account.intend([one for one in moves[position:] if one.vcpu.uuid == uuid])
                     intended.add(uuid)
-                if self._cancelled():  # to read a definition and write a mark takes calls, too
+                if self.cancelled():  # to read a definition and write a mark takes calls, too
                     self._take_back(half)
                     break
                 self._pin(move)
@@ -149,12 +142,12 @@ class Actuator:
 
     def _check(self, move: Move) -> None:
         """Raise VanishedError where something speaks against a move by now."""
-        if self._objection is None:
+        if self.objection is None:
             return
         uuid = move.vcpu.uuid
         if uuid not in self._definitions:
-            self._definitions[uuid] = self._account.definition(uuid)
-        if why := self._objection(move, self._definitions[uuid]):
+            self._definitions[uuid] = self.account.definition(uuid)
+        if why := self.objection(move, self._definitions[uuid]):
             raise VanishedError(why)
 
     def _take_back(self, move: Move | None) -> None:
@@ -168,7 +161,7 @@ class Actuator:
             reason="back again, since the vCPU that it was exchanged with could not be moved",
         )
         try:
-            self._account.intend([back])
+            self.account.intend([back])
             self._pin(back)
         except ConnectionLostError as error:
             self._lose(error, back)
@@ -176,16 +169,16 @@ class Actuator:
             pass  # the next plan goes on from there
 
     def _pin(self, move: Move) -> None:
-        missing = self._account.pin(move.vcpu, move.to_cpus) or NO_CPUS
-        self._report(Changed(move, self._number, missing=missing))
+        missing = self.account.pin(move.vcpu, move.to_cpus) or NO_CPUS
+        self._report(Changed(move, self.number, missing=missing))
 
     def _report(self, event: Event) -> None:
         self.events.append(event)
-        self._on_event(event)
+        self.on_event(event)
 
     def _lose(self, error: ConnectionLostError, move: Move) -> None:
         # Whether libvirtd still made this pin shows in the next sample.
-        self.lost, self.in_doubt = str(error), Changed(move, self._number)
+        self.lost, self.in_doubt = str(error), Changed(move, self.number)
 
     def _failure(self, move: Move, error: HypervisorError) -> Failure:
         """Return what failed, and what is to blame: by the definition, for a refused pCPU."""
@@ -196,7 +189,7 @@ class Actuator:
         if isinstance(error, CpuRefusedError) and move.cause is Cause.BALANCE:
             cpuset = ALL_CPUS
             with contextlib.suppress(HypervisorError):
-                cpuset = self._account.definition(move.vcpu.uuid).cpuset
+                cpuset = self.account.definition(move.vcpu.uuid).cpuset
             if move.to_cpus.is_within(cpuset):
                 blamed = tuple(move.to_cpus)  # maybe nobody can go there
             elif not move.to_cpus & cpuset:

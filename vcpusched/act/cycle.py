@@ -8,6 +8,7 @@ do, a pin whose answer was lost with the connection, and what came of moves (`ta
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from vcpusched.act.actuator import Account, Actuator, Event, Failure, ignore, never
 from vcpusched.act.feedback import Effect, Finding, Rest, early
@@ -20,7 +21,7 @@ from vcpusched.observe.intervals import baseline
 from vcpusched.observe.observe import Observed, Smoothing, observe
 from vcpusched.observe.placement_rules import PlacementRules, why_unclear
 from vcpusched.plan.planner import Cause, Move, Plan, Policy, Stop, plan
-from vcpusched.sample import Definition, Sample, Unread
+from vcpusched.sample import Sample, Unread
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +144,7 @@ class Scheduler:
             self._table.note(event, seen.number, seen.at_ns)
             on_event(event)
 
-        def object_to(move: Move, definition: Definition) -> str:
-            return objection(move, definition, observed.placement)
-
+        object_to = partial(objection, placement=observed.placement)
         actuator = Actuator(account, self._number, cancelled, note, object_to)
         wanted = tuple(repairs(sample, observed.placement))
         if rules.dry_run or rules.paused:
@@ -154,7 +153,9 @@ class Scheduler:
         else:
             actuator.act(self._willing(wanted))
         if before is not None and actuator.lost is None:
-            seen = self._planned(seen, sample, rules, actuator)
+            seen = self._planned(seen, sample, observed, rules, actuator)
+        if actuator.made or seen.executed:
+            self._wanted = self._wanted_binding = 0
         self._in_doubt = actuator.in_doubt
         if self._in_doubt is not None:
             self._table.note(self._in_doubt, seen.number, seen.at_ns)
@@ -166,29 +167,27 @@ class Scheduler:
             lost=actuator.lost,
         )
 
-    def _planned(self, seen: Cycle, sample: Sample, rules: Rules, actuator: Actuator) -> Cycle:
+    def _planned(
+        self, seen: Cycle, sample: Sample, observed: Observed, rules: Rules, actuator: Actuator
+    ) -> Cycle:
         """Plan, judge the plan before, and act on both."""
-        observed, rests = self._observed, rules.dry_run or rules.paused
-        if observed is None:
-            return seen
         host = self._table.applied(
             observed.host, sample, number=self._number, cooldown_s=rules.cooldown_s
         )
-        found = self._plan(host, rules, seen.at_ns)
+        found = self._plan(host, early(rules.policy, observed.periods), rules, seen.at_ns)
         finding = Finding(seen.at_ns, host, found, observed.waits, observed.busy)
-        effects = self._table.judged(finding)
-        seen = replace(seen, effects=effects, waits=observed.waits, host=host, plan=found)
-        seen = replace(seen, refused=bool(self._table.quarantined(self._number)))
-        if not (rests or actuator.made):  # else the sample is not so any more
+        effects, refused = self._table.judged(finding), bool(self._table.quarantined(seen.number))
+        seen = replace(
+            seen, host=host, plan=found, effects=effects, waits=observed.waits, refused=refused
+        )
+        # Once anything was repaired the sample is not so any more.
+        if not (rules.dry_run or rules.paused or actuator.made):
             actuator.act(self._willing(worse_bound(sample, finding)))
-        if actuator.made:
-            self._wanted = self._wanted_binding = 0
         if actuator.made or actuator.lost is not None:
             return seen
         seen = replace(seen, confirmed=self._confirm(found))
         if not found.moves or seen.confirmed < rules.confirm or rules.paused:
             return seen
-        self._wanted = self._wanted_binding = 0
         seen = replace(seen, executed=True)
         if not rules.dry_run:
             actuator.act(found.moves)
@@ -215,7 +214,7 @@ class Scheduler:
             self._wanted_binding = self._wanted_binding + 1 if found.binds_floaters else 0
         return self._wanted_binding if found.binds_floaters else self._wanted
 
-    def _plan(self, host: Host, rules: Rules, now_ns: int) -> Plan:
+    def _plan(self, host: Host, policy: Policy, rules: Rules, now_ns: int) -> Plan:
         """Plan, unless nothing has changed since a plan had nothing to do."""
         if self._wanted_binding:
             # A floater is bound for its wait only if it waited in each period that confirms that.
@@ -225,8 +224,7 @@ class Scheduler:
             )
             host = replace(host, vcpus=tuple(vcpus))
         self._waiting = {vcpu.id for vcpu in host.vcpus if vcpu.wait_ppm >= WAITS_PPM}
-        periods = self._observed.periods if self._observed is not None else 0
-        rest, policy = self._rest, early(rules.policy, periods)
+        rest = self._rest
         if rest is not None and rest.still_holds(host, policy, now_ns):
             # Only what is reported of the host is worked out anew.
             found = plan(host, replace(policy, max_moves=0))

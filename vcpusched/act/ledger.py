@@ -237,23 +237,14 @@ class Ledger:
             return self
         return Ledger({**self.entries, uuid: replace(entry, marked=marked)})
 
-    def holding(self, uuids: Collection[DomainUuid]) -> "Ledger":
-        """Return the ledger with some domains held."""
-        return Ledger(
-            {
-                uuid: replace(entry, held=True) if uuid in uuids else entry
-                for uuid, entry in self.entries.items()
-            }
-        )
-
-    def releasing(self, uuids: Collection[DomainUuid]) -> "Ledger":
-        """Return the ledger without holds in some domains."""
-        return Ledger(
-            {
-                uuid: entry.released() if uuid in uuids else entry
-                for uuid, entry in self.entries.items()
-            }
-        )
+    def holding(self, uuids: Collection[DomainUuid], *, held: bool = True) -> "Ledger":
+        """Return the ledger with some domains held, or without any hold in them."""
+        changed = {
+            uuid: replace(entry, held=True) if held else entry.released()
+            for uuid, entry in self.entries.items()
+            if uuid in uuids
+        }
+        return Ledger({**self.entries, **changed})
 
     def _noting(self, vcpu: VcpuId, record: Record) -> "Ledger":
         entry = self.entries[vcpu.uuid]

@@ -237,7 +237,7 @@ class Reconciler:
             for uuid, entry in sorted(ledger.entries.items())
             if entry.is_held and entry.is_at(self._book.uri) and (uuids is None or uuid in uuids)
         }
-        self._save(ledger.releasing(held))
+        self._save(ledger.holding(held, held=False))
         return list(held.values())
 
     def save(self) -> None:
