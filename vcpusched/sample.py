@@ -6,7 +6,7 @@ Rule: values only, as in `model`: what the kernel and libvirt said, before anyth
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vcpusched.model import ALL_CPUS, NO_CPUS, PPM, SHARES, CpuSet, DomainUuid, Topology
+from vcpusched.model import ALL_CPUS, NO_CPUS, PPM, SHARES, CpuSet, DomainUuid, Topology, VcpuId
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,3 +162,10 @@ class Sample:
     def present(self) -> CpuSet:
         """Return the pCPUs that there are, online or not."""
         return self.topology.online | self.offline
+
+    def affinity(self, vcpu: VcpuId) -> CpuSet | None:
+        """Return the affinity of a vCPU, None where it was not read."""
+        for domain in self.domains:
+            if domain.uuid == vcpu.uuid:
+                return next((one.affinity for one in domain.vcpus if one.vcpu == vcpu.vcpu), None)
+        return None

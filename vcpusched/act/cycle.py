@@ -133,7 +133,10 @@ class Scheduler:
         """
         sample = account.sample()
         account.settle(on_event, rests=rules.dry_run or rules.paused)
-        self._clear_doubt(sample, on_event)
+        doubted = self._in_doubt
+        if doubted is not None and sample.affinity(doubted.move.vcpu) == doubted.move.to_cpus:
+            on_event(doubted)  # its answer was lost, and it was made after all
+        self._in_doubt = None
         self._number += 1
         before, self._before = self._before, baseline(self._before, sample)
         observed = observe(before, sample, self._observed, rules.smoothing, rules.placement_rules)
@@ -237,18 +240,6 @@ class Scheduler:
         is_at_rest = not (found.moves or found.balanced)
         self._rest = Rest(host, policy, now_ns, found) if is_at_rest else None
         return found
-
-    def _clear_doubt(self, sample: Sample, on_event: Callable[[Event], None]) -> None:
-        """Report a move whose answer was lost, if it was made after all."""
-        doubted, self._in_doubt = self._in_doubt, None
-        if doubted is None:
-            return
-        move = doubted.move
-        for domain in sample.domains:
-            for reading in domain.vcpus:
-                identity = (domain.uuid, reading.vcpu, reading.affinity)
-                if identity == (move.vcpu.uuid, move.vcpu.vcpu, move.to_cpus):
-                    on_event(doubted)
 
 
 def _seen(number: int, sample: Sample, rules: Rules, observed: Observed) -> Cycle:

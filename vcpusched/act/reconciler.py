@@ -7,7 +7,7 @@ writes and pins nothing. It reads no clock.
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -48,11 +48,11 @@ class Reconciler:
 
     def __init__(self, hypervisor: MarkingHypervisor, book: Book) -> None:
         self._hypervisor = hypervisor
-        self._book = book
+        self.book = book
         self._unseen = set(book.ledger.entries)
         self._began_ns: int | None = None
         self._sample = Sample(Topology(()), ())
-        self._online = self._anywhere = NO_CPUS
+        self._online = NO_CPUS
         self._changes: list[Changed] = []
         self._intended: dict[VcpuId, Move] = {}
         """What the file has of moves that were not tried yet; the ledger in memory has none."""
@@ -73,10 +73,10 @@ class Reconciler:
                 for domain in sample.domains
             )
             found = self._reconciled(replace(sample, domains=tuple(domains)), definitions)
-        self._book.ledger = found.ledger
+        self.book.ledger = found.ledger
         self._changes += found.changes
         self._sample = found.sample
-        self._online, self._anywhere = sample.topology.online, sample.present - sample.isolated
+        self._online = sample.topology.online
         self._marks = {uuid: self._marks.get(uuid, {}) for uuid in sample.unread} | {
             domain.uuid: domain.definition.origin
             for domain in sample.domains
@@ -90,7 +90,7 @@ class Reconciler:
         return found.sample
 
     def _reconciled(self, sample: Sample, asked: Collection[DomainUuid] = ()) -> Reconciled:
-        ledger, uri = self._book.ledger, self._book.uri
+        ledger, uri = self.book.ledger, self.book.uri
         return reconcile(ledger, sample, asked, unseen=self._unseen, uri=uri)
 
     def _definitions(self, uuids: Iterable[DomainUuid]) -> dict[DomainUuid, Definition]:
@@ -118,7 +118,7 @@ class Reconciler:
         now_ns = self._now_ns
         if self._saved_ns is None:
             self._saved_ns = now_ns
-        if self._book.is_stale or now_ns - self._saved_ns >= SAVE_NS:
+        if self.book.is_stale or now_ns - self._saved_ns >= SAVE_NS:
             # Before anything else is done, in the middle of which we might be killed.
             self._saved_ns = now_ns
             self.save()
@@ -135,7 +135,7 @@ class Reconciler:
         Raises NotRecordedError when it cannot be written here: then no move must be made, but for
         those back to the originals, which are written already.
         """
-        before = ledger = self._book.ledger
+        before = ledger = self.book.ledger
         for move in moves:
             self._record(move.vcpu)
             self._intended[move.vcpu] = move
@@ -149,7 +149,7 @@ class Reconciler:
             if any(move.cause is Cause.BALANCE for move in moves):
                 raise
         # What is never tried is no pin of ours, and another's to the same pCPU is not taken for it.
-        self._book.ledger = before.marking(uuid, marked=entry.marked)
+        self.book.ledger = before.marking(uuid, marked=entry.marked)
         pinned = {move.vcpu.vcpu for move in moves if move.cause not in TO_ORIGINAL}
         self._mark(uuid, entry, pinned)
 
@@ -159,23 +159,23 @@ class Reconciler:
         Raises OvertakenError when the vCPU is not where the last sample saw it, since another has
         pinned it: then no pin was made, nor where the domain is busy or does not let us.
         """
-        before, known = self._book.ledger, self._record(vcpu)
+        before, known = self.book.ledger, self._record(vcpu)
         if not cpus:
             where = known.original or known.affinity
             raise CpuRefusedError(f"pCPUs {where} are offline or outside its cpuset")
         move = self._intended.pop(vcpu)
-        self._book.ledger = before.intending(move)
+        self.book.ledger = before.intending(move)
         record = self._record(vcpu)
         try:
             self._check_unchanged(vcpu, known, record)
             missing = self._pin_whole(vcpu, record)
         except NOT_MADE:
             # Or another's pin to the same pCPU would be taken for this one, however late.
-            self._book.ledger = before
+            self.book.ledger = before
             raise
         # Not written yet: the next one who reads that it was pending finds it in force. The next
         # sample writes it, before another's pin to where the vCPU was could be taken for ours.
-        self._book.ledger = self._book.ledger.made(move, but_for=missing)
+        self.book.ledger = self.book.ledger.made(move, but_for=missing)
         return missing
 
     def restore(
@@ -199,12 +199,12 @@ class Reconciler:
         cpusets = {domain.uuid: domain.definition.cpuset for domain in self._sample.domains}
         moves = [
             Move(vcpu, entry.name, record.affinity, shown, 0, "", cause=Cause.RESTORED)
-            for vcpu, entry, record in self._book.ledger.pins()
+            for vcpu, entry, record in self.book.ledger.pins()
             if vcpu.uuid in wanted and (original := record.original) is not None
             for shown in [original & self._online & cpusets.get(vcpu.uuid, ALL_CPUS)]
         ]
         if hold:
-            self._save(self._book.ledger.holding(wanted))
+            self._save(self.book.ledger.holding(wanted))
         actuator = Actuator(self, cancelled=cancelled, on_event=on_event)
         actuator.act(moves)
         if actuator.lost is not None:
@@ -212,16 +212,12 @@ class Reconciler:
         self._tidy(sorted(wanted))
         return actuator.events
 
-    def elsewhere(self) -> str:
-        """Return on one line what the ledger has of another libvirt's; nothing if it has none."""
-        return self._book.elsewhere()
-
     def still_marked(self, uuids: Collection[DomainUuid] | None = None) -> list[str]:
         """Return the names of running domains that bear our mark and have no pin of ours any more.
 
         Of some domains or of all. Each cycle tries to remove it.
         """
-        entries = self._book.ledger.entries
+        entries = self.book.ledger.entries
         return [
             entry.name
             for uuid, entry in sorted(entries.items())
@@ -231,11 +227,11 @@ class Reconciler:
 
     def release(self, uuids: Collection[DomainUuid] | None = None) -> list[str]:
         """End the holds of some domains, or of all; gives the names of those that had any."""
-        ledger = self._book.ledger
+        ledger = self.book.ledger
         held = {
             uuid: entry.name
             for uuid, entry in sorted(ledger.entries.items())
-            if entry.is_held and entry.is_at(self._book.uri) and (uuids is None or uuid in uuids)
+            if entry.is_held and entry.is_at(self.book.uri) and (uuids is None or uuid in uuids)
         }
         self._save(ledger.holding(held, held=False))
         return list(held.values())
@@ -243,7 +239,7 @@ class Reconciler:
     def save(self) -> None:
         """Bring the file up to date, where it can be written; the next sample tries again."""
         with contextlib.suppress(OSError):
-            self._book.save(self._book.ledger)
+            self.book.save(self.book.ledger)
 
     @property
     def _now_ns(self) -> int:
@@ -254,15 +250,10 @@ class Reconciler:
         return {domain.uuid for domain in self._sample.domains} | set(self._sample.unread)
 
     def _record(self, vcpu: VcpuId) -> Record:
-        record = self._book.ledger.record(vcpu)
+        record = self.book.ledger.record(vcpu)
         if record is None:
             raise VanishedError("the vCPU was not in the last sample")
         return record
-
-    def _sampled(self, vcpu: VcpuId) -> Iterator[CpuSet]:
-        for domain in self._sample.domains:
-            if domain.uuid == vcpu.uuid:
-                yield from (one.affinity for one in domain.vcpus if one.vcpu == vcpu.vcpu)
 
     def _pin_whole(self, vcpu: VcpuId, record: Record) -> CpuSet:
         """Pin to all of a set, offline pCPUs included; returns what is missing."""
@@ -288,28 +279,29 @@ class Reconciler:
 
     def _mark(self, uuid: DomainUuid, entry: Entry, vcpus: Collection[int] | None = None) -> None:
         """See to it that a mark says of some vCPUs what it should; or of all, and of no other."""
-        should = entry.mark(self._online, self._anywhere)
+        should = entry.mark(self._online, self._sample.present - self._sample.isolated)
         if not tells(self._marks.get(uuid, {}), should, vcpus):
             self._check_ours()
             self._hypervisor.mark(uuid, entry.domain_id, should)
             self._marks[uuid] = should
-            self._book.ledger = self._book.ledger.marking(uuid, marked=bool(should))
+            self.book.ledger = self.book.ledger.marking(uuid, marked=bool(should))
 
     def _check_ours(self) -> None:
         """Drop all that was about to be done once the book is closed: another keeps it then."""
-        if self._book.is_closed:
+        if self.book.is_closed:
             raise ConnectionLostError("another process keeps the ledger now")
 
     def _check_unchanged(self, vcpu: VcpuId, before: Record, record: Record) -> None:
         """Raise OvertakenError for a vCPU that is neither as it was seen nor where it was sent."""
         now = self._hypervisor.affinity(vcpu)
-        known = {
-            cpus & self._online for cpus in (before.affinity, before.pending) if cpus is not None
-        }
+        known: set[CpuSet | None] = {before.affinity & self._online}
+        if before.pending is not None:
+            known.add(before.pending & self._online)
         # Where pCPUs are offline what was seen differs from all that is known. A single pCPU that
         # a young vCPU is on may be a person's choice.
-        seen = () if before.young_ns and len(now) == 1 else self._sampled(vcpu)
-        if now in {*known, *seen}:
+        if not (before.young_ns and len(now) == 1):
+            known.add(self._sample.affinity(vcpu))
+        if now in known:
             return
         # On its way back what is wider is what the kernel made of it.
         if record.pending is None or record.pending != record.original or len(now) == 1:
@@ -317,7 +309,7 @@ class Reconciler:
 
     def _save(self, ledger: Ledger) -> None:
         try:
-            self._book.save(ledger)
+            self.book.save(ledger)
         except OSError as error:
             raise NotRecordedError(
                 f"the original affinity cannot be written down: {error.strerror or error}"
@@ -325,7 +317,7 @@ class Reconciler:
 
     def _tidy(self, uuids: Collection[DomainUuid] | None = None) -> None:
         """Correct marks, of some domains at once, or of all that libvirt is done with."""
-        before = self._book.ledger
+        before = self.book.ledger
         try:
             for uuid in tuple(self._marks) if uuids is None else uuids:
                 entry = before.entries.get(uuid)
@@ -338,5 +330,5 @@ class Reconciler:
                 except HypervisorError:
                     continue  # the next cycle tries again
         finally:
-            if uuids is not None or self._book.ledger is not before:
+            if uuids is not None or self.book.ledger is not before:
                 self.save()

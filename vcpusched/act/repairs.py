@@ -29,8 +29,8 @@ def repairs(sample: Sample, placement: Placement | None) -> Iterator[Move]:
         to_cpus = (original if why else pin) & online & domain.definition.cpuset
         # Of an original with pCPUs that are offline the rest may be in force already, or none left.
         if (why or reading.undone) and to_cpus and to_cpus != reading.affinity:
-            cause = Cause.NOT_ALLOWED if why else Cause.RESET
-            yield _move(domain, reading, to_cpus, cause, why)
+            vcpu, cause = _id(domain, reading), Cause.NOT_ALLOWED if why else Cause.RESET
+            yield Move(vcpu, domain.name, reading.affinity, to_cpus, 0, reason=why, cause=cause)
 
 
 def worse_bound(sample: Sample, finding: Finding) -> Iterator[Move]:
@@ -44,7 +44,7 @@ def worse_bound(sample: Sample, finding: Finding) -> Iterator[Move]:
     loads_ppm = {vcpu.id: vcpu.load_ppm for vcpu in finding.host.vcpus}
     online = sample.topology.online
     for domain, reading, _pin, whole in _pins(sample):
-        vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
+        vcpu = _id(domain, reading)
         wait_ppm = finding.waits.get(vcpu, 0)
         is_crowded = all(finding.busy.get(cpu, 0) >= CROWDED_PPM for cpu in reading.affinity)
         if wait_ppm < WAITS_PPM or not is_crowded:
@@ -61,7 +61,8 @@ def worse_bound(sample: Sample, finding: Finding) -> Iterator[Move]:
             f"it waited for {percent(wait_ppm)} of the time on pCPU {reading.affinity}, while"
             f" others of its original affinity {original} idled"
         )
-        yield _move(domain, reading, original, Cause.WORSE_OFF, why, loads_ppm.get(vcpu, 0))
+        load_ppm, cause = loads_ppm.get(vcpu, 0), Cause.WORSE_OFF
+        yield Move(vcpu, domain.name, reading.affinity, original, load_ppm, reason=why, cause=cause)
 
 
 def objection(move: Move, definition: Definition, placement: Placement | None) -> str:
@@ -94,13 +95,5 @@ def _pins(sample: Sample) -> Iterator[tuple[DomainReading, VcpuReading, CpuSet, 
                 yield domain, reading, pin, original
 
 
-def _move(  # noqa: PLR0913, PLR0917  all of a move
-    domain: DomainReading,
-    reading: VcpuReading,
-    to_cpus: CpuSet,
-    cause: Cause,
-    reason: str,
-    load_ppm: int = 0,
-) -> Move:
-    vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
-    return Move(vcpu, domain.name, reading.affinity, to_cpus, load_ppm, reason=reason, cause=cause)
+def _id(domain: DomainReading, reading: VcpuReading) -> VcpuId:
+    return VcpuId(domain.uuid, domain.domain_id, reading.vcpu)

@@ -58,7 +58,7 @@ def carry_out(
         f"{printable(name)}: our mark in its metadata could not be removed; try again"
         for name in reconciler.still_marked(wanted)
     ]
-    if wanted is None and (elsewhere := reconciler.elsewhere()):
+    if wanted is None and (elsewhere := reconciler.book.elsewhere()):
         left.append(elsewhere)
     return _restored(events, wanted, names, left, beside_service=beside_service)
 
