@@ -19,8 +19,8 @@ from vcpusched.host.hypervisor import (
     BusyError,
     ConnectionLostError,
     CpuRefusedError,
+    Hypervisor,
     HypervisorError,
-    MarkingHypervisor,
     NotRecordedError,
     OvertakenError,
     PermissionDeniedError,
@@ -46,7 +46,7 @@ FIND_NS: Final = 60 * 1_000_000_000
 class Reconciler:
     """Stands for one connection to a hypervisor; the book outlives it."""
 
-    def __init__(self, hypervisor: MarkingHypervisor, book: Book) -> None:
+    def __init__(self, hypervisor: Hypervisor, book: Book) -> None:
         self._hypervisor = hypervisor
         self.book = book
         self._unseen = set(book.ledger.entries)

@@ -1,7 +1,7 @@
-"""What a cycle asks of a hypervisor, how that can fail, and what libvirt's errors mean.
+"""What is asked of a hypervisor, how that can fail, and what libvirt's errors mean.
 
-Rule: a protocol, its errors and one table. It exists because two implementations do: libvirt, and a
-host in memory.
+Rule: a protocol, its errors and one table. It exists because two implementations do: libvirt, and
+hosts in memory.
 """
 
 import errno
@@ -84,7 +84,10 @@ mean other things (rpc/virnetclient.c, remote/remote_driver.c)."""
 
 
 class Hypervisor(Protocol):
-    """One host's hypervisor. Every method may block, and raises a `HypervisorError`."""
+    """One host's hypervisor, whose domains can carry a mark of ours wherever they go.
+
+    Every method may block, and raises a `HypervisorError`.
+    """
 
     def sample(self) -> Sample:
         """Read pCPUs and all running domains; a domain that ends meanwhile is left out."""
@@ -95,18 +98,11 @@ class Hypervisor(Protocol):
     def pin(self, vcpu: VcpuId, cpus: CpuSet) -> None:
         """Set the live affinity of one vCPU; its domain's definition stays as it is."""
 
-
-class MarkingHypervisor(Hypervisor, Protocol):
-    """A hypervisor whose domains can carry a mark of ours wherever they go."""
-
     def affinity(self, vcpu: VcpuId) -> CpuSet:
         """Read which pCPUs that are online a vCPU may use right now.
 
-        Raises VanishedError where it is not there any more, and any other `HypervisorError`.
+        Raises VanishedError where it is not there any more.
         """
 
     def mark(self, uuid: DomainUuid, domain_id: int, origin: Mapping[int, Origin]) -> None:
-        """Write originals and our pins into the running domain; nothing: take the mark away.
-
-        Raises a `HypervisorError`.
-        """
+        """Write originals and our pins into the running domain; nothing: take the mark away."""

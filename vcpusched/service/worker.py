@@ -20,8 +20,8 @@ from vcpusched.act.ledger_file import Book
 from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.hypervisor import (
     ConnectionLostError,
+    Hypervisor,
     HypervisorError,
-    MarkingHypervisor,
     PermissionDeniedError,
 )
 from vcpusched.model import Host
@@ -34,7 +34,7 @@ MAX_CYCLE_S: Final = 45.0
 and keepalive ends a dead call after 8 s."""
 
 
-class Session(MarkingHypervisor, Protocol):
+class Session(Hypervisor, Protocol):
     """A hypervisor reached over a connection that can die."""
 
     def is_alive(self) -> bool:

@@ -5,7 +5,7 @@ measured goes by what guests really wanted, which no scheduler knows.
 
 Problem: whether a change of the planner is worth it shows only over thousands of periods, on loads
     that can be repeated exactly.
-Approach: a `Hypervisor` whose guests take their loads from a `Workload`, one scheduler cycle at
+Approach: an `Account` whose guests take their loads from a `Workload`, one scheduler cycle at
     each end of a period; the time in between passes in a `Machine`.
 Terms: what a vCPU wants of a period is work, in time of the strongest pCPU when its siblings idle,
     and comes in bursts of random length at random moments; their sum is exact. What is not done
@@ -69,7 +69,7 @@ class _Totals:
 
 
 class SimulatedHost:
-    """A `Hypervisor` in memory: guests as a workload has them. Time passes only in `pass_period`.
+    """An `Account` in memory: guests as a workload has them. Time passes only in `pass_period`.
 
     `place` says where vCPUs start if their guest has no pin. pCPUs do what the workload's topology
     says: by their capacities, and busy siblings together 1.25 times the work of one. `topology` is
