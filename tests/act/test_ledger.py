@@ -22,21 +22,28 @@ from vcpusched.service.run_directory import LEDGER_SIZE_MAX, LedgerFile
 SETS = st.sets(st.integers(0, 300), min_size=1).map(CpuSet.of)
 RECORDS = st.builds(
     Record,
-    st.integers(0, 1 << 60),
     SETS,
     st.none() | SETS,
     st.none() | SETS,
     st.none() | st.sampled_from(Hold),
     st.integers(0, RESETS_MAX),
 )
+RUNS = st.tuples(RECORDS, st.integers(0, 1 << 60))
 ENTRIES = st.builds(
-    Entry,
-    st.text(),
-    st.integers(-1, 1 << 30),
-    st.dictionaries(st.integers(0, 500), RECORDS, max_size=4),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from(["", "qemu:///system"]),
+    lambda entry, runs: dataclasses.replace(
+        entry,
+        records={vcpu: record for vcpu, (record, _run_ns) in runs.items()},
+        runs_ns={vcpu: run_ns for vcpu, (_record, run_ns) in runs.items()},
+    ),
+    st.builds(
+        Entry,
+        st.text(),
+        st.integers(-1, 1 << 30),
+        held=st.booleans(),
+        marked=st.booleans(),
+        uri=st.sampled_from(["", "qemu:///system"]),
+    ),
+    st.dictionaries(st.integers(0, 500), RUNS, max_size=4),
 )
 LEDGERS = st.dictionaries(
     st.text(min_size=1, max_size=64).map(DomainUuid), ENTRIES, max_size=4
@@ -79,11 +86,11 @@ class MemoryStore:
 
 
 def times(ledger: Ledger) -> dict[tuple[str, int], int]:
-    """Return the CPU time of each vCPU, which records are not compared by."""
+    """Return the CPU time of each vCPU, which entries are not compared by."""
     return {
-        (uuid, vcpu): record.run_ns
+        (uuid, vcpu): entry.runs_ns[vcpu]
         for uuid, entry in ledger.entries.items()
-        for vcpu, record in entry.records.items()
+        for vcpu in entry.records
     }
 
 
@@ -200,7 +207,7 @@ def test_an_unusable_file_is_set_aside(tmp_path: Path, kind: str) -> None:
         assert book.problem.startswith("The ledger cannot be used (")
         assert len(book.problem.splitlines()) == 1
         assert book.ledger == Ledger()
-        record = Record(5, CpuSet.of([0]))
+        record = Record(CpuSet.of([0]))
         book.ledger = Ledger({DomainUuid("b"): Entry("b", 1, {0: record})})
         vcpu = VcpuId(DomainUuid("b"), 1, 0)
         book.save(book.ledger.intending(Move(vcpu, "b", CpuSet(), CpuSet.of([1]), 0, "")))

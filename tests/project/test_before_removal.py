@@ -23,7 +23,7 @@ def record(affinity: str, original: str | None = None, pending: str | None = Non
     def cpus(text: str | None) -> CpuSet | None:
         return CpuSet.parse(text) if text is not None else None
 
-    return Record(7, CpuSet.parse(affinity), cpus(original), cpus(pending))
+    return Record(CpuSet.parse(affinity), cpus(original), cpus(pending))
 
 
 LEDGER: Final = Ledger(

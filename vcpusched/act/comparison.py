@@ -91,11 +91,11 @@ def reconcile(
         shown, is_asked = online & definition.cpuset, domain.uuid in asked
         for reading in domain.vcpus:
             known = entry.records.get(reading.vcpu)
-            if known is not None and _is_as_left(known, reading, shown):
-                if (record := known.ran(reading.run_ns)) is not known:
-                    records[reading.vcpu] = record
-                readings.append(_annotated(reading, entry, record))
+            if known is not None and _is_as_left(known, entry, reading, shown):
+                readings.append(_annotated(reading, entry, known))
                 continue
+            if known is not None and not known.is_ours and _fell(entry, reading):
+                known = None
             found = _followed(known, domain, reading, sample, shown, is_asked=is_asked)
             records[reading.vcpu] = found.record
             annotated = _annotated(reading, entry, found.record, is_undone=found.is_undone)
@@ -117,6 +117,7 @@ def reconcile(
             held=entry.held,
             marked=bool(definition.origin) if definition.allowed else entry.marked,
             uri=uri,
+            runs_ns={**entry.runs_ns, **{one.vcpu: one.run_ns for one in domain.vcpus}},
         )
     known_sample = replace(sample, domains=tuple(domains), is_reconciled=True)
     return Reconciled(Ledger(entries), known_sample, tuple(changes), frozenset(unclear))
@@ -134,12 +135,12 @@ class _Found(NamedTuple):
     is_undone: bool = False
 
 
-def _is_as_left(known: Record, reading: VcpuReading, shown: CpuSet) -> bool:
+def _is_as_left(known: Record, entry: Entry, reading: VcpuReading, shown: CpuSet) -> bool:
     """Return whether a vCPU is where it was left and nothing of it is open, as of nearly all."""
     is_open = known.young_ns or known.pending is not None
     # Bits, not sets: this is asked for each vCPU in each cycle.
     is_there = reading.affinity.bits == known.affinity.bits & shown.bits
-    return is_there and not is_open and reading.run_ns >= known.run_ns
+    return is_there and not is_open and reading.run_ns >= entry.runs_ns.get(reading.vcpu, 0)
 
 
 def _annotated(
@@ -167,18 +168,14 @@ def _is_another_run(before: Entry, domain: DomainReading, *, is_unseen: bool) ->
 
     But for single vCPUs, which are plugged in anew.
     """
-    fell = (
-        _fell(record, reading)
-        for reading in domain.vcpus
-        if (record := before.records.get(reading.vcpu)) is not None
-    )
+    fell = (_fell(before, reading) for reading in domain.vcpus if reading.vcpu in before.records)
     if before.domain_id == domain.domain_id:
         return next(fell, False) and all(fell)
     return not is_unseen or any(fell)
 
 
-def _fell(record: Record, reading: VcpuReading) -> bool:
-    return reading.run_ns < record.run_ns - FALL_NS
+def _fell(before: Entry, reading: VcpuReading) -> bool:
+    return reading.run_ns < before.runs_ns.get(reading.vcpu, 0) - FALL_NS
 
 
 def _followed(  # noqa: PLR0913  all that is known of one vCPU
@@ -190,16 +187,15 @@ def _followed(  # noqa: PLR0913  all that is known of one vCPU
     *,
     is_asked: bool,
 ) -> _Found:
-    if known is None or (_fell(known, reading) and not known.is_ours):
+    if known is None:
         return _Found(_first(domain, reading, sample, domain.at_ns))
-    record = known.ran(reading.run_ns)
     if known.young_ns:
         # Books that were read again since may have another's pin, to be compared with ours.
         pin = known.affinity if known.is_ours else None
-        record = _first(domain, reading, sample, known.young_ns, pin)
-        if record.young_ns or not record.is_ours:
-            return _Found(record)
-    return _compared(record, domain, reading, shown, is_asked=is_asked)
+        known = _first(domain, reading, sample, known.young_ns, pin)
+        if known.young_ns or not known.is_ours:
+            return _Found(known)
+    return _compared(known, domain, reading, shown, is_asked=is_asked)
 
 
 def _first(
@@ -218,7 +214,6 @@ def _first(
     stated = definition.allowed.get(reading.vcpu, ALL_CPUS)
     books = definition.booked.get(reading.vcpu, stated)
     record = Record(
-        reading.run_ns,
         _whole(reading.affinity, (stated, books), sample, definition.cpuset),
         young_ns=since_ns if domain.at_ns - since_ns < YOUNG_NS else 0,
     )
@@ -271,8 +266,8 @@ def _compared(
     if widened and books is not None and (found := _reset(record, books, domain.at_ns)):
         return found
     if is_pin:
-        return _Found(Record(record.run_ns, now, held=Hold.PINNED), Cause.PINNED)
-    return _Found(Record(record.run_ns, now), Cause.POOLED)
+        return _Found(Record(now, held=Hold.PINNED), Cause.PINNED)
+    return _Found(Record(now), Cause.POOLED)
 
 
 def _reset(record: Record, books: CpuSet, at_ns: int) -> _Found | None:

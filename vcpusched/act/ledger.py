@@ -54,15 +54,14 @@ class Hold(enum.StrEnum):
 class Record:
     """What is known of one vCPU.
 
-    `run_ns` is its CPU time when last seen; `affinity` what it had then, or was pinned to since;
+    `affinity` is what it had when it was last seen, or was pinned to since;
     `original` is None without a pin of ours; `pending` was asked for and not seen in force yet;
     `resets` counts how often the last pin was reset and made again since `reset_ns`; `unseen_ns` is
     the clock of the first sample that did not show what is pending, and `young_ns` of the first
     sample of a vCPU that libvirt may still be starting or waking; each 0 where there is none.
-    Records are equal where what is kept of them is, but for the CPU time.
+    Records are equal where what is kept of them is.
     """
 
-    run_ns: int = field(compare=False)
     affinity: CpuSet
     original: CpuSet | None = None
     pending: CpuSet | None = None
@@ -77,22 +76,6 @@ class Record:
         """Whether a pin of ours is, or may be, in force."""
         return self.original is not None
 
-    def ran(self, run_ns: int) -> "Record":
-        """Return it with the CPU time of a new sample."""
-        if run_ns == self.run_ns:
-            return self
-        return Record(  # thousands a cycle: `replace` takes three times as long
-            run_ns,
-            self.affinity,
-            self.original,
-            self.pending,
-            self.held,
-            self.resets,
-            self.unseen_ns,
-            self.reset_ns,
-            self.young_ns,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -100,7 +83,8 @@ class Entry:
 
     It is `marked` while our mark is, or may be, in its metadata: a mark that nobody knew to be left
     over would have the next process take any pin for one of ours. `uri` says by which address
-    the libvirt was reached that runs it, empty where nobody wrote that down.
+    the libvirt was reached that runs it, empty where nobody wrote that down. `runs_ns` are the CPU
+    times of its vCPUs when last seen; entries are equal but for these.
     """
 
     name: str
@@ -109,6 +93,7 @@ class Entry:
     held: bool = False
     marked: bool = False
     uri: str = ""
+    runs_ns: Mapping[int, int] = field(default_factory=dict, compare=False)
 
     def is_at(self, uri: str) -> bool:
         """Return whether it is, or may be, a domain of the libvirt that is reached like this."""
@@ -214,7 +199,7 @@ class Ledger:
             return self  # the pin is known, and what undoes it
         original = record.affinity if record.original is None else record.original
         pending = original if move.cause in TO_ORIGINAL else move.to_cpus
-        intended = Record(record.run_ns, record.affinity, original, pending, record.held)
+        intended = Record(record.affinity, original, pending, record.held)
         return self._noting(move.vcpu, intended).marking(move.vcpu.uuid, marked=True)
 
     def made(self, move: Move, but_for: CpuSet = NO_CPUS) -> "Ledger":

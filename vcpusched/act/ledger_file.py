@@ -65,7 +65,7 @@ class _LedgerPart(_Part):
     domains: list[_EntryPart]
 
 
-_KEPT: Final = tuple(key for key in _RecordPart.model_fields if key != "vcpu")
+_KEPT: Final = ("affinity", "original", "pending", "held", "resets")
 """What of a record outlives the process."""
 
 
@@ -94,7 +94,13 @@ def parse(text: str) -> Ledger:
         if len(records) != len(domain.vcpus) or domain.uuid in entries:
             raise LedgerError(f"domains.{number}: the domain or one of its vCPUs is listed twice")
         entries[DomainUuid(domain.uuid)] = Entry(
-            domain.name, domain.id, records, held=domain.held, marked=domain.marked, uri=domain.uri
+            domain.name,
+            domain.id,
+            records,
+            held=domain.held,
+            marked=domain.marked,
+            uri=domain.uri,
+            runs_ns={each.vcpu: each.run_ns for each in domain.vcpus},
         )
     return Ledger(entries)
 
@@ -111,7 +117,11 @@ def _entry_as_json(uuid: DomainUuid, entry: Entry) -> str:
         marked=entry.marked,
         uri=entry.uri,
         vcpus=[
-            _RecordPart.model_construct(vcpu=vcpu, **{key: getattr(record, key) for key in _KEPT})
+            _RecordPart.model_construct(
+                vcpu=vcpu,
+                run_ns=entry.runs_ns.get(vcpu, 0),
+                **{key: getattr(record, key) for key in _KEPT},
+            )
             for vcpu, record in sorted(entry.records.items())
             if is_whole or is_kept(record)
         ],
