@@ -217,7 +217,7 @@ def test_a_way_back_is_cut_to_the_cpuset(tmp_path: Path, *, is_known: bool) -> N
     cycle = scheduler.cycle(kept, Rules(), on_event=events.append)
     assert (cycle.failures, host.pins) == ((), [("a", "0-1"), ("b", "0-1")])
     assert [str(one.missing) for one in events if isinstance(one, Changed)] == ["2", "2"]
-    kept.save()
+    kept.book.catch_up()
     kept_pins = Book(LedgerFile(tmp_path)).ledger.pins()
     assert [str(record.original) for _vcpu, _entry, record in kept_pins] == ["0-2", "0-2"]
 

@@ -922,7 +922,7 @@ def test_a_book_that_was_closed_is_not_written(tmp_path: Path) -> None:
     before = (tmp_path / "affinity.json").read_text()
     with pytest.raises(NotRecordedError):
         abandoned.put(vcpu(host, name), CpuSet.of([0]))
-    abandoned.save()
+    abandoned.book.catch_up()
     assert (tmp_path / "affinity.json").read_text() == before
     assert kept.restore()
 

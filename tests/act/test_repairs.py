@@ -335,7 +335,7 @@ def test_what_was_intended_ends_with_the_connection(tmp_path: Path) -> None:
     kept.look()
     kept.intend([Move(vcpu(host, "g"), "g", CpuSet(), CpuSet.of([1]), 0, "")])
     assert "pending" in (tmp_path / "affinity.json").read_text()
-    kept.save()  # as the worker does before it lets go
+    kept.book.catch_up()  # as the worker does before it lets go
     assert "pending" not in (tmp_path / "affinity.json").read_text()
     assert kept.restore() == []
 

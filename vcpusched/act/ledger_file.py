@@ -4,6 +4,7 @@ Rule: JSON of version 1, and a `Store` that is passed in; what the ledger means 
 What is no ledger becomes a `LedgerError` of one line; keys that it does not know are passed over.
 """
 
+import contextlib
 import json
 import threading
 from collections import Counter
@@ -20,10 +21,12 @@ from pydantic import (
 )
 
 from vcpusched.act.ledger import RESETS_MAX, Entry, Hold, Ledger, Record, is_kept
+from vcpusched.host.hypervisor import NotRecordedError
 from vcpusched.model import CpuSet, DomainUuid
 from vcpusched.text import place, printable
 
 VERSION: Final = 1
+NOT_WRITTEN: Final = "the original affinity cannot be written down"
 
 
 def _affinity(text: object) -> CpuSet:
@@ -195,18 +198,26 @@ class Book:
     def save(self, ledger: Ledger) -> None:
         """Take over a ledger and keep it before this returns.
 
-        Raises OSError when it cannot be kept; the one before then stays, in memory and in the
-        store.
+        Raises NotRecordedError when it cannot be kept; the one before then stays, in memory and in
+        the store.
         """
         kept = self._rendered(ledger)
         with self._lock:
             if self.is_closed or not self._is_usable:
-                raise OSError("the ledger is not ours to write")
+                raise NotRecordedError(f"{NOT_WRITTEN}: the ledger is not ours to write")
             text = _document(kept)
             if text != _document(self._kept):
-                self._store.replace(text)
+                try:
+                    self._store.replace(text)
+                except OSError as error:
+                    raise NotRecordedError(f"{NOT_WRITTEN}: {error.strerror or error}") from None
             self._kept = kept
         self.ledger = ledger
+
+    def catch_up(self) -> None:
+        """Bring the store up to date, where it can be written; the next sample tries again."""
+        with contextlib.suppress(NotRecordedError):
+            self.save(self.ledger)
 
     @property
     def is_stale(self) -> bool:

@@ -5,7 +5,6 @@ sampled with the ledger (`comparison`), and lets a pin pass once ledger and mark
 writes and pins nothing. It reads no clock.
 """
 
-import contextlib
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Final
 
 from vcpusched.act.actuator import Actuator, Event, ignore, never
 from vcpusched.act.comparison import Reconciled, reconcile
-from vcpusched.act.ledger import TO_ORIGINAL, Changed, Entry, Ledger, Mark, Record, tells
+from vcpusched.act.ledger import TO_ORIGINAL, Changed, Entry, Mark, Record, tells
 from vcpusched.act.ledger_file import Book
 from vcpusched.host.hypervisor import (
     BusyError,
@@ -121,7 +120,7 @@ class Reconciler:
         if self.book.is_stale or now_ns - self._saved_ns >= SAVE_NS:
             # Before anything else is done, in the middle of which we might be killed.
             self._saved_ns = now_ns
-            self.save()
+            self.book.catch_up()
         if not rests:
             self._tidy()
 
@@ -144,7 +143,7 @@ class Reconciler:
         uuid = moves[0].vcpu.uuid
         entry = ledger.entries[uuid]
         try:
-            self._save(ledger)
+            self.book.save(ledger)
         except NotRecordedError:
             if any(move.cause is Cause.BALANCE for move in moves):
                 raise
@@ -204,7 +203,7 @@ class Reconciler:
             for shown in [original & self._online & cpusets.get(vcpu.uuid, ALL_CPUS)]
         ]
         if hold:
-            self._save(self.book.ledger.holding(wanted))
+            self.book.save(self.book.ledger.holding(wanted))
         actuator = Actuator(self, cancelled=cancelled, on_event=on_event)
         actuator.act(moves)
         if actuator.lost is not None:
@@ -233,13 +232,8 @@ class Reconciler:
             for uuid, entry in sorted(ledger.entries.items())
             if entry.is_held and entry.is_at(self.book.uri) and (uuids is None or uuid in uuids)
         }
-        self._save(ledger.holding(held, held=False))
+        self.book.save(ledger.holding(held, held=False))
         return list(held.values())
-
-    def save(self) -> None:
-        """Bring the file up to date, where it can be written; the next sample tries again."""
-        with contextlib.suppress(OSError):
-            self.book.save(self.book.ledger)
 
     @property
     def _now_ns(self) -> int:
@@ -307,14 +301,6 @@ class Reconciler:
         if record.pending is None or record.pending != record.original or len(now) == 1:
             raise OvertakenError(f"someone else has just pinned it to pCPU {now}")
 
-    def _save(self, ledger: Ledger) -> None:
-        try:
-            self.book.save(ledger)
-        except OSError as error:
-            raise NotRecordedError(
-                f"the original affinity cannot be written down: {error.strerror or error}"
-            ) from None
-
     def _tidy(self, uuids: Collection[DomainUuid] | None = None) -> None:
         """Correct marks, of some domains at once, or of all that libvirt is done with."""
         before = self.book.ledger
@@ -331,4 +317,4 @@ class Reconciler:
                     continue  # the next cycle tries again
         finally:
             if uuids is not None or self.book.ledger is not before:
-                self.save()
+                self.book.catch_up()

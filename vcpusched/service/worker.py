@@ -184,7 +184,7 @@ class Worker:
 
     def _let_go(self) -> None:
         if self._reconciler is not None:
-            self._reconciler.save()  # what was intended and not tried is no pin of ours
+            self._book.catch_up()  # what was intended and not tried is no pin of ours
         if self._session is not None:
             self._session.close()
             self._session = self._reconciler = None

@@ -120,7 +120,7 @@ def soak(cycles: int, seed: int, directory: Path) -> bool:
             pins += process.cycle(rules)
             is_over = world.happens("the service was started anew", 1)
             if is_over:
-                process.reconciler.save()
+                process.book.catch_up()
         except Killed:
             is_over = True
         if is_over:
