@@ -33,22 +33,8 @@ def read_text(path: Path | str) -> str | None:
     return found.decode(errors="replace") if found is not None else None
 
 
-def read_record(path: str) -> bytes | None:
-    """Return what is in a file that the kernel gives whole at once, as it does one line."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        return os.read(descriptor, _PIECE)
-    except OSError:
-        return None  # it ended meanwhile
-    finally:
-        os.close(descriptor)
-
-
-def read_bytes(path: Path | str) -> bytes | None:
-    """Return what is in a file.
+def read_bytes(path: Path | str, *, is_line: bool = False) -> bytes | None:
+    """Return what is in a file; of one that is a single line, the kernel gives all at once.
 
     A cycle reads thousands of them: a file object around the descriptor costs three times as much
     as all calls to the kernel.
@@ -59,7 +45,7 @@ def read_bytes(path: Path | str) -> bytes | None:
         return None
     try:
         found = piece = os.read(descriptor, _PIECE)
-        while piece:
+        while piece and not is_line:
             piece = os.read(descriptor, _PIECE)
             found += piece
     except OSError:

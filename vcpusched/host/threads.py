@@ -23,7 +23,7 @@ from typing import Final
 from vcpusched.host import processes
 from vcpusched.host.cgroups import Quota, quota
 from vcpusched.host.definitions import Key
-from vcpusched.host.files import read_bytes, read_record
+from vcpusched.host.files import read_bytes
 from vcpusched.model import CpuSet
 from vcpusched.sample import VcpuReading, Waited
 
@@ -204,11 +204,11 @@ class Threads:
             throttled_ns = quota_of.throttled_ns() if quota_of is not None else None
             # The counters last, so that what was read before is of the same thread.
             affinity = self._affinity(thread)
-            seen = read_record(f"{thread.path}/schedstat"), affinity, throttled_ns
+            seen = read_bytes(f"{thread.path}/schedstat", is_line=True), affinity, throttled_ns
             known = guest.seen.get(vcpu)
             # Of a thread that did not run since, to the ns, nothing else can be other than it was.
             if known is None or known[0] != seen:
-                reading = _reading(guest, vcpu, thread, seen)
+                reading = _read_anew(guest, vcpu, thread, seen)
                 if reading is None:
                     return None
                 known = guest.seen[vcpu] = seen, reading
@@ -224,7 +224,9 @@ class Threads:
             return None
 
 
-def _reading(guest: _Guest, vcpu: int, thread: processes.Thread, seen: _Seen) -> VcpuReading | None:
+def _read_anew(
+    guest: _Guest, vcpu: int, thread: processes.Thread, seen: _Seen
+) -> VcpuReading | None:
     """Return what was seen of a vCPU, and note how many threads its process has.
 
     None where its thread is not the one that was found.
@@ -232,7 +234,7 @@ def _reading(guest: _Guest, vcpu: int, thread: processes.Thread, seen: _Seen) ->
     line, affinity, throttled_ns = seen
     quota_of, counters = guest.quotas[vcpu], (line or b"").split()
     # After the counters, which are of the same thread then.
-    columns = processes.columns_of(read_record(f"{thread.path}/stat"))
+    columns = processes.columns_of(read_bytes(f"{thread.path}/stat", is_line=True))
     if (
         columns is None
         or columns[processes.STARTED] != thread.started
