@@ -319,8 +319,8 @@ def _environment_layer() -> _Layer:
 def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values, with lists where a text has commas."""
     found = dict(values)
-    for key in ("include_domains", "exclude_domains"):
-        if isinstance(text := found.get(key), str):
+    for key, field in Settings.model_fields.items():
+        if field.annotation == list[str] and isinstance(text := found.get(key), str):
             found[key] = [item.strip() for item in text.split(",")] if text.strip() else []
     return found
 
