@@ -208,8 +208,8 @@ def _resume(_options: argparse.Namespace) -> int:
 
 def _check_config(options: argparse.Namespace) -> int:
     effective = _settings(options)
-    from vcpusched.cli import host_checks
     from vcpusched.report import display
+    from vcpusched.service import host_checks
 
     values = effective.settings.model_dump()
     rows = [(key, json.dumps(value), effective.origin[key]) for key, value in values.items()]

@@ -1,4 +1,4 @@
-"""Finds what on this host works against the service or its settings, for `check-config`.
+"""Finds what on this host works against the service or its settings.
 
 Rule: hints, each a sentence with what to do. Nothing depends on them, and what cannot be read gives
 none. `root` is where the files of the host are.
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 from vcpusched.host.files import read_cpus, read_number, read_text
-from vcpusched.service import rivals
 
 ROOT: Final = Path("/")
 
@@ -24,14 +23,29 @@ CPUSETS: Final = (
 TEXTFILES: Final = "/var/lib/prometheus/node-exporter"
 """Where Debian's node_exporter reads metrics when it is not told."""
 
+_TUNED_PINNING: Final = ("cpu-partitioning", "realtime")
+
 _HIDDEN: Final = re.compile(r"^\S+ /proc proc \S*\bhidepid=(?!0|off)(\w+)", re.MULTILINE)
 _READS: Final = re.compile(r"textfile\.directory[=\0]([^\0]+)")
 
 
+def rivals(root: Path = ROOT) -> Iterator[str]:
+    """Yield a sentence for each running program that pins vCPUs too, in a fixed order."""
+    running = {(read_text(path) or "").strip() for path in root.glob("proc/[0-9]*/comm")}
+    if "numad" in running:
+        yield "numad is running and binds guests too; the two will undo each other's work: stop one"
+    profile = (read_text(root / "etc/tuned/active_profile") or "").split()
+    if "tuned" in running and any(word.startswith(_TUNED_PINNING) for word in profile):
+        yield (
+            "tuned runs with a profile that moves threads too; blacklist the guests there, or"
+            " stop one"
+        )
+
+
 def find(metrics_file: str, root: Path = ROOT) -> Iterator[str]:
-    """Yield a sentence for each thing found, in a fixed order."""
+    """Yield a sentence for each thing found, rivals first, in a fixed order."""
     proc, system = root / "proc", root / "sys"
-    yield from rivals.find(proc, root / "etc/tuned/active_profile")
+    yield from rivals(root)
     if (
         read_number(proc / "sys/kernel/numa_balancing")
         and len(read_cpus(system / "devices/system/node/online")) > 1

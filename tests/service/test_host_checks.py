@@ -1,11 +1,11 @@
-"""What check-config says of the host, from files as hosts have them."""
+"""What works against the service on a host, from files as hosts have them."""
 
 from pathlib import Path
 
 import pytest
 from program import vcpusched
 
-from vcpusched.cli import host_checks
+from vcpusched.service import host_checks
 
 QUIET = {
     "proc/1/comm": "systemd\n",
@@ -65,6 +65,14 @@ def test_one_node_needs_no_balancing_of_its_own(tmp_path: Path) -> None:
     """The kernel's balancing between nodes does nothing there."""
     files = {"proc/sys/kernel/numa_balancing": "1\n", "sys/devices/system/node/online": "0\n"}
     assert found(tmp_path, **files) == []
+
+
+@pytest.mark.parametrize(("profile", "count"), [("virtual-host", 0), ("cpu-partitioning", 1)])
+def test_tuned_only_with_a_profile_that_pins(tmp_path: Path, profile: str, count: int) -> None:
+    """It is on many hosts; only some of its profiles move threads."""
+    files = {"proc/1/comm": "tuned\n", "etc/tuned/active_profile": f"{profile}\n"}
+    assert len(found(tmp_path, **files)) == count
+    assert len(list(host_checks.rivals(tmp_path))) == count
 
 
 @pytest.mark.parametrize(
