@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from vcpusched.cli import sources
-from vcpusched.model import Granularity, Host
+from vcpusched.model import NO_CPUS, PPM, PPM_PER_POINT, Granularity, Host
 from vcpusched.plan import explain, planner
+from vcpusched.plan.fairness import Judge
 from vcpusched.report import display, snapshot, treatments
-from vcpusched.report.comparison import compared
-from vcpusched.report.plan_text import plan_text
+from vcpusched.report.plan_text import plan_text, sets_of
 from vcpusched.service import exits
 from vcpusched.settings import Settings
 from vcpusched.text import as_json
@@ -87,13 +87,39 @@ def save(options: argparse.Namespace, settings: Settings) -> int:
 
 def _compare(host: Host, policy: planner.Policy, where: str, *, is_json: bool) -> int:
     """Show the plans for single pCPUs, caches and nodes side by side."""
-    rows = [compared(host, dataclasses.replace(policy, pin_to=one)) for one in COMPARED]
+    rows = []
+    for pin_to in COMPARED:
+        found = planner.plan(host, dataclasses.replace(policy, pin_to=pin_to))
+        to = {move.vcpu: move.to_cpus for move in found.moves}
+        vcpus = (dataclasses.replace(vcpu, cpus=to.get(vcpu.id, vcpu.cpus)) for vcpu in host.vcpus)
+        row = {
+            "pin_to": pin_to.value,
+            "sets": len(sets_of(host, pin_to)),
+            "pins": len(found.moves),
+            "gap_before": found.gap_before_ppm / PPM,
+            "gap_after": found.gap_after_ppm / PPM,
+            "worst_served_before": _worst_served(host),
+            "worst_served_after": _worst_served(dataclasses.replace(host, vcpus=tuple(vcpus))),
+        }
+        rows.append(row)
     if is_json:
         print(f"vcpusched: {where}", file=sys.stderr)
-        print(as_json([row.as_json() for row in rows], indent=2))
+        print(as_json(rows, indent=2))
     else:
         display.show(display.draw_comparison(rows, where))
     return exits.OK
+
+
+def _worst_served(host: Host) -> float:
+    """Return which share of its demand that vCPU gets which gets the least, by loads; to the ppm.
+
+    Demands below a point do not count.
+    """
+    judge = Judge(host, NO_CPUS)
+    got_ppm = judge.divide(judge.places, host.online.bits)
+    pairs = zip(got_ppm, judge.demands_ppm, strict=True)
+    shares_ppm = (got * PPM // wants for got, wants in pairs if wants >= PPM_PER_POINT)
+    return min(shares_ppm, default=PPM) / PPM
 
 
 def _commands(host: Host, found: planner.Plan, settings: Settings) -> Iterator[str]:

@@ -7,8 +7,8 @@ same text stays.
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import Progress
@@ -19,7 +19,6 @@ from vcpusched.model import PPM, PPM_PER_POINT, Granularity, Host
 from vcpusched.plan.explain import Explanation
 from vcpusched.plan.planner import Plan, Policy
 from vcpusched.report import draw, history, treatments
-from vcpusched.report.comparison import Compared
 from vcpusched.report.history import Episode, History
 from vcpusched.report.messages import change_text
 from vcpusched.report.plan_text import inside_text, plan_text, sets_of
@@ -85,16 +84,17 @@ def draw_plan(host: Host, plan: Plan, policy: Policy, source: str) -> Group:
     return Group(*parts)
 
 
-def draw_comparison(rows: Sequence[Compared], source: str) -> Group:
-    """Draw what plans for sets of different sizes come to, a row each."""
+def draw_comparison(rows: Sequence[Mapping[str, Any]], source: str) -> Group:
+    """Draw what plans for sets of different sizes come to, a row each, as `--json` has them."""
     headings = ("pinned to", "sets", "pins", "gap", "worst served")
     drawn = draw.table(*headings, right=("sets", "pins"))
     for row in rows:
-        name = "single pCPUs" if row.pin_to is Granularity.CPU else f"{row.pin_to}s"
-        sets = str(row.sets) if row.sets else "-"
-        gaps = (row.plan.gap_before_ppm, row.plan.gap_after_ppm)
-        texts = (_change(*map(number, gaps)), _change(*map(percent, row.worst_ppm)))
-        drawn.add_row(name, sets, str(len(row.plan.moves)), *texts)
+        name = "single pCPUs" if row["pin_to"] == Granularity.CPU else f"{row['pin_to']}s"
+        gaps = (number(round(row[f"gap_{when}"] * PPM)) for when in ("before", "after"))
+        worst = (percent(round(row[f"worst_served_{when}"] * PPM)) for when in ("before", "after"))
+        drawn.add_row(
+            name, str(row["sets"] or "-"), str(row["pins"]), _change(*gaps), _change(*worst)
+        )
     return Group(source, "", drawn, "", COMPARISON)
 
 
