@@ -196,6 +196,14 @@ class Guest:
         for vcpu in range(self.plan.vcpus):
             self._pin(vcpu, cpus)
 
+    def hold(self, share: float) -> None:
+        """Let each vCPU have at most this share of a CPU from now on, of a guest with a quota."""
+        quota = {"vcpu_quota": round(share * QUOTA_PERIOD_US)}
+        try:
+            self.domain().setSchedulerParametersFlags(quota, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            raise LabError(f"Guest {self.name} cannot be held to {share:g}: {error}.") from error
+
     def define(self) -> None:
         """Make the definition of a persistent guest known to the daemon."""
         if self.plan.persistent:

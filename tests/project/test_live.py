@@ -6,7 +6,7 @@ import itertools
 import pytest
 from live import accuracy, cost, cycle_cost
 from live.blocks import Block, Got, Timing
-from live.scenarios import Claim, Scenario, Shape, scenarios
+from live.scenarios import IDLE, Claim, Scenario, Shape, scenarios
 from live.tables import live_tables
 from live.verdict import Answer, Measure, judge
 from soak.real import BY_HAND, PINNED
@@ -32,8 +32,15 @@ def test_scenarios_on_any_pcpus(cpus: CpuSet) -> None:
         for guest in scenario.guests:
             assert guest.start.is_within(cpus)
             assert len(guest.start) > 0
-        wanted = sum(guest.wants for guest in scenario.guests)
-        assert wanted < 0.8 * len(cpus)
+        if scenario.in_turns:
+            pair = [scenario.turn(4), scenario.turn(5)]
+            assert [sorted(turn) for turn in pair] == [sorted(names)] * 2
+            for guest in scenario.guests:
+                assert {turn[guest.name] for turn in pair} == {IDLE, *guest.shares}
+            assert all(sum(turn.values()) < 0.95 * len(cpus) for turn in pair)
+        else:
+            wanted = sum(guest.wants for guest in scenario.guests)
+            assert wanted < 0.8 * len(cpus)
 
 
 def test_bad_starts_overload_a_pcpu() -> None:

@@ -21,7 +21,7 @@ from typing import Final
 
 from lab import Guest, Lab
 from lab_guest import NS_PER_S, WORK_COUNTS
-from live.scenarios import Scenario
+from live.scenarios import TURN_S, Scenario
 from live.service import LiveError, running
 from live.system import SystemHost
 
@@ -125,10 +125,10 @@ def _block(host: Host, scenario: Scenario, timing: Timing, pair: int, *, daemon:
         service = stack.enter_context(running(host.uri, scenario.settings)) if daemon else None
         if service is not None:
             service.wait_past(0)
-        time.sleep(timing.rest_s)
+        _pass(host, scenario, timing.rest_s)
         busy_s, began_s = _busy_s(scenario.cpus), time.monotonic()
         before = {shape.name: _read(host.guests[shape.name]) for shape in scenario.guests}
-        time.sleep(timing.measure_s)
+        _pass(host, scenario, timing.measure_s)
         after = {shape.name: _read(host.guests[shape.name]) for shape in scenario.guests}
         busy = (_busy_s(scenario.cpus) - busy_s) / (time.monotonic() - began_s)
         state = service.state() if service is not None else {}
@@ -152,6 +152,16 @@ def _block(host: Host, scenario: Scenario, timing: Timing, pair: int, *, daemon:
             pins=int(state["pins"]),
             pins_failing=len(state["pins_failing"]),
         )
+
+
+def _pass(host: Host, scenario: Scenario, seconds: float) -> None:
+    """Let time pass, and guests take turns where the scenario says so."""
+    end_s, number = time.monotonic() + seconds, 0
+    while (left_s := end_s - time.monotonic()) > 0:
+        for name, share in scenario.turn(number).items() if scenario.in_turns else ():
+            host.guests[name].hold(share)
+        time.sleep(min(left_s, TURN_S))
+        number += 1
 
 
 def _busy_s(cpus: CpuSet) -> float:

@@ -22,7 +22,7 @@ from live import accuracy, cost, cycle_cost
 from live.blocks import Block, Timing, furnish, measure
 from live.in_machine import in_machine
 from live.interrupted import end_on_signals
-from live.scenarios import NAMES, Scenario, scenarios
+from live.scenarios import BY_QUOTAS, NAMES, Scenario, scenarios
 from live.service import LiveError
 from live.system import SystemHost
 from live.tables import guests_table, live_tables
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
     if (chosen.machine or chosen.system) and set(READINGS) & set(chosen.names):
         parser.error(f"{' and '.join(READINGS)} are measured in neither --machine nor --system")
+    if set(BY_QUOTAS) & set(chosen.names) and not (chosen.machine or chosen.system):
+        parser.error(f"{' and '.join(BY_QUOTAS)} needs --machine or --system")
     online = CpuSet.of(os.sched_getaffinity(0))
     try:
         timing = _timing(chosen)
@@ -157,7 +159,8 @@ def _taken(chosen: argparse.Namespace, online: CpuSet) -> dict[str, Scenario]:
     if count > len(online):
         raise ValueError(f"there are {len(online)} pCPUs, not {count}")
     known = scenarios(CpuSet.of(list(online)[:count]), chosen.groups)
-    taken = {name: known[name] for name in chosen.names or NAMES if name in known}
+    usual = NAMES if chosen.system else [name for name in NAMES if name not in BY_QUOTAS]
+    taken = {name: known[name] for name in chosen.names or usual if name in known}
     return {
         name: dataclasses.replace(scenario, settings={**scenario.settings, **dict(chosen.set)})
         for name, scenario in taken.items()

@@ -8,6 +8,7 @@ shows only where a crowded pCPU has a free one beside it.
 """
 
 import enum
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,7 +18,16 @@ from vcpusched.model import CpuSet
 SETTINGS: Final = {"period": "1.0", "half_life": "3.0"}
 """Beyond these, defaults: a host is watched for seconds here, not for days."""
 
-NAMES: Final = ("bad", "floating", "once", "half")
+NAMES: Final = ("bad", "floating", "once", "half", "turns")
+
+BY_QUOTAS: Final = ("turns",)
+"""Scenarios whose loads are changed from outside the guests, which takes quotas."""
+
+TURN_S: Final = 6.0
+"""Two half-lives: a load is seen to have changed, and does not last."""
+
+IDLE: Final = 0.03
+"""What a guest gets while it is not its turn, in pCPUs of each vCPU."""
 
 
 class Claim(enum.StrEnum):
@@ -44,13 +54,28 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A host, how the daemon is set (TOML values by key), and what is claimed."""
+    """A host, how the daemon is set (TOML values by key), and what is claimed.
+
+    With `in_turns` only half of the guests want their shares at a time, others every `TURN_S`.
+    """
 
     title: str
     claim: Claim
     cpus: CpuSet
     guests: tuple[Shape, ...]
     settings: Mapping[str, str] = field(default_factory=lambda: SETTINGS)
+    in_turns: bool = False
+
+    def turn(self, number: int) -> dict[str, float]:
+        """Return what vCPUs of each guest want in a turn from 0 on: their share in every second.
+
+        Which guests work together is drawn, alike in every block.
+        """
+        order = list(self.guests)
+        random.Random(number // 2).shuffle(order)  # noqa: S311  no secret
+        half = len(order) // 2
+        busy = order[:half] if number % 2 == 0 else order[half:]
+        return {guest.name: guest.shares[0] if guest in busy else IDLE for guest in order}
 
 
 def scenarios(cpus: CpuSet, groups: int | None = None) -> dict[str, Scenario]:
@@ -70,6 +95,7 @@ def scenarios(cpus: CpuSet, groups: int | None = None) -> dict[str, Scenario]:
         Scenario('All floating, floating = "kernel"', Claim.ALIKE, cpus, free, kernel),
         Scenario('All floating, floating = "pin"', Claim.ONCE, cpus, free, pin),
         Scenario("Half bound to two pCPUs, half floating", Claim.GAINS, cpus, half),
+        Scenario("Loads that change", Claim.GAINS, cpus, _in_turns(cpus, groups), in_turns=True),
     )
     return dict(zip(NAMES, made, strict=True))
 
@@ -108,6 +134,16 @@ def _half_bound(cpus: CpuSet, groups: int) -> tuple[Shape, ...]:
             ),
         ]
     return tuple(guests)
+
+
+def _in_turns(cpus: CpuSet, groups: int) -> tuple[Shape, ...]:
+    """Six guests of a group, of which three at a time want 1.8 pCPUs, on the first two of all."""
+    crowded = [CpuSet.of([cpu]) for cpu in list(cpus)[:2]]
+    return tuple(
+        Shape(_name(name, group, groups), (0.6,), crowded[number % 2])
+        for group in range(groups)
+        for number, name in enumerate(("shop", "mail", "database", "wiki", "proxy", "search"))
+    )
 
 
 def _name(name: str, group: int, groups: int) -> str:
