@@ -17,13 +17,14 @@ from typing import Final
 
 import libvirt
 import linux_guest
-from intervals import CONFIDENCE, mean_of
 from lab import Guest, Lab
 from lab_guest import GuestPlan
 from live.blocks import Timing
 from live.scenarios import SETTINGS
 from live.service import LIMIT_S, LiveError, Service, running
 from tables import Table
+
+from vcpusched.report.confidence import CONFIDENCE, mean_of
 
 TITLE: Final = "How true the reported usage is"
 REPORTED: Final = {**SETTINGS, "half_life": "0.0", "floating": '"kernel"'}

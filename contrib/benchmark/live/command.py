@@ -15,7 +15,6 @@ from typing import Final
 
 from arguments import add_common, count
 from image import ImageError
-from intervals import PAIRS_MIN
 from lab import Lab, LabError
 from linux_guest import LinuxGuestError
 from live import accuracy, cost, cycle_cost
@@ -33,6 +32,7 @@ from sides import checked_out
 from tables import Table, write
 
 from vcpusched.model import CpuSet
+from vcpusched.report.confidence import PAIRS_MIN
 
 FULL: Final = Timing(pairs=12, rest_s=7.0, measure_s=6.0)
 QUICK: Final = Timing(pairs=4, rest_s=6.0, measure_s=3.0)

@@ -5,11 +5,12 @@ Rule: every figure comes from a `Verdict`; notes say what a column means.
 
 from collections.abc import Mapping
 
-from intervals import CONFIDENCE, Interval
 from live.blocks import Timing
 from live.scenarios import Scenario
 from live.verdict import Measure, Verdict
 from tables import Table
+
+from vcpusched.report.confidence import CONFIDENCE, Interval
 
 
 def live_tables(

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from intervals import Interval, ratio_of_pairs
 from live.blocks import Block, Got
 from live.scenarios import Claim, Scenario, Shape
+
+from vcpusched.report.confidence import Interval, ratio_of_pairs
 
 LOSS_MAX: Final = 0.9
 """Where an interval reaches below this, a loss worth minding is not ruled out: too much noise."""

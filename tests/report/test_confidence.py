@@ -1,9 +1,10 @@
-"""The statistics of the benchmark, against values that are known."""
+"""The statistics of trials and benchmarks, against values that are known."""
 
 import math
 
 import pytest
-from intervals import Interval, mean_of, ratio_of_pairs, student_t
+
+from vcpusched.report.confidence import Interval, mean_of, ratio_of_pairs, student_t
 
 
 @pytest.mark.parametrize(
