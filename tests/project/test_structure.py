@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "act": {"model", "sample", "text", "observe", "plan", "host.hypervisor"},
     "settings": {"model", "text", "observe", "plan", "act"},
     "report": {"model", "text", "observe", "plan", "act", "settings"},
-    "service": {"model", "text", "observe", "plan", "act", "settings", "report", "host.hypervisor"},
+    "service": {"model", "text", "observe", "plan", "act", "settings", "report"}
+    | {"host.hypervisor", "host.checks"},
     "simulate": {"model", "sample", "text", "act", "host.hypervisor", "report.simulation"},
     "cli": {"model", "text", "host", "observe", "plan", "act", "settings", "report", "service"}
     | {"simulate"},

@@ -208,12 +208,12 @@ def _resume(_options: argparse.Namespace) -> int:
 
 def _check_config(options: argparse.Namespace) -> int:
     effective = _settings(options)
+    from vcpusched.host import checks
     from vcpusched.report import display
-    from vcpusched.service import host_checks
 
     values = effective.settings.model_dump()
     rows = [(key, json.dumps(value), effective.origin[key]) for key, value in values.items()]
-    found = [f"This host: {line}" for line in host_checks.find(effective.settings.metrics_file)]
+    found = [f"This host: {line}" for line in checks.find(effective.settings.metrics_file)]
     display.show(display.draw_settings(rows), *[""] * bool(found), *found)
     return exits.OK
 

@@ -36,8 +36,9 @@ from typing import Final
 from vcpusched.act.actuator import Failure
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book
+from vcpusched.host import checks
 from vcpusched.report.messages import JournalEntry, Priority
-from vcpusched.service import control, exits, host_checks, run_directory, systemd
+from vcpusched.service import control, exits, run_directory, systemd
 from vcpusched.service.control import Answer, Inbox, Request, Verb
 from vcpusched.service.reporter import Reporter
 from vcpusched.service.run_directory import LedgerFile
@@ -292,7 +293,7 @@ class _Daemon:
 
     def _find_rivals(self, now_s: float) -> None:
         self._rivals_at_s = now_s + RIVALS_S
-        for warning in host_checks.rivals():
+        for warning in checks.rivals():
             self._reporter.once(warning, JournalEntry(Priority.WARNING, warning))
 
     def _connect(self, now_s: float) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from program import vcpusched
 
-from vcpusched.service import host_checks
+from vcpusched.host import checks
 
 QUIET = {
     "proc/1/comm": "systemd\n",
@@ -26,13 +26,13 @@ def found(root: Path, metrics_file: str = "", **changed: str) -> list[str]:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return list(host_checks.find(metrics_file, root))
+    return list(checks.find(metrics_file, root))
 
 
 def test_nothing_on_a_host_as_it_should_be(tmp_path: Path) -> None:
     """Nor where nothing can be read."""
     assert found(tmp_path) == []
-    assert list(host_checks.find("", tmp_path / "none")) == []
+    assert list(checks.find("", tmp_path / "none")) == []
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_tuned_only_with_a_profile_that_pins(tmp_path: Path, profile: str, count
     """It is on many hosts; only some of its profiles move threads."""
     files = {"proc/1/comm": "tuned\n", "etc/tuned/active_profile": f"{profile}\n"}
     assert len(found(tmp_path, **files)) == count
-    assert len(list(host_checks.rivals(tmp_path))) == count
+    assert len(list(checks.rivals(tmp_path))) == count
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_tuned_only_with_a_profile_that_pins(tmp_path: Path, profile: str, count
         (
             "/usr/bin/prometheus-node-exporter\0--web.listen-address=:9100\0",
             (
-                f"node_exporter reads {host_checks.TEXTFILES}; write it there, or start that with"
+                f"node_exporter reads {checks.TEXTFILES}; write it there, or start that with"
                 f" {OPTION}=/var/lib/metrics"
             ),
         ),
