@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/vcpusched
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_vcpusched_subparsers=(status top plan history run pause resume restore release snapshot simulate check-config)
+_shtab_vcpusched_subparsers=(status top plan history run pause resume restore release trial snapshot simulate check-config)
 
 _shtab_vcpusched_status_option_strings=(-h --help -v --json)
 _shtab_vcpusched_top_option_strings=(-h --help)
@@ -16,6 +16,7 @@ _shtab_vcpusched_pause_option_strings=(-h --help --for)
 _shtab_vcpusched_resume_option_strings=(-h --help)
 _shtab_vcpusched_restore_option_strings=(-h --help --uri --config)
 _shtab_vcpusched_release_option_strings=(-h --help --uri --config)
+_shtab_vcpusched_trial_option_strings=(-h --help --for --block --config)
 _shtab_vcpusched_snapshot_option_strings=(-h --help -o --anonymize --uri --config)
 _shtab_vcpusched_simulate_option_strings=(-h --help --trace --generate --cpus --vcpus --mean --periods --seed --place --json --config)
 _shtab_vcpusched_check_config_option_strings=(-h --help --uri --config)
@@ -30,6 +31,7 @@ _shtab_vcpusched_restore_pos_0_COMPGEN=_vcpusched_guests
 _shtab_vcpusched_restore___config_COMPGEN=_shtab_compgen_files
 _shtab_vcpusched_release_pos_0_COMPGEN=_vcpusched_guests
 _shtab_vcpusched_release___config_COMPGEN=_shtab_compgen_files
+_shtab_vcpusched_trial___config_COMPGEN=_shtab_compgen_files
 _shtab_vcpusched_snapshot__o_COMPGEN=_shtab_compgen_files
 _shtab_vcpusched_snapshot___config_COMPGEN=_shtab_compgen_files
 _shtab_vcpusched_simulate_pos_0_COMPGEN=_shtab_compgen_files
@@ -38,7 +40,7 @@ _shtab_vcpusched_simulate___config_COMPGEN=_shtab_compgen_files
 _shtab_vcpusched_check_config___config_COMPGEN=_shtab_compgen_files
 
 _shtab_vcpusched_simulate___place_choices=(random round-robin one floating)
-_shtab_vcpusched_pos_0_choices=(status top plan history run pause resume restore release snapshot simulate check-config)
+_shtab_vcpusched_pos_0_choices=(status top plan history run pause resume restore release trial snapshot simulate check-config)
 
 _shtab_vcpusched_status__h_nargs=0
 _shtab_vcpusched_status___help_nargs=0
@@ -69,6 +71,8 @@ _shtab_vcpusched_restore___help_nargs=0
 _shtab_vcpusched_release_pos_0_nargs='*'
 _shtab_vcpusched_release__h_nargs=0
 _shtab_vcpusched_release___help_nargs=0
+_shtab_vcpusched_trial__h_nargs=0
+_shtab_vcpusched_trial___help_nargs=0
 _shtab_vcpusched_snapshot__h_nargs=0
 _shtab_vcpusched_snapshot___help_nargs=0
 _shtab_vcpusched_snapshot___anonymize_nargs=0

@@ -22,6 +22,7 @@ _shtab_vcpusched_commands() {
     snapshot:'Save the host as the planner sees it, as JSON.'
     status:'Show what the service does, and the load of each pCPU.'
     top:'Show the same live, on the whole terminal.'
+    trial:'Measure what guests wait with the service and without, in turn.'
   )
   _describe 'vcpusched commands' _commands
 }
@@ -161,6 +162,16 @@ _shtab_vcpusched_top_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_vcpusched_top_defaults_added=0
 
+_shtab_vcpusched_trial_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--for[how long, such as 2h]:TIME:"
+  "--block[length of a block (default\: 5m)]:TIME:"
+  "--config[read settings from this file alone]:FILE:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_vcpusched_trial_defaults_added=0
+
 
 _shtab_vcpusched() {
   local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->vcpusched'
@@ -192,6 +203,7 @@ _shtab_vcpusched() {
         snapshot) _arguments -C -s $_shtab_vcpusched_snapshot_options ;;
         status) _arguments -C -s $_shtab_vcpusched_status_options ;;
         top) _arguments -C -s $_shtab_vcpusched_top_options ;;
+        trial) _arguments -C -s $_shtab_vcpusched_trial_options ;;
       esac
   esac
 }

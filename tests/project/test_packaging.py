@@ -31,6 +31,7 @@ VERBS = (
     "status",
     "top",
     "history",
+    "trial",
     "restore",
     "release",
     "pause",

@@ -117,6 +117,13 @@ def _snapshot(options: argparse.Namespace) -> int:
     return plans.save(options, settings)
 
 
+def _trial(options: argparse.Namespace) -> int:
+    settings = _settings(options).settings
+    from vcpusched.cli import trial
+
+    return trial.run(options, settings)
+
+
 def _status(options: argparse.Namespace) -> int:
     from vcpusched.cli import sources
     from vcpusched.report import display, snapshot, treatments
@@ -239,7 +246,7 @@ def _simulate(options: argparse.Namespace) -> int:
                     settings.rules(),
                     place=place,
                     period_ns=period_ns,
-                    on_period=lambda _result, _cycle: advance(),
+                    on_period=lambda _result, _cycle: advance(1),
                 )
                 for scheduler in (Scheduler(), None)
             ]
@@ -289,6 +296,7 @@ _COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "status": _status,
     "top": _top,
     "history": _history,
+    "trial": _trial,
     "restore": _undo,
     "release": _undo,
     "pause": _pause,

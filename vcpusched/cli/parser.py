@@ -26,6 +26,7 @@ GROUPS: Final = {
         "resume": "End a pause.",
         "restore": "Restore original affinities; the guests are held until release.",
         "release": "End holds, so that the guests may be moved again.",
+        "trial": "Measure what guests wait with the service and without, in turn.",
     },
     "Tools": {
         "snapshot": "Save the host as the planner sees it, as JSON.",
@@ -46,6 +47,9 @@ EXAMPLES: Final = {
     "history": {
         "vcpusched history --since 2h": "the last two hours",
         "vcpusched history --domain web --json": "what concerns web, for a program",
+    },
+    "trial": {
+        "vcpusched trial --for 2h": "12 pairs of blocks of five minutes",
     },
     "run": {
         "vcpusched run --dry-run": "decide and report, change nothing",
@@ -86,7 +90,7 @@ class _Program(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Return the help, which fits a terminal of 80 columns and 24 lines."""
-        parts = ["usage: vcpusched COMMAND [OPTIONS]", "       vcpusched --version", "", ABOUT, ""]
+        parts = ["usage: vcpusched [--version] COMMAND [OPTIONS]", "", ABOUT, ""]
         for group, commands in GROUPS.items():
             parts += [f"{group}:", *(f"  {name:13} {what}" for name, what in commands.items())]
         every = {line: what for lines in EXAMPLES.values() for line, what in lines.items()}
@@ -148,6 +152,13 @@ def make_parser() -> argparse.ArgumentParser:
     history.add_argument(
         "--domain", default="", metavar="GUEST", help="show only this guest (name or UUID)"
     )
+    trial = commands["trial"]
+    trial.add_argument(
+        "--for", dest="time", required=True, metavar="TIME", help="how long, such as 2h"
+    )
+    trial.add_argument(
+        "--block", default="5m", metavar="TIME", help="length of a block (default: 5m)"
+    )
     commands["pause"].add_argument(
         "--for", dest="time", metavar="TIME", help="90s, 30m, 2h or 1d (default: until resume)"
     )
@@ -163,7 +174,8 @@ def make_parser() -> argparse.ArgumentParser:
         commands[name].add_argument("--json", action="store_true", help="print JSON")
     for name in ("run", "plan", "snapshot", "restore", "release", "check-config"):
         commands[name].add_argument("--uri", metavar="URI", help="connect to this libvirt")
-    for name in ("run", "plan", "snapshot", "restore", "release", "check-config", "simulate"):
+    readers = ("run", "plan", "snapshot", "restore", "release", "check-config", "simulate", "trial")
+    for name in readers:
         commands[name].add_argument(
             "--config", type=Path, metavar="FILE", help="read settings from this file alone"
         )

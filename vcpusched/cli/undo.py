@@ -34,7 +34,7 @@ def pause(duration: str | None) -> int:
     try:
         begun = control.begin_pause(directory, seconds)
     except OSError as error:
-        raise _unwritable(directory, error) from None
+        raise unwritable(directory, error) from None
     print(f"{begun.text}.")
     return exits.OK
 
@@ -45,7 +45,7 @@ def resume() -> int:
     try:
         was_paused = control.end_pause(directory)
     except OSError as error:
-        raise _unwritable(directory, error) from None
+        raise unwritable(directory, error) from None
     print("Balancing resumed." if was_paused else "There was no pause.")
     return exits.OK
 
@@ -70,7 +70,7 @@ def carry_out(settings: "Settings", verb: str, domains: Sequence[str]) -> int:
     except run_directory.RunDirectoryError as error:
         raise exits.Refusal(exits.NOT_PERMITTED, f"{error}; run it as root") from None
     except OSError as error:
-        raise _unwritable(directory, error) from None
+        raise unwritable(directory, error) from None
     # Anyone who may write into the run directory may have answered.
     for line in answer.lines:
         print(printable(line, LINE_MAX))
@@ -80,7 +80,8 @@ def carry_out(settings: "Settings", verb: str, domains: Sequence[str]) -> int:
     return answer.status
 
 
-def _unwritable(directory: Path, error: OSError) -> exits.Refusal:
+def unwritable(directory: Path, error: OSError) -> exits.Refusal:
+    """Return what to say where the run directory cannot be written."""
     line = f"{directory}: cannot be written: {error.strerror}; run it as root"
     return exits.Refusal(exits.NOT_PERMITTED, line)
 

@@ -19,11 +19,13 @@ from vcpusched.model import PPM, PPM_PER_POINT, Granularity, Host
 from vcpusched.plan.explain import Explanation
 from vcpusched.plan.planner import Plan, Policy
 from vcpusched.report import draw, history, treatments
+from vcpusched.report.confidence import CONFIDENCE, Interval
 from vcpusched.report.history import Episode, History
 from vcpusched.report.messages import change_text
 from vcpusched.report.plan_text import inside_text, plan_text, sets_of
 from vcpusched.report.simulation import About, Result
 from vcpusched.report.state_file import SavedPin, SavedState
+from vcpusched.report.trial import POINT, Trial
 from vcpusched.text import counted, number, percent, points, printable, vcpu_text
 
 _LINE_LENGTH: Final = 24
@@ -244,13 +246,41 @@ def _beside(rows: Sequence[tuple[str, RenderableType]], apart: int) -> Table:
 
 
 @contextlib.contextmanager
-def progress(what: str, steps: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on standard error, if that is a terminal; what is given advances it by a step."""
+def progress(what: str, steps: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error, if that is a terminal; what is given advances it by steps."""
     console = Console(stderr=True)
     bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     with bar:
         task = bar.add_task(what, total=steps)
-        yield lambda: bar.advance(task)
+        yield lambda steps: bar.advance(task, steps)
+
+
+def draw_trial(trial: Trial, where: str, pins: int) -> Group:
+    """Draw what came of a trial, the verdict last; `where` says of what, `pins` what it took."""
+    counts = (
+        counted(trial.pairs, "pair of blocks", "pairs of blocks"),
+        counted(trial.guests, "guest"),
+        counted(pins, "pin"),
+    )
+    table = draw.table("_what", "without", "with", f"difference ({CONFIDENCE:.0%} interval)")
+    for what, wait in (("wait of a vCPU", trial.wait), ("longest wait", trial.longest)):
+        table.add_row(what, f"{wait.without:.1%}", f"{wait.having:.1%}", _points(wait.more))
+    run, more = trial.run, trial.run.more
+    change = f"{more.value:+.2f} pCPUs ({more.low:+.2f} to {more.high:+.2f})"
+    table.add_row("run of all guests", f"{run.without:.2f}", f"{run.having:.2f}", change)
+    lines = [
+        f"{printable(name)} waits longer: {wait.without:.1%} -> {wait.having:.1%},"
+        f" {_points(wait.more)}"
+        for (name, _number), wait in trial.lost.items()
+    ]
+    lost = lines or [f"No guest waits {POINT:.0%} of its time longer beyond the noise."]
+    headed = f"Trial of {where}: {', '.join(counts)}"
+    return Group(headed, "", table, "", *lost, Text(f"Verdict: {trial.verdict}.", "bold"))
+
+
+def _points(more: Interval) -> str:
+    value, low, high = (part / POINT for part in (more.value, more.low, more.high))
+    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
 def draw_simulation(about: About, balanced: Result, unmoved: Result) -> Group:

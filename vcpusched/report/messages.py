@@ -67,14 +67,20 @@ class PastPin:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A pause; `until_s` is seconds since the epoch, None without an end."""
+    """A pause; `until_s` is seconds since the epoch, None without an end.
+
+    One of a trial ends by itself soon after the trial does.
+    """
 
     until_s: float | None = None
     problem: str = ""
+    is_trial: bool = False
 
     @property
     def text(self) -> str:
         """Return until when, as a person reads the clock."""
+        if self.is_trial:
+            return 'Paused for a block of "vcpusched trial"'
         if self.until_s is None:
             return 'Paused until "vcpusched resume"'
         moment = datetime.fromtimestamp(self.until_s).astimezone()

@@ -9,7 +9,8 @@ itself: all that can be asked for may be done twice.
 
 A pause is a file, made by a verb or by hand; it outlives the service, and ends with the machine.
 An empty file means until it is removed; one with a time such as 2026-11-24T21:00:00Z, until then.
-What cannot be understood pauses until it is removed: a typo must not have vCPUs moved.
+What cannot be understood pauses until it is removed: a typo must not have vCPUs moved. That of a
+trial is over `LEASE_S` after it was last touched.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,8 @@ _NAME: Final = re.compile(r"[0-9a-f]{1,64}")
 
 PAUSE: Final = "pause"
 PAUSE_SIZE_MAX: Final = 4096
+LEASE: Final = "trial "
+LEASE_S: Final = 30.0
 
 DURATION_MAX_S: Final = 366 * 86_400
 YEAR_MAX: Final = 9000
@@ -60,6 +63,8 @@ class Verb(enum.StrEnum):
 
     RESTORE = "restore"
     RELEASE = "release"
+    UNPIN = "unpin"
+    """Restore, and hold nobody: for a pause, in which nothing is pinned again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +201,10 @@ def read_pause(directory: Path) -> Pause | None:
     path = directory / PAUSE
     try:
         text = run_directory.read_file(path, PAUSE_SIZE_MAX).strip()
-        until_s = _moment_s(text) if text else None
+        if is_trial := text.startswith(LEASE):
+            until_s: float | None = path.lstat().st_mtime + LEASE_S
+        else:
+            until_s = _moment_s(text) if text else None
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -207,7 +215,32 @@ def read_pause(directory: Path) -> Pause | None:
         with contextlib.suppress(OSError):
             path.unlink()
         return None
-    return Pause(until_s)
+    return Pause(is_trial=True) if is_trial else Pause(until_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The pause of a trial, which nobody else's is mistaken for."""
+
+    directory: Path
+    text: str = field(default_factory=lambda: f"{LEASE}{uuid.uuid4().hex}\n")
+
+    def begin(self) -> None:
+        """Pause, for `LEASE_S`. Raises OSError."""
+        run_directory.replace_file(self.directory / PAUSE, self.text)
+
+    def renew(self) -> bool:
+        """Pause for `LEASE_S` more; return whether the pause was still there."""
+        with contextlib.suppress(OSError, ValueError):
+            if run_directory.read_file(self.directory / PAUSE, PAUSE_SIZE_MAX) == self.text:
+                os.utime(self.directory / PAUSE)
+                return True
+        return False
+
+    def end(self) -> None:
+        """Resume, if this pause is still there."""
+        if self.renew():
+            end_pause(self.directory)
 
 
 def begin_pause(directory: Path, seconds: float | None) -> Pause:

@@ -206,7 +206,7 @@ class _Daemon:
             return
         if is_away:
             self._inbox.fail(exits.UNAVAILABLE, f"libvirt: {printable(trouble or '', 300)}")
-        elif state.settings.dry_run and request.verb is Verb.RESTORE:
+        elif state.settings.dry_run and request.verb is not Verb.RELEASE:
             why = "the service runs with dry_run and changes no pin: stop it, then restore"
             self._inbox.fail(exits.FAILURE, why)
         else:

@@ -31,7 +31,7 @@ def carry_out(
 ) -> Answer:
     """Do what is asked for. Raises ConnectionLostError.
 
-    `beside_service`: what is restored would be pinned again, and is held.
+    `beside_service`: what is restored would be pinned again, and is held where that is asked for.
     """
     try:
         sample = reconciler.sample()
@@ -44,7 +44,7 @@ def carry_out(
             return Answer(exits.USAGE, problems=tuple(problems))
         if request.verb is Verb.RELEASE:
             return _released(reconciler, wanted, names)
-        hold = beside_service or wanted is not None
+        hold = request.verb is Verb.RESTORE and (beside_service or wanted is not None)
         events = reconciler.restore(wanted, hold=hold, cancelled=cancelled, on_event=on_event)
     except ConnectionLostError:
         raise
@@ -60,7 +60,7 @@ def carry_out(
     ]
     if wanted is None and (elsewhere := reconciler.book.elsewhere()):
         left.append(elsewhere)
-    return _restored(events, wanted, names, left, beside_service=beside_service)
+    return _restored(events, wanted, names, left, hold=hold)
 
 
 def _named(
@@ -97,7 +97,7 @@ def _restored(
     names: dict[DomainUuid, str],
     left: Sequence[str],
     *,
-    beside_service: bool,
+    hold: bool,
 ) -> Answer:
     lines, problems = [], []
     for event in events:
@@ -123,6 +123,6 @@ def _restored(
         lines.append(f'{name} is held until "vcpusched release {name}"')
     if not lines and not problems:
         lines.append("No vCPU is pinned by vcpusched.")
-    if beside_service and wanted is None:
+    if hold and wanted is None:
         lines.append('All guests are held until "vcpusched release", because the service runs.')
     return Answer(exits.FAILURE if problems else exits.OK, tuple(lines), tuple(problems))

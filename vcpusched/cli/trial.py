@@ -1,0 +1,191 @@
+"""The trial: blocks without the service's pins and with them in turn, on this host's own guests.
+
+Rule: only asks the running service. A block without is a pause that ends by itself soon after this
+process ends, however it does (`control.Lease`); nothing is held, and other hands are obeyed.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from vcpusched.cli import sources, undo
+from vcpusched.host.libvirt_host import LibvirtHost
+from vcpusched.report import display
+from vcpusched.report.snapshot import SnapshotError
+from vcpusched.report.state_file import SavedState
+from vcpusched.report.trial import Block, Guest, Used, judge
+from vcpusched.service import control, exits, run_directory
+from vcpusched.settings import Settings
+from vcpusched.text import counted, printable
+
+PERIODS_MIN: Final = 20
+"""Of a block; the loads that the service plans by are averages of some."""
+
+HALF_LIVES: Final = 2
+"""At the beginning of each block so many are left out: the block before is in the averages."""
+
+PAIRS_MIN: Final = 2
+"""From fewer nothing can be said of the noise."""
+
+LOOK_S: Final = 5.0
+"""How often the service is looked at, and the pause of a block without renewed."""
+
+
+class _BrokenOffError(Exception):
+    """Something came between."""
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """Carry it out, show what came of it, and return the exit status. Raises Refusal."""
+    total_s, block_s = (_seconds(options, name) for name in ("for", "block"))
+    began = _service()
+    rest_s = HALF_LIVES * settings.half_life
+    least_s = max(PERIODS_MIN * began.period, 2 * rest_s)
+    if block_s < least_s:
+        line = (
+            f"--block: {options.block} is too short: must be at least {least_s:g}s"
+            f" ({PERIODS_MIN} periods, and twice the {rest_s:g}s that are left out)"
+        )
+        raise exits.Refusal(exits.USAGE, line)
+    pairs = int(total_s // (2 * block_s))
+    if pairs < PAIRS_MIN:
+        line = f"--for: {options.time} has less than {PAIRS_MIN} pairs of blocks of {options.block}"
+        raise exits.Refusal(exits.USAGE, line)
+    directory = run_directory.locate()
+    if began.dry_run or control.read_pause(directory) is not None:
+        why = "dry_run is set" if began.dry_run else 'it is paused ("vcpusched resume" ends that)'
+        raise exits.Refusal(exits.FAILURE, f"the service changes no pin: {why}")
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _interrupted)
+    lease = control.Lease(directory)
+    ends = time.strftime("%H:%M", time.localtime(time.time() + pairs * 2 * block_s))
+    print(
+        f"vcpusched: {counted(pairs, 'pair')} of blocks of {options.block}, until {ends};"
+        " Ctrl-C ends it, and the service goes on",
+        file=sys.stderr,
+    )
+    blocks = []
+    try:
+        with display.progress("Trial", pairs * 2 * int(block_s)) as advance:
+            for number in range(2 * pairs):
+                balances = number % 4 in {1, 2}  # without, with, with, without
+                _begin(lease, balances=balances)
+                _pass(lease, rest_s, advance, balances=balances)
+                before = _counters(began.uri)
+                _pass(lease, block_s - rest_s, advance, balances=balances)
+                after = _counters(began.uri)
+                blocks.append(Block(balances, _used(before, after)))
+                now = _same(began)
+        found = judge(blocks)
+    except (_BrokenOffError, ValueError) as error:
+        raise exits.Refusal(exits.FAILURE, f"the trial was broken off: {error}") from None
+    finally:
+        lease.end()
+    where = f"{options.time} on {printable(began.uri, 200)}"
+    display.show(display.draw_trial(found, where, now.pins - began.pins))
+    return exits.OK
+
+
+def _interrupted(number: int, _frame: object) -> NoReturn:
+    raise _BrokenOffError(f"by {signal.Signals(number).name}; the service goes on")
+
+
+def _seconds(options: argparse.Namespace, name: str) -> float:
+    try:
+        return control.parse_duration(options.time if name == "for" else options.block)
+    except ValueError as error:
+        raise exits.Refusal(exits.USAGE, f"--{name}: {error}") from None
+
+
+def _service() -> SavedState:
+    """Return what the running service last said of itself. Raises Refusal."""
+    try:
+        live = sources.live()
+    except (run_directory.RunDirectoryError, SnapshotError) as error:
+        line = f"the service's state cannot be read: {error}"
+        raise exits.Refusal(exits.FAILURE, line) from None
+    if live is None:
+        line = f"vcpusched is not running on this host ({run_directory.locate()})"
+        raise exits.Refusal(exits.NOT_RUNNING, line)
+    return live[1]
+
+
+def _same(began: SavedState) -> SavedState:
+    """Return what the service said last, if it is the one that it was."""
+    now = _service()
+    if now.pid != began.pid:
+        raise _BrokenOffError("the service was restarted")
+    return now
+
+
+def _begin(lease: control.Lease, *, balances: bool) -> None:
+    """Begin a block: let the service go on, or pause it and have all its pins restored."""
+    if balances:
+        lease.end()
+        return
+    try:
+        lease.begin()
+    except OSError as error:
+        raise undo.unwritable(lease.directory, error) from None
+    try:
+        answer = control.ask(lease.directory, control.Request(control.Verb.UNPIN))
+    except (OSError, TimeoutError, control.AnswerError):
+        raise _BrokenOffError("the service does not answer") from None
+    if answer is None:
+        raise _BrokenOffError("the service ended")
+    if answer.problems:
+        raise _BrokenOffError(printable(answer.problems[0], 300))
+
+
+def _pass(
+    lease: control.Lease, seconds: float, advance: Callable[[int], None], *, balances: bool
+) -> None:
+    """Let time pass, and see that nobody and nothing comes between."""
+    end_s = time.monotonic() + seconds
+    while (left_s := end_s - time.monotonic()) > 0:
+        time.sleep(min(left_s, LOOK_S))
+        advance(round(min(left_s, LOOK_S)))
+        if not (control.read_pause(lease.directory) is None if balances else lease.renew()):
+            raise _BrokenOffError("somebody paused the service or ended its pause")
+        if not run_directory.is_locked(lease.directory):
+            raise _BrokenOffError("the service ended")
+
+
+def _counters(uri: str) -> dict[Guest, tuple[int, int, int, int]]:
+    """Return when each guest was read, its number of vCPUs, and what they ran and waited, in ns.
+
+    Guests of which the kernel does not say how long they wait are left out. Raises Refusal.
+    """
+
+    def read() -> dict[Guest, tuple[int, int, int, int]]:
+        host = LibvirtHost.open(uri, read_only=True)
+        domains = host.sample().domains
+        host.close()
+        found = {}
+        for domain in domains:
+            waits = [vcpu.waited for vcpu in domain.vcpus]
+            known = [wait.wait_ns - wait.throttled_ns for wait in waits if wait is not None]
+            if len(known) == len(waits):
+                run_ns = sum(vcpu.run_ns for vcpu in domain.vcpus)
+                counted = (domain.at_ns, len(waits), run_ns, sum(known))
+                found[domain.name, domain.domain_id] = counted
+        return found
+
+    with sources.reached(uri):
+        return sources.call_within(sources.SAMPLE_TIMEOUT_S, read)
+
+
+def _used(
+    before: dict[Guest, tuple[int, int, int, int]], after: dict[Guest, tuple[int, int, int, int]]
+) -> dict[Guest, Used]:
+    found = {}
+    for guest in before.keys() & after.keys():
+        (from_ns, vcpus, *then), (to_ns, vcpus_now, *now) = before[guest], after[guest]
+        if vcpus == vcpus_now:
+            passed_ns = to_ns - from_ns
+            run, wait = ((new - old) / passed_ns for old, new in zip(then, now, strict=True))
+            found[guest] = Used(vcpus, run, max(0.0, wait))
+    return found
