@@ -17,7 +17,7 @@ from arguments import add_common, count
 from image import ImageError
 from lab import Lab, LabError
 from linux_guest import LinuxGuestError
-from live import accuracy, cost, cycle_cost
+from live import accuracy, cost, cycle_cost, trial
 from live.blocks import Block, Timing, furnish, measure
 from live.in_machine import in_machine
 from live.interrupted import end_on_signals
@@ -37,8 +37,8 @@ from vcpusched.report.confidence import PAIRS_MIN
 FULL: Final = Timing(pairs=12, rest_s=7.0, measure_s=6.0)
 QUICK: Final = Timing(pairs=4, rest_s=6.0, measure_s=3.0)
 
-READINGS: Final = ("accuracy", "cost")
-"""What is measured of the daemon itself, on emulated guests."""
+READINGS: Final = ("accuracy", "cost", "trial")
+"""What is measured of the daemon itself, on emulated guests, or by it."""
 
 _FAILURES: Final = (
     LabError,
@@ -73,7 +73,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if chosen.machine:
             return in_machine([word for word in arguments if word != "--machine"], chosen.out)
-        for name in READINGS:
+        if "trial" in chosen.names:
+            print(trial.run(timing), flush=True)
+        for name in ("accuracy", "cost"):
             if name in chosen.names:
                 readings, tables = (_costs if name == "cost" else _accuracy)(timing, chosen)
                 _show(tables)
@@ -91,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run live",
         description="Measures real guests that count their own work, in interleaved blocks without"
-        " and with the daemon; or what the daemon reports (accuracy) and what it costs (cost)."
+        " and with the daemon; or what the daemon reports (accuracy) and costs (cost), and what"
+        " its own trial says (trial)."
         " The scenarios take about half an hour, --quick 7 minutes; accuracy as long, cost an"
         " hour, --quick 2 minutes (10 guests of 2 vCPUs alone).",
     )
