@@ -43,11 +43,11 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     total_s, block_s = (_seconds(options, name) for name in ("for", "block"))
     began = _service()
     rest_s = HALF_LIVES * settings.half_life
-    least_s = max(PERIODS_MIN * began.period, 2 * rest_s)
+    least_s = max(PERIODS_MIN * began.period, 2 * rest_s, settings.cooldown)
     if block_s < least_s:
         line = (
             f"--block: {options.block} is too short: must be at least {least_s:g}s"
-            f" ({PERIODS_MIN} periods, and twice the {rest_s:g}s that are left out)"
+            f" ({PERIODS_MIN} periods, twice the {rest_s:g}s that are left out, and cooldown)"
         )
         raise exits.Refusal(exits.USAGE, line)
     pairs = int(total_s // (2 * block_s))
