@@ -74,7 +74,9 @@ def main(arguments: Sequence[str]) -> int:
         if chosen.machine:
             return in_machine([word for word in arguments if word != "--machine"], chosen.out)
         if "trial" in chosen.names:
-            print(trial.run(timing), flush=True)
+            said = trial.run(timing)
+            print(said, flush=True)
+            (chosen.out / "trial.md").write_text(said)
         for name in ("accuracy", "cost"):
             if name in chosen.names:
                 readings, tables = (_costs if name == "cost" else _accuracy)(timing, chosen)
