@@ -24,7 +24,8 @@ from rich.screen import Screen
 from rich.segment import Segment
 from test_status import DRAWN, HOSTILE, SETS, machine, service
 
-from vcpusched.cli.top import Seen, View, keys_in, look_at, pressed, screen
+from vcpusched.cli.top import Seen, keys_in, look_at, pressed, screen
+from vcpusched.cli.top_rows import View
 from vcpusched.model import Granularity, Host
 from vcpusched.report import state_file
 from vcpusched.service import run_directory
@@ -152,6 +153,42 @@ def test_scrolling() -> None:
     assert "vCPUs 1-" in "\n".join(lines(after(UP), many))
     text = "\n".join(lines(after(*[PAGE_DOWN] * 20), many))
     assert "-80 of 80" in text
+
+
+def test_from_the_end() -> None:
+    """End shows the last rows, up goes back from there, Home to the first."""
+    many = seen(host(*[[1] * 10] * 8))
+    room = next(line for line in lines(View(), many) if "vCPUs 1-" in line).split("-")[1].split()[0]
+    for keys, last in ((("G",), 80), (("G", UP, UP), 78), (("G", UP, "j", "j"), 80)):
+        assert f"-{last} of 80" in "\n".join(lines(after(*keys), many))
+    assert f"vCPUs 1-{room} of 80" in "\n".join(lines(after("\x1b[F", "\x1b[H"), many))
+    assert f"vCPUs 1-{room} of 80" in "\n".join(lines(after("G", *[UP] * 200), many))
+
+
+def test_by_guest() -> None:
+    """A row has what its vCPUs want together, the longest wait, and who of them stays."""
+    vcpus = [dataclasses.replace(vcpu, domain="web") for vcpu in DRAWN.vcpus]
+    vcpus[0] = dataclasses.replace(vcpus[0], fixed=True, why="held")
+    named = dataclasses.replace(DRAWN, vcpus=tuple(vcpus))
+    found = lines(after("g"), seen(named), 120)
+    start = next(number for number, line in enumerate(found) if line.startswith("by "))
+    assert "guests 1-1 of 1" in found[start]
+    (row,) = [line for line in found[start + 1 :] if line.startswith("web")]
+    total = sum(vcpu.load_ppm for vcpu in named.vcpus)
+    assert row.split()[2] == f"{total / 10_000:.0f}%"
+    assert "12%" in row
+    assert f"{len(named.vcpus)} vCPUs, 1 of which may not be moved" in row
+    assert "vCPUs 1-" in "\n".join(lines(after("g", "g"), seen(named)))
+
+
+def test_help() -> None:
+    """It explains keys and columns on the smallest usual terminal; any key but q leads back."""
+    found = lines(after("?"), seen())
+    assert found[0].startswith("vcpusched is healthy")
+    assert any(line.startswith("waits    for how much of the last period") for line in found)
+    assert found[-2].startswith("Any key") or "Any key leads back." in found
+    assert after("h", "d") == View()
+    assert pressed(after("?"), "q") is None
 
 
 def test_512_pcpus() -> None:

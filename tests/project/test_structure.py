@@ -34,7 +34,7 @@ MAY_IMPORT = {
 IMPORTERS = {
     "libvirt": {"host.connection", "host.libvirt_host"},
     "systemd": {"service.systemd"},
-    "rich": {"cli.top", "report.display", "report.draw"},
+    "rich": {"cli.top", "cli.top_rows", "report.display", "report.draw"},
     "prometheus_client": {"report.metrics"},
     "pydantic": {
         "act.ledger_file",

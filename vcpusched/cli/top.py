@@ -20,31 +20,54 @@ from typing import Any, Final
 from rich.console import Console, Group, RenderableType
 from rich.layout import Layout
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from vcpusched.model import PPM, Host, Vcpu
+from vcpusched.cli.top_rows import View, draw_rows, is_new
+from vcpusched.model import Host
 from vcpusched.report import display, draw, state_file
 from vcpusched.report.snapshot import SnapshotError
-from vcpusched.report.state_file import SavedPin, SavedState
+from vcpusched.report.state_file import SavedState
 from vcpusched.service import run_directory
-from vcpusched.text import percent, printable
+from vcpusched.text import printable
 
 REFRESH_S: Final = 0.5
 """How often the state file is read."""
-
-FLASH_S: Final = 5.0
-"""So long after a pin is reported it stands out."""
 
 FILTER_MAX: Final = 64
 
 _KEY: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO.|.", re.DOTALL)
 
-_BAR: Final = 10
-_SORTS: Final = {"d": "demand", "w": "wait", "p": "place", "n": "name"}
 _QUITS: Final = {"q", "Q", "\x04"}
 _ESCAPE: Final = "\x1b"
-_HELP: Final = "q quit  d demand  w wait  p place  n name  / filter  space pause  arrows scroll"
+_CHANGES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "d": {"sort": "demand", "first": 0},
+    "w": {"sort": "wait", "first": 0},
+    "p": {"sort": "place", "first": 0},
+    "n": {"sort": "name", "first": 0},
+    "/": {"typing": True},
+    _ESCAPE: {"domain": "", "first": 0},
+    "?": {"helped": True},
+    "h": {"helped": True},
+    **{home: {"first": 0} for home in ("\x1b[H", "\x1bOH")},
+    **{end: {"first": -1} for end in ("G", "\x1b[F", "\x1bOF")},
+}
+_HELP: Final = "q quit  ? help  d demand  w wait  p place  n name  g guests  / filter"
+_LEGEND: Final = """\
+d w p n  sort by demand, wait, place or name
+g        guests instead of vCPUs, and back
+/        show only names with this text in them (Enter: done, Escape: all)
+space    stop the picture
+arrows   scroll, as do j, k, page keys, Home, and End or G
+q        quit
+
+~wants   what it would run if it never waited, in percent of a pCPU; on a
+         crowded one an estimate, and a high one
+waits    for how much of the last period it wanted to run and did not; of a
+         guest, the vCPU that waits longest
+on pCPU  where it may run; in brackets where it last ran
+Two percentages after a cache or node: the mean of its pCPUs, and the busiest.
+
+Any key leads back."""
 _PAGE: Final = 10
 _SCROLLS: Final = {
     "j": 1,
@@ -55,19 +78,7 @@ _SCROLLS: Final = {
     "\x1bOA": -1,
     "\x1b[6~": _PAGE,
     "\x1b[5~": -_PAGE,
-    "\x1b[H": -(1 << 30),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What the user chose to see; `typing` while a filter is being typed."""
-
-    sort: str = "demand"
-    domain: str = ""
-    typing: bool = False
-    paused: bool = False
-    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +96,16 @@ def pressed(view: View, key: str) -> View | None:
         return _typed(view, key)
     if key in _QUITS:
         return None
-    changes: dict[str, Any] = {}
-    if key in _SORTS:
-        changes = {"sort": _SORTS[key], "first": 0}
-    elif key in _SCROLLS:
-        changes = {"first": max(0, view.first + _SCROLLS[key])}
+    if view.helped:
+        return replace(view, helped=False)
+    changes = _CHANGES.get(key, {})
+    if key in _SCROLLS:
+        moved = view.first + _SCROLLS[key]
+        changes = {"first": max(0, moved) if view.first >= 0 else min(-1, moved)}
+    elif key == "g":
+        changes = {"guests": not view.guests, "first": 0}
     elif key == " ":
         changes = {"paused": not view.paused}
-    elif key == "/":
-        changes = {"typing": True}
-    elif key == _ESCAPE:
-        changes = {"domain": "", "first": 0}
     return replace(view, **changes)
 
 
@@ -115,93 +125,41 @@ def _typed(view: View, key: str) -> View:
 def screen(view: View, seen: Seen, height: int, now_s: float) -> Layout:
     """Return what a screen of so many lines shows."""
     parts = list(_head(view, seen, now_s))
-    if seen.host is not None and seen.state is not None:
+    if view.helped:
+        parts += [Text(), _LEGEND]
+    elif seen.host is not None and seen.state is not None:
         room = max(2, (height - len(parts) + 1) // 2)
         cpus = display.draw_cpus(seen.state, seen.host, room)
         used = len(parts) + cpus.row_count + 5  # with headings, empty lines, and the last line
-        vcpus = _vcpus(view, seen.state, seen.host, max(1, height - used), now_s)
-        parts += [Text(), cpus, Text(), vcpus]
+        table = draw_rows(view, seen.state, seen.host, max(1, height - used), now_s)
+        parts += [Text(), cpus, Text(), table]
     foot = f"filter: {printable(view.domain)}_" if view.typing else _HELP
     layout = Layout()
-    layout.split_column(Layout(Group(*parts)), Layout(_line(foot, "dim"), size=1))
+    layout.split_column(Layout(Group(*parts)), Layout(draw.line(foot, "dim"), size=1))
     return layout
-
-
-def _line(text: str | Text, style: str = "") -> Text:
-    line = Text(style=style).append(text)
-    line.no_wrap, line.overflow = True, "ellipsis"
-    return line
 
 
 def _head(view: View, seen: Seen, now_s: float) -> Iterator[RenderableType]:
     state = seen.state
     if state is None:
-        yield _line(printable(seen.problem, 300), "bold")
+        yield draw.line(printable(seen.problem, 300), "bold")
         return
     age_s = max(0.0, now_s - state.at)
     is_healthy = state.is_healthy(age_s) and not seen.problem
-    yield _line(display.headline(state, is_healthy=is_healthy), "bold")
+    yield draw.line(display.headline(state, is_healthy=is_healthy), "bold")
     if seen.problem:
-        yield _line(printable(seen.problem, 300), draw.HOT)
+        yield draw.line(printable(seen.problem, 300), draw.HOT)
     line = Text("PAUSED", "bold reverse") + Text(" ") if view.paused else Text()
     gap, *inside = display.gap_texts(state, seen.host)
-    yield _line(line + Text("gap ") + gap + Text(f"  {age_s:.0f}s ago"))
-    yield from map(_line, inside)
+    yield draw.line(line + Text("gap ") + gap + Text(f"  {age_s:.0f}s ago"))
+    yield from map(draw.line, inside)
     text, style = f"pins {state.pins_last_hour} last hour, {state.pins_last_day} last day", ""
     if state.last_pins:
         pin = state.last_pins[-1]
         text += f"; {draw.clock(pin.at, '%H:%M:%S')} {display.pin_text(pin)}"
         text += f": {printable(pin.reason, 300)}"
-        style = "bold reverse" if _is_new(pin, state, now_s) else ""
-    yield _line(text, style)
-
-
-def _is_new(pin: SavedPin, state: SavedState, now_s: float) -> bool:
-    """Return whether a pin was reported just now, which may be a period after it was made."""
-    return now_s - pin.at < FLASH_S + min(state.period, FLASH_S)
-
-
-def _vcpus(view: View, state: SavedState, host: Host, room: int, now_s: float) -> Table:
-    waits = {(one.uuid, one.id, one.vcpu): round(one.wait * PPM) for one in state.waits}
-
-    def wait_ppm(vcpu: Vcpu) -> int:
-        return waits.get((vcpu.id.uuid, vcpu.id.domain_id, vcpu.id.vcpu), 0)
-
-    def place(vcpu: Vcpu) -> tuple[int, ...]:
-        first = next(iter(vcpu.cpus), 0)
-        return len(vcpu.cpus) > 1, first if vcpu.is_bound or vcpu.on is None else vcpu.on
-
-    sorts: Mapping[str, Callable[[Vcpu], Any]] = {
-        "demand": lambda vcpu: -vcpu.load_ppm,
-        "wait": lambda vcpu: (-wait_ppm(vcpu), -vcpu.load_ppm),
-        "place": lambda vcpu: (*place(vcpu), -vcpu.load_ppm),
-        "name": lambda vcpu: (vcpu.domain, vcpu.id.vcpu),
-    }
-    found = [vcpu for vcpu in host.vcpus if view.domain.lower() in vcpu.domain.lower()]
-    found.sort(key=lambda vcpu: (sorts[view.sort](vcpu), vcpu.id))
-    first = min(view.first, max(0, len(found) - room))
-    shown = found[first : first + room]
-    what = f"vCPUs {first + 1}-{first + len(shown)} of {len(found)}" if shown else "no vCPU"
-    if view.domain:
-        what += f' with "{printable(view.domain)}" in its name'
-    columns = (f"by {view.sort}", "~wants", "_wants", "waits", "on pCPU")
-    table = draw.table(*columns, what, right=("_wants", "waits"), fold=(what,))
-    table.columns[0].min_width, table.columns[0].max_width = 10, 40
-    table.columns[1].min_width = _BAR
-    new = {(pin.uuid, pin.vcpu): pin for pin in state.last_pins if _is_new(pin, state, now_s)}
-    for vcpu in shown:
-        pin, wait = new.get((vcpu.id.uuid, vcpu.id.vcpu)), wait_ppm(vcpu)
-        stays = f"stays: {printable(vcpu.why or 'fixed', 200)}" if vcpu.fixed else ""
-        table.add_row(
-            f"{printable(vcpu.domain)}/{vcpu.id.vcpu}",
-            draw.bar(vcpu.load_ppm, _BAR),
-            draw.figure(vcpu.load_ppm),
-            percent(wait) if wait else "-",
-            f"{vcpu.cpus}" + ("" if vcpu.is_bound or vcpu.on is None else f" ({vcpu.on})"),
-            _line(f"← pinned from {printable(pin.from_cpus)}" if pin else stays),
-            style="bold reverse" if pin else "",
-        )
-    return table
+        style = "bold reverse" if is_new(pin, state, now_s) else ""
+    yield draw.line(text, style)
 
 
 # The terminal.

@@ -112,6 +112,13 @@ def strip(loads_ppm: Sequence[int]) -> Text:
     return drawn
 
 
+def line(text: str | Text, style: str = "") -> Text:
+    """Return text that ends with an ellipsis where there is no room for more."""
+    drawn = Text(style=style).append(text)
+    drawn.no_wrap, drawn.overflow = True, "ellipsis"
+    return drawn
+
+
 def table(
     *columns: str, right: Sequence[str] = (), fold: Sequence[str] = (), apart: int = 2
 ) -> Table:
