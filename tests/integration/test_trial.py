@@ -100,7 +100,7 @@ def test_a_persons_pause_and_pin_are_respected(lab: Lab, service: Service) -> No
     assert service.ask("pause").returncode == 0
     _out, said = trial.communicate(timeout=60)
     assert trial.returncode == 1
-    assert "broken off: somebody paused the service or ended its pause" in said
+    assert "broken off: someone else paused or resumed the service" in said
     service.wait_cycles(3)
     assert is_paused(service)
     assert moved(lab) == 1

@@ -237,8 +237,8 @@ class Ledger:
         return Ledger({**self.entries, vcpu.uuid: replace(entry, records=records)})
 
 
-def tells(mark: Mark, should: Mark, vcpus: Collection[int] | None = None) -> bool:
-    """Return whether a mark says of some vCPUs what it should, or of all and of no other.
+def agrees(mark: Mark, should: Mark, vcpus: Collection[int] | None = None) -> bool:
+    """Return whether a mark says what it `should` of some vCPUs, or of all and of no other.
 
     It may name more pins.
     """

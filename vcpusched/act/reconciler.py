@@ -12,7 +12,7 @@ from typing import Final
 
 from vcpusched.act.actuator import Actuator, Event, ignore, never
 from vcpusched.act.comparison import Reconciled, reconcile
-from vcpusched.act.ledger import TO_ORIGINAL, Changed, Entry, Mark, Record, tells
+from vcpusched.act.ledger import TO_ORIGINAL, Changed, Entry, Mark, Record, agrees
 from vcpusched.act.ledger_file import Book
 from vcpusched.host.hypervisor import (
     BusyError,
@@ -274,7 +274,7 @@ class Reconciler:
     def _mark(self, uuid: DomainUuid, entry: Entry, vcpus: Collection[int] | None = None) -> None:
         """See to it that a mark says of some vCPUs what it should; or of all, and of no other."""
         should = entry.mark(self._online, self._sample.present - self._sample.isolated)
-        if not tells(self._marks.get(uuid, {}), should, vcpus):
+        if not agrees(self._marks.get(uuid, {}), should, vcpus):
             self._check_ours()
             self._hypervisor.mark(uuid, entry.domain_id, should)
             self._marks[uuid] = should

@@ -45,8 +45,8 @@ def is_new(pin: SavedPin, state: SavedState, now_s: float) -> bool:
 class _Row:
     """A vCPU, or all vCPUs of a guest: what they want together, and the longest that one waits.
 
-    `stay` counts those that may not be moved.
-    `place` is what it is sorted by: whether it floats, and the first pCPU it is on.
+    `stay` counts those that may not be moved; `place` is what it is sorted by: whether it floats,
+    and the first pCPU it is on.
     """
 
     domain: str

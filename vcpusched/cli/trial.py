@@ -35,7 +35,7 @@ LOOK_S: Final = 5.0
 
 
 class _BrokenOffError(Exception):
-    """Something came between."""
+    """The trial cannot go on; the text says why."""
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -114,7 +114,7 @@ def _service() -> SavedState:
 
 
 def _same(began: SavedState) -> SavedState:
-    """Return what the service said last, if it is the one that it was."""
+    """Return what the service said last; it must be the process that it was."""
     now = _service()
     if now.pid != began.pid:
         raise _BrokenOffError("the service was restarted")
@@ -143,13 +143,13 @@ def _begin(lease: control.Lease, *, balances: bool) -> None:
 def _pass(
     lease: control.Lease, seconds: float, advance: Callable[[int], None], *, balances: bool
 ) -> None:
-    """Let time pass, and see that nobody and nothing comes between."""
+    """Let time pass, and break off if anything comes between."""
     end_s = time.monotonic() + seconds
     while (left_s := end_s - time.monotonic()) > 0:
         time.sleep(min(left_s, LOOK_S))
         advance(round(min(left_s, LOOK_S)))
         if not (control.read_pause(lease.directory) is None if balances else lease.renew()):
-            raise _BrokenOffError("somebody paused the service or ended its pause")
+            raise _BrokenOffError("someone else paused or resumed the service")
         if not run_directory.is_locked(lease.directory):
             raise _BrokenOffError("the service ended")
 

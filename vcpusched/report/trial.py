@@ -17,7 +17,7 @@ POINT: Final = 0.01
 """A share of a vCPU's time. Less than that, either way, is no difference worth a pin."""
 
 Guest = tuple[str, int]
-"""A name, and libvirt's number of this run of it: one that starts again is another."""
+"""A name, and libvirt's number of its run: after a restart it counts as another guest."""
 
 
 @dataclass(frozen=True, slots=True)

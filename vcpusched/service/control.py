@@ -220,7 +220,7 @@ def read_pause(directory: Path) -> Pause | None:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The pause of a trial, which nobody else's is mistaken for."""
+    """The pause of a trial, known from any other by its text."""
 
     directory: Path
     text: str = field(default_factory=lambda: f"{LEASE}{uuid.uuid4().hex}\n")
