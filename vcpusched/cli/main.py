@@ -246,7 +246,7 @@ def _simulate(options: argparse.Namespace) -> int:
                     settings.rules(),
                     place=place,
                     period_ns=period_ns,
-                    on_period=lambda _result, _cycle: advance(1),
+                    on_period=lambda: advance(1),
                 )
                 for scheduler in (Scheduler(), None)
             ]

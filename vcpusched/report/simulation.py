@@ -40,17 +40,14 @@ class PinChange:
 
 @dataclass(frozen=True, slots=True)
 class PeriodResult:
-    """What happened in one period; `pins`, `refused` and `planned` at its end."""
+    """What happened in one period; `planned` says whether a plan was carried out at its end."""
 
-    period: int
     gap_ppm: int
-    demanded_ns: int
-    run_ns: int
-    wait_ns: int
-    unmet_ns: int
-    pins: int
-    refused: int
     planned: bool
+    demanded_ns: int = 0
+    run_ns: int = 0
+    wait_ns: int = 0
+    unmet_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +56,10 @@ class VcpuResult:
 
     domain: str
     vcpu: int
-    demanded_ns: int
-    run_ns: int
-    wait_ns: int
-    unmet_ns: int
+    demanded_ns: int = 0
+    run_ns: int = 0
+    wait_ns: int = 0
+    unmet_ns: int = 0
 
     @property
     def waiting_ppm(self) -> int:
@@ -72,13 +69,12 @@ class VcpuResult:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One run."""
+    """One run; so many pins were `refused`."""
 
-    cpu_count: int
-    period_ns: int
     periods: tuple[PeriodResult, ...]
     vcpus: tuple[VcpuResult, ...]
     pins: tuple[PinChange, ...]
+    refused: int
 
     @property
     def gap_ppm(self) -> int:
@@ -105,11 +101,6 @@ class Result:
     def plans(self) -> int:
         """Return how many plans were carried out."""
         return sum(period.planned for period in self.periods)
-
-    @property
-    def refused(self) -> int:
-        """Return how many pins failed."""
-        return sum(period.refused for period in self.periods)
 
     @property
     def moved_back(self) -> int:

@@ -18,13 +18,14 @@ Properties: the bursts depend on the workload only, so runs with different sched
 
 import dataclasses
 import enum
+import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from vcpusched.act.actuator import Event
-from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.host.hypervisor import (
     BusyError,
     CpuRefusedError,
@@ -58,16 +59,6 @@ class Place(enum.StrEnum):
     FLOATING = "floating"
 
 
-@dataclass(slots=True)
-class _Totals:
-    """What a `PeriodResult` and a `VcpuResult` both hold, under their names for it."""
-
-    demanded_ns: int = 0
-    run_ns: int = 0
-    wait_ns: int = 0
-    unmet_ns: int = 0
-
-
 class SimulatedHost:
     """An `Account` in memory: guests as a workload has them. Time passes only in `pass_period`.
 
@@ -99,7 +90,7 @@ class SimulatedHost:
         self._starts = list(_starts(workload, place, self._online))
         self._definitions = [guest.definition() for guest in workload.guests]
         self._domain_ids: dict[int, int] = {}
-        self._last_domain_id = 0
+        self._next_domain_id = itertools.count(1)
         self._threads: dict[tuple[int, int], VcpuThread] = {}
         """By the numbers of guest and vCPU, as `_chance` and `_totals`."""
         self._chance = {
@@ -107,7 +98,7 @@ class SimulatedHost:
             for number, guest in enumerate(workload.guests)
             for vcpu in range(len(guest.loads_ppm))
         }
-        self._totals = {key: _Totals() for key in self._chance}
+        self._totals = {key: Counter[str]() for key in self._chance}
 
     def sample(self) -> Sample:
         """Read the host."""
@@ -185,7 +176,7 @@ class SimulatedHost:
     def pass_period(self) -> PeriodResult:
         """Let guests end and start, then all of them run for one period.
 
-        The result holds no pins: those are made after it, and belong to `period`.
+        Nothing is planned in the result: pins are made after it, and belong to `period`.
         """
         self._end_and_start()
         used_before_ns = self._machine.used_ns()
@@ -197,7 +188,7 @@ class SimulatedHost:
             after - earlier
             for earlier, after in zip(used_before_ns, self._machine.used_ns(), strict=True)
         ]
-        sums = _Totals()
+        sums = Counter[str]()
         for (key, thread), (run_ns, wait_ns), wanted_ns in zip(
             self._threads.items(), before, wanted, strict=True
         ):
@@ -205,23 +196,20 @@ class SimulatedHost:
             if not thread.floats:
                 loads_ns[thread.affinity.bit_length() - 1] += unmet_ns
             for totals in (sums, self._totals[key]):
-                totals.demanded_ns += wanted_ns
-                totals.run_ns += thread.run_ns - run_ns
-                totals.wait_ns += thread.wait_ns - wait_ns
-                totals.unmet_ns += unmet_ns
+                totals["demanded_ns"] += wanted_ns
+                totals["run_ns"] += thread.run_ns - run_ns
+                totals["wait_ns"] += thread.wait_ns - wait_ns
+                totals["unmet_ns"] += unmet_ns
         return PeriodResult(
-            period=self.period,
             gap_ppm=(max(loads_ns) - min(loads_ns)) * PPM // self._period_ns,
-            pins=0,
-            refused=0,
             planned=False,
-            **dataclasses.asdict(sums),
+            **sums,
         )
 
     def vcpu_results(self) -> tuple[VcpuResult, ...]:
         """Return what each vCPU wanted and got so far."""
         return tuple(
-            VcpuResult(self.workload.guests[guest].name, vcpu, **dataclasses.asdict(totals))
+            VcpuResult(self.workload.guests[guest].name, vcpu, **totals)
             for (guest, vcpu), totals in self._totals.items()
         )
 
@@ -235,8 +223,7 @@ class SimulatedHost:
                 self._start(number, guest)
 
     def _start(self, number: int, guest: Guest) -> None:
-        self._last_domain_id += 1
-        self._domain_ids[number] = self._last_domain_id
+        self._domain_ids[number] = next(self._next_domain_id)
         self._definitions[number] = dataclasses.replace(self._definitions[number], origin={})
         for vcpu, affinity in enumerate(self._starts[number]):
             first = next(iter(affinity))
@@ -290,35 +277,23 @@ def simulate(  # noqa: PLR0913  each is a choice of its own
     place: Place = Place.RANDOM,
     period_ns: int = PERIOD_NS,
     topology: Topology | None = None,
-    on_period: Callable[[PeriodResult, Cycle | None], None] = lambda _result, _cycle: None,
+    on_period: Callable[[], object] = lambda: None,
 ) -> Result:
     """Run a workload to its end, with one cycle of the scheduler after each period.
 
     Without a scheduler everything stays as `place` and the guests' own pins have it. `on_period`
-    is called with each period when it is over.
+    is called after each period.
     """
     host = SimulatedHost(workload, place, period_ns, topology)
     periods = []
     for _ in range(workload.periods):
         passed = host.pass_period()
-        pins, refused = len(host.pins), host.refused
         cycle = scheduler.cycle(host, rules or Rules()) if scheduler is not None else None
-        result = dataclasses.replace(
-            passed,
-            pins=len(host.pins) - pins,
-            refused=host.refused - refused,
-            planned=cycle is not None and cycle.executed and not cycle.dry_run,
-        )
-        periods.append(result)
-        on_period(result, cycle)
+        planned = cycle is not None and cycle.executed and not cycle.dry_run
+        periods.append(dataclasses.replace(passed, planned=planned))
+        on_period()
         host.period += 1
-    return Result(
-        cpu_count=workload.cpu_count,
-        period_ns=period_ns,
-        periods=tuple(periods),
-        vcpus=host.vcpu_results(),
-        pins=tuple(host.pins),
-    )
+    return Result(tuple(periods), host.vcpu_results(), tuple(host.pins), host.refused)
 
 
 def _starts(workload: Workload, place: Place, online: CpuSet) -> Iterator[tuple[CpuSet, ...]]:
