@@ -504,7 +504,7 @@ def test_the_json_form() -> None:
     assert (form["plans"], form["refused"], form["moved_back"]) == (1, 0, 0)
     (pin,) = form["pins"]
     assert (pin["vcpu"], pin["from"], pin["to"]) == (0, "0", "1")
-    about = simulation.about_as_json(drawn([20, 20], []).about("random", PERIOD_NS))
+    about = drawn([20, 20], []).about("random", PERIOD_NS)
     assert (about["version"], about["cpus"], about["vcpus"], about["mean_load"]) == (1, 2, 2, 0.2)
 
 

@@ -256,7 +256,7 @@ def _simulate(options: argparse.Namespace) -> int:
     about = workload.about(place.value, period_ns)
     if options.json:
         results = {"with": simulation.as_json(runs[0]), "without": simulation.as_json(runs[1])}
-        print(as_json(simulation.about_as_json(about) | results))
+        print(as_json(about | results))
     else:
         display.show(display.draw_simulation(about, *runs))
     return exits.OK

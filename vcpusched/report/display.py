@@ -23,7 +23,7 @@ from vcpusched.report.confidence import CONFIDENCE, Interval
 from vcpusched.report.history import Episode, History
 from vcpusched.report.messages import change_text
 from vcpusched.report.plan_text import inside_text, plan_text, sets_of
-from vcpusched.report.simulation import About, Result
+from vcpusched.report.simulation import Result
 from vcpusched.report.state_file import SavedPin, SavedState
 from vcpusched.report.trial import POINT, Trial
 from vcpusched.text import counted, number, percent, points, printable, vcpu_text
@@ -283,13 +283,16 @@ def _points(more: Interval) -> str:
     return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
-def draw_simulation(about: About, balanced: Result, unmoved: Result) -> Group:
-    """Draw what came of two runs of a workload: with vcpusched, and with nothing moved."""
-    headline = Text(f"{printable(about.workload, 200)}: ", "bold")
+def draw_simulation(about: Mapping[str, Any], balanced: Result, unmoved: Result) -> Group:
+    """Draw what came of two runs of a workload: with vcpusched, and with nothing moved.
+
+    `about` says what was run, as `--json` has it.
+    """
+    headline = Text(f"{printable(about['workload'], 200)}: ", "bold")
     headline.append(
-        f"{about.vcpus} vCPUs on {about.cpus} pCPUs, mean load"
-        f" {percent(about.mean_ppm)}, {about.periods} periods of"
-        f" {about.period_ns / 1e9:g}s, seed {about.seed}",
+        f"{about['vcpus']} vCPUs on {about['cpus']} pCPUs, mean load"
+        f" {percent(round(about['mean_load'] * PPM))}, {about['periods']} periods of"
+        f" {about['period_s']:g}s, seed {about['seed']}",
         "not bold",
     )
     highest_ppm = max(period.gap_ppm for run in (balanced, unmoved) for period in run.periods)

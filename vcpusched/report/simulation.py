@@ -4,26 +4,9 @@ Rule: values only. Times are whole nanoseconds, shares parts per million.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from vcpusched.model import PPM, CpuSet
-
-VERSION: Final = 1
-"""Of the JSON form; version 1 grows by further keys only."""
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """What was run; `workload` says where its loads are from, `place` where vCPUs started."""
-
-    workload: str
-    seed: int
-    place: str
-    cpus: int
-    vcpus: int
-    periods: int
-    period_ns: int
-    mean_ppm: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +98,6 @@ class Result:
 
     def _of_demand(self, time_ns: int) -> int:
         return _share(time_ns, sum(period.demanded_ns for period in self.periods))
-
-
-def about_as_json(about: About) -> dict[str, Any]:
-    """Return the head of the JSON form: what was run."""
-    return {
-        "version": VERSION,
-        "workload": about.workload,
-        "seed": about.seed,
-        "place": about.place,
-        "cpus": about.cpus,
-        "vcpus": about.vcpus,
-        "periods": about.periods,
-        "period_s": about.period_ns / 1e9,
-        "mean_load": about.mean_ppm / PPM,
-    }
 
 
 def as_json(result: Result) -> dict[str, Any]:

@@ -14,11 +14,13 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from vcpusched.model import ALL_CPUS, PPM, PPM_PER_POINT, SHARES, Cpu, CpuSet, Topology
-from vcpusched.report.simulation import About
 from vcpusched.sample import Definition
+
+VERSION: Final = 1
+"""Of the results as JSON; version 1 grows by further keys only."""
 
 CPUS_MAX: Final = 1024
 VCPUS_MAX: Final = 16_384
@@ -27,7 +29,6 @@ PERIODS_MAX: Final = 30_000
 
 LOADS_MAX: Final = 8_000_000
 """vCPUs times periods: all loads are kept in memory, 10 to 40 bytes each."""
-
 
 BURST_MS: Final = 50
 """How long a vCPU runs at a time, on average."""
@@ -113,18 +114,19 @@ class Workload:
         """Return the topology, by default equal pCPUs that share nothing."""
         return self.topology or Topology(tuple(Cpu(cpu) for cpu in range(self.cpu_count)))
 
-    def about(self, place: str, period_ns: int) -> About:
-        """Return what the results of a run say about it."""
-        return About(
-            workload=self.source,
-            seed=self.seed,
-            place=place,
-            cpus=self.cpu_count,
-            vcpus=self.vcpu_count,
-            periods=self.periods,
-            period_ns=period_ns,
-            mean_ppm=self.mean_ppm(),
-        )
+    def about(self, place: str, period_ns: int) -> dict[str, Any]:
+        """Return what was run as the head of the results as JSON: the mean load is in pCPUs."""
+        return {
+            "version": VERSION,
+            "workload": self.source,
+            "seed": self.seed,
+            "place": place,
+            "cpus": self.cpu_count,
+            "vcpus": self.vcpu_count,
+            "periods": self.periods,
+            "period_s": period_ns / 1e9,
+            "mean_load": self.mean_ppm() / PPM,
+        }
 
     def mean_ppm(self) -> int:
         """Return the mean load of a pCPU if all demand were met."""
