@@ -243,7 +243,7 @@ class SimulatedHost:
     def _read(self, number: int, readings: list[VcpuReading]) -> DomainReading:
         guest = self.workload.guests[number]
         return DomainReading(
-            uuid=_uuid(number),
+            uuid=DomainUuid(f"00000000-0000-4000-8000-{number:012x}"),
             domain_id=self._domain_ids[number],
             name=guest.name,
             at_ns=self._machine.now_ns,
@@ -314,7 +314,3 @@ def _starts(workload: Workload, place: Place, online: CpuSet) -> Iterator[tuple[
                 chosen.append(CpuSet.of([chance.choice(cpus)]))
             turn += 1
         yield tuple(chosen)
-
-
-def _uuid(number: int) -> DomainUuid:
-    return DomainUuid(f"00000000-0000-4000-8000-{number:012x}")

@@ -67,8 +67,7 @@ class Row:
         window = [self.loads_ppm[(first + period) % length] for period in range(periods)]
         weights = shares_of_vcpus(self.vcpu_count, chance)
         parts = [split(load_ppm * self.vcpu_count, weights) for load_ppm in window]
-        count = min(self.vcpu_count, vcpus_max)
-        return Guest(name, tuple(tuple(part[vcpu] for part in parts) for vcpu in range(count)))
+        return Guest(name, tuple(zip(*parts, strict=True))[:vcpus_max])
 
 
 def is_trace(text: str) -> bool:
@@ -215,11 +214,7 @@ def _guest(
     weights = shares_of_vcpus(size, chance)
     loads = Profile.drawn(chance).loads(chance, steps, period_s, start * period_s)
     parts = [split(round(load * PPM) * size, weights) for load in loads]
-    return Guest(
-        name=f"guest{number}",
-        loads_ppm=tuple(tuple(part[vcpu] for part in parts) for vcpu in range(size)),
-        start=start,
-    )
+    return Guest(f"guest{number}", tuple(zip(*parts, strict=True)), start)
 
 
 @dataclass(frozen=True, slots=True)
