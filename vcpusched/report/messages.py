@@ -14,7 +14,7 @@ from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import RESETS_MAX, Changed
-from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Granularity
+from vcpusched.model import PPM, PPM_PER_POINT, Granularity, Host
 from vcpusched.plan.planner import Cause, Move, Plan
 from vcpusched.report.plan_text import only_lets_in, plan_text, settled, unbalanced
 from vcpusched.report.treatments import unreported
@@ -137,7 +137,9 @@ def changed_entry(changed: Changed) -> JournalEntry:
     elif CATALOGUE[move.cause] == MESSAGE_ID_GIVEN_BACK:
         text = f"Restored {whose}: {change_text(move)}"
         text += f", because {reason}" if reason else ""
-        text += _missing_text(changed.missing)
+        if changed.missing:
+            missing = cpus_text(changed.missing)
+            text += f"; {missing} of it cannot be used now, so it stays recorded"
     else:
         doing = f"Plan {changed.number}: pinned" if move.cause is Cause.BALANCE else "Unpinned"
         text = f"{doing} {_subject(move)}, {change_text(move)}: {reason}"
@@ -149,11 +151,6 @@ def changed_entry(changed: Changed) -> JournalEntry:
 def change_text(move: Move) -> str:
     """Word from where to where a vCPU moves."""
     return f"{cpus_text(move.from_cpus)} -> {cpus_text(move.to_cpus)}"
-
-
-def _missing_text(cpus: CpuSet) -> str:
-    """Word which pCPUs of an original affinity could not be restored."""
-    return f"; {cpus_text(cpus)} of it cannot be used now, so it stays recorded" if cpus else ""
 
 
 def _of_others(changed: Changed) -> JournalEntry:
@@ -267,12 +264,12 @@ def status_line(service: Service) -> str:
         return f"{prefix}Cannot read the host{why}"
     if cycle is not None and cycle.domains == 0:
         what = "No guests"
-    elif cycle is None or cycle.plan is None:
+    elif cycle is None or cycle.host is None or cycle.plan is None:
         what = "Measuring the first period"
-    elif cycle.host is not None and not cycle.host.cpus:
+    elif not cycle.host.cpus:
         what = "No pCPU to balance: check the setting cpus"
     else:
-        verdict = _verdict(service, cycle, cycle.plan)
+        verdict = _verdict(service, cycle, cycle.host, cycle.plan)
         what = f"{verdict}, gap {points(gap_now_ppm(cycle, cycle.plan))}"
         what += f" (threshold {service.threshold_ppm / PPM_PER_POINT:g})"
     pins = f"{counted(service.pins, 'pin')} so far"
@@ -283,7 +280,7 @@ def status_line(service: Service) -> str:
     return f"{prefix}{what}; {pins}; {counted(cycle.domains if cycle else 0, 'guest')}"
 
 
-def _verdict(service: Service, cycle: Cycle, plan: Plan) -> str:
+def _verdict(service: Service, cycle: Cycle, host: Host, plan: Plan) -> str:
     if plan.balanced:
         return "Balanced"
     if plan.moves and not only_lets_in(plan):
@@ -294,12 +291,7 @@ def _verdict(service: Service, cycle: Cycle, plan: Plan) -> str:
             doing = "Unbalanced" if rests else "Rebalancing"
             return f"{doing} ({cycle.confirmed} of {cycle.confirm} periods)"
         return "Unbalanced"
-    why = (
-        settled(cycle.host, plan, service.granularity)
-        if cycle.host is not None
-        else "no pin is worth it"
-    )
-    return f"{unbalanced(plan)} ({why})"
+    return f"{unbalanced(plan)} ({settled(host, plan, service.granularity)})"
 
 
 def gap_now_ppm(cycle: Cycle, plan: Plan) -> int:

@@ -152,17 +152,16 @@ class Metrics:
             # Libraries before 0.17 give the time when a counter began, whether wanted or not.
             counted.samples = [one for one in counted.samples if not one.name.endswith("_created")]
             yield counted
-        if cycle is not None and cycle.host is not None:
+        if cycle is not None and cycle.host is not None and cycle.plan is not None:
             yield from self._of_parts(cycle.host, cycle.plan, per_vcpu=per_vcpu)
 
-    def _of_parts(self, host: Host, plan: Plan | None, *, per_vcpu: bool) -> Iterator[Metric]:
-        if plan is not None:
-            yield _gauges(
-                "pcpu_load_ratio",
-                "What is wanted of each managed pCPU, by guests and the host.",
-                ("cpu",),
-                (((str(cpu),), load_ppm / PPM) for cpu, load_ppm in plan.loads_before_ppm),
-            )
+    def _of_parts(self, host: Host, plan: Plan, *, per_vcpu: bool) -> Iterator[Metric]:
+        yield _gauges(
+            "pcpu_load_ratio",
+            "What is wanted of each managed pCPU, by guests and the host.",
+            ("cpu",),
+            (((str(cpu),), load_ppm / PPM) for cpu, load_ppm in plan.loads_before_ppm),
+        )
         # The file may be shown on a terminal, so names are made fit for that.
         vcpus = [(printable(vcpu.domain), str(vcpu.id.vcpu), vcpu) for vcpu in host.vcpus]
         guests = {(vcpu.id.uuid, vcpu.id.domain_id): name for name, _, vcpu in vcpus}
