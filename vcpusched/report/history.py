@@ -18,6 +18,7 @@ from typing import Any, Final
 from vcpusched.act.feedback import VERDICT_NS, Verdict
 from vcpusched.plan.planner import Cause
 from vcpusched.report.messages import (
+    CATALOGUE,
     MESSAGE_ID_GIVEN_BACK,
     MESSAGE_ID_OUTCOME,
     MESSAGE_ID_PIN,
@@ -28,13 +29,7 @@ from vcpusched.text import counted, printable
 
 VERSION: Final = 1
 
-MESSAGE_IDS: Final = (
-    MESSAGE_ID_PIN,
-    MESSAGE_ID_PLAN,
-    MESSAGE_ID_OUTCOME,
-    MESSAGE_ID_RESET,
-    MESSAGE_ID_GIVEN_BACK,
-)
+MESSAGE_IDS: Final = {*CATALOGUE.values(), MESSAGE_ID_PLAN, MESSAGE_ID_OUTCOME}
 """The entries that a history is made of."""
 
 MARGIN_S: Final = 60.0
