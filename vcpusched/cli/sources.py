@@ -4,14 +4,13 @@ Rule: errors become one line and an exit status; libvirt is imported only where 
 """
 
 import contextlib
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 
 from vcpusched.model import Host
 from vcpusched.report import snapshot, state_file
@@ -85,10 +84,10 @@ def _sampled(settings: Settings) -> Host:
         print(f"vcpusched: sampling for {settings.period:g}s …", file=sys.stderr)
     with reached(settings.uri):
         try:
-            host: Host = call_within(settings.period + SAMPLE_TIMEOUT_S, sample_twice)
+            return call_within(settings.period + SAMPLE_TIMEOUT_S, sample_twice)
         except TimeoutError:
-            _end_at_once(exits.UNAVAILABLE, f"libvirt at {settings.uri} does not answer")
-    return host
+            line = f"libvirt at {settings.uri} does not answer"
+            raise exits.Refusal(exits.UNAVAILABLE, line) from None
 
 
 @contextlib.contextmanager
@@ -108,12 +107,6 @@ def reached(uri: str) -> Iterator[None]:
     else:
         return
     raise exits.Refusal(status, f"libvirt at {uri}: {why}")
-
-
-def _end_at_once(status: int, line: str) -> NoReturn:
-    """End without waiting for a thread that is stuck in a call."""
-    print(f"vcpusched: {line}", file=sys.stderr, flush=True)
-    os._exit(status)
 
 
 def call_within(limit_s: float, function: Callable[[], Result]) -> Result:
