@@ -142,16 +142,15 @@ def _status(options: argparse.Namespace) -> int:
             print(f"vcpusched is not running on this host ({run_directory.locate()}).")
         return exits.NOT_RUNNING
     text, state, host = live
-    healthy = state.is_healthy(time.time() - state.at)
+    now_s = time.time()
+    healthy = state.is_healthy(now_s - state.at)
     health = "healthy" if healthy else "degraded"
     if options.json:
         treatment = treatments.treatments_as_json(host) if host is not None else []
         answer = {"health": health, **json.loads(text), "treatment": treatment}
         print(as_json(answer, indent=2))
     else:
-        now_s, verbose = time.time(), options.verbose
-        drawn = display.draw_status(state, host, now_s, is_healthy=healthy, verbose=verbose)
-        display.show(drawn)
+        display.show(display.draw_status(state, host, now_s, verbose=options.verbose))
     return exits.OK if healthy else exits.DEGRADED
 
 

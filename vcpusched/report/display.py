@@ -110,11 +110,9 @@ def headline(state: SavedState, *, is_healthy: bool) -> str:
     return f"vcpusched is {health}. {printable(state.status, 1000)}"
 
 
-def draw_status(
-    state: SavedState, host: Host | None, now_s: float, *, is_healthy: bool, verbose: bool
-) -> Group:
+def draw_status(state: SavedState, host: Host | None, now_s: float, *, verbose: bool) -> Group:
     """Draw the state of the service; what is long of it only where it is asked for."""
-    headed = headline(state, is_healthy=is_healthy)
+    headed = headline(state, is_healthy=state.is_healthy(now_s - state.at))
     facts = _facts(state, host, now_s, verbose=verbose)
     left = [f"pCPUs {one.cpus} are not managed: {one.why}" for one in state.left_alone]
     who = [printable(line, 300) for line in (left if verbose else left[:SHORT_MAX])]
