@@ -172,8 +172,7 @@ class Machine:
             self._settle(queue)
             queue.runnable.clear()
             queue.weight = 0
-        for queue in self._queues:
-            queue.beside()
+            queue.speed = queue.worth = queue.capacity
         self._idle = (1 << len(self._queues)) - 1
         self._crowded = 0
         self._done.clear()

@@ -102,22 +102,10 @@ class SimulatedHost:
 
     def sample(self) -> Sample:
         """Read the host."""
-        now_ns = self._machine.now_ns
-        vcpus: dict[int, list[VcpuReading]] = {number: [] for number in sorted(self._domain_ids)}
-        for (number, vcpu), thread in self._threads.items():
-            vcpus[number].append(
-                VcpuReading(
-                    vcpu=vcpu,
-                    run_ns=thread.run_ns - thread.run_ns % TICK_NS,
-                    affinity=CpuSet(thread.affinity),
-                    on=thread.on,
-                    waited=Waited(thread.wait_ns),
-                )
-            )
         return Sample(
             topology=self._topology,
-            domains=tuple(self._read(number, readings) for number, readings in vcpus.items()),
-            busy=Busy(now_ns, dict(enumerate(self._machine.used_ns()))),
+            domains=tuple(self._read(number) for number in sorted(self._domain_ids)),
+            busy=Busy(self._machine.now_ns, dict(enumerate(self._machine.used_ns()))),
         )
 
     def definition(self, uuid: DomainUuid) -> Definition:
@@ -240,8 +228,19 @@ class SimulatedHost:
             for at_ns, work_ns in bursts(self._chance[key], wanted_ns, self._period_ns, mean_ns):
                 yield self._machine.now_ns + at_ns, work_ns, thread
 
-    def _read(self, number: int, readings: list[VcpuReading]) -> DomainReading:
+    def _read(self, number: int) -> DomainReading:
         guest = self.workload.guests[number]
+        threads = (self._threads[number, vcpu] for vcpu in range(len(guest.loads_ppm)))
+        readings = (
+            VcpuReading(
+                vcpu=vcpu,
+                run_ns=thread.run_ns - thread.run_ns % TICK_NS,
+                affinity=CpuSet(thread.affinity),
+                on=thread.on,
+                waited=Waited(thread.wait_ns),
+            )
+            for vcpu, thread in enumerate(threads)
+        )
         return DomainReading(
             uuid=DomainUuid(f"00000000-0000-4000-8000-{number:012x}"),
             domain_id=self._domain_ids[number],
