@@ -122,9 +122,8 @@ class Metrics:
 
     def write(self, path: Path, service: Service, at_s: float, *, per_vcpu: bool) -> None:
         """Replace the file atomically; `at_s` is seconds since the epoch. Raises OSError."""
-        registry = CollectorRegistry()
-        registry.register(_Collected(self.families(service, at_s, per_vcpu=per_vcpu)))
-        write_to_textfile(str(path), registry)
+        families = self.families(service, at_s, per_vcpu=per_vcpu)
+        write_to_textfile(str(path), _Collected(families))
 
     def families(self, service: Service, at_s: float, *, per_vcpu: bool) -> Iterator[Metric]:
         """Return all metrics, those of the last cycle only while the host can be read."""
