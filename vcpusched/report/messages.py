@@ -117,10 +117,9 @@ class Service:
     @property
     def unreported(self) -> str:
         """Return what `granularity` asks for and the host does not report, and what replaces it."""
-        host = self.cycle.host if self.cycle is not None else None
-        return (
-            unreported((cpu.cpu for cpu in host.cpus), self.granularity) if host is not None else ""
-        )
+        if self.cycle is None or self.cycle.host is None:
+            return ""
+        return unreported((cpu.cpu for cpu in self.cycle.host.cpus), self.granularity)
 
 
 def changed_entry(changed: Changed) -> JournalEntry:

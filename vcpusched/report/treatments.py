@@ -100,9 +100,6 @@ def unreported(cpus: Iterable[Cpu], granularity: Granularity) -> str:
         return ""
     if granularity is not Granularity.CORE and any(cpu.node is None for cpu in missing):
         instead = "all these are taken for one set, within which the kernel alone places vCPUs"
-    of = (
-        f" for {cpus_text(CpuSet.of(cpu.id for cpu in missing))}"
-        if len(missing) < len(cpus)
-        else ""
-    )
+    names = cpus_text(CpuSet.of(cpu.id for cpu in missing))
+    of = f" for {names}" if len(missing) < len(cpus) else ""
     return f'pin_to = "{granularity}": this host does not report{of} which pCPUs {what}; {instead}'
