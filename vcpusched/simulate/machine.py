@@ -28,11 +28,12 @@ Properties: a thread never runs on two pCPUs at once, nor outside its affinity; 
     the simulation errs in favour of the unpinned.
 """
 
-import functools
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+from vcpusched.model import CpuSet
 
 SLICE_NS: Final = 10_000_000
 """How long a crowded pCPU's threads stay together at most."""
@@ -274,7 +275,7 @@ class Machine:
     def _choose_of(self, idle: int, thread: VcpuThread) -> int:
         """Return the idle pCPU that is worth most, where it was or else the next upwards."""
         if not self._even:
-            cpus = _bits(idle)
+            cpus = CpuSet(idle)
             most = max(self._queues[cpu].worth for cpu in cpus)
             idle = sum(1 << cpu for cpu in cpus if self._queues[cpu].worth == most)
         return _next_bit(idle, thread.on)
@@ -286,7 +287,7 @@ class Machine:
             queue = self._queues[cpu]
             return queue.for_speed(queue.weight), cpu < thread.on, cpu
 
-        cpus = (cpu for cpu in _bits(thread.affinity) if cpu != without)
+        cpus = (cpu for cpu in CpuSet(thread.affinity) if cpu != without)
         return min(cpus, key=rank, default=thread.on)
 
     def _retire(self, queue: _Queue) -> None:
@@ -314,7 +315,7 @@ class Machine:
             self._go_up(lowest.runnable[0], 1 << idle.cpu)
 
     def _pull(self, cpu: int) -> None:
-        crowded = [self._queues[other] for other in _bits(self._crowded)]
+        crowded = [self._queues[other] for other in CpuSet(self._crowded)]
         for queue in sorted(crowded, key=lambda queue: (-queue.weight, queue.cpu)):
             for thread in queue.runnable:
                 if thread.affinity >> cpu & 1:
@@ -324,7 +325,7 @@ class Machine:
 
     def _rotate(self) -> None:
         """At the end of a slice, let waiting go round."""
-        for cpu in _bits(self._crowded):
+        for cpu in CpuSet(self._crowded):
             queue = self._queues[cpu]
             if not self._crowded >> cpu & 1:
                 continue
@@ -335,11 +336,6 @@ class Machine:
             if target != cpu and weight <= queue.for_speed(queue.weight):
                 self._leave(thread)
                 self._enter(thread, target)
-
-
-@functools.lru_cache(maxsize=4096)
-def _bits(bits: int) -> Sequence[int]:
-    return [cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1]
 
 
 def _next_bit(bits: int, start: int) -> int:
