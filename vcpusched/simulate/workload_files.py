@@ -48,9 +48,6 @@ _Period = Annotated[int, Field(ge=0, le=PERIODS_MAX)]
 _Step = Annotated[tuple[_Period, _Percent], Field(strict=False)]  # TOML has no tuples
 _Capacity = Annotated[tuple[str, _Percent], Field(strict=False)]
 
-_Sets = Mapping[int, tuple[int, int]]
-_NO_SET: Final = (None, None)
-
 
 # What each key must be is said in its description, which ends the sentence "must be …".
 def _whole(default: Any, least: int, most: int, more: str = "") -> Any:  # noqa: ANN401  as Field
@@ -229,31 +226,25 @@ def _topology(file: _File) -> Topology | None:
         raise _mistake(file, "capacities")
     return Topology(
         tuple(
-            # As libvirt's: nodes are counted, caches and cores go by their lowest pCPU.
-            Cpu(
-                cpu,
-                nodes.get(cpu, _NO_SET)[0],
-                cores.get(cpu, _NO_SET)[1],
-                caches.get(cpu, _NO_SET)[1],
-                capacities.get(cpu, PPM),
-            )
+            Cpu(cpu, nodes.get(cpu), cores.get(cpu), caches.get(cpu), capacities.get(cpu, PPM))
             for cpu in range(file.cpus)
         )
     )
 
 
-def _sets(file: _File, key: str, *larger: _Sets) -> _Sets:
-    """Return, for each pCPU in a list of sets, the number of its set and the lowest pCPU in that.
+def _sets(file: _File, key: str, *larger: Mapping[int, int]) -> dict[int, int]:
+    """Return, for each pCPU in a list of sets, the number of its set.
 
-    Each must lie within one of each of the `larger` sets, where its pCPUs are in any.
+    As libvirt has it: nodes are counted, caches and cores go by their lowest pCPU. Each set must
+    lie within one of each of the `larger` ones, where its pCPUs are in any.
     """
-    found: dict[int, tuple[int, int]] = {}
+    found: dict[int, int] = {}
     for number, text in enumerate(getattr(file, key)):
         cpus = _cpus(text, file.cpus)
         across = any(len({around.get(cpu) for cpu in cpus}) > 1 for around in larger)
         if not cpus or across or any(cpu in found for cpu in cpus):
             raise _mistake(file, key)
-        found |= dict.fromkeys(cpus, (number, next(iter(cpus))))
+        found |= dict.fromkeys(cpus, number if key == "nodes" else next(iter(cpus)))
     return found
 
 
