@@ -311,6 +311,9 @@ def test_alerts(tmp_path: Path) -> None:
     alerts = re.findall(r"alert: (\w+)", rules)
     tried = re.findall(r"alertname: (\w+)\n +exp_alerts:\n +- ", RULES_TEST.read_text())
     assert sorted(set(tried)) == sorted(alerts)
+    quiet = re.findall(r"alertname: (\w+), exp_alerts: \[\]", RULES_TEST.read_text())
+    assert sorted(set(quiet)) == sorted(alerts)
+    assert all(name.startswith("Vcpusched") for name in alerts)
 
 
 @pytest.mark.parametrize("path", ["vcpusched.prom", "/run/metrics", "/run/a\nb.prom"])
