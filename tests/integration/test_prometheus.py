@@ -17,7 +17,7 @@ TOP = Path(__file__).resolve().parents[2]
 DASHBOARD = TOP / "contrib" / "grafana" / "vcpusched.json"
 RULES = TOP / "contrib" / "prometheus" / "rules.yml"
 
-FILLED_IN = {"$instance": ".+", "$__rate_interval": "20s", "$__range": "1m"}
+FILLED_IN = {"$instance": ".+", "$domain": ".+", "$__rate_interval": "20s", "$__range": "1m"}
 """What Grafana puts in the place of its variables, for a minute's worth of samples."""
 
 EMPTY_HERE = {"Pins that failed", "Moves of the last plan"}
