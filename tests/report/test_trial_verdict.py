@@ -40,12 +40,21 @@ def noisy(without: float, having: float, noise: float = 0.01) -> Callable[[bool,
 )
 def test_verdicts(pairs: int, wait: Callable[[bool, int], float], begins: str) -> None:
     """The mean is over vCPUs: web has two of three."""
-    assert judge(blocks(pairs, wait)).verdict.startswith(begins)
+    assert judge(blocks(pairs, wait), 3).verdict.startswith(begins)
+
+
+def test_without_a_pin_nothing_was_done() -> None:
+    """Whatever the waits were."""
+    found = judge(blocks(6, noisy(0.3, 0.1)), 0)
+    assert found.verdict.startswith("no difference: the service changed no pin")
+    assert judge(blocks(5, noisy(0.3, 0.1)), 0).verdict.startswith("undecided")
 
 
 def test_each_pair_is_its_own_measure() -> None:
     """What changes from pair to pair, alike in both blocks, is no noise."""
-    drift = judge(blocks(6, lambda balances, number: 0.1 + 0.1 * (number // 2) + 0.05 * balances))
+    drift = judge(
+        blocks(6, lambda balances, number: 0.1 + 0.1 * (number // 2) + 0.05 * balances), 3
+    )
     assert drift.wait.more.low == pytest.approx(drift.wait.more.high)
     assert drift.wait.more.value == pytest.approx(0.05 * 2 / 3)
     assert drift.longest.more.value == pytest.approx(0.05)
@@ -57,11 +66,11 @@ def test_who_loses_is_named() -> None:
         Block(one.balances, {**one.guests, DB: Used(1, 0.5, 0.2 if one.balances else 0.1)})
         for one in blocks(6, noisy(0.4, 0.1))
     ]
-    found = judge(made)
+    found = judge(made, 3)
     assert list(found.lost) == [DB]
     assert found.lost[DB].more.value == pytest.approx(0.1)
     console = Console(width=80, record=True)
-    console.print(draw_trial(found, "2h on qemu:///system", 3))
+    console.print(draw_trial(found, "2h on qemu:///system"))
     drawn = console.export_text()
     assert "db waits longer: 10.0% -> 20.0%, +10.0 points" in drawn
     assert "6 pairs of blocks, 2 guests, 3 pins" in drawn
@@ -72,9 +81,9 @@ def test_only_guests_that_ran_all_the_time_count() -> None:
     """With as many vCPUs; one that started again is another."""
     made = blocks(2, noisy(0.3, 0.1))
     last = Block(made[3].balances, {("web", 3): made[3].guests[WEB], DB: made[3].guests[DB]})
-    assert judge([*made[:3], last]).guests == 1
+    assert judge([*made[:3], last], 3).guests == 1
     more = Block(made[3].balances, {WEB: Used(4, 1.0, 0.4), ("db", 9): made[3].guests[DB]})
     with pytest.raises(ValueError, match="no guest ran"):
-        judge([*made[:3], more])
+        judge([*made[:3], more], 3)
     with pytest.raises(ValueError, match="noise"):
-        judge(made[:2])
+        judge(made[:2], 3)

@@ -9,14 +9,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from vcpusched.cli import sources, undo
 from vcpusched.host.libvirt_host import LibvirtHost
 from vcpusched.report import display
+from vcpusched.report.confidence import PAIRS_MIN
 from vcpusched.report.snapshot import SnapshotError
 from vcpusched.report.state_file import SavedState
-from vcpusched.report.trial import Block, Guest, Used, judge
+from vcpusched.report.trial import Block, GuestRun, Used, judge
 from vcpusched.service import control, exits, run_directory
 from vcpusched.settings import Settings
 from vcpusched.text import counted, printable
@@ -26,9 +27,6 @@ PERIODS_MIN: Final = 20
 
 HALF_LIVES: Final = 2
 """At the beginning of each block so many are left out: the block before is in the averages."""
-
-PAIRS_MIN: Final = 2
-"""From fewer nothing can be said of the noise."""
 
 LOOK_S: Final = 5.0
 """How often the service is looked at, and the pause of a block without renewed."""
@@ -61,6 +59,10 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _interrupted)
     lease = control.Lease(directory)
+    try:
+        lease.begin()
+    except OSError as error:
+        raise undo.unwritable(directory, error) from None
     ends = time.strftime("%H:%M", time.localtime(time.time() + pairs * 2 * block_s))
     print(
         f"vcpusched: {counted(pairs, 'pair')} of blocks of {options.block}, until {ends};"
@@ -74,18 +76,18 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 balances = number % 4 in {1, 2}  # without, with, with, without
                 _begin(lease, balances=balances)
                 _pass(lease, rest_s, advance, balances=balances)
-                before = _counters(began.uri)
+                before = _read(began.uri)
                 _pass(lease, block_s - rest_s, advance, balances=balances)
-                after = _counters(began.uri)
+                after = _read(began.uri)
                 blocks.append(Block(balances, _used(before, after)))
                 now = _same(began)
-        found = judge(blocks)
-    except (_BrokenOffError, ValueError) as error:
+        found = judge(blocks, now.pins - began.pins)
+    except (_BrokenOffError, ValueError, exits.Refusal) as error:
         raise exits.Refusal(exits.FAILURE, f"the trial was broken off: {error}") from None
     finally:
         lease.end()
     where = f"{options.time} on {printable(began.uri, 200)}"
-    display.show(display.draw_trial(found, where, now.pins - began.pins))
+    display.show(display.draw_trial(found, where))
     return exits.OK
 
 
@@ -128,9 +130,6 @@ def _begin(lease: control.Lease, *, balances: bool) -> None:
         return
     try:
         lease.begin()
-    except OSError as error:
-        raise undo.unwritable(lease.directory, error) from None
-    try:
         answer = control.ask(lease.directory, control.Request(control.Verb.UNPIN))
     except (OSError, TimeoutError, control.AnswerError):
         raise _BrokenOffError("the service does not answer") from None
@@ -154,13 +153,19 @@ def _pass(
             raise _BrokenOffError("the service ended")
 
 
-def _counters(uri: str) -> dict[Guest, tuple[int, int, int, int]]:
-    """Return when each guest was read, its number of vCPUs, and what they ran and waited, in ns.
+class _Reading(NamedTuple):
+    """What all vCPUs of a guest have run and waited so far."""
 
-    Guests of which the kernel does not say how long they wait are left out. Raises Refusal.
-    """
+    at_ns: int
+    vcpus: int
+    run_ns: int
+    wait_ns: int
 
-    def read() -> dict[Guest, tuple[int, int, int, int]]:
+
+def _read(uri: str) -> dict[GuestRun, _Reading]:
+    """Read all guests of which the kernel says how long their vCPUs wait. Raises Refusal."""
+
+    def read() -> dict[GuestRun, _Reading]:
         host = LibvirtHost.open(uri, read_only=True)
         domains = host.sample().domains
         host.close()
@@ -170,8 +175,8 @@ def _counters(uri: str) -> dict[Guest, tuple[int, int, int, int]]:
             known = [wait.wait_ns - wait.throttled_ns for wait in waits if wait is not None]
             if len(known) == len(waits):
                 run_ns = sum(vcpu.run_ns for vcpu in domain.vcpus)
-                counted = (domain.at_ns, len(waits), run_ns, sum(known))
-                found[domain.name, domain.domain_id] = counted
+                reading = _Reading(domain.at_ns, len(waits), run_ns, sum(known))
+                found[domain.name, domain.domain_id] = reading
         return found
 
     with sources.reached(uri):
@@ -179,13 +184,13 @@ def _counters(uri: str) -> dict[Guest, tuple[int, int, int, int]]:
 
 
 def _used(
-    before: dict[Guest, tuple[int, int, int, int]], after: dict[Guest, tuple[int, int, int, int]]
-) -> dict[Guest, Used]:
+    before: dict[GuestRun, _Reading], after: dict[GuestRun, _Reading]
+) -> dict[GuestRun, Used]:
     found = {}
     for guest in before.keys() & after.keys():
-        (from_ns, vcpus, *then), (to_ns, vcpus_now, *now) = before[guest], after[guest]
-        if vcpus == vcpus_now:
-            passed_ns = to_ns - from_ns
-            run, wait = ((new - old) / passed_ns for old, new in zip(then, now, strict=True))
-            found[guest] = Used(vcpus, run, max(0.0, wait))
+        then, now = before[guest], after[guest]
+        if then.vcpus == now.vcpus:
+            passed_ns = now.at_ns - then.at_ns
+            run, wait = now.run_ns - then.run_ns, max(0, now.wait_ns - then.wait_ns)
+            found[guest] = Used(now.vcpus, run / passed_ns, wait / passed_ns)
     return found

@@ -1,11 +1,10 @@
-"""Means of repeated measurements and ratios of paired ones, and how far they can be trusted.
+"""Means of repeated measurements, and how far they can be trusted.
 
 Rule: pure functions of numbers; nothing here knows what was measured.
 
-A ratio of work is as far from 1 at 2 as at 1/2, so means are taken of logarithms. The interval is
-that of a mean of few normal values (NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.5.2,
-"Confidence Limits for the Mean"): m +- t * s / sqrt(n), where t is Student's with n - 1 degrees of
-freedom.
+The interval is that of a mean of few normal values (NIST/SEMATECH e-Handbook of Statistical
+Methods, 1.3.5.2, "Confidence Limits for the Mean"): m +- t * s / sqrt(n), where t is Student's with
+n - 1 degrees of freedom.
 """
 
 import math
@@ -23,8 +22,8 @@ _HALVINGS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean or ratio, and the limits between which it lies with a confidence of `CONFIDENCE`."""
+class Estimate:
+    """A mean, and the limits between which it lies with a confidence of `CONFIDENCE`."""
 
     value: float
     low: float
@@ -33,39 +32,15 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.value:.2f} ({self.low:.2f}-{self.high:.2f})"
 
-    @property
-    def is_above_one(self) -> bool:
-        """Return whether a ratio is more than 1 beyond the noise."""
-        return self.low > 1
 
-    @property
-    def is_below_one(self) -> bool:
-        """Return whether a ratio is less than 1 beyond the noise."""
-        return self.high < 1
-
-
-def mean_of(values: Sequence[float]) -> Interval:
+def mean_of(values: Sequence[float]) -> Estimate:
     """Return the mean of these values. Raises ValueError for fewer than `PAIRS_MIN`."""
     if len(values) < PAIRS_MIN:
         raise ValueError(f"{len(values)} values say nothing of the noise")
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / math.sqrt(len(values))
     reach = student_t(CONFIDENCE, len(values) - 1) * error
-    return Interval(mean, mean - reach, mean + reach)
-
-
-def ratio_of_pairs(before: Sequence[float], after: Sequence[float]) -> Interval:
-    """Return the ratio of `after` to `before`, whose values belong together pair by pair.
-
-    Raises ValueError for fewer than `PAIRS_MIN` pairs, for values without partner, and for values
-    that are not above 0.
-    """
-    if len(before) != len(after) or len(before) < PAIRS_MIN:
-        raise ValueError(f"{len(before)} and {len(after)} values are not {PAIRS_MIN} or more pairs")
-    if min(*before, *after) <= 0:
-        raise ValueError("a ratio needs values above 0")
-    mean = mean_of([math.log(new / old) for old, new in zip(before, after, strict=True)])
-    return Interval(math.exp(mean.value), math.exp(mean.low), math.exp(mean.high))
+    return Estimate(mean, mean - reach, mean + reach)
 
 
 def student_t(confidence: float, degrees: int) -> float:

@@ -19,7 +19,7 @@ from vcpusched.model import PPM, PPM_PER_POINT, Granularity, Host
 from vcpusched.plan.explain import Explanation
 from vcpusched.plan.planner import Plan, Policy
 from vcpusched.report import draw, history, treatments
-from vcpusched.report.confidence import CONFIDENCE, Interval
+from vcpusched.report.confidence import CONFIDENCE, Estimate
 from vcpusched.report.history import Episode, History
 from vcpusched.report.messages import change_text
 from vcpusched.report.plan_text import inside_text, plan_text, sets_of
@@ -253,12 +253,12 @@ def progress(what: str, steps: int) -> Iterator[Callable[[int], None]]:
         yield lambda steps: bar.advance(task, steps)
 
 
-def draw_trial(trial: Trial, where: str, pins: int) -> Group:
-    """Draw what came of a trial, the verdict last; `where` says of what, `pins` what it took."""
+def draw_trial(trial: Trial, where: str) -> Group:
+    """Draw what came of a trial, the verdict last; `where` says of what."""
     counts = (
         counted(trial.pairs, "pair of blocks", "pairs of blocks"),
         counted(trial.guests, "guest"),
-        counted(pins, "pin"),
+        counted(trial.pins, "pin"),
     )
     table = draw.table("_what", "without", "with", f"difference ({CONFIDENCE:.0%} interval)")
     for what, wait in (("wait of a vCPU", trial.wait), ("longest wait", trial.longest)):
@@ -276,7 +276,7 @@ def draw_trial(trial: Trial, where: str, pins: int) -> Group:
     return Group(headed, "", table, "", *lost, Text(f"Verdict: {trial.verdict}.", "bold"))
 
 
-def _points(more: Interval) -> str:
+def _points(more: Estimate) -> str:
     value, low, high = (part / POINT for part in (more.value, more.low, more.high))
     return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
 

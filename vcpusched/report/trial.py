@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.report.confidence import Interval, mean_of
+from vcpusched.report.confidence import Estimate, mean_of
 from vcpusched.text import counted
 
 PAIRS_FOR_VERDICT: Final = 6
@@ -16,7 +16,7 @@ PAIRS_FOR_VERDICT: Final = 6
 POINT: Final = 0.01
 """A share of a vCPU's time. Less than that, either way, is no difference worth a pin."""
 
-Guest = tuple[str, int]
+GuestRun = tuple[str, int]
 """A name, and libvirt's number of its run: after a restart it counts as another guest."""
 
 
@@ -34,7 +34,7 @@ class Block:
     """What guests had in a block: with the service when it `balances`."""
 
     balances: bool
-    guests: Mapping[Guest, Used]
+    guests: Mapping[GuestRun, Used]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Difference:
 
     without: float
     having: float
-    more: Interval
+    more: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,11 @@ class Trial:
 
     pairs: int
     guests: int
+    pins: int
     wait: Difference
     longest: Difference
     run: Difference
-    lost: Mapping[Guest, Difference]
+    lost: Mapping[GuestRun, Difference]
 
     @property
     def verdict(self) -> str:
@@ -69,6 +70,8 @@ class Trial:
         if self.pairs < PAIRS_FOR_VERDICT:
             few = counted(self.pairs, "pair")
             return f"undecided: {few} of blocks; a verdict takes {PAIRS_FOR_VERDICT}"
+        if not self.pins:
+            return "no difference: the service changed no pin, so what differs is noise"
         if more.low > -POINT and more.high < POINT:
             return "no difference: what vCPUs wait changes by less than a point"
         by = f"{abs(more.value) / POINT:.1f} points"
@@ -79,8 +82,8 @@ class Trial:
         return "undecided: the noise hides the difference; a longer trial may show it"
 
 
-def judge(blocks: Sequence[Block]) -> Trial:
-    """Judge a trial by its blocks, of which every two are a pair.
+def judge(blocks: Sequence[Block], pins: int) -> Trial:
+    """Judge a trial by its blocks, of which every two are a pair, and the pins that it took.
 
     Only guests that ran all the time, with as many vCPUs, count. Raises ValueError for less than
     two pairs, and where there is no such guest.
@@ -104,13 +107,14 @@ def judge(blocks: Sequence[Block]) -> Trial:
         more = mean_of([new - old for old, new in zip(without, having, strict=True)])
         return Difference(sum(without) / len(pairs), sum(having) / len(pairs), more)
 
-    def wait_of(name: Guest) -> Callable[[Block], float]:
+    def wait_of(name: GuestRun) -> Callable[[Block], float]:
         return lambda block: block.guests[name].wait / first[name].vcpus
 
     waits = {name: compare(wait_of(name)) for name in names}
     return Trial(
         pairs=len(pairs),
         guests=len(names),
+        pins=pins,
         wait=compare(lambda block: sum(block.guests[name].wait for name in names) / vcpus),
         longest=compare(lambda block: max(wait_of(name)(block) for name in names)),
         run=compare(lambda block: sum(block.guests[name].run for name in names)),

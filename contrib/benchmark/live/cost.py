@@ -24,9 +24,10 @@ from lab_processes import cpu_s
 from live.blocks import Timing
 from live.scenarios import SETTINGS
 from live.service import LIMIT_S, POLL_S, LiveError, running
+from ratios import ratio_of_pairs
 from tables import Table
 
-from vcpusched.report.confidence import CONFIDENCE, mean_of, ratio_of_pairs
+from vcpusched.report.confidence import CONFIDENCE, mean_of
 
 SIZES: Final = ((10, 2), (40, 2), (100, 4))
 """How many guests, of how many vCPUs each."""

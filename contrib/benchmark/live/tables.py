@@ -10,7 +10,7 @@ from live.scenarios import Scenario
 from live.verdict import Measure, Verdict
 from tables import Table
 
-from vcpusched.report.confidence import CONFIDENCE, Interval
+from vcpusched.report.confidence import CONFIDENCE, Estimate
 
 
 def live_tables(
@@ -94,5 +94,5 @@ def _summary(
     )
 
 
-def _limits(interval: Interval) -> tuple[str, str]:
+def _limits(interval: Estimate) -> tuple[str, str]:
     return f"{interval.low:.3f}", f"{interval.high:.3f}"

@@ -12,8 +12,9 @@ from typing import Final
 
 from live.blocks import Block, Got
 from live.scenarios import Claim, Scenario, Shape
+from ratios import is_above_one, is_below_one, ratio_of_pairs
 
-from vcpusched.report.confidence import Interval, ratio_of_pairs
+from vcpusched.report.confidence import Estimate
 
 LOSS_MAX: Final = 0.9
 """Where an interval reaches below this, a loss worth minding is not ruled out: too much noise."""
@@ -60,9 +61,9 @@ class GuestVerdict:
     shape: Shape
     run: Both
     wait: Both
-    time: Interval
-    work: Interval
-    judged: Interval
+    time: Estimate
+    work: Estimate
+    judged: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ class Verdict:
 
     measure: Measure
     guests: tuple[GuestVerdict, ...]
-    worst_off: Interval
-    total: Interval
+    worst_off: Estimate
+    total: Estimate
     wait: Both
     beside: Both
     pins: tuple[int, ...]
@@ -91,7 +92,7 @@ def judge(scenario: Scenario, blocks: Sequence[Block], measure: Measure = Measur
     without = sorted((one for one in blocks if not one.daemon), key=lambda one: one.pair)
     having = sorted((one for one in blocks if one.daemon), key=lambda one: one.pair)
 
-    def compare(value: Callable[[Block], float]) -> Interval:
+    def compare(value: Callable[[Block], float]) -> Estimate:
         return ratio_of_pairs([value(one) for one in without], [value(one) for one in having])
 
     def means(value: Callable[[Block], float]) -> Both:
@@ -134,16 +135,16 @@ def _least(block: Block, wants: Mapping[str, float], measure: Measure) -> float:
 
 
 def _answer(
-    claim: Claim, guests: Sequence[GuestVerdict], worst_off: Interval, having: Sequence[Block]
+    claim: Claim, guests: Sequence[GuestVerdict], worst_off: Estimate, having: Sequence[Block]
 ) -> tuple[Answer, tuple[str, ...]]:
     """Weigh what speaks against the claim: one failure fails it, one doubt leaves it open."""
     failures = [f"{one.pins_failing} pins failed" for one in having if one.pins_failing]
     doubts: list[str] = []
     match claim:
         case Claim.GAINS:
-            if worst_off.is_below_one:
+            if is_below_one(worst_off):
                 failures.append("the worst-off guest loses")
-            elif not worst_off.is_above_one:
+            elif not is_above_one(worst_off):
                 doubts.append("whether the worst-off guest gains is lost in the noise")
             failures += _changes(guests, gains=False)
             doubts += _hidden(guests, gains=False)
@@ -169,7 +170,7 @@ def _changes(guests: Sequence[GuestVerdict], *, gains: bool) -> list[str]:
         f"{guest.shape.name} {verb} {sign * (guest.work.value - 1):.1%} of its work"
         f" ({sign * (guest.time.value - 1):.1%} of its time)"
         for guest in guests
-        if (guest.judged.is_above_one if gains else guest.judged.is_below_one)
+        if (is_above_one if gains else is_below_one)(guest.judged)
     ]
 
 
