@@ -25,7 +25,6 @@ from vcpusched.model import PPM_PER_POINT, Vcpu
 from vcpusched.plan.cpu_groups import ACROSS, CACHE, CORE, NODE, Bins, pour
 
 SCALE: Final = 1_000  # units of the objective per ppm of load
-
 PIN: Final = 100  # what each pin costs beyond its price, so that the fewest win
 
 NOWHERE: Final = -1  # where an item is that floats, or is on no managed pCPU

@@ -5,10 +5,9 @@ Rule: pure and deterministic; limited in steps, never in seconds.
 Problem: find the assignment of the lowest objective (`objective`) that some order leads to.
 Algorithm: 1. For a few positions of the tolerance band, descend from where items are (`descent`):
     within caches first, then nodes, then everywhere, until nothing pays. 2. From the best answer,
-    search all bins to the end (`exact`): of small hosts, and where few items face many bins, that
-    proves the answer in a moment. 3. Where the steps did not suffice, search groups of 4 to 8 bins
-    to the end, for as long as that brings something; for fewer pins, until all steps are taken.
-    4. Undo what does not pay.
+    search all bins to the end (`exact`): where few items face many bins that proves the answer. 3.
+    Where the steps did not suffice, search groups of 4 to 8 bins, for as long as that brings
+    something; for fewer pins, until all steps are taken. 4. Undo what does not pay.
 """
 
 import random
