@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +28,7 @@ QUOTA_PERIOD_US = 100_000
 WORK_AT, WORK_STRIDE, WORK_BYTES = 0x9000, 64, 4
 WORK_COUNTS = 1 << 8 * WORK_BYTES
 NS_PER_S = 1_000_000_000
+SAVE_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +232,27 @@ class Guest:
             raise LabError(f"Guest {self.name} cannot be ended: {error}.") from error
         self._pid = None
 
+    def save(self) -> None:
+        """Have libvirt save the guest, to wake when it is started again.
+
+        libvirt 9.0 was once seen to wait for a QEMU that idled, for as long as one let it: the job
+        is ended then, and tried once more.
+        """
+        for _ in range(2):
+            saved: Future[int] = Future()
+            threading.Thread(target=_fulfil, args=(saved, self.domain()), daemon=True).start()
+            try:
+                saved.result(SAVE_LIMIT_S)
+            except TimeoutError:
+                with contextlib.suppress(libvirt.libvirtError):
+                    self.domain().abortJob()
+            except libvirt.libvirtError as error:
+                raise LabError(f"Guest {self.name} cannot be saved: {error}.") from error
+            else:
+                self._pid = None
+                return
+        raise LabError(f"Guest {self.name} is not saved in {SAVE_LIMIT_S:g} s.")
+
     def restart(self) -> None:
         """Destroy the guest and start it again."""
         self.destroy()
@@ -255,3 +280,10 @@ class Guest:
         if thread is None:
             raise LabError(f"Guest {self.name} has no vCPU {vcpu} plugged in.")
         return thread
+
+
+def _fulfil(saved: Future[int], domain: Any) -> None:  # noqa: ANN401 - libvirt's binding has no types
+    try:
+        saved.set_result(domain.managedSave(0))
+    except libvirt.libvirtError as error:
+        saved.set_exception(error)

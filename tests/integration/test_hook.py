@@ -96,7 +96,7 @@ def test_a_guest_that_wakes(etc: Path, qemu_cache: Path, tmp_path: Path) -> None
     with Lab(cache=qemu_cache, etc=etc) as lab:
         guest, keeper = pinned(lab, tmp_path)
         for _ in range(2):
-            guest.domain().managedSave(0)
+            guest.save()
             guest.start()
             assert is_as_before(guest, lab)
             (found,) = keeper.sample().domains
@@ -119,7 +119,7 @@ def test_beside_other_hooks(etc: Path, qemu_cache: Path, tmp_path: Path) -> None
     with Lab(cache=qemu_cache, etc=etc) as lab:
         guest, _keeper = pinned(lab, tmp_path)
         guest.domain().setMetadata(libvirt.VIR_DOMAIN_METADATA_TITLE, "ours", None, None, 1)
-        guest.domain().managedSave(0)
+        guest.save()
         guest.start()
         assert is_as_before(guest, lab)
         assert "theirs" in guest.domain().XMLDesc(0)
@@ -139,7 +139,7 @@ def test_doubt_fails_no_wake(why: str, etc: Path, qemu_cache: Path, tmp_path: Pa
             mark = '<origin><vcpu id="0" cpus="0,999" pins="1"/></origin>'
             element = libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark, "v", ORIGIN, 1
             guest.domain().setMetadata(*element)
-        guest.domain().managedSave(0)
+        guest.save()
         guest.start()
         assert guest.affinity(0) == {1}
         (tmp_path / "affinity.json").unlink()

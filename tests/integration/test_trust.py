@@ -406,7 +406,7 @@ def test_a_guest_that_was_saved_with_our_pin(lab: Lab) -> None:
         pinned(service, 2)
         service.terminate()
         guest = moved(lab)
-        guest.domain().managedSave(0)
+        guest.save()
         (service.run_directory / "affinity.json").unlink()  # as on another host
         guest.start()
         assert guest.affinity(0) == {1}
@@ -428,7 +428,7 @@ def test_a_guest_wakes_beside_the_service(lab: Lab) -> None:
         pinned(service, 2)
         guest = moved(lab)
         for _ in range(10):
-            guest.domain().managedSave(0)
+            guest.save()
             guest.start()
             service.wait_cycles(3)
             assert not service.lines("Someone else")
@@ -479,7 +479,7 @@ def test_restore_after_a_reboot(lab: Lab) -> None:
         pinned(service, 2)
         service.terminate()
         guest = moved(lab)
-        guest.domain().managedSave(0)
+        guest.save()
         for path in service.run_directory.iterdir():
             path.unlink()
         guest.start()
