@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from vcpusched.report.display import draw_trial
-from vcpusched.report.trial import Block, Used, judge
+from vcpusched.report.trial_verdict import Block, Used, judge, order
 
 WEB, DB = ("web", 1), ("db", 2)
 
@@ -18,14 +18,18 @@ def blocks(pairs: int, wait: Callable[[bool, int], float]) -> list[Block]:
             balances,
             {WEB: Used(2, 1.0, 2 * wait(balances, number)), DB: Used(1, 0.5, 0.02)},
         )
-        for number in range(2 * pairs)
-        for balances in [number % 4 in {1, 2}]
+        for number, balances in enumerate(order(pairs))
     ]
 
 
 def noisy(without: float, having: float, noise: float = 0.01) -> Callable[[bool, int], float]:
     """Return waits that differ from block to block."""
     return lambda balances, number: (having if balances else without) + noise * (number % 3)
+
+
+def test_the_order_of_blocks() -> None:
+    """Each pair has one of each kind, and neither is always the first."""
+    assert order(4) == [False, True, True, False, False, True, True, False]
 
 
 @pytest.mark.parametrize(

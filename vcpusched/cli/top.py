@@ -46,8 +46,8 @@ _CHANGES: Final[Mapping[str, Mapping[str, Any]]] = {
     "n": {"sort": "name", "first": 0},
     "/": {"typing": True},
     _ESCAPE: {"domain": "", "first": 0},
-    "?": {"helped": True},
-    "h": {"helped": True},
+    "?": {"legend": True},
+    "h": {"legend": True},
     **{home: {"first": 0} for home in ("\x1b[H", "\x1bOH")},
     **{end: {"first": -1} for end in ("G", "\x1b[F", "\x1bOF")},
 }
@@ -96,8 +96,8 @@ def pressed(view: View, key: str) -> View | None:
         return _typed(view, key)
     if key in _QUITS:
         return None
-    if view.helped:
-        return replace(view, helped=False)
+    if view.legend:
+        return replace(view, legend=False)
     changes = _CHANGES.get(key, {})
     if key in _SCROLLS:
         moved = view.first + _SCROLLS[key]
@@ -125,7 +125,7 @@ def _typed(view: View, key: str) -> View:
 def screen(view: View, seen: Seen, height: int, now_s: float) -> Layout:
     """Return what a screen of so many lines shows."""
     parts = list(_head(view, seen, now_s))
-    if view.helped:
+    if view.legend:
         parts += [Text(), _LEGEND]
     elif seen.host is not None and seen.state is not None:
         room = max(2, (height - len(parts) + 1) // 2)

@@ -24,7 +24,8 @@ _BAR: Final = 10
 class View:
     """What the user chose to see; `typing` while a filter is being typed.
 
-    `first` is the first row that is shown, or, below 0, how far from the end the last one is.
+    `first` is the first row that is shown, or, below 0, how far from the end the last one is;
+    `guests` are shown instead of vCPUs, and the `legend` instead of both.
     """
 
     sort: str = "demand"
@@ -33,7 +34,7 @@ class View:
     paused: bool = False
     first: int = 0
     guests: bool = False
-    helped: bool = False
+    legend: bool = False
 
 
 def is_new(pin: SavedPin, state: SavedState, now_s: float) -> bool:

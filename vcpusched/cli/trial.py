@@ -17,7 +17,7 @@ from vcpusched.report import display
 from vcpusched.report.confidence import PAIRS_MIN
 from vcpusched.report.snapshot import SnapshotError
 from vcpusched.report.state_file import SavedState
-from vcpusched.report.trial import Block, GuestRun, Used, judge
+from vcpusched.report.trial_verdict import Block, GuestRun, Used, judge, order
 from vcpusched.service import control, exits, run_directory
 from vcpusched.settings import Settings
 from vcpusched.text import counted, printable
@@ -72,8 +72,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     blocks = []
     try:
         with display.progress("Trial", pairs * 2 * int(block_s)) as advance:
-            for number in range(2 * pairs):
-                balances = number % 4 in {1, 2}  # without, with, with, without
+            for balances in order(pairs):
                 _begin(lease, balances=balances)
                 _pass(lease, rest_s, advance, balances=balances)
                 before = _read(began.uri)

@@ -25,7 +25,7 @@ from vcpusched.report.messages import change_text
 from vcpusched.report.plan_text import inside_text, plan_text, sets_of
 from vcpusched.report.simulation import Result
 from vcpusched.report.state_file import SavedPin, SavedState
-from vcpusched.report.trial import POINT, Trial
+from vcpusched.report.trial_verdict import POINT, Trial
 from vcpusched.text import counted, number, percent, points, printable, vcpu_text
 
 _LINE_LENGTH: Final = 24

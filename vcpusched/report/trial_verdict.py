@@ -82,6 +82,14 @@ class Trial:
         return "undecided: the noise hides the difference; a longer trial may show it"
 
 
+def order(pairs: int) -> list[bool]:
+    """Return for each block of so many pairs whether the service balances in it.
+
+    Without, with, with, without, and so on: what changes steadily hits both kinds alike.
+    """
+    return [number % 4 in {1, 2} for number in range(2 * pairs)]
+
+
 def judge(blocks: Sequence[Block], pins: int) -> Trial:
     """Judge a trial by its blocks, of which every two are a pair, and the pins that it took.
 
