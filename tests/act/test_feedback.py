@@ -101,6 +101,21 @@ def test_half_of_what_was_expected_is_enough(percent: float, verdict: Verdict) -
     assert (early is None) == (verdict is Verdict.NO_HELP)
 
 
+def test_who_waits_longest_by_then() -> None:
+    """Of all vCPUs of the host; nobody where none really waits, and a wait of the past is none."""
+    expectation, after = carried_out(HOGS)
+    ids = [vcpu.id for vcpu in after.vcpus]
+    waits = dict(zip(ids, (100_000, 480_000, 470_000, 0), strict=True)) | {
+        VcpuId(DomainUuid("gone"), 1, 0): 900_000
+    }
+    late = judge(expectation, finding(after, waits, at_s=30))
+    assert late is not None
+    assert late.longest == (after.vcpus[1], 480_000)
+    calm = judge(expectation, finding(after, dict.fromkeys(ids, 49_999), at_s=30))
+    assert calm is not None
+    assert calm.longest is None
+
+
 def test_what_cannot_be_judged() -> None:
     """More is wanted where they are by now; they ended; the next plan came first."""
     expectation, after = carried_out(host([40, 40, 40], []))

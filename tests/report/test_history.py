@@ -87,6 +87,20 @@ def test_a_plan_and_what_came_of_it() -> None:
     )
 
 
+def test_who_waited_longest_when_a_plan_was_last_judged() -> None:
+    """One whose name is hostile is fit to be shown; an earlier plan says nothing of now."""
+    hostile = dataclasses.replace(CROWDED.vcpus[1], domain=HOSTILE)
+    worse = dataclasses.replace(EFFECT, longest=(hostile, 340_000))
+    entries = [*a_plan(proven=False), as_record(messages.outcome_entry(worse), NOON_S + 3)]
+    said = history.summary(past(entries))
+    assert said.endswith("/0 waited longest after the last plan, 34% of the time")
+    assert said.isprintable()
+    outcome = history.as_json(past(entries))["events"][0]["outcome"]
+    assert (outcome["longest"], outcome["wait_longest"]) == (f"{HOSTILE}/0", 0.34)
+    later = a_plan(NOON_S + 30, _PID="11")
+    assert "longest" not in history.summary(past([*entries, *later]))
+
+
 def test_an_effect_that_is_not_known() -> None:
     """A plan without its outcome: it may still come, or never will."""
     (event,) = past(a_plan(proven=False)).episodes
@@ -230,6 +244,8 @@ def test_as_json() -> None:
             "wait_before": 0.56,
             "wait_planned": 0.01,
             "wait": 0.02,
+            "longest": None,
+            "wait_longest": None,
         },
         "others": 0,
     }

@@ -15,7 +15,7 @@ Properties: what was not measured is not judged. Of a plan that touched nobody w
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Final
 
 from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host, Vcpu, VcpuId
@@ -74,7 +74,11 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What came of the plan of cycle `number`; waits are means of the vCPUs that waited before."""
+    """What came of the plan of cycle `number`; waits are means of the vCPUs that waited before.
+
+    `longest` is the vCPU of the host that waits longest by then, if any really waits, and for which
+    share of the time.
+    """
 
     number: int
     verdict: Verdict
@@ -85,6 +89,7 @@ class Effect:
     wait_before_ppm: int
     wait_expected_ppm: int
     wait_ppm: int
+    longest: tuple[Vcpu, int] | None = None
 
 
 def expect(number: int, finding: Finding, pinned: Sequence[Move]) -> Expectation:
@@ -141,7 +146,14 @@ def judge(expectation: Expectation, finding: Finding, *, is_last: bool = False) 
         wait_before_ppm=before_ppm // count,
         wait_expected_ppm=expected_ppm // count,
         wait_ppm=wait_ppm // count,
+        longest=_longest(finding),
     )
+
+
+def _longest(finding: Finding) -> tuple[Vcpu, int] | None:
+    waits = [(vcpu, finding.waits.get(vcpu.id, 0)) for vcpu in finding.host.vcpus]
+    found = max(waits, key=itemgetter(1), default=None)
+    return found if found is not None and found[1] >= WAITS_PPM else None
 
 
 def _is_bound_to(vcpu: Vcpu, cpus: set[int]) -> bool:

@@ -217,7 +217,7 @@ def _counted(past: History) -> str:
         parts.append(f"{again} made again after a reset by the kernel")
     if restored := moves[Kind.GIVEN_BACK]:
         parts.append(f"{counted(restored, 'affinity', 'affinities')} restored")
-    return "; ".join(filter(None, (", ".join(parts), _most(past), _waits(past))))
+    return "; ".join(filter(None, (", ".join(parts), _most(past), _waits(past), _longest(past))))
 
 
 def _most(past: History) -> str:
@@ -242,6 +242,15 @@ def _waits(past: History) -> str:
         return ""
     change = f"{before / waiting:.0%} of the time before, {after / waiting:.0%} after"
     return f"vCPUs that waited: {change}"
+
+
+def _longest(past: History) -> str:
+    """Word who waited longest when a plan was last judged; nothing where nobody really did."""
+    judged = [episode.outcome for episode in past.episodes if episode.outcome is not None]
+    if not judged or not (name := judged[-1].text("LONGEST")):
+        return ""
+    share = judged[-1].decimal("WAIT_LONGEST") or 0
+    return f"{printable(name)} waited longest after the last plan, {share:.0%} of the time"
 
 
 def headline(episode: Episode) -> str:
@@ -299,6 +308,8 @@ def _outcome_as_json(record: JournalRecord) -> dict[str, Any]:
         "wait_before": record.decimal("WAIT_BEFORE"),
         "wait_planned": record.decimal("WAIT_AFTER"),
         "wait": record.decimal("WAIT_MEASURED"),
+        "longest": record.text("LONGEST") or None,
+        "wait_longest": record.decimal("WAIT_LONGEST"),
     }
 
 

@@ -200,6 +200,10 @@ def outcome_entry(effect: Effect) -> JournalEntry:
         " its vCPUs are not moved again for at least 5 minutes",
         Verdict.UNCLEAR: f"had an unknown effect, because the load of guests changed; {gap}",
     }[effect.verdict]
+    longest: dict[str, Any] = {}
+    if effect.longest is not None:
+        vcpu, wait_ppm = effect.longest
+        longest = {"LONGEST": f"{vcpu.domain}/{vcpu.id.vcpu}", "WAIT_LONGEST": _decimal(wait_ppm)}
     return _entry(
         f"Plan {effect.number} {text}",
         MESSAGE_ID_OUTCOME,
@@ -212,6 +216,7 @@ def outcome_entry(effect: Effect) -> JournalEntry:
         WAIT_AFTER=_decimal(effect.wait_expected_ppm),
         WAIT_MEASURED=_decimal(effect.wait_ppm),
         CYCLE=effect.number,
+        **longest,
     )
 
 
