@@ -107,6 +107,15 @@ def test_it_fits_a_small_terminal(
     assert "g1/0 95" in shown(directory, service(), COLUMNS="80")
 
 
+def test_long_names_leave_room(directory: Path) -> None:
+    """On 80 columns for when a pin was made, of which vCPU, from where to where, and why."""
+    move = dataclasses.replace(CROWDED.moves[0], domain="a" * 64)
+    text = shown(directory, service(last_pins=(PastPin(time.time(), move),)), COLUMNS="80")
+    (pin,) = [line for line in text.splitlines() if " → " in line]
+    assert re.match(r"\d\d-\d\d \d\d:\d\d:\d\d  a+…/0  0 → 1  pCPU 0 was at ", pin)
+    assert len(pin) == 80
+
+
 def test_names_are_no_markup(directory: Path) -> None:
     """What looks like markup of the library that draws is shown as it is, and breaks nothing."""
     name = "[/x][link=http://evil]:smile:"

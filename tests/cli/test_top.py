@@ -100,6 +100,20 @@ def test_what_it_shows() -> None:
     assert found[-1].startswith("q quit")
 
 
+def test_long_names_leave_room() -> None:
+    """On 80 columns for the number of the vCPU, which is whole, and for why it stays."""
+    vcpus = tuple(
+        dataclasses.replace(vcpu, domain="a" * 64, fixed=True, why="realtime")
+        for vcpu in DRAWN.vcpus
+    )
+    found = lines(View(), seen(dataclasses.replace(DRAWN, vcpus=vcpus)), 80)
+    table = next(number for number, line in enumerate(found) if line.startswith("by demand"))
+    rows = [line for line in found[table + 1 :] if line.startswith("a")]
+    assert found[table].endswith(f"vCPUs 1-{len(rows)} of {len(DRAWN.vcpus)}")
+    assert all("…/0  " in row for row in rows)
+    assert rows[0].endswith("  stays: realtime")
+
+
 def test_sets_are_shown_as_such() -> None:
     """A bar for each set, the gap between sets, and apart from it that inside them."""
     found = lines(View(), seen(SETS, Granularity.AUTO))

@@ -156,7 +156,7 @@ def _head(view: View, seen: Seen, now_s: float) -> Iterator[RenderableType]:
     text, style = f"pins {state.pins_last_hour} last hour, {state.pins_last_day} last day", ""
     if state.last_pins:
         pin = state.last_pins[-1]
-        text += f"; {draw.clock(pin.at, '%H:%M:%S')} {display.pin_text(pin)}"
+        text += f"; {draw.clock(pin.at, '%H:%M:%S')} {printable(pin.domain)}{display.pin_text(pin)}"
         text += f": {printable(pin.reason, 300)}"
         style = "bold reverse" if is_new(pin, state, now_s) else ""
     yield draw.line(text, style)

@@ -87,13 +87,13 @@ def draw_rows(view: View, state: SavedState, host: Host, room: int, now_s: float
     if view.domain:
         what += f' with "{printable(view.domain)}" in its name'
     columns = (f"by {view.sort}", "~wants", "_wants", "waits", "on pCPU")
-    table = draw.table(*columns, what, right=("_wants", "waits"), fold=(what,))
+    table = draw.table(*columns, what, right=("_wants", "waits"), fold=(columns[0], what))
     table.columns[0].min_width, table.columns[0].max_width = 10, 40
-    table.columns[1].min_width = _BAR
+    table.columns[1].min_width, table.columns[-1].min_width = _BAR, draw.WORDS
     for row in shown:
         mean_ppm = row.load_ppm // row.vcpus
         table.add_row(
-            printable(row.domain) + ("" if view.guests else f"/{row.number}"),
+            draw.Label(row.domain, "" if view.guests else f"/{row.number}"),
             draw.bar(mean_ppm, _BAR),
             percent(row.load_ppm) + " " if view.guests else draw.figure(mean_ppm),
             percent(row.wait_ppm) if row.wait_ppm else "-",

@@ -32,6 +32,7 @@ _LINE_LENGTH: Final = 24
 """Two of them and their names fit a terminal of 80 columns."""
 
 _WIDE: Final = 10_000
+_PINNED_AT: Final = "%m-%d %H:%M:%S"
 
 LINES_MAX: Final = 40
 """Of the guests that stay and of those that may be moved no more are shown to a person."""
@@ -118,10 +119,11 @@ def draw_status(state: SavedState, host: Host | None, now_s: float, *, verbose: 
     who = [printable(line, 300) for line in (left if verbose else left[:SHORT_MAX])]
     if host is not None:
         who += _treatments(host) if verbose else _reasons(host)
-    pins = draw.table("last pins", "_pin", "why", fold=("why",))
+    pins = draw.table("last pins", "_pin", "why", fold=("_pin", "why"))
+    pins.columns[0].min_width, pins.columns[-1].min_width = len(_PINNED_AT), draw.WORDS
     for pin in state.last_pins if verbose else state.last_pins[-SHORT_MAX:]:
         why = Text(printable(pin.reason, 400), no_wrap=not verbose, overflow="ellipsis")
-        pins.add_row(draw.clock(pin.at, "%m-%d %H:%M:%S"), pin_text(pin), why)
+        pins.add_row(draw.clock(pin.at, _PINNED_AT), draw.Label(pin.domain, pin_text(pin)), why)
     parts: list[RenderableType] = [Text(headed, "bold"), "", facts]
     if host is not None:
         used = len(headed) // 80 + facts.row_count + len(who) + pins.row_count + 6
@@ -151,9 +153,8 @@ def gap_texts(state: SavedState, host: Host | None) -> list[Text]:
 
 
 def pin_text(pin: SavedPin) -> str:
-    """Word which vCPU was pinned, from where and to where."""
-    whose = f"{printable(pin.domain)}/{pin.vcpu}"
-    return f"{whose}  {printable(pin.from_cpus)} → {printable(pin.to_cpus)}"
+    """Word which vCPU of a guest was pinned, from where and to where."""
+    return f"/{pin.vcpu}  {printable(pin.from_cpus)} → {printable(pin.to_cpus)}"
 
 
 def _facts(state: SavedState, host: Host | None, now_s: float, *, verbose: bool) -> Table:

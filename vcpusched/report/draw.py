@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +23,9 @@ from vcpusched.plan.planner import Plan
 from vcpusched.text import percent, printable
 
 BAR_LENGTH: Final = 20
+WORDS: Final = 20
+"""So much room a column of sentences keeps beside long names."""
+
 NUMBERS_MAX: Final = 16
 """pCPUs of a set are numbered in a row, or every other one, which makes long lists."""
 
@@ -117,6 +122,24 @@ def line(text: str | Text, style: str = "") -> Text:
     drawn = Text(style=style).append(text)
     drawn.no_wrap, drawn.overflow = True, "ellipsis"
     return drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A name that is cut short where there is no room, and what follows it, which is not."""
+
+    name: str
+    rest: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        name = Text(printable(self.name))
+        name.truncate(max(1, options.max_width - cell_len(self.rest)), overflow="ellipsis")
+        yield line(name.append(self.rest))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        rest = cell_len(self.rest)
+        whole = cell_len(printable(self.name)) + rest
+        return Measurement(rest + 1, whole).with_maximum(options.max_width)
 
 
 def table(
