@@ -174,10 +174,7 @@ def _history(options: argparse.Namespace) -> int:
     from vcpusched.service import control, systemd
 
     now_s = time.time()
-    try:
-        since_s = now_s - control.parse_duration(options.time)
-    except ValueError as error:
-        raise exits.Refusal(exits.USAGE, f"--since: {error}") from None
+    since_s = now_s - control.seconds_of("--since", options.time)
     try:
         entries = systemd.past(history.MESSAGE_IDS, since_s - history.MARGIN_S)
         past = history.history(entries, since_s, now_s, domain=options.domain, own_uid=os.geteuid())

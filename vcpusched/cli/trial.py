@@ -38,7 +38,8 @@ class _BrokenOffError(Exception):
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Carry it out, show what came of it, and return the exit status. Raises Refusal."""
-    total_s, block_s = (_seconds(options, name) for name in ("for", "block"))
+    total_s = control.seconds_of("--for", options.time)
+    block_s = control.seconds_of("--block", options.block)
     began = _service()
     rest_s = HALF_LIVES * settings.half_life
     least_s = max(PERIODS_MIN * began.period, 2 * rest_s, settings.cooldown)
@@ -92,13 +93,6 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 def _interrupted(number: int, _frame: object) -> NoReturn:
     raise _BrokenOffError(f"by {signal.Signals(number).name}; the service goes on")
-
-
-def _seconds(options: argparse.Namespace, name: str) -> float:
-    try:
-        return control.parse_duration(options.time if name == "for" else options.block)
-    except ValueError as error:
-        raise exits.Refusal(exits.USAGE, f"--{name}: {error}") from None
 
 
 def _service() -> SavedState:

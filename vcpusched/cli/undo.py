@@ -27,10 +27,7 @@ LINE_MAX: Final = 10_000
 def pause(duration: str | None) -> int:
     """Begin a pause, whether a service runs or not. Raises Refusal."""
     directory = run_directory.locate()
-    try:
-        seconds = None if duration is None else control.parse_duration(duration)
-    except ValueError as error:
-        raise exits.Refusal(exits.USAGE, f"--for: {error}") from None
+    seconds = None if duration is None else control.seconds_of("--for", duration)
     try:
         begun = control.begin_pause(directory, seconds)
     except OSError as error:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from vcpusched.report.messages import JournalEntry, Pause, Priority
-from vcpusched.service import run_directory
+from vcpusched.service import exits, run_directory
 from vcpusched.text import printable
 
 ANSWER_TIMEOUT_S: Final = 120.0
@@ -261,16 +261,15 @@ def end_pause(directory: Path) -> bool:
     return True
 
 
-def parse_duration(text: str) -> float:
-    """Return the seconds in a time such as 30m. Raises ValueError."""
+def seconds_of(option: str, text: str) -> float:
+    """Return the seconds in the time that an option gives, such as 30m. Raises Refusal."""
     number, unit = text[:-1], text[-1:]
     if number.isascii() and number.isdigit() and len(number) < NUMBER_LENGTH_MAX:
         seconds = int(number) * _UNITS_S.get(unit, 0)
         if 0 < seconds <= DURATION_MAX_S:
             return float(seconds)
-    raise ValueError(
-        f"{printable(text)!r} is not allowed: must be a time such as 90s, 30m, 2h or 1d, up to 366d"
-    )
+    wanted = "must be a time such as 90s, 30m, 2h or 1d, up to 366d"
+    raise exits.Refusal(exits.USAGE, f"{option}: {printable(text)!r} is not allowed: {wanted}")
 
 
 def _moment_s(text: str) -> float:
