@@ -96,14 +96,18 @@ class _Search:
     def _accept(self) -> bool:
         """Put the items where the search is, unless they meet or no order leads there."""
         state, problem, to = self.state, self.state.problem, dict(self.path)
-        before = {item: state.place[item] for item in self.items}
+        before, place = list(state.place), list(state.place)
         for item in self.items:
-            state.move(item, to.get(item, problem.current[item]))
+            place[item] = to.get(item, problem.current[item])
+        self.steps += len(self.items) // 2  # it takes as long as these
+        if in_order(problem, place) is None:
+            return False
+        for item in self.items:
+            state.move(item, place[item])
         meets = problem.spread and not all(state.fits(item, bin_) for item, bin_ in to.items())
-        dearer = state.siblings and state.total > self.total
-        if meets or dearer or in_order(problem, state.place) is None:
-            for item, bin_ in before.items():
-                state.move(item, bin_)
+        if meets or (state.siblings and state.total > self.total):
+            for item in self.items:
+                state.move(item, before[item])
             return False
         return True
 

@@ -51,7 +51,9 @@ def search_balance(problem: Problem, steps: int, pins_max: int) -> Assignment:
     state = _descended(problem)
     if state.overload and len(problem.moved(state.place)) > pins_max:
         return state
-    free = _any_band(problem, state.place)
+    # By its bounds the band may begin wherever it is to be tried.
+    free = Assignment(problem, problem.limits[0], state.place)
+    free.high = problem.limits[1] + problem.span - 1
     _mend(free, steps, balanced=True)
     if not (centred := _centred(free)).overload or centred.total < state.total:
         state = centred
@@ -118,14 +120,6 @@ def is_worth(state: Assignment, problem: Problem, value: int) -> bool:
     whole = state.total
     undo(state)
     return whole - value <= state.total
-
-
-def _any_band(problem: Problem, place: Sequence[int]) -> Assignment:
-    """Return an assignment by whose bounds the band may begin wherever it is to be tried."""
-    first, last = problem.limits
-    state = Assignment(problem, first, place)
-    state.high = last + problem.span - 1
-    return state
 
 
 def _centred(state: Assignment) -> Assignment:
