@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from builders import host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planned import (
@@ -40,6 +41,7 @@ from vcpusched.model import (
 )
 from vcpusched.plan.moves import Floating, Policy, Stop
 from vcpusched.plan.planner import plan
+from vcpusched.plan.search import LARGE_BINS, LARGE_ITEMS
 
 SWEPT, CHUNK = 10_000, 250
 QUICK = Policy(steps_max=200)
@@ -145,6 +147,22 @@ from vcpusched.plan.planner import Policy, plan
 for seed in range(300):
     print(plan(built_host(seed), Policy(balance_threshold_ppm=400_000, steps_max=50)))
 """
+
+
+@pytest.mark.parametrize("seed", [5, 12])
+def test_the_largest_hosts_that_are_searched(seed: int) -> None:
+    """With the steps as shipped: many moves at once are a deep search, which must end well."""
+    chance = random.Random(seed)
+    on: list[list[int]] = [[] for _ in range(LARGE_BINS)]
+    for _ in range(LARGE_ITEMS):
+        chance.choice(on).append(0)
+    alike = host(*on)
+    vcpus = (replace(vcpu, load_ppm=chance.randrange(1, PPM * 4 // 15)) for vcpu in alike.vcpus)
+    built = (Cpu(cpu, node=cpu // 32, core=cpu // 2, cache=cpu // 8) for cpu in range(LARGE_BINS))
+    drawn = Host(tuple(map(HostCpu, built)), tuple(vcpus))
+    found = plan(drawn, Policy())
+    check_moves(drawn, Policy(), found)
+    assert found.gap_after_ppm < found.gap_before_ppm
 
 
 def test_hash_seeds_do_not_matter() -> None:

@@ -24,6 +24,8 @@ from vcpusched.plan.objective import Assignment
 from vcpusched.plan.problem import SCALE
 
 UNBOUNDED: Final = 1 << 60
+TRIES, DEPTH_MAX = 64, 200
+"""So many tries take as long as a step; for more moves at once Python's stack has no room."""
 
 
 def improve(
@@ -113,7 +115,7 @@ class _Search:
 
     def descend(self, spent: int) -> None:
         """Search from the loads as they are, and what lies beneath."""
-        self.steps += 1
+        self.steps = self.steps_max + 1 if len(self.path) > DEPTH_MAX else self.steps + 1
         if self.steps > self.steps_max:
             return
         total, saving, donor, receiver = self._bound()
@@ -138,6 +140,7 @@ class _Search:
     def _attempt(self, tries: list[tuple[int, int, int, int, int]], spent: int) -> None:
         level, own, open_to, price = self.level, self.own, self.open_to, self.price
         forbidden: list[tuple[int, int]] = []
+        self.steps += len(tries) // TRIES
         for _, size, item, source, target in sorted(tries, key=itemgetter(0, 1, 2)):
             kind = self.kind[item]
             if self.steps > self.steps_max:

@@ -51,9 +51,8 @@ def search_balance(problem: Problem, steps: int, pins_max: int) -> Assignment:
     state = _descended(problem)
     if state.overload and len(problem.moved(state.place)) > pins_max:
         return state
-    # By its bounds the band may begin wherever it is to be tried.
     free = Assignment(problem, problem.limits[0], state.place)
-    free.high = problem.limits[1] + problem.span - 1
+    free.high = problem.limits[1] + problem.span - 1  # the band may begin wherever it is tried
     _mend(free, steps, balanced=True)
     if not (centred := _centred(free)).overload or centred.total < state.total:
         state = centred
