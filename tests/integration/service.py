@@ -121,6 +121,10 @@ class Service:
         """Give the lines of the log that hold all these words."""
         return [line for line in self.log.splitlines() if all(word in line for word in words)]
 
+    def warnings(self) -> list[str]:
+        """Give the warnings, but for that of a numad: a test beside this one may run one."""
+        return [line for line in self.lines("warning") if "numad is running" not in line]
+
     def _listen(self) -> None:
         with contextlib.suppress(OSError):
             while message := self._notify.recv(65536):

@@ -543,7 +543,7 @@ def test_guests_come_and_go(lab: Lab) -> None:
             start(index)
             lab.guests[f"g{index - 2}"].destroy()
         service.wait_cycles(4)
-        assert service.lines("warning") == []
+        assert service.warnings() == []
         assert set(ledger(service)) <= {"g8", "g9"}
         assert service.state["domains"] == 2
         service.terminate()
