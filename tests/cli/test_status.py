@@ -107,6 +107,25 @@ def test_it_fits_a_small_terminal(
     assert "g1/0 95" in shown(directory, service(), COLUMNS="80")
 
 
+def test_the_ends_of_a_large_host(directory: Path) -> None:
+    """Of 32 pCPUs the five busiest and the five least loaded; with -v all, and the last pins."""
+    rows = [[cpu * 7 % 32 + 1] for cpu in range(32)]
+    of = service(dataclasses.replace(host(*rows), cpus=machine(2, 2, 4)))
+    short = shown(directory, of, COLUMNS="80").splitlines()
+    first, last = (
+        next(at for at, line in enumerate(short) if line.split() == name.split())
+        for name in ("busiest", "least loaded")
+    )
+    rows_of = (short[first + 1 : last], short[last + 1 : last + 6])
+    busiest, least = ([int(row.split()[2][:-1]) for row in rows] for rows in rows_of)
+    assert (busiest, least) == ([32, 31, 30, 29, 28], [5, 4, 3, 2, 1])
+    assert len(short) <= 24
+    whole = shown(directory, of, "-v", COLUMNS="80")
+    assert "busiest" not in whole.partition("pCPU  load")[2]
+    assert sum("%  g" in line for line in whole.splitlines()) == 32
+    assert "last pins" in whole
+
+
 def test_long_names_leave_room(directory: Path) -> None:
     """On 80 columns for when a pin was made, of which vCPU, from where to where, and why."""
     move = dataclasses.replace(CROWDED.moves[0], domain="a" * 64)

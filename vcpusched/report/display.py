@@ -40,6 +40,9 @@ LINES_MAX: Final = 40
 SHORT_MAX: Final = 3
 """So many of the last pins, and of reasons for which guests stay, are shown without `verbose`."""
 
+ENDS_MAX: Final = 5
+"""So many of the busiest pCPUs, and of the least loaded, where there is no room for all."""
+
 SHORT_LINES: Final = 24
 """So many lines of 80 columns a status has without `verbose`, whatever the host."""
 
@@ -115,29 +118,38 @@ def draw_status(state: SavedState, host: Host | None, now_s: float, *, verbose: 
     """Draw the state of the service; what is long of it only where it is asked for."""
     headed = headline(state, is_healthy=state.is_healthy(now_s - state.at))
     facts = _facts(state, host, now_s, verbose=verbose)
-    left = [f"pCPUs {one.cpus} are not managed: {one.why}" for one in state.left_alone]
-    who = [printable(line, 300) for line in (left if verbose else left[:SHORT_MAX])]
+    who = [f"pCPUs {one.cpus} are not managed: {one.why}" for one in state.left_alone]
+    who = [printable(line, 300) for line in (who if verbose else who[:SHORT_MAX])]
     if host is not None:
         who += _treatments(host) if verbose else _reasons(host)
-    pins = draw.table("last pins", "_pin", "why", fold=("_pin", "why"))
-    pins.columns[0].min_width, pins.columns[-1].min_width = len(_PINNED_AT), draw.WORDS
-    for pin in state.last_pins if verbose else state.last_pins[-SHORT_MAX:]:
-        why = Text(printable(pin.reason, 400), no_wrap=not verbose, overflow="ellipsis")
-        pins.add_row(draw.clock(pin.at, _PINNED_AT), draw.Label(pin.domain, pin_text(pin)), why)
     parts: list[RenderableType] = [Text(headed, "bold"), "", facts]
+    left = SHORT_LINES - len(headed) // 80 - facts.row_count - len(who) - 4
     if host is not None:
-        used = len(headed) // 80 + facts.row_count + len(who) + pins.row_count + 6
-        cpus = draw_cpus(state, host, None if verbose else max(SHORT_MAX, SHORT_LINES - used))
+        room = None if verbose else max(SHORT_MAX, left)
+        cpus = draw_cpus(state, host, room, ENDS_MAX)
+        left -= cpus.row_count + 1
         parts += ["", cpus]
     parts += ["", *who] if who else []
+    count = len(state.last_pins) if verbose else min(SHORT_MAX, left - 2)
+    pins = _last_pins(state.last_pins[-count:] if count > 0 else [], verbose=verbose)
     parts += ["", pins] if pins.row_count else []
     return Group(*parts)
 
 
-def draw_cpus(state: SavedState, host: Host, room: int | None) -> Table:
-    """Draw the pCPUs with their loads as the service last reported them."""
+def _last_pins(last: Sequence[SavedPin], *, verbose: bool) -> Table:
+    pins = draw.table("last pins", "_pin", "why", fold=("_pin", "why"))
+    pins.columns[0].min_width, pins.columns[-1].min_width = len(_PINNED_AT), draw.WORDS
+    for pin in last:
+        why = Text(printable(pin.reason, 400), no_wrap=not verbose, overflow="ellipsis")
+        pins.add_row(draw.clock(pin.at, _PINNED_AT), draw.Label(pin.domain, pin_text(pin)), why)
+    return pins
+
+
+def draw_cpus(state: SavedState, host: Host, room: int | None, ends: int = 0) -> Table:
+    """Draw the pCPUs with their loads as the service last reported them; see `draw_host`."""
     loads_ppm = {int(cpu): round(load * PPM) for cpu, load in state.loads.items()}
-    return draw.draw_host(host, loads_ppm, sets_of(host, Granularity(state.pin_to)), room=room)
+    sets = sets_of(host, Granularity(state.pin_to))
+    return draw.draw_host(host, loads_ppm, sets, None, room, ends)
 
 
 def gap_texts(state: SavedState, host: Host | None) -> list[Text]:

@@ -175,24 +175,30 @@ class Fitting:
                 yield Segment(segment.text.translate(PLAINER), segment.style, segment.control)
 
 
-def draw_host(
+def draw_host(  # noqa: PLR0913, PLR0917  each is a choice of its own
     host: Host,
     loads_ppm: Mapping[int, int],
     sets: Sequence[CpuSet] = (),
     plan: Plan | None = None,
     room: int | None = None,
+    ends: int = 0,
 ) -> Table:
     """Draw the pCPUs, or sets, with their loads and vCPUs, as the machine is built.
 
     With a plan, before and after are beside each other. In the lines that there are, `room` or any
-    number, a row is a pCPU or set; where these are too many it is a cache, a node, or all.
+    number, a row is a pCPU or set. Where these are too many there are only so many of both `ends`,
+    the busiest and the least loaded; without any, a row is a cache, a node, or all.
     """
     loads = [loads_ppm, dict(plan.loads_after_ppm)] if plan is not None else [loads_ppm]
     built = blocks(host, sets)
-    count = sum(map(len, built.values()))
-    if count <= ROWS_MAX and (room is None or count + len(built) < room):
+    units = list(itertools.chain.from_iterable(built.values()))
+    if len(units) <= ROWS_MAX and (room is None or len(units) + len(built) < room):
         moved = {move.vcpu: move.to_cpus for move in plan.moves} if plan else {}
-        return _in_rows(host, built, loads, moved, fold=room is None)
+        return _in_rows(host, built, units, loads, moved, fold=room is None)
+    if room is not None and (each := min(ends, (room - 3) // 2)) > 0:
+        ordered = sorted(units, key=lambda unit: -loads_ppm.get(_first(unit), 0))
+        built = {"busiest": ordered[:each], "least loaded": ordered[-each:]}
+        return _in_rows(host, built, units, loads, {}, fold=False)
     for levels in (1, 0):
         if room is not None and len(built) >= room:
             built = blocks(host, sets, levels)
@@ -211,19 +217,20 @@ def _columns(has_plan: bool, are_sets: bool) -> Table:  # noqa: FBT001  of one f
     return drawn
 
 
-def _in_rows(
+def _in_rows(  # noqa: PLR0913  of one function
     host: Host,
     built: Mapping[str, Sequence[CpuSet]],
+    units: Sequence[CpuSet],
     loads: Sequence[Mapping[int, int]],
     moved: Mapping[VcpuId, CpuSet],
     *,
     fold: bool,
 ) -> Table:
-    units = list(itertools.chain.from_iterable(built.values()))
     are_sets = any(len(unit) > 1 for unit in units)
     drawn, length = _columns(len(loads) > 1, are_sets), BAR_LENGTH // len(loads)
     there, floating = _places(host, units, moved)
-    marks = {} if are_sets else _marks(host, units)
+    shown = list(itertools.chain.from_iterable(built.values()))
+    marks = {} if are_sets or len(shown) < len(units) else _marks(host, units)
 
     def listed(vcpus: Sequence[Text]) -> Text:
         return Text(", ", no_wrap=not fold, overflow="fold" if fold else "ellipsis").join(vcpus)
@@ -242,18 +249,16 @@ def _in_rows(
             drawn.add_row("", Text(name, "italic"))
         for unit in those:
             row(unit, marks.get(unit, "  " if marks else "") + _named(unit))
-    for left in sorted(there, key=lambda cpus: cpus.bits):
+    for left in sorted(there.keys() - set(units), key=lambda cpus: cpus.bits):
         row(left, str(left))
-    if floating:
+    if floating and len(shown) == len(units):
         drawn.add_row("float", *[""] * (len(drawn.columns) - 2), listed(floating))
     return drawn
 
 
 def _shortened(vcpus: Sequence[Text]) -> list[Text]:
     """Return those that change, which have a style, and the largest of the others."""
-    changed, others = (
-        [one for one in vcpus if bool(one.style) is styled] for styled in (True, False)
-    )
+    changed, others = [one for one in vcpus if one.style], [one for one in vcpus if not one.style]
     more = [Text(f"{len(others) - VCPUS_MAX} more")] if len(others) > VCPUS_MAX else []
     return [*changed, *others[:VCPUS_MAX], *more]
 
