@@ -208,7 +208,7 @@ def test_a_wish_that_is_not_understood_is_a_warning() -> None:
             },
             "Dry run. Unbalanced (1 of 2 periods), gap 100 points (threshold 10); ",
         ),
-        ({"cycle": ACTED, "pins": 2}, "Rebalanced, gap 0 points (threshold 10); 2 pins so far; "),
+        ({"cycle": ACTED, "pins": 2}, "Rebalancing, gap 0 points (threshold 10); 2 pins so far; "),
         (
             {"cycle": dataclasses.replace(ACTED, dry_run=True, pinned=()), "dry_run": True},
             "Dry run. Unbalanced, gap 100 points (threshold 10); ",

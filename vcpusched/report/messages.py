@@ -289,7 +289,7 @@ def _verdict(service: Service, cycle: Cycle, host: Host, plan: Plan) -> str:
         return "Balanced"
     if plan.moves and not only_lets_in(plan):
         if cycle.pinned:
-            return "Rebalanced"
+            return "Rebalancing"
         if cycle.confirmed < cycle.confirm:
             rests = service.dry_run or service.paused is not None
             doing = "Unbalanced" if rests else "Rebalancing"
