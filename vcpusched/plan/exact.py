@@ -24,7 +24,7 @@ from vcpusched.plan.objective import Assignment
 from vcpusched.plan.problem import SCALE
 
 UNBOUNDED: Final = 1 << 60
-TRIES, DEPTH_MAX = 64, 200
+TRIES_PER_STEP, DEPTH_MAX = 64, 200
 """So many tries take as long as a step; for more moves at once Python's stack has no room."""
 
 
@@ -140,7 +140,7 @@ class _Search:
     def _attempt(self, tries: list[tuple[int, int, int, int, int]], spent: int) -> None:
         level, own, open_to, price = self.level, self.own, self.open_to, self.price
         forbidden: list[tuple[int, int]] = []
-        self.steps += len(tries) // TRIES
+        self.steps += len(tries) // TRIES_PER_STEP
         for _, size, item, source, target in sorted(tries, key=itemgetter(0, 1, 2)):
             kind = self.kind[item]
             if self.steps > self.steps_max:
