@@ -89,7 +89,7 @@ def draw_rows(view: View, state: SavedState, host: Host, room: int, now_s: float
     columns = (f"by {view.sort}", "~wants", "_wants", "waits", "on pCPU")
     table = draw.table(*columns, what, right=("_wants", "waits"), fold=(columns[0], what))
     table.columns[0].min_width, table.columns[0].max_width = 10, 40
-    table.columns[1].min_width, table.columns[-1].min_width = _BAR, draw.WORDS
+    table.columns[1].min_width = _BAR
     for row in shown:
         mean_ppm = row.load_ppm // row.vcpus
         table.add_row(

@@ -32,7 +32,6 @@ _LINE_LENGTH: Final = 24
 """Two of them and their names fit a terminal of 80 columns."""
 
 _WIDE: Final = 10_000
-_PINNED_AT: Final = "%m-%d %H:%M:%S"
 
 LINES_MAX: Final = 40
 """Of the guests that stay and of those that may be moved no more are shown to a person."""
@@ -138,10 +137,10 @@ def draw_status(state: SavedState, host: Host | None, now_s: float, *, verbose: 
 
 def _last_pins(last: Sequence[SavedPin], *, verbose: bool) -> Table:
     pins = draw.table("last pins", "_pin", "why", fold=("_pin", "why"))
-    pins.columns[0].min_width, pins.columns[-1].min_width = len(_PINNED_AT), draw.WORDS
     for pin in last:
         why = Text(printable(pin.reason, 400), no_wrap=not verbose, overflow="ellipsis")
-        pins.add_row(draw.clock(pin.at, _PINNED_AT), draw.Label(pin.domain, pin_text(pin)), why)
+        whose = draw.Label(pin.domain, pin_text(pin))
+        pins.add_row(draw.clock(pin.at, "%m-%d %H:%M:%S"), whose, why)
     return pins
 
 

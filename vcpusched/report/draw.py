@@ -23,9 +23,6 @@ from vcpusched.plan.planner import Plan
 from vcpusched.text import percent, printable
 
 BAR_LENGTH: Final = 20
-WORDS: Final = 20
-"""So much room a column of sentences keeps beside long names."""
-
 NUMBERS_MAX: Final = 16
 """pCPUs of a set are numbered in a row, or every other one, which makes long lists."""
 
