@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import vcpusched
 
 PACKAGE = Path(vcpusched.__file__).parent
@@ -114,6 +116,7 @@ def test_each_library_is_imported_by_few_modules() -> None:
         assert {name for name, (_, others) in MODULES.items() if library in others} == modules
 
 
+@pytest.mark.full
 def test_the_service_keeps_no_library_in_memory_for_others() -> None:
     """What draws or writes metrics is not loaded with what `run` imports."""
     loaded = (
