@@ -174,16 +174,16 @@ class Topology:
     """The pCPUs that are online, in rising order of their numbers.
 
     `node_distances` are those between NUMA nodes: 10 from a node to itself, twice as much for twice
-    the latency; empty where the machine does not report them.
+    the latency; empty where the machine does not report them. `online` are the pCPUs' numbers.
     """
 
     cpus: tuple[Cpu, ...]
     node_distances: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    online: CpuSet = field(init=False, repr=False, compare=False)
 
-    @property
-    def online(self) -> CpuSet:
-        """Return the numbers of the pCPUs."""
-        return CpuSet.of(cpu.id for cpu in self.cpus)
+    def __post_init__(self) -> None:
+        # Kept, since of every guest it is asked in every cycle.
+        object.__setattr__(self, "online", CpuSet.of(cpu.id for cpu in self.cpus))
 
 
 class Granularity(enum.StrEnum):

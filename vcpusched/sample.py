@@ -159,9 +159,14 @@ class Sample:
     is_reconciled: bool = False
 
     @property
+    def online(self) -> CpuSet:
+        """Return the pCPUs that are online."""
+        return self.topology.online
+
+    @property
     def present(self) -> CpuSet:
         """Return the pCPUs that there are, online or not."""
-        return self.topology.online | self.offline
+        return self.online | self.offline
 
     def affinity(self, vcpu: VcpuId) -> CpuSet | None:
         """Return the affinity of a vCPU, None where it was not read."""

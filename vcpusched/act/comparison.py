@@ -72,7 +72,7 @@ def reconcile(
         if uuid in sample.unread or (entry.is_kept() and (uuid in unseen or not entry.is_at(uri)))
     }
     domains, changes, unclear = list[DomainReading](), list[Changed](), set[DomainUuid]()
-    online = sample.topology.online
+    online = sample.online
     for domain in sample.domains:
         before, definition = ledger.entries.get(domain.uuid), domain.definition
         # One that was written down by another address may well be of the same libvirt.
@@ -210,7 +210,7 @@ def _first(
     Such a one is where libvirt's books have it. Whether its thread came to be there as well, or a
     person has pinned it elsewhere meanwhile, is compared once it is not young any more.
     """
-    definition, online = domain.definition, sample.topology.online
+    definition, online = domain.definition, sample.online
     stated = definition.allowed.get(reading.vcpu, ALL_CPUS)
     books = definition.booked.get(reading.vcpu, stated)
     record = Record(
@@ -236,7 +236,7 @@ def _whole(affinity: CpuSet, named: Iterable[CpuSet], sample: Sample, cpuset: Cp
 
     The kernel shows it without. It is known by what the guest's definition or libvirt's books name.
     """
-    shown = sample.topology.online & cpuset
+    shown = sample.online & cpuset
     hidden = sample.present - shown
     for cpus in named:
         if affinity in {cpus & shown, cpus & shown - sample.isolated}:

@@ -51,7 +51,6 @@ class Reconciler:
         self._unseen = set(book.ledger.entries)
         self._began_ns: int | None = None
         self._sample = Sample(Topology(()), ())
-        self._online = NO_CPUS
         self._changes: list[Changed] = []
         self._intended: dict[VcpuId, Move] = {}
         """What the file has of moves that were not tried yet; the ledger in memory has none."""
@@ -75,7 +74,6 @@ class Reconciler:
         self.book.ledger = found.ledger
         self._changes += found.changes
         self._sample = found.sample
-        self._online = sample.topology.online
         self._marks = {uuid: self._marks.get(uuid, {}) for uuid in sample.unread} | {
             domain.uuid: domain.definition.origin
             for domain in sample.domains
@@ -192,7 +190,7 @@ class Reconciler:
         being pinned again until they are released. Raises ConnectionLostError, NotRecordedError,
         and HypervisorError when the host cannot be read.
         """
-        if not self._online:
+        if not self._sample.online:
             self.sample()
         wanted = self._running if uuids is None else set(uuids) & self._running
         cpusets = {domain.uuid: domain.definition.cpuset for domain in self._sample.domains}
@@ -200,7 +198,7 @@ class Reconciler:
             Move(vcpu, entry.name, record.affinity, shown, 0, "", cause=Cause.RESTORED)
             for vcpu, entry, record in self.book.ledger.pins()
             if vcpu.uuid in wanted and (original := record.original) is not None
-            for shown in [original & self._online & cpusets.get(vcpu.uuid, ALL_CPUS)]
+            for shown in [original & self._sample.online & cpusets.get(vcpu.uuid, ALL_CPUS)]
         ]
         if hold:
             self.book.save(self.book.ledger.holding(wanted))
@@ -264,7 +262,7 @@ class Reconciler:
             # With version 1 of cgroups no group takes a pCPU that is offline or not its parent's,
             # and its parent may have others by now.
             cpuset = self._hypervisor.definition(vcpu.uuid).cpuset
-            cpus = whole & self._online & cpuset
+            cpus = whole & self._sample.online & cpuset
             if cpus in {present, NO_CPUS}:
                 raise
             self._hypervisor.pin(vcpu, cpus)
@@ -273,7 +271,7 @@ class Reconciler:
 
     def _mark(self, uuid: DomainUuid, entry: Entry, vcpus: Collection[int] | None = None) -> None:
         """See to it that a mark says of some vCPUs what it should; or of all, and of no other."""
-        should = entry.mark(self._online, self._sample.present - self._sample.isolated)
+        should = entry.mark(self._sample.online, self._sample.present - self._sample.isolated)
         if not agrees(self._marks.get(uuid, {}), should, vcpus):
             self._check_ours()
             self._hypervisor.mark(uuid, entry.domain_id, should)
@@ -288,9 +286,9 @@ class Reconciler:
     def _check_unchanged(self, vcpu: VcpuId, before: Record, record: Record) -> None:
         """Raise OvertakenError for a vCPU that is neither as it was seen nor where it was sent."""
         now = self._hypervisor.affinity(vcpu)
-        known: set[CpuSet | None] = {before.affinity & self._online}
+        known: set[CpuSet | None] = {before.affinity & self._sample.online}
         if before.pending is not None:
-            known.add(before.pending & self._online)
+            known.add(before.pending & self._sample.online)
         # Where pCPUs are offline what was seen differs from all that is known. A single pCPU that
         # a young vCPU is on may be a person's choice.
         if not (before.young_ns and len(now) == 1):

@@ -21,7 +21,7 @@ def repairs(sample: Sample, placement: Placement | None) -> Iterator[Move]:
     What is not allowed any more is so by the settings, or by definitions: the guest's own, or those
     of others that reserve pCPUs.
     """
-    online = sample.topology.online
+    online = sample.online
     for domain, reading, pin, original in _pins(sample):
         if not domain.definition.allowed:
             continue
@@ -42,7 +42,7 @@ def worse_bound(sample: Sample, finding: Finding) -> Iterator[Move]:
     cpus = [cpu.id for cpu in finding.host.cpus if not cpu.cpu.isolated]  # there nobody is moved
     idle_ppm = {cpu: PPM - finding.busy.get(cpu, PPM) for cpu in cpus}
     loads_ppm = {vcpu.id: vcpu.load_ppm for vcpu in finding.host.vcpus}
-    online = sample.topology.online
+    online = sample.online
     for domain, reading, _pin, whole in _pins(sample):
         vcpu = _id(domain, reading)
         wait_ppm = finding.waits.get(vcpu, 0)

@@ -159,7 +159,7 @@ class Placement:
     @classmethod
     def of(cls, rules: PlacementRules, sample: Sample, before: "Placement | None" = None) -> Self:
         """Apply the rules to a sample; `before` is what came of the sample before."""
-        online, isolated = sample.topology.online, sample.isolated
+        online, isolated = sample.online, sample.isolated
         cpuset = NO_CPUS
         for domain in sample.domains:
             if domain.definition.is_cpuset_known:

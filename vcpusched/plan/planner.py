@@ -89,7 +89,8 @@ def plan(host: Host, policy: Policy) -> Plan:
     for measured in (True, False) if binds else (False,):
         problem = problem_of(host, bins, policy, measured=measured)
         steps = _rounds(problem, policy) if policy.max_moves != 0 else []
-        steps, refused = _fair(host, problem, steps) if policy.fair_shares else (steps, "")
+        is_judged = policy.fair_shares and bool(steps)
+        steps, refused = _fair(host, problem, steps) if is_judged else (steps, "")
         # A plan is judged whole, however much of it is made at once.
         if measured and _binds_well(problem, _after(problem, steps)):
             break
@@ -113,8 +114,7 @@ def _binds_well(problem: Problem, place: Sequence[int]) -> bool:
 
 def _fair(host: Host, problem: Problem, steps: list[Step]) -> tuple[list[Step], str]:
     """Return the steps that are fair, and why the others are not; none where that is no plan."""
-    members = problem.bins.members
-    asked = [[(item, members[bin_]) for item, bin_ in step] for step in steps]
+    asked = [[(item, problem.bins.members[bin_]) for item, bin_ in step] for step in steps]
     kept, refusals = trim(host, asked, problem.bins.isolated)
     if not refusals:
         return steps, ""
