@@ -188,7 +188,7 @@ def _of_domain(episode: Episode, domain: str) -> Episode:
 
 _WORDS: Final = {
     Verdict.HELPED.value: "helped",
-    Verdict.NO_HELP.value: "did not help",
+    Verdict.NO_HELP.value: "did not help enough",
     Verdict.NO_WAIT.value: "moved no vCPU that waited",
     Verdict.UNCLEAR.value: "had an unknown effect",
 }

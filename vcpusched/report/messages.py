@@ -196,8 +196,8 @@ def outcome_entry(effect: Effect) -> JournalEntry:
     text = {
         Verdict.NO_WAIT: f"moved no vCPU that waited; {gap}",
         Verdict.HELPED: f"helped: {waits} ({before} before); {gap}",
-        Verdict.NO_HELP: f"did not help: {waits} ({before} before, ~{expected} expected); {gap};"
-        " its vCPUs are not moved again for at least 5 minutes",
+        Verdict.NO_HELP: f"did not help enough: {waits} ({before} before, ~{expected} expected);"
+        f" {gap}; its vCPUs are not moved again for at least 5 minutes",
         Verdict.UNCLEAR: f"had an unknown effect, because the load of guests changed; {gap}",
     }[effect.verdict]
     longest: dict[str, Any] = {}
