@@ -109,28 +109,6 @@ def _step(
     return 0, ()
 
 
-def lift(state: Assignment) -> None:
-    """Put items that want more than their bin can give on stronger bins."""
-    size, bins = state.problem.size, state.problem.bins.judged
-    thread = state.problem.bins.thread or ()
-    misfits = [
-        (-load, item) for bin_ in bins for load, item in state.own[bin_] if load > thread[bin_]
-    ]
-    for _, item in sorted(misfits):
-        current = state.place[item]
-        # None may become busier than the source was.
-        changes: list[Change] = [
-            (item, bin_)
-            for bin_ in bins
-            if thread[bin_] > thread[current]
-            and state.level[bin_] + size[item] <= state.level[current]
-            and state.fits(item, bin_)
-        ]
-        gain, best = max(((state.gain(change), change) for change in changes), default=(0, ()))
-        if gain > 0:
-            state.make(best, gain)
-
-
 def part(state: Assignment) -> None:
     """Part busy threads of a core while another core idles: the one that costs least to move."""
     problem, level, span = state.problem, state.level, state.problem.span

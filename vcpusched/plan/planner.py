@@ -33,7 +33,7 @@ from typing import Final
 from vcpusched.model import Cause, Granularity, Host
 from vcpusched.plan.cpu_groups import bins_of
 from vcpusched.plan.crowded import with_crowded
-from vcpusched.plan.descent import lift, part
+from vcpusched.plan.descent import part
 from vcpusched.plan.fairness import trim
 from vcpusched.plan.moves import (
     MIN_WAIT_PPM,
@@ -234,11 +234,6 @@ def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
     paying = problem.but(min_gain=max(problem.min_gain, UNREACHED_PPM))
     value = _value(problem)
     levels = [problem.base[bin_] for bin_ in problem.bins.judged]
-    if problem.bins.thread is not None:
-        # What nothing but a stronger pCPU can give comes first, so that the rest is balanced by it.
-        lift(state := Assignment(paying, problem.limits[1]))
-        if _is_better_at(real, state.place):
-            return state.place
     near = _near(problem, problem.base)
     if is_large(problem):
         place = search_large(paying, value if near == problem.span else 0)
