@@ -1,5 +1,6 @@
 """Plans: what holds for every host, drawn by Hypothesis, and 10,000 from seeds."""
 
+import inspect
 import os
 import random
 import subprocess
@@ -39,9 +40,12 @@ from vcpusched.model import (
     Vcpu,
     VcpuId,
 )
+from vcpusched.plan.cpu_groups import bins_of
 from vcpusched.plan.moves import Floating, Policy, Stop
+from vcpusched.plan.objective import Assignment
 from vcpusched.plan.planner import plan
-from vcpusched.plan.search import LARGE_BINS, LARGE_ITEMS
+from vcpusched.plan.search import search_balance
+from vcpusched.plan.views import LARGE_BINS, LARGE_ITEMS, problem_of
 
 SWEPT, CHUNK = 10_000, 250
 QUICK = Policy(steps_max=200)
@@ -149,20 +153,64 @@ for seed in range(300):
 """
 
 
-@pytest.mark.parametrize("seed", [5, 12])
-def test_the_largest_hosts_that_are_searched(seed: int) -> None:
-    """With the steps as shipped: many moves at once are a deep search, which must end well."""
+FRAMES = 430
+"""What a search may take of Python's stack, which has 1,000."""
+
+
+def crowded(seed: int, homes: int = LARGE_BINS) -> Host:
+    """Draw a host of 64 pCPUs with 512 vCPUs on some of them."""
     chance = random.Random(seed)
     on: list[list[int]] = [[] for _ in range(LARGE_BINS)]
     for _ in range(LARGE_ITEMS):
-        chance.choice(on).append(0)
+        chance.choice(on[:homes]).append(0)
     alike = host(*on)
     vcpus = (replace(vcpu, load_ppm=chance.randrange(1, PPM * 4 // 15)) for vcpu in alike.vcpus)
     built = (Cpu(cpu, node=cpu // 32, core=cpu // 2, cache=cpu // 8) for cpu in range(LARGE_BINS))
-    drawn = Host(tuple(map(HostCpu, built)), tuple(vcpus))
+    return Host(tuple(map(HostCpu, built)), tuple(vcpus))
+
+
+@pytest.mark.parametrize(("seed", "homes"), [(5, 64), (12, 64), (1, 16), (1, 1)])
+def test_the_largest_hosts_that_are_searched(seed: int, homes: int) -> None:
+    """With the steps as shipped, also where all of them are in a crowd."""
+    drawn = crowded(seed, homes)
     found = plan(drawn, Policy())
     check_moves(drawn, Policy(), found)
     assert found.gap_after_ppm < found.gap_before_ppm
+
+
+def test_many_moves_at_once_are_no_deeper_than_the_stack() -> None:
+    """A branch of hundreds of moves ends before Python does."""
+    drawn = crowded(4)
+    problem = problem_of(drawn, bins_of(drawn, Granularity.CPU), Policy(), measured=False)
+    problem, before = problem.without_lone().but(min_gain=0), sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + FRAMES)
+    try:
+        found = search_balance(problem, Policy().steps_max, LARGE_ITEMS)
+    finally:
+        sys.setrecursionlimit(before)
+    assert found.total < Assignment(problem, found.begin).total
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_large_hosts_with_pools_come_to_rest(seed: int) -> None:
+    """Above the size that is searched, too, planning on the result yields nothing."""
+    chance = random.Random(seed)
+    cpus = chance.randrange(LARGE_BINS + 1, 2 * LARGE_BINS)
+    on: list[list[int]] = [[] for _ in range(cpus)]
+    for _ in range(3 * cpus):
+        chance.choice(on).append(chance.randrange(1, 60))
+    bound = host(*on)
+    ends = [(chance.randrange(cpus), chance.randrange(2, 40)) for _ in range(6)]
+    pools = [CpuSet.of(range(first, min(cpus, first + width))) for first, width in ends]
+    vcpus = tuple(
+        replace(vcpu, cpus=(pool := chance.choice(pools)), allowed=pool)
+        if chance.random() < 0.3
+        else vcpu
+        for vcpu in bound.vcpus
+    )
+    drawn, policy = replace(bound, vcpus=vcpus), Policy(fair_shares=False)
+    found = plan(drawn, policy)
+    assert not plan(carried_out(drawn, found), policy).moves
 
 
 def test_hash_seeds_do_not_matter() -> None:

@@ -50,7 +50,6 @@ from vcpusched.plan.objective import Assignment, best_band
 from vcpusched.plan.problem import SCALE, Problem
 from vcpusched.plan.search import (
     UNREACHED_PPM,
-    is_large,
     is_worth,
     search_balance,
     search_large,
@@ -77,7 +76,7 @@ bound there collide where floating ones would have gone elsewhere."""
 ENDS: Final = 4
 """Between how many of the busiest and of the least loaded bins one move is searched for."""
 
-ROUNDS_MAX, ROUNDS_LARGE = 8, 2
+ROUNDS_MAX: Final = 8
 """How often to search again from the answer; hardly a host needs more than two rounds."""
 
 
@@ -155,7 +154,7 @@ def _rounds(problem: Problem, policy: Policy) -> list[Step]:
     if problem.bins.gap(problem.levels()) < problem.span:
         return []
     now, steps = problem, list[Step]()
-    for _ in range(ROUNDS_LARGE if is_large(problem) else ROUNDS_MAX):
+    for _ in range(ROUNDS_MAX):
         found = _round(now.without_lone(), policy)
         if list(found) == list(now.current) and now.bins.siblings:
             part(state := Assignment(now, 0))
@@ -177,7 +176,7 @@ def _round(problem: Problem, policy: Policy) -> Sequence[int]:
     """Return better places for the items, or the current ones."""
     if not problem.pools:
         return _answer(problem, problem, policy)
-    if not is_large(problem) and (place := _one_move(problem)):
+    if not problem.is_large and (place := _one_move(problem)):
         return place
     # Floaters flow to where they find room: first they are taken to do so, then to stand still.
     filled = frozenset(bin_ for bins, _ in problem.pools for bin_ in bins)
@@ -235,7 +234,7 @@ def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
     value = _value(problem)
     levels = [problem.base[bin_] for bin_ in problem.bins.judged]
     near = _near(problem, problem.base)
-    if is_large(problem):
+    if problem.is_large:
         place = search_large(paying, value if near == problem.span else 0)
         return place if _is_better_at(real, place) else current
     if near > 0:

@@ -55,7 +55,7 @@ class Problem:
     each bin that an item may be put on, 0 for one that stays; `base` are the loads without
     floaters; `origin` is where items were before the plan. On `filled` bins floaters fill what is
     missing, `floating` in all. Of the bins in `surplus` so many items may leave, net. `refused` are
-    places to which there is no way.
+    places to which there is no way. Where it `is_large` there is time for a descent only.
     """
 
     bins: Bins
@@ -76,6 +76,7 @@ class Problem:
     filled: frozenset[int] = frozenset()
     floating: int = 0
     refused: frozenset[tuple[int, ...]] = frozenset()
+    is_large: bool = False
 
     @cached_property
     def prices(self) -> tuple[int, ...]:

@@ -21,9 +21,6 @@ from vcpusched.plan.moves import in_order
 from vcpusched.plan.objective import Assignment, best_band
 from vcpusched.plan.problem import SCALE, Problem
 
-LARGE_BINS, LARGE_ITEMS = 64, 512
-"""Hosts above this are only descended on: there is no time for more."""
-
 UNREACHED_PPM: Final = 5_000
 """What a pin gains at least where balance is out of reach, however small `min_gain` is."""
 
@@ -36,11 +33,6 @@ WHOLE_PART, IDLE_PART = 4, 8
 GROUP_BINS, GROUP_STEPS, SET_UP = (4, 5, 6, 7, 8), 200, 10
 OUTSIDE_SHARE: Final = 0.75
 """How often a group begins with a bin outside the band, rather than with a move."""
-
-
-def is_large(problem: Problem) -> bool:
-    """Return whether there is time for a descent only."""
-    return len(problem.bins.judged) > LARGE_BINS or sum(map(len, problem.own)) > LARGE_ITEMS
 
 
 def search_balance(problem: Problem, steps: int, pins_max: int) -> Assignment:
