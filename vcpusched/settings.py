@@ -238,9 +238,9 @@ def load(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> 
         raise ConfigError(problems)
     layers.append(flag_layer)
     values = {key: value for layer in layers for key, value in layer.values.items()}
-    origin = dict.fromkeys(Settings.model_fields, "default")
-    for layer in layers:
-        origin.update({key: layer.names.get(key, layer.where) for key in layer.values})
+    origin = dict.fromkeys(Settings.model_fields, "default") | {
+        key: layer.names.get(key, layer.where) for layer in layers for key in layer.values
+    }
     return Effective(settings=Settings(**values), origin=origin)
 
 
@@ -279,10 +279,9 @@ def _files(config: Path | None, problems: list[str]) -> list[Path]:
             path.stat()
             every = path.iterdir() if path is DROP_INS else [path]
             found += sorted(one for one in every if one.suffix == ".toml")
-        except FileNotFoundError:
-            pass  # defaults
         except OSError as error:
-            problems.append(f"{path}: cannot be read: {error.strerror}")
+            if path.is_symlink() or not isinstance(error, FileNotFoundError):  # else defaults
+                problems.append(f"{path}: cannot be read: {error.strerror}")
     return found
 
 
@@ -291,12 +290,10 @@ def _file_layer(path: Path) -> _Layer:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
-    except UnicodeDecodeError:
-        raise ConfigError([f"{path}: not a TOML file: not UTF-8 text"]) from None
-    except ValueError as error:  # of tomllib, or of Python for a number of 5,000 digits
-        raise ConfigError([f"{path}: not a TOML file: {printable(str(error), 200)}"]) from None
-    except RecursionError:
-        raise ConfigError([f"{path}: not a TOML file: nested too deeply"]) from None
+    except (ValueError, RecursionError) as error:  # Python refuses numbers of 5,000 digits
+        words = {UnicodeDecodeError: "not UTF-8 text", RecursionError: "nested too deeply"}
+        why = words.get(type(error)) or printable(str(error), 200)
+        raise ConfigError([f"{path}: not a TOML file: {why}"]) from None
     return _Layer(str(path), values, strict=True, names={})
 
 
@@ -317,11 +314,14 @@ def _environment_layer() -> _Layer:
 
 
 def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values, with lists where a text has commas."""
+    """Return the values, with lists where a text has commas or is a list as in a file."""
     found = dict(values)
     for key, field in Settings.model_fields.items():
         if field.annotation == list[str] and isinstance(text := found.get(key), str):
             found[key] = [item.strip() for item in text.split(",")] if text.strip() else []
+            if text.startswith("["):  # as a glob may, too
+                with contextlib.suppress(ValueError):
+                    found[key] = tomllib.loads(f"list = {text}")["list"]
     return found
 
 

@@ -106,11 +106,15 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What happened from `since_s` to `until_s`, the oldest first; seconds since the epoch."""
+    """What happened from `since_s` to `until_s`, the oldest first; seconds since the epoch.
+
+    To one `domain`, where that is no empty text.
+    """
 
     since_s: float
     until_s: float
     episodes: tuple[Episode, ...]
+    domain: str = ""
     left_out: int = 0
     """Entries that others wrote, who may be forging ours."""
 
@@ -155,9 +159,8 @@ def history(
         elif kind == MESSAGE_ID_OUTCOME and episode is not None:
             episode.outcome = record
     episodes = (_of_domain(episode, domain) for episode in every if episode.at_s >= since_s)
-    return History(
-        since_s, until_s, tuple(episode for episode in episodes if episode.moves), left_out
-    )
+    moved = tuple(episode for episode in episodes if episode.moves)
+    return History(since_s, until_s, moved, domain, left_out)
 
 
 def _is_trusted(record: JournalRecord, own_uid: int) -> bool:
@@ -203,7 +206,7 @@ def summary(past: History) -> str:
 
 def _counted(past: History) -> str:
     if not past.episodes:
-        return "no pin changed"
+        return f"no pin of {printable(past.domain)} changed" if past.domain else "no pin changed"
     moves, plans, verdicts = Counter[Kind](), 0, Counter[str]()
     for episode in past.episodes:
         moves[episode.kind] += len(episode.moves)

@@ -41,7 +41,7 @@ from vcpusched.simulate.workload import (
     shares_of_vcpus,
     split,
 )
-from vcpusched.text import printable, shown
+from vcpusched.text import counted, printable, shown
 
 PLANETLAB_VALUES: Final = 288
 """The 5 minutes of a day."""
@@ -84,7 +84,10 @@ def rows(text: str) -> list[Row]:
 
 
 def _row(number: int, fields: Sequence[str]) -> Row:
-    if len(fields) == PLANETLAB_VALUES + 1 and _DAY.fullmatch(fields[0]):
+    if _DAY.fullmatch(fields[0]):
+        if len(fields) != PLANETLAB_VALUES + 1:
+            what = f"{counted(len(fields) - 1, 'value')} for {fields[0]}"
+            raise WorkloadError(f"line {number}: {what}: a day has {PLANETLAB_VALUES}")
         percents = _integers(number, fields, 1, 100)
         return Row(fields[0], 1, tuple(percent * PPM_PER_POINT for percent in percents))
     if len(fields) < 3:  # noqa: PLR2004  an id, a number of vCPUs, and a value
@@ -92,9 +95,7 @@ def _row(number: int, fields: Sequence[str]) -> Row:
             f"line {number}: {shown(','.join(fields))} is no row of a trace: must be"
             " `day,288 integers` in percent or `id,vcpus,integers` in permille"
         )
-    (vcpu_count,) = _integers(number, fields[:2], 1, 1024)
-    if not vcpu_count:
-        raise WorkloadError(f"line {number}: value 2: 0 is not allowed: must be from 1 to 1024")
+    (vcpu_count,) = _integers(number, fields[:2], 1, 1024, least=1)
     permilles = _integers(number, fields, 2, 1000)
     return Row(
         printable(fields[0].strip()),
@@ -103,14 +104,17 @@ def _row(number: int, fields: Sequence[str]) -> Row:
     )
 
 
-def _integers(number: int, fields: Sequence[str], first: int, value_max: int) -> list[int]:
+def _integers(
+    number: int, fields: Sequence[str], first: int, value_max: int, least: int = 0
+) -> list[int]:
     values = []
     for position, field in enumerate(fields[first:], first + 1):
         text = field.strip()
-        if not (text.isascii() and text.isdigit() and len(text) < 9 and int(text) <= value_max):  # noqa: PLR2004  enough digits for any of them
+        is_number = text.isascii() and text.isdigit() and len(text) <= len(str(value_max))
+        if not (is_number and least <= int(text) <= value_max):
             raise WorkloadError(
                 f"line {number}: value {position}: {shown(field)} is not allowed:"
-                f" must be a whole number from 0 to {value_max}"
+                f" must be a whole number from {least} to {value_max}"
             )
         values.append(int(text))
     return values

@@ -177,13 +177,12 @@ def _located(where: object) -> Iterator[None]:
 def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
+            packed = file.peek(2)[:2] == b"\x1f\x8b"  # a pipe cannot go back
             with gzip.open(file) if packed else file as unpacked:
                 content = unpacked.read(SIZE_MAX + 1)
         if len(content) > SIZE_MAX:
             raise WorkloadError(f"is larger than the {SIZE_MAX >> 20} MiB allowed")
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise WorkloadError("is neither text in UTF-8 nor gzip") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
@@ -331,7 +330,7 @@ def _problem(values: Mapping[str, Any], error: ValidationError) -> str:
     key = str(place[0])
     if problem["type"] == "extra_forbidden":
         return f"{where}{printable(key)}: no such key; there are {', '.join(model.model_fields)}"
-    if problem["type"] == "missing":
+    if problem["type"] == "missing" and len(place) == 1:
         return f"{where}{key}: is missing: must be {model.model_fields[key].description}"
     # Of guests that which is no table, of any other key all that was written.
     value = problem["input"] if key == "guest" else values[key]
