@@ -71,4 +71,4 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 def place(problem: Mapping[str, Any], whole: str) -> str:
     """Return the place of a mistake that pydantic found: the keys and numbers that lead there."""
-    return ".".join(str(step) for step in problem["loc"]) or whole
+    return printable(".".join(str(step) for step in problem["loc"]), 200) or whole

@@ -300,3 +300,11 @@ def test_pins_of_the_last_hour_and_day() -> None:
     assert recent.counts(day_s - 1) == (2, 4)
     assert recent.counts(day_s + 60) == (1, 3)
     assert recent.counts(3 * day_s) == (0, 0)
+
+
+def test_a_restore_without_a_service_is_no_service(directory: Path) -> None:
+    """It holds the lock for as long as it works, and the state is of a process that has ended."""
+    run_directory.write_state(directory, state_file.state_as_json(service(), time.time() - 3600))
+    (directory / run_directory.LOCK).write_text("1\n")
+    done = vcpusched("status", RUNTIME_DIRECTORY=str(directory))
+    assert (done.returncode, done.stderr) == (3, "")

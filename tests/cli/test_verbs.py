@@ -187,7 +187,7 @@ def test_a_snapshot_without_names() -> None:
                 one,
                 id=one.id._replace(uuid=DomainUuid(f"uuid-{9 - at}")),
                 domain=f"secret{at}",
-                why=f"for secret{at} and secret{at}0",
+                why=f'for secret{at} and secret{at}0, by "sec*" and "vcpusched release secret{at}"',
             )
             for at, one in enumerate(crowded.vcpus)
         ),
@@ -197,7 +197,8 @@ def test_a_snapshot_without_names() -> None:
     assert not any(vcpu.id.uuid in text for vcpu in secret.vcpus)
     assert "secret0 " not in text
     assert sorted(vcpu.domain for vcpu in masked.vcpus) == ["guest1", "guest2", "guest3", "guest4"]
-    assert masked.vcpus[0].why == f"for {masked.vcpus[0].domain} and secret00"
+    new = masked.vcpus[0].domain
+    assert masked.vcpus[0].why == f'for {new} and secret00, by "…" and "vcpusched release {new}"'
     before, after = (plan(one, Policy()) for one in (secret, masked))
     at = {vcpu.id: number for one in (secret, masked) for number, vcpu in enumerate(one.vcpus)}
     assert [(at[one.vcpu], one.to_cpus) for one in before.moves] == [
@@ -274,6 +275,11 @@ def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:
         ('{"version": 1, "cpus": [{"id": 0, "capacity": 1.5}], "vcpus": []}', "cpus.0.capacity: "),
         *((FAR % distances, "node_distances") for distances in ("[]", '{"x": {}}', '{"0": 1}')),
         (FAR % '{"0": {"1": 0}}', "node_distances.0.1: "),
+        (FAR % '{"x\\nforged\\u001b": {}}', "node_distances.x?forged?.[key]: must be a number of"),
+        (
+            (ONE % '"load": 1, "cpus": "0"').replace('"vcpu": 0', '"vcpu": 65536'),
+            "vcpus.0.vcpu: 65536 is not allowed: must be at most 65535",
+        ),
         (FAR % '{"0": {"1": 1e400}}', "node_distances.0.1: "),
         ('{"version": 1, "cpus": [{"id": 0, "socket": "0"}], "vcpus": []}', "cpus.0.socket: "),
         (ONE % '"load": NaN, "cpus": "0"', "vcpus.0.load: "),
@@ -305,6 +311,11 @@ def test_a_missing_snapshot() -> None:
     assert (done.returncode, done.stderr) == (
         65,
         "vcpusched: /nonexistent/host.json: cannot be read: No such file or directory\n",
+    )
+    done = redirected("</dev/zero", "plan", "--from", "-")
+    assert (done.returncode, done.stderr) == (
+        65,
+        "vcpusched: standard input: larger than 256 MiB\n",
     )
 
 
@@ -386,6 +397,30 @@ def test_hostile_names_stay_text() -> None:
     assert not set(done.stdout) & {"\x1b", "\x07"}
     assert "?[31mred?]0;t??vcpusched: forged [bold]x[/bold]" in done.stdout
     assert not [line for line in done.stdout.splitlines() if line.startswith("vcpusched: forged")]
+    evil["vcpus"][0]["uuid"] = "0123"
+    done = vcpusched("plan", "--commands", "--from", "-", stdin=json.dumps(evil))
+    assert "vcpupin --domain 0123 --vcpu 0 --cpulist" in done.stdout
+    assert not set(done.stdout) & {"\x1b", "\x07"}
+
+
+def redirected(how: str, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run the program with files as a shell makes them."""
+    return vcpusched(*arguments, stdin=stdin, prefix=("sh", "-c", f'exec "$@" {how}', "sh"))
+
+
+def test_closed_and_full_files() -> None:
+    """What belongs on a closed stderr goes nowhere; a full disk is one line, also for help."""
+    crowded = json.dumps(CROWDED)
+    done = redirected("2>&-", "plan", "--json", "--from", "-", stdin=crowded)
+    assert json.loads(done.stdout)["moves"]
+    assert redirected("2>&-", "plan", "--from", "/nonexistent").stdout == ""
+    assert redirected("2>/dev/full", "plan", "--from", "/nonexistent").returncode == 65
+    for arguments in (("--help",), ("plan", "--from", "-")):
+        done = redirected(">/dev/full", *arguments, stdin=crowded)
+        line = "vcpusched: standard output: cannot be written: No space left on device\n"
+        assert (done.returncode, done.stderr) == (1, line)
+    done = redirected("<&-", "top")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
 def test_status_where_nothing_runs(tmp_path: Path) -> None:
@@ -406,6 +441,12 @@ def test_status_of_a_damaged_state_file(tmp_path: Path) -> None:
             done = vcpusched("status", RUNTIME_DIRECTORY=str(tmp_path))
             assert done.returncode == 1, (text, done)
             assert len(done.stderr.splitlines()) == 1, (text, done.stderr)
+
+
+def test_a_lock_that_is_a_pipe(tmp_path: Path) -> None:
+    """Who may write into the run directory cannot make commands wait for ever."""
+    os.mkfifo(tmp_path / run_directory.LOCK)
+    assert vcpusched("status", RUNTIME_DIRECTORY=str(tmp_path)).returncode in {1, 3}
 
 
 def test_the_lock_is_for_one(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ imported where it is used, so that `--help` is quick and `plan --from` needs no 
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vcpusched.cli.parser import make_parser
@@ -25,22 +27,28 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
-    options = make_parser().parse_args(arguments)
-    command = _COMMANDS[options.name]
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal or pipe of another encoding shows "?" where it lacks a letter.
-        sys.stdout.reconfigure(errors="replace")
-    if command is not _run:
-        # Ctrl-C ends at once, also while a call blocks, when Python would not deliver it.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  or `print` would write to stdout
+    command: Callable[[argparse.Namespace], int] | None = None
     try:
+        options = _parsed(arguments)
+        command = _COMMANDS[options.name]
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A terminal or pipe of another encoding shows "?" where it lacks a letter.
+            sys.stdout.reconfigure(errors="replace")
+        if command is not _run:
+            # Ctrl-C ends at once, also while a call blocks, when Python would not deliver it.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         status = command(options)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        _flush()
     except exits.Refusal as refusal:
-        for line in refusal.lines:
-            print(f"vcpusched: {line}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            for line in refusal.lines:
+                print(f"vcpusched: {line}", file=sys.stderr, flush=True)
         return refusal.status
+    except ImportError as error:
+        print(f"vcpusched: {error.name} cannot be loaded: {error}", file=sys.stderr)
+        return exits.FAILURE
     except OSError as error:
         if command is _run:
             raise
@@ -51,6 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vcpusched: standard output: cannot be written: {error.strerror}", file=sys.stderr)
         return exits.FAILURE
     return status
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return make_parser().parse_args(arguments)
+    except SystemExit:
+        _flush()  # help may meet a full disk, too
+        raise
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _flags(options: argparse.Namespace) -> dict[str, Any]:
@@ -147,7 +168,8 @@ def _status(options: argparse.Namespace) -> int:
     health = "healthy" if healthy else "degraded"
     if options.json:
         treatment = treatments.treatments_as_json(host) if host is not None else []
-        answer = {"health": health, **json.loads(text), "treatment": treatment}
+        said = {"health": health} | json.loads(text)
+        answer = said | {"health": health, "treatment": treatment}
         print(as_json(answer, indent=2))
     else:
         display.show(display.draw_status(state, host, now_s, verbose=options.verbose))
@@ -158,7 +180,8 @@ def _top(_options: argparse.Namespace) -> int:
     from vcpusched.cli import top
     from vcpusched.service import run_directory
 
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    is_terminal = all(file is not None and file.isatty() for file in (sys.stdin, sys.stdout))
+    if not is_terminal or os.environ.get("TERM") in {"dumb", "unknown"}:
         raise exits.Refusal(exits.USAGE, 'top: needs a terminal; "vcpusched status" does not')
     look = top.look_at(run_directory.locate())
     seen = look(top.Seen())
@@ -227,8 +250,12 @@ def _simulate(options: argparse.Namespace) -> int:
     from vcpusched.report import display, simulation, treatments
     from vcpusched.simulate.simulator import Place, simulate
 
+    def interrupted(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
     # Rather than end at once: a progress bar has hidden the cursor.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, interrupted)
     try:
         workload = _workload(options, settings.period)
         if unreported := treatments.unreported(workload.machine().cpus, settings.policy().pin_to):
@@ -246,9 +273,10 @@ def _simulate(options: argparse.Namespace) -> int:
                 )
                 for scheduler in (Scheduler(), None)
             ]
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt as interrupt:
+        (number,) = interrupt.args
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
     about = workload.about(place.value, period_ns)
     if options.json:
         results = {"with": simulation.as_json(runs[0]), "without": simulation.as_json(runs[1])}

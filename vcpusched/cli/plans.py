@@ -128,6 +128,7 @@ def _commands(host: Host, found: planner.Plan, settings: Settings) -> Iterator[s
     text = plan_text(found, host, policy.pin_to, policy.balance_threshold_ppm)
     yield f"# Plan: {text}" if found.moves else f"# {text}"
     for move in found.moves:
-        whose = f"--domain {shlex.quote(move.domain)} --vcpu {move.vcpu.vcpu}"
+        domain = shlex.quote(move.domain) if move.domain.isprintable() else move.vcpu.uuid
+        whose = f"--domain {domain} --vcpu {move.vcpu.vcpu}"
         where = f"--cpulist {move.to_cpus} --live"
         yield f"virsh --connect {shlex.quote(settings.uri)} vcpupin {whose} {where}"

@@ -20,6 +20,9 @@ from vcpusched.text import printable
 
 Result = TypeVar("Result")
 
+SIZE_MAX: Final = 256 << 20
+"""Bytes of a saved snapshot: ten times what 10,000 vCPUs take, and more."""
+
 SAMPLE_TIMEOUT_S: Final = 10.0
 """How long a command waits for libvirt beyond the period that it samples."""
 
@@ -33,8 +36,11 @@ def saved(name: str) -> tuple[Host, str]:
     try:
         if name == "-" and sys.stdin is None:
             raise exits.Refusal(exits.BAD_INPUT, "standard input: is closed")
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        return snapshot.parse(text), f"As saved in {where}"
+        with sys.stdin.buffer if name == "-" else Path(name).open("rb") as file:
+            content = file.read(SIZE_MAX + 1)
+        if len(content) > SIZE_MAX:
+            raise exits.Refusal(exits.BAD_INPUT, f"{where}: larger than {SIZE_MAX >> 20} MiB")
+        return snapshot.parse(content.decode("utf-8-sig")), f"As saved in {where}"
     except OSError as error:
         raise exits.Refusal(exits.BAD_INPUT, f"{where}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -131,5 +137,11 @@ def live() -> tuple[str, state_file.SavedState, Host | None] | None:
     text = run_directory.read_state(directory) if run_directory.lives(directory) else None
     if text is None:
         return None
-    state = state_file.parse_state(text)
-    return text, state, state_file.saved_host(state)
+    try:
+        state = state_file.parse_state(text)
+        # A `restore` without a service holds the lock, too, and writes no state.
+        if run_directory.holder(directory) not in {None, state.pid}:
+            return None
+        return text, state, state_file.saved_host(state)
+    except snapshot.SnapshotError as error:
+        raise snapshot.SnapshotError(f"{directory / run_directory.STATE}: {error}") from None

@@ -28,6 +28,9 @@ PERIODS_MIN: Final = 20
 HALF_LIVES: Final = 2
 """At the beginning of each block so many are left out: the block before is in the averages."""
 
+ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What breaks a trial off."""
+
 LOOK_S: Final = 5.0
 """How often the service is looked at, and the pause of a block without renewed."""
 
@@ -57,8 +60,6 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if began.dry_run or control.read_pause(directory) is not None:
         why = "dry_run is set" if began.dry_run else 'it is paused ("vcpusched resume" ends that)'
         raise exits.Refusal(exits.FAILURE, f"the service changes no pin: {why}")
-    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _interrupted)
     lease = control.Lease(directory)
     try:
         lease.begin()
@@ -72,6 +73,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     )
     blocks = []
     try:
+        for ending in ENDINGS:
+            signal.signal(ending, _interrupted)
         with display.progress("Trial", pairs * 2 * int(block_s)) as advance:
             for balances in order(pairs):
                 _begin(lease, balances=balances)
@@ -92,6 +95,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _interrupted(number: int, _frame: object) -> NoReturn:
+    for ending in ENDINGS:
+        signal.signal(ending, signal.SIG_IGN)  # or a second one would break off the ending itself
     raise _BrokenOffError(f"by {signal.Signals(number).name}; the service goes on")
 
 

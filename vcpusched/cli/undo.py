@@ -65,7 +65,7 @@ def carry_out(settings: "Settings", verb: str, domains: Sequence[str]) -> int:
         line = "the service started just now: try again"
         raise exits.Refusal(exits.FAILURE, line) from None
     except run_directory.RunDirectoryError as error:
-        raise exits.Refusal(exits.NOT_PERMITTED, f"{error}; run it as root") from None
+        raise unusable(str(error), error.__cause__) from None
     except OSError as error:
         raise unwritable(directory, error) from None
     # Anyone who may write into the run directory may have answered.
@@ -79,8 +79,14 @@ def carry_out(settings: "Settings", verb: str, domains: Sequence[str]) -> int:
 
 def unwritable(directory: Path, error: OSError) -> exits.Refusal:
     """Return what to say where the run directory cannot be written."""
-    line = f"{directory}: cannot be written: {error.strerror}; run it as root"
-    return exits.Refusal(exits.NOT_PERMITTED, line)
+    return unusable(f"{directory}: cannot be written: {error.strerror}", error)
+
+
+def unusable(what: str, error: BaseException | None) -> exits.Refusal:
+    """Return what to say where the run directory cannot be used for an error."""
+    if isinstance(error, PermissionError):
+        return exits.Refusal(exits.NOT_PERMITTED, f"{what}; run it as root")
+    return exits.Refusal(exits.FAILURE, what)
 
 
 def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:

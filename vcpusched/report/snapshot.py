@@ -67,7 +67,7 @@ class _CpuEntry(JsonObject):
 
 class _VcpuEntry(JsonObject):
     domain: str = Field(min_length=1)
-    vcpu: int = Field(ge=0)
+    vcpu: int = Field(ge=0, le=CPU_ID_MAX)
     load: _Load
     cpus: str
     allowed: str | None = None
@@ -102,6 +102,7 @@ _COMPLAINTS: Final = {
     "literal_error": "{value} is not allowed: must be {expected}",
     "too_short": "must not be empty",
     "missing": "is missing",
+    "string_pattern_mismatch": "must be a number of up to 5 digits",
     "int_type": "must be a whole number",
     "float_type": "must be a number",
     "string_type": "must be text",
@@ -242,19 +243,23 @@ def host_as_json(host: Host) -> dict[str, Any]:
 
 
 def anonymized(host: Host) -> Host:
-    """Return a host with names and UUIDs replaced; the same plans are made of it."""
+    """Return a host with names and UUIDs replaced; the same plans are made of it.
+
+    What reasons quote is left out, too, since a glob or metadata may have half of a name.
+    """
     uuids = sorted({vcpu.id.uuid for vcpu in host.vcpus})
     # In the same order, since that decides between equals.
     new = {uuid: DomainUuid(str(UUID(int=number))) for number, uuid in enumerate(uuids, 1)}
     names = {vcpu.domain: f"guest{uuids.index(vcpu.id.uuid) + 1}" for vcpu in host.vcpus}
     longest_first = sorted(map(re.escape, names), key=len, reverse=True)
     named = re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)")
+    quoted = re.compile(r'"(?!vcpusched )[^"]*"')
     vcpus = (
         replace(
             vcpu,
             id=vcpu.id._replace(uuid=new[vcpu.id.uuid]),
             domain=names[vcpu.domain],
-            why=named.sub(lambda found: names[found[0]], vcpu.why),
+            why=named.sub(lambda found: names[found[0]], quoted.sub('"…"', vcpu.why)),
         )
         for vcpu in host.vcpus
     )

@@ -56,15 +56,16 @@ def locked(directory: Path) -> Iterator[None]:
         directory.mkdir(mode=0o755, exist_ok=True)
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise RunDirectoryError(f"{path}: cannot be written: {error.strerror}") from None
+        raise RunDirectoryError(f"{path}: cannot be written: {error.strerror}") from error
     try:
         with contextlib.suppress(PermissionError):
             # Who can open it can lock it, and keep the service from starting.
             os.fchmod(lock, 0o600)
         _give_to_owner(lock, directory)
         _acquire(lock, path)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk must not keep pins from being restored
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         # The file stays: removing it would let two daemons lock two files of one name.
@@ -84,9 +85,8 @@ def _acquire(lock: int, path: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline_s:
-                holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
                 raise AlreadyRunningError(
-                    f"vcpusched already runs on this host, as process {holder or '?'}"
+                    f"vcpusched already runs on this host, as process {holder(path.parent) or '?'}"
                     f" (it holds {path})"
                 ) from None
             time.sleep(0.05)
@@ -94,11 +94,19 @@ def _acquire(lock: int, path: Path) -> None:
             return
 
 
+def holder(directory: Path) -> int | None:
+    """Return which process holds the lock, if it is held; None where that cannot be read."""
+    try:
+        return int(read_file(directory / LOCK, 32))
+    except (OSError, ValueError):
+        return None
+
+
 def is_locked(directory: Path) -> bool:
     """Return whether a daemon lives, where the lock may be opened. Raises RunDirectoryError."""
     path = directory / LOCK
     try:
-        with _opened(path, os.O_RDONLY) as lock:
+        with _opened(path, os.O_RDONLY | os.O_NONBLOCK) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -197,7 +205,8 @@ def read_state(directory: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"{path}: cannot be read: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RunDirectoryError(f"{path}: cannot be read: {why}") from None
 
 
 def _writer(directory: Path) -> tuple[int, int]:
