@@ -12,10 +12,10 @@ Terms: the capacity of a set is that of its cores; a core's second thread is wor
 Properties: a vCPU is pinned to a set only where it may use all of it.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Final
 
 from vcpusched.model import PPM, PPM_PER_POINT, Cpu, CpuSet, Granularity, Host, resolved, sets
@@ -64,17 +64,28 @@ class Bins:
         """Whether a bin has more than one pCPU."""
         return len(self.members) < len(self.of_cpu)
 
+    @cached_property
+    def touched(self) -> Callable[[int], frozenset[int]]:
+        """Return the bins of which an affinity, as bits, has any pCPU."""
+        of_cpu = self.of_cpu
+        # Thousands of vCPUs have few different affinities, of hundreds of pCPUs each.
+        return cache(lambda bits: frozenset(of_cpu[cpu] for cpu in CpuSet(bits) if cpu in of_cpu))
+
     def bin_of(self, cpus: CpuSet) -> int | None:
         """Return the bin that a vCPU with this affinity is bound to; None if it floats."""
         if len(cpus) > 1 and not self.are_sets:
             return None
-        touched = {self.of_cpu[cpu] for cpu in cpus if cpu in self.of_cpu}
-        return touched.pop() if len(touched) == 1 else None
+        touched = self.touched(cpus.bits)
+        return next(iter(touched)) if len(touched) == 1 else None
 
     def within(self, cpus: CpuSet, *, whole: bool) -> int:
         """Return a bit for each bin of which these pCPUs hold all (`whole`), or any."""
-        touched = {self.of_cpu[cpu] for cpu in cpus if cpu in self.of_cpu}
-        return sum(1 << bin_ for bin_ in touched if not whole or self.members[bin_].is_within(cpus))
+        members = self.members
+        return sum(
+            1 << bin_
+            for bin_ in self.touched(cpus.bits)
+            if not whole or members[bin_].is_within(cpus)
+        )
 
     def shown(self, levels: Sequence[int], bin_: int) -> int:
         """Return the load of a bin as people are shown it: as a share of what it can do."""
@@ -228,10 +239,10 @@ def _waiting(
 ) -> dict[int, int]:
     """Return how many vCPUs with load each set has more than pCPUs: what gains by leaving."""
     more = {bin_: -len(group) for bin_, group in enumerate(groups)}
-    for vcpu in host.vcpus:
-        if vcpu.load_ppm >= RUNNABLE_PPM:
-            for bin_ in {of_cpu[cpu] for cpu in vcpu.cpus if cpu in of_cpu}:
-                more[bin_] += 1
+    runnable = Counter([vcpu.cpus.bits for vcpu in host.vcpus if vcpu.load_ppm >= RUNNABLE_PPM])
+    for bits, count in runnable.items():
+        for bin_ in {of_cpu[cpu] for cpu in CpuSet(bits) if cpu in of_cpu}:
+            more[bin_] += count
     for cpu in host.cpus:
         # What the host itself keeps busy is no pCPU for a vCPU.
         more[of_cpu[cpu.id]] += cpu.host_load_ppm > PPM // 2
