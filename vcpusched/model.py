@@ -182,7 +182,7 @@ class Topology:
     online: CpuSet = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Kept, since of every guest it is asked in every cycle.
+        # Kept, because every cycle asks for it once a guest.
         object.__setattr__(self, "online", CpuSet.of(cpu.id for cpu in self.cpus))
 
 

@@ -23,7 +23,7 @@ from vcpusched.model import ALL_CPUS, NO_CPUS, PPM_PER_POINT, Granularity
 from vcpusched.observe.observe import Smoothing
 from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.plan.planner import Floating, Policy
-from vcpusched.text import printable, shown
+from vcpusched.text import listed, printable, shown
 
 DEFAULT_FILE: Final = Path("/etc/vcpusched/vcpusched.toml")
 DROP_INS: Final = Path("/etc/vcpusched/conf.d")
@@ -280,7 +280,7 @@ def _files(config: Path | None, problems: list[str]) -> list[Path]:
             every = path.iterdir() if path is DROP_INS else [path]
             found += sorted(one for one in every if one.suffix == ".toml")
         except OSError as error:
-            if path.is_symlink() or not isinstance(error, FileNotFoundError):  # else defaults
+            if not isinstance(error, FileNotFoundError) or path.is_symlink():  # else defaults
                 problems.append(f"{path}: cannot be read: {error.strerror}")
     return found
 
@@ -314,14 +314,11 @@ def _environment_layer() -> _Layer:
 
 
 def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values, with lists where a text has commas or is a list as in a file."""
+    """Return the values, with lists for texts where that is what a setting is."""
     found = dict(values)
     for key, field in Settings.model_fields.items():
         if field.annotation == list[str] and isinstance(text := found.get(key), str):
-            found[key] = [item.strip() for item in text.split(",")] if text.strip() else []
-            if text.startswith("["):  # as a glob may, too
-                with contextlib.suppress(ValueError):
-                    found[key] = tomllib.loads(f"list = {text}")["list"]
+            found[key] = listed(text)
     return found
 
 

@@ -5,7 +5,9 @@ log, so that none can forge a line or an escape sequence. A vCPU, pCPUs, percent
 worded here and nowhere else.
 """
 
+import contextlib
 import json
+import tomllib
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -37,6 +39,17 @@ def as_json(value: Any, indent: int | None = None) -> str:  # noqa: ANN401  what
         if not letter.isprintable():
             text = text.replace(letter, json.dumps(letter)[1:-1])
     return text
+
+
+def listed(text: str) -> list[str]:
+    """Return the items of a text with commas, or of a list of texts as a TOML file has it."""
+    text = text.strip()
+    if text.startswith("["):  # as a glob may, too
+        with contextlib.suppress(ValueError, RecursionError):
+            found = tomllib.loads(f"list = {text}")["list"]
+            if all(isinstance(item, str) for item in found):
+                return list(found)
+    return [item.strip() for item in text.split(",")] if text else []
 
 
 def vcpu_text(vcpu: int, domain: str) -> str:

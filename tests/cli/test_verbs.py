@@ -187,7 +187,7 @@ def test_a_snapshot_without_names() -> None:
                 one,
                 id=one.id._replace(uuid=DomainUuid(f"uuid-{9 - at}")),
                 domain=f"secret{at}",
-                why=f'for secret{at} and secret{at}0, by "sec*" and "vcpusched release secret{at}"',
+                why=f'for secret{at} and secret{at}0, "vcpusched release secret{at}", by "sec*"',
             )
             for at, one in enumerate(crowded.vcpus)
         ),
@@ -198,7 +198,7 @@ def test_a_snapshot_without_names() -> None:
     assert "secret0 " not in text
     assert sorted(vcpu.domain for vcpu in masked.vcpus) == ["guest1", "guest2", "guest3", "guest4"]
     new = masked.vcpus[0].domain
-    assert masked.vcpus[0].why == f'for {new} and secret00, by "…" and "vcpusched release {new}"'
+    assert masked.vcpus[0].why == f'for {new} and secret00, "vcpusched release {new}", by "…"'
     before, after = (plan(one, Policy()) for one in (secret, masked))
     at = {vcpu.id: number for one in (secret, masked) for number, vcpu in enumerate(one.vcpus)}
     assert [(at[one.vcpu], one.to_cpus) for one in before.moves] == [
@@ -397,10 +397,11 @@ def test_hostile_names_stay_text() -> None:
     assert not set(done.stdout) & {"\x1b", "\x07"}
     assert "?[31mred?]0;t??vcpusched: forged [bold]x[/bold]" in done.stdout
     assert not [line for line in done.stdout.splitlines() if line.startswith("vcpusched: forged")]
-    evil["vcpus"][0]["uuid"] = "0123"
-    done = vcpusched("plan", "--commands", "--from", "-", stdin=json.dumps(evil))
-    assert "vcpupin --domain 0123 --vcpu 0 --cpulist" in done.stdout
-    assert not set(done.stdout) & {"\x1b", "\x07"}
+    for uuid, named in (("0123", "0123"), ("; x\n", "'; x?'"), (None, "'?[31mred?]0;t??vcpusched")):
+        evil["vcpus"][0]["uuid"] = uuid
+        done = vcpusched("plan", "--commands", "--from", "-", stdin=json.dumps(evil))
+        assert f"vcpupin --domain {named}" in done.stdout
+        assert not set(done.stdout) & {"\x1b", "\x07"}
 
 
 def redirected(how: str, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
@@ -415,6 +416,8 @@ def test_closed_and_full_files() -> None:
     assert json.loads(done.stdout)["moves"]
     assert redirected("2>&-", "plan", "--from", "/nonexistent").stdout == ""
     assert redirected("2>/dev/full", "plan", "--from", "/nonexistent").returncode == 65
+    done = redirected("2>/dev/full", "plan", "--json", "--from", "-", stdin=crowded)
+    assert json.loads(done.stdout)["moves"]
     for arguments in (("--help",), ("plan", "--from", "-")):
         done = redirected(">/dev/full", *arguments, stdin=crowded)
         line = "vcpusched: standard output: cannot be written: No space left on device\n"
@@ -446,7 +449,7 @@ def test_status_of_a_damaged_state_file(tmp_path: Path) -> None:
 def test_a_lock_that_is_a_pipe(tmp_path: Path) -> None:
     """Who may write into the run directory cannot make commands wait for ever."""
     os.mkfifo(tmp_path / run_directory.LOCK)
-    assert vcpusched("status", RUNTIME_DIRECTORY=str(tmp_path)).returncode in {1, 3}
+    assert vcpusched("status", RUNTIME_DIRECTORY=str(tmp_path)).returncode == 3
 
 
 def test_the_lock_is_for_one(tmp_path: Path) -> None:
@@ -549,8 +552,8 @@ def test_restore_without_a_ledger_looks_for_marks(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_a_run_directory_that_cannot_be_made() -> None:
-    """One line that says what to do, exit status 77."""
+    """One line that says what to do."""
     done = vcpusched("run", RUNTIME_DIRECTORY="/proc/vcpusched")
-    assert done.returncode == 77
+    assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "RUNTIME_DIRECTORY" in done.stderr

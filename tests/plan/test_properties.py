@@ -169,10 +169,14 @@ def crowded(seed: int, homes: int = LARGE_BINS) -> Host:
     return Host(tuple(map(HostCpu, built)), tuple(vcpus))
 
 
-@pytest.mark.parametrize(("seed", "homes"), [(5, 64), (12, 64), (1, 16), (1, 1)])
-def test_the_largest_hosts_that_are_searched(seed: int, homes: int) -> None:
-    """With the steps as shipped, also where all of them are in a crowd."""
+@pytest.mark.parametrize(
+    ("seed", "homes", "is_large"), [(5, 64, False), (12, 64, False), (1, 16, True), (1, 1, True)]
+)
+def test_the_largest_hosts_that_are_searched(seed: int, homes: int, *, is_large: bool) -> None:
+    """With the steps as shipped; those in a crowd are only descended on."""
     drawn = crowded(seed, homes)
+    bins = bins_of(drawn, Granularity.CPU)
+    assert problem_of(drawn, bins, Policy(), measured=False).is_large is is_large
     found = plan(drawn, Policy())
     check_moves(drawn, Policy(), found)
     assert found.gap_after_ppm < found.gap_before_ppm

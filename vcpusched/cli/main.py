@@ -5,7 +5,6 @@ imported where it is used, so that `--help` is quick and `plan --from` needs no 
 """
 
 import argparse
-import contextlib
 import io
 import json
 import os
@@ -42,12 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = command(options)
         _flush()
     except exits.Refusal as refusal:
-        with contextlib.suppress(OSError):
-            for line in refusal.lines:
-                print(f"vcpusched: {line}", file=sys.stderr, flush=True)
+        for line in refusal.lines:
+            exits.say(line)
         return refusal.status
     except ImportError as error:
-        print(f"vcpusched: {error.name} cannot be loaded: {error}", file=sys.stderr)
+        exits.say(f"{error.name} cannot be loaded: {error}")
         return exits.FAILURE
     except OSError as error:
         if command is _run:
@@ -56,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return exits.OK  # the reader of the output has seen enough
-        print(f"vcpusched: standard output: cannot be written: {error.strerror}", file=sys.stderr)
+        exits.say(f"standard output: cannot be written: {error.strerror}")
         return exits.FAILURE
     return status
 
@@ -120,8 +118,10 @@ def _run(options: argparse.Namespace) -> int:
     except run_directory.AlreadyRunningError as error:
         raise exits.Refusal(exits.FAILURE, str(error)) from None
     except run_directory.RunDirectoryError as error:
-        hint = "run it as root, or name a directory of your own in RUNTIME_DIRECTORY"
-        raise exits.Refusal(exits.NOT_PERMITTED, f"{error}; {hint}") from None
+        hint = "a directory of your own may be named in RUNTIME_DIRECTORY"
+        is_denied = isinstance(error.__cause__, PermissionError)
+        status = exits.NOT_PERMITTED if is_denied else exits.FAILURE
+        raise exits.Refusal(status, f"{error}; {hint}") from None
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -168,8 +168,8 @@ def _status(options: argparse.Namespace) -> int:
     health = "healthy" if healthy else "degraded"
     if options.json:
         treatment = treatments.treatments_as_json(host) if host is not None else []
-        said = {"health": health} | json.loads(text)
-        answer = said | {"health": health, "treatment": treatment}
+        said = json.loads(text) | {"health": health, "treatment": treatment}
+        answer = {"health": health} | said  # first, as people look for it
         print(as_json(answer, indent=2))
     else:
         display.show(display.draw_status(state, host, now_s, verbose=options.verbose))
@@ -259,7 +259,7 @@ def _simulate(options: argparse.Namespace) -> int:
     try:
         workload = _workload(options, settings.period)
         if unreported := treatments.unreported(workload.machine().cpus, settings.policy().pin_to):
-            print(f"vcpusched: {unreported}", file=sys.stderr)
+            exits.say(unreported)
         period_ns, place = round(settings.period * 1e9), Place(options.place)
         with display.progress("Simulating", 2 * workload.periods) as advance:
             runs = [
@@ -277,6 +277,8 @@ def _simulate(options: argparse.Namespace) -> int:
         (number,) = interrupt.args
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.SIG_DFL)
     about = workload.about(place.value, period_ns)
     if options.json:
         results = {"with": simulation.as_json(runs[0]), "without": simulation.as_json(runs[1])}

@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import json
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,7 @@ from vcpusched.report import display, snapshot, treatments
 from vcpusched.report.plan_text import plan_text, sets_of
 from vcpusched.service import exits
 from vcpusched.settings import Settings
-from vcpusched.text import as_json
+from vcpusched.text import as_json, printable
 
 COMPARED: Final = (Granularity.CPU, Granularity.CACHE, Granularity.NODE)
 
@@ -56,7 +55,7 @@ def plan(options: argparse.Namespace, settings: Settings) -> int:
             answer["untold"] = unreported
         if explanations:
             answer["explanation"] = [dataclasses.asdict(one) for one in explanations]
-        print(f"vcpusched: {where}", file=sys.stderr)
+        exits.say(where)
         print(as_json(answer, indent=2))
         return exits.OK
     where = f"{where}\n{unreported}" if unreported else where
@@ -81,7 +80,7 @@ def save(options: argparse.Namespace, settings: Settings) -> int:
         except OSError as error:
             message = f"{options.output}: cannot be written: {error.strerror}"
             raise exits.Refusal(exits.FAILURE, message) from None
-    print(f"vcpusched: {where}", file=sys.stderr)
+    exits.say(where)
     return exits.OK
 
 
@@ -103,7 +102,7 @@ def _compare(host: Host, policy: planner.Policy, where: str, *, is_json: bool) -
         }
         rows.append(row)
     if is_json:
-        print(f"vcpusched: {where}", file=sys.stderr)
+        exits.say(where)
         print(as_json(rows, indent=2))
     else:
         display.show(display.draw_comparison(rows, where))
@@ -128,7 +127,7 @@ def _commands(host: Host, found: planner.Plan, settings: Settings) -> Iterator[s
     text = plan_text(found, host, policy.pin_to, policy.balance_threshold_ppm)
     yield f"# Plan: {text}" if found.moves else f"# {text}"
     for move in found.moves:
-        domain = shlex.quote(move.domain) if move.domain.isprintable() else move.vcpu.uuid
-        whose = f"--domain {domain} --vcpu {move.vcpu.vcpu}"
+        name = move.domain if move.domain.isprintable() else move.vcpu.uuid
+        whose = f"--domain {shlex.quote(printable(name, 200))} --vcpu {move.vcpu.vcpu}"
         where = f"--cpulist {move.to_cpus} --live"
         yield f"virsh --connect {shlex.quote(settings.uri)} vcpupin {whose} {where}"

@@ -87,7 +87,7 @@ def _sampled(settings: Settings) -> Host:
         return observe(before, after, rules=settings.placement_rules()).host
 
     if sys.stderr.isatty():
-        print(f"vcpusched: sampling for {settings.period:g}s …", file=sys.stderr)
+        exits.say(f"sampling for {settings.period:g}s …")
     with reached(settings.uri):
         return call_within(settings.period + SAMPLE_TIMEOUT_S, sample_twice)
 
@@ -139,9 +139,7 @@ def live() -> tuple[str, state_file.SavedState, Host | None] | None:
         return None
     try:
         state = state_file.parse_state(text)
-        # A `restore` without a service holds the lock, too, and writes no state.
-        if run_directory.holder(directory) not in {None, state.pid}:
-            return None
+        run_directory.check_writer(directory, state.pid)
         return text, state, state_file.saved_host(state)
     except snapshot.SnapshotError as error:
         raise snapshot.SnapshotError(f"{directory / run_directory.STATE}: {error}") from None

@@ -183,6 +183,7 @@ def look_at(directory: Path) -> Callable[[Seen], Seen]:
             if now == read:
                 return seen
             state = state_file.parse_state(run_directory.read_state(directory) or "")
+            run_directory.check_writer(directory, state.pid)
             read = now
             return Seen(state, state_file.saved_host(state))
         except FileNotFoundError:

@@ -6,7 +6,6 @@ process ends, however it does (`control.Lease`); nothing is held, and other hand
 
 import argparse
 import signal
-import sys
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple, NoReturn
@@ -65,16 +64,14 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         lease.begin()
     except OSError as error:
         raise undo.unwritable(directory, error) from None
-    ends = time.strftime("%H:%M", time.localtime(time.time() + pairs * 2 * block_s))
-    print(
-        f"vcpusched: {counted(pairs, 'pair')} of blocks of {options.block}, until {ends};"
-        " Ctrl-C ends it, and the service goes on",
-        file=sys.stderr,
-    )
     blocks = []
     try:
-        for ending in ENDINGS:
-            signal.signal(ending, _interrupted)
+        _let(_interrupted)
+        ends = time.strftime("%H:%M", time.localtime(time.time() + pairs * 2 * block_s))
+        exits.say(
+            f"{counted(pairs, 'pair')} of blocks of {options.block}, until {ends};"
+            " Ctrl-C ends it, and the service goes on"
+        )
         with display.progress("Trial", pairs * 2 * int(block_s)) as advance:
             for balances in order(pairs):
                 _begin(lease, balances=balances)
@@ -88,15 +85,22 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     except (_BrokenOffError, ValueError, exits.Refusal) as error:
         raise exits.Refusal(exits.FAILURE, f"the trial was broken off: {error}") from None
     finally:
+        _let(signal.SIG_IGN)
         lease.end()
+        _let(signal.SIG_DFL)
     where = f"{options.time} on {printable(began.uri, 200)}"
     display.show(display.draw_trial(found, where))
     return exits.OK
 
 
-def _interrupted(number: int, _frame: object) -> NoReturn:
+def _let(handle: Callable[[int, object], NoReturn] | signal.Handlers) -> None:
+    """Have what breaks a trial off handled like this."""
     for ending in ENDINGS:
-        signal.signal(ending, signal.SIG_IGN)  # or a second one would break off the ending itself
+        signal.signal(ending, handle)
+
+
+def _interrupted(number: int, _frame: object) -> NoReturn:
+    _let(signal.SIG_IGN)  # or a second one would break off the ending itself
     raise _BrokenOffError(f"by {signal.Signals(number).name}; the service goes on")
 
 

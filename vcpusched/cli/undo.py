@@ -73,7 +73,7 @@ def carry_out(settings: "Settings", verb: str, domains: Sequence[str]) -> int:
         print(printable(line, LINE_MAX))
     sys.stdout.flush()
     for line in answer.problems:
-        print(f"vcpusched: {printable(line, LINE_MAX)}", file=sys.stderr)
+        exits.say(printable(line, LINE_MAX))
     return answer.status
 
 

@@ -56,7 +56,7 @@ from vcpusched.plan.search import (
     search_large,
     search_paying,
 )
-from vcpusched.plan.views import problem_of
+from vcpusched.plan.views import LARGE_BINS, problem_of
 
 __all__ = [
     "MIN_WAIT_PPM",
@@ -78,9 +78,9 @@ ENDS: Final = 4
 """Between how many of the busiest and of the least loaded bins one move is searched for."""
 
 ROUNDS_MAX, ROUNDS_LARGE = 8, 2
-"""How often to search again from the answer; hardly a host needs more than two rounds. Of large
-ones without floaters one in four would make a plan of 800 pins longer by 1 to 3 in the third, which
-takes a quarter of the time."""
+"""How often to search again from the answer; hardly a host needs more than two rounds. Of those of
+1,000 bins without floaters one in four would make a plan of 800 pins longer by 1 to 3 in the third,
+which takes a quarter of the time."""
 
 
 def plan(host: Host, policy: Policy) -> Plan:
@@ -157,7 +157,8 @@ def _rounds(problem: Problem, policy: Policy) -> list[Step]:
     if problem.bins.gap(problem.levels()) < problem.span:
         return []
     now, steps = problem, list[Step]()
-    for _ in range(ROUNDS_LARGE if problem.is_large and not problem.pools else ROUNDS_MAX):
+    is_slow = len(problem.bins.judged) > LARGE_BINS and not problem.pools
+    for _ in range(ROUNDS_LARGE if is_slow else ROUNDS_MAX):
         found = _round(now.without_lone(), policy)
         if list(found) == list(now.current) and now.bins.siblings:
             part(state := Assignment(now, 0))

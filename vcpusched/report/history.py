@@ -108,7 +108,7 @@ class Episode:
 class History:
     """What happened from `since_s` to `until_s`, the oldest first; seconds since the epoch.
 
-    To one `domain`, where that is no empty text.
+    `domain` is the guest that was asked for, empty for all.
     """
 
     since_s: float

@@ -193,10 +193,11 @@ def outcome_entry(effect: Effect) -> JournalEntry:
     wait = "waiting vCPU waits" if effect.waiting == 1 else f"{effect.waiting} waiting vCPUs wait"
     waits = f"the {wait} {percent(effect.wait_ppm)} of the time now"
     before, expected = percent(effect.wait_before_ppm), percent(effect.wait_expected_ppm)
+    enough = " enough" if effect.wait_ppm < effect.wait_before_ppm else ""
     text = {
         Verdict.NO_WAIT: f"moved no vCPU that waited; {gap}",
         Verdict.HELPED: f"helped: {waits} ({before} before); {gap}",
-        Verdict.NO_HELP: f"did not help enough: {waits} ({before} before, ~{expected} expected);"
+        Verdict.NO_HELP: f"did not help{enough}: {waits} ({before} before, ~{expected} expected);"
         f" {gap}; its vCPUs are not moved again for at least 5 minutes",
         Verdict.UNCLEAR: f"had an unknown effect, because the load of guests changed; {gap}",
     }[effect.verdict]

@@ -253,13 +253,17 @@ def anonymized(host: Host) -> Host:
     names = {vcpu.domain: f"guest{uuids.index(vcpu.id.uuid) + 1}" for vcpu in host.vcpus}
     longest_first = sorted(map(re.escape, names), key=len, reverse=True)
     named = re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)")
-    quoted = re.compile(r'"(?!vcpusched )[^"]*"')
+
+    def masked(why: str) -> str:
+        kept = re.sub(r'"[^"]*"', lambda q: q[0] if q[0].startswith('"vcpusched ') else '"…"', why)
+        return named.sub(lambda found: names[found[0]], kept)
+
     vcpus = (
         replace(
             vcpu,
             id=vcpu.id._replace(uuid=new[vcpu.id.uuid]),
             domain=names[vcpu.domain],
-            why=named.sub(lambda found: names[found[0]], quoted.sub('"…"', vcpu.why)),
+            why=masked(vcpu.why),
         )
         for vcpu in host.vcpus
     )

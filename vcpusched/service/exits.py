@@ -1,8 +1,10 @@
 """The exit statuses that scripts and systemd rely on; above 64 they are those of sysexits(3).
 
-Rule: numbers, and the exception that carries one.
+Rule: numbers, the exception that carries one, and the line that goes with it.
 """
 
+import contextlib
+import sys
 from typing import Final
 
 OK: Final = 0
@@ -14,6 +16,13 @@ BAD_INPUT: Final = 65
 UNAVAILABLE: Final = 69
 NOT_PERMITTED: Final = 77
 BAD_CONFIGURATION: Final = 78
+
+
+def say(line: str) -> None:
+    """Say something to the user beside the output; a stderr that takes nothing is no failure."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"vcpusched: {line}\n")
+        sys.stderr.flush()
 
 
 class Refusal(Exception):  # noqa: N818  it is an answer, not a fault

@@ -95,7 +95,7 @@ def _acquire(lock: int, path: Path) -> None:
 
 
 def holder(directory: Path) -> int | None:
-    """Return which process holds the lock, if it is held; None where that cannot be read."""
+    """Return the process that locked last; None where that cannot be read."""
     try:
         return int(read_file(directory / LOCK, 32))
     except (OSError, ValueError):
@@ -207,6 +207,15 @@ def read_state(directory: Path) -> str | None:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise RunDirectoryError(f"{path}: cannot be read: {why}") from None
+
+
+def check_writer(directory: Path, pid: int) -> None:
+    """Raise RunDirectoryError unless the state may be that of the process that holds the lock."""
+    if (now := holder(directory)) not in {None, pid}:
+        raise RunDirectoryError(
+            f"{directory / STATE}: is of process {pid}, and process {now} holds the lock, which"
+            " restores without a service, or cannot write its state"
+        )
 
 
 def _writer(directory: Path) -> tuple[int, int]:

@@ -46,7 +46,7 @@ from vcpusched.text import counted, printable, shown
 PLANETLAB_VALUES: Final = 288
 """The 5 minutes of a day."""
 
-_DAY: Final = re.compile(r"[0-9]{8}")
+_DAY: Final = re.compile(r"20[0-9]{2}(0[1-9]|1[0-2])[0-3][0-9]")
 
 
 @dataclass(frozen=True, slots=True)
