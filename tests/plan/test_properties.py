@@ -40,12 +40,13 @@ from vcpusched.model import (
     Vcpu,
     VcpuId,
 )
+from vcpusched.plan import search
 from vcpusched.plan.cpu_groups import bins_of
 from vcpusched.plan.moves import Floating, Policy, Stop
 from vcpusched.plan.objective import Assignment
 from vcpusched.plan.planner import plan
-from vcpusched.plan.search import search_balance
-from vcpusched.plan.views import LARGE_BINS, LARGE_ITEMS, problem_of
+from vcpusched.plan.search import LARGE_BINS, LARGE_ITEMS, search_balance
+from vcpusched.plan.views import problem_of
 
 SWEPT, CHUNK = 10_000, 250
 QUICK = Policy(steps_max=200)
@@ -175,8 +176,8 @@ def crowded(seed: int, homes: int = LARGE_BINS) -> Host:
 def test_the_largest_hosts_that_are_searched(seed: int, homes: int, *, is_large: bool) -> None:
     """With the steps as shipped; those in a crowd are only descended on."""
     drawn = crowded(seed, homes)
-    bins = bins_of(drawn, Granularity.CPU)
-    assert problem_of(drawn, bins, Policy(), measured=False).is_large is is_large
+    problem = problem_of(drawn, bins_of(drawn, Granularity.CPU), Policy(), measured=False)
+    assert search.is_large(problem) is is_large
     found = plan(drawn, Policy())
     check_moves(drawn, Policy(), found)
     assert found.gap_after_ppm < found.gap_before_ppm

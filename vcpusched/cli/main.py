@@ -118,10 +118,10 @@ def _run(options: argparse.Namespace) -> int:
     except run_directory.AlreadyRunningError as error:
         raise exits.Refusal(exits.FAILURE, str(error)) from None
     except run_directory.RunDirectoryError as error:
+        from vcpusched.cli.undo import unusable
+
         hint = "a directory of your own may be named in RUNTIME_DIRECTORY"
-        is_denied = isinstance(error.__cause__, PermissionError)
-        status = exits.NOT_PERMITTED if is_denied else exits.FAILURE
-        raise exits.Refusal(status, f"{error}; {hint}") from None
+        raise unusable(f"{error}; {hint}", error.__cause__) from None
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -168,9 +168,8 @@ def _status(options: argparse.Namespace) -> int:
     health = "healthy" if healthy else "degraded"
     if options.json:
         treatment = treatments.treatments_as_json(host) if host is not None else []
-        said = json.loads(text) | {"health": health, "treatment": treatment}
-        answer = {"health": health} | said  # first, as people look for it
-        print(as_json(answer, indent=2))
+        ours = {"health": health, "treatment": treatment}
+        print(as_json({"health": health} | json.loads(text) | ours, indent=2))
     else:
         display.show(display.draw_status(state, host, now_s, verbose=options.verbose))
     return exits.OK if healthy else exits.DEGRADED

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise undo.unwritable(directory, error) from None
     blocks = []
     try:
-        _let(_interrupted)
+        _handle_endings(_interrupted)
         ends = time.strftime("%H:%M", time.localtime(time.time() + pairs * 2 * block_s))
         exits.say(
             f"{counted(pairs, 'pair')} of blocks of {options.block}, until {ends};"
@@ -85,22 +85,22 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     except (_BrokenOffError, ValueError, exits.Refusal) as error:
         raise exits.Refusal(exits.FAILURE, f"the trial was broken off: {error}") from None
     finally:
-        _let(signal.SIG_IGN)
+        _handle_endings(signal.SIG_IGN)
         lease.end()
-        _let(signal.SIG_DFL)
+        _handle_endings(signal.SIG_DFL)
     where = f"{options.time} on {printable(began.uri, 200)}"
     display.show(display.draw_trial(found, where))
     return exits.OK
 
 
-def _let(handle: Callable[[int, object], NoReturn] | signal.Handlers) -> None:
+def _handle_endings(handle: Callable[[int, object], NoReturn] | signal.Handlers) -> None:
     """Have what breaks a trial off handled like this."""
     for ending in ENDINGS:
         signal.signal(ending, handle)
 
 
 def _interrupted(number: int, _frame: object) -> NoReturn:
-    _let(signal.SIG_IGN)  # or a second one would break off the ending itself
+    _handle_endings(signal.SIG_IGN)  # or a second one would break off the ending itself
     raise _BrokenOffError(f"by {signal.Signals(number).name}; the service goes on")
 
 

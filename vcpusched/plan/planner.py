@@ -50,13 +50,15 @@ from vcpusched.plan.moves import (
 from vcpusched.plan.objective import Assignment, best_band
 from vcpusched.plan.problem import SCALE, Problem
 from vcpusched.plan.search import (
+    LARGE_BINS,
     UNREACHED_PPM,
+    is_large,
     is_worth,
     search_balance,
     search_large,
     search_paying,
 )
-from vcpusched.plan.views import LARGE_BINS, problem_of
+from vcpusched.plan.views import problem_of
 
 __all__ = [
     "MIN_WAIT_PPM",
@@ -156,6 +158,8 @@ def _rounds(problem: Problem, policy: Policy) -> list[Step]:
     """
     if problem.bins.gap(problem.levels()) < problem.span:
         return []
+    # Not of each round: what a descent leaves of a crowd would be searched for longest.
+    problem = problem.but(is_large=is_large(problem))
     now, steps = problem, list[Step]()
     is_slow = len(problem.bins.judged) > LARGE_BINS and not problem.pools
     for _ in range(ROUNDS_LARGE if is_slow else ROUNDS_MAX):

@@ -12,11 +12,6 @@ from vcpusched.plan.cpu_groups import Bins
 from vcpusched.plan.moves import MIN_WAIT_PPM, Policy
 from vcpusched.plan.problem import NOWHERE, Problem
 
-LARGE_BINS, LARGE_ITEMS, LARGE_CROWDS = 64, 512, 8_000
-"""Hosts above this are only descended on: there is no time for more. A crowd is the vCPUs that are
-too many where they are, times all bins: with 512 on a quarter of 64 pCPUs a search took 14 seconds.
-At random on all of 64 they are under half of what is allowed."""
-
 
 def problem_of(host: Host, bins: Bins, policy: Policy, *, measured: bool) -> Problem:
     """Return one view of a host; its vCPUs are the items."""
@@ -59,7 +54,7 @@ def problem_of(host: Host, bins: Bins, policy: Policy, *, measured: bool) -> Pro
         for item, other in itertools.permutations(items, 2):
             if current[other] != NOWHERE:
                 allowed[item] &= ~bins.cores[current[other]]
-    problem = Problem(
+    return Problem(
         bins=bins,
         vcpus=vcpus,
         size=size,
@@ -80,14 +75,3 @@ def problem_of(host: Host, bins: Bins, policy: Policy, *, measured: bool) -> Pro
         surplus=bins.waiting,
         measured=measured,
     )
-    # Not of each round: what a descent leaves of a crowd would be searched for longest.
-    return problem.but(is_large=_is_large(problem))
-
-
-def _is_large(problem: Problem) -> bool:
-    bins, own, base = problem.bins.judged, problem.own, problem.base
-    flowing = problem.but(floating=sum(load for _, load in problem.pools))
-    high = flowing.limits[1] + problem.span
-    too_many = sum(len(own[b]) * (base[b] - high) // base[b] for b in bins if base[b] > high)
-    is_crowded = too_many * len(bins) > LARGE_CROWDS
-    return is_crowded or len(bins) > LARGE_BINS or sum(map(len, own)) > LARGE_ITEMS
