@@ -405,8 +405,12 @@ def test_hostile_names_stay_text() -> None:
 
 
 def redirected(how: str, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-    """Run the program with files as a shell makes them."""
-    return vcpusched(*arguments, stdin=stdin, prefix=("sh", "-c", f'exec "$@" {how}', "sh"))
+    """Run the program with files as a shell makes them.
+
+    Buffered, as it is: where it is not argparse itself passes over what cannot be written.
+    """
+    prefix = ("sh", "-c", f'exec "$@" {how}', "sh")
+    return vcpusched(*arguments, stdin=stdin, prefix=prefix, PYTHONUNBUFFERED="")
 
 
 def test_closed_and_full_files() -> None:

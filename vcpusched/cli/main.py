@@ -50,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if command is _run:
             raise
-        # Nothing may be flushed to it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        exits.give_up(sys.stdout)
         if isinstance(error, BrokenPipeError):
             return exits.OK  # the reader of the output has seen enough
         exits.say(f"standard output: cannot be written: {error.strerror}")

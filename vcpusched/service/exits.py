@@ -3,9 +3,9 @@
 Rule: numbers, the exception that carries one, and the line that goes with it.
 """
 
-import contextlib
+import os
 import sys
-from typing import Final
+from typing import Final, TextIO
 
 OK: Final = 0
 FAILURE: Final = 1
@@ -20,9 +20,16 @@ BAD_CONFIGURATION: Final = 78
 
 def say(line: str) -> None:
     """Say something to the user beside the output; a stderr that takes nothing is no failure."""
-    with contextlib.suppress(OSError):
+    try:
         sys.stderr.write(f"vcpusched: {line}\n")
         sys.stderr.flush()
+    except OSError:
+        give_up(sys.stderr)
+
+
+def give_up(file: TextIO) -> None:
+    """Let nothing more be written to a file, nor at exit what could not be: that would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 class Refusal(Exception):  # noqa: N818  it is an answer, not a fault
