@@ -19,7 +19,7 @@ from program import PROGRAM, environment, vcpusched
 from vcpusched.act.actuator import Failure
 from vcpusched.act.ledger import Changed
 from vcpusched.host import libvirt_xml
-from vcpusched.model import CpuSet, DomainUuid, Host, Topology, VcpuId
+from vcpusched.model import CpuSet, DomainUuid, Host, VcpuId
 from vcpusched.plan import explain
 from vcpusched.plan.planner import Cause, Move, Policy, plan
 from vcpusched.report import messages, snapshot, treatments
@@ -182,16 +182,6 @@ def test_domain_xml(xml: str) -> None:
     assert isinstance(libvirt_xml.combined(found, found), Definition)
 
 
-@BRIEF
-@given(XML | st.text())
-def test_capabilities_xml(xml: str) -> None:
-    """Always a topology of the pCPUs that are online."""
-    online = CpuSet.parse("0-3")
-    found = libvirt_xml.read_topology(xml.replace("domain", "capabilities"), online)
-    assert isinstance(found, Topology)
-    assert found.online == online
-
-
 BOMBS = (
     '<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa">'
     + "".join(
@@ -211,7 +201,6 @@ def test_xml_bombs_are_refused(bomb: str) -> None:
     began_s = time.monotonic()
     with pytest.raises(ValueError, match="document type"):
         libvirt_xml.read_definition(bomb)
-    assert libvirt_xml.read_topology(bomb, CpuSet.of([0])).online == CpuSet.of([0])
     assert time.monotonic() - began_s < 1
 
 

@@ -80,18 +80,6 @@ def connect(uri: str, *, read_only: bool) -> Any:  # noqa: ANN401  libvirt has n
     return connection
 
 
-def capabilities(uri: str) -> str | None:
-    """Ask for the host's capabilities as XML, over a connection of its own."""
-    try:
-        connection = connect(uri, read_only=True)
-        try:
-            return str(connection.getCapabilities())
-        finally:
-            connection.close()
-    except (libvirt.libvirtError, HypervisorError):
-        return None  # if libvirtd is gone, the next call over the other connection says so
-
-
 _ERRORS: Final = {getattr(libvirt, name): error for name, error in ERRORS.items()}
 VANISHED: Final = [code for code, error in _ERRORS.items() if error is VanishedError]
 _LOST_CODES: Final = frozenset(getattr(libvirt, name) for name in LOST_CODES)

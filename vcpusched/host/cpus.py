@@ -1,10 +1,14 @@
-"""What the kernel says of pCPUs: how busy they are, what they can do, and which it isolates.
+"""What the kernel says of pCPUs: where they lie, what they can do, how busy they are.
 
 Rule: asks neither libvirt nor QEMU, and waits for nobody. What cannot be read is None or absent:
 nothing here raises.
 
-Sources: proc(5) for `stat`; Documentation/ABI/testing/sysfs-devices-system-cpu for `cpu_capacity`
-and `acpi_cppc`, and arch/x86/events/intel/core.c for the lists of big and small cores.
+Sources: proc(5) for `stat`; Documentation/admin-guide/cputopology for sockets and threads,
+Documentation/ABI/stable/sysfs-devices-node for nodes; Documentation/ABI/testing/
+sysfs-devices-system-cpu for caches, `cpu_capacity` and `acpi_cppc`, and
+arch/x86/events/intel/core.c for the lists of big and small cores. libvirt makes its capabilities
+of the same files, but leaves out caches without an `id`, as most ARM boards have, and its first
+answer after QEMU or the kernel was changed takes seconds for every QEMU binary (virQEMUCapsInit).
 """
 
 import time
@@ -12,9 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from vcpusched.host.files import TICK_NS, read_cpus, read_number, read_text
-from vcpusched.model import PPM, CpuSet
+from vcpusched.host.files import TICK_NS, read_cpus, read_number, read_numbers, read_text
+from vcpusched.model import CPU_ID_MAX, DISTANCE_MAX, PPM, Cpu, CpuSet, Topology
 from vcpusched.sample import Busy
+
+CACHE_LEVEL_MIN: Final = 3
+"""Caches below this are of one core, or of a few small ones."""
 
 _IDLE: Final = frozenset({3, 4, 8, 9})
 """Of the columns of /proc/stat idle and iowait, and guest and guest_nice, which are in user."""
@@ -40,6 +47,56 @@ perform are both below so much of the host's best.
 One of them alone says little: firmware shows the scheduler by `highest_perf` which of equal cores
 to take first, by 30 % and more, and the bins of a turbo differ by 10 %.
 """
+
+
+def topology(online: CpuSet, root: Path = Path("/")) -> Topology:
+    """Place these pCPUs; a machine of which the kernel says nothing is flat.
+
+    `node` and `socket` are the kernel's numbers, `cache` and `core` the lowest of the pCPUs that
+    share it. Each lies within the one before: a cache that spans several nodes (sub-NUMA
+    clustering) counts as one in each. Of several nodes (numa=fake) a pCPU is of the first.
+    """
+    system = root / "sys/devices/system"
+    nodes = list(read_cpus(system / "node/online"))  # a list of nodes reads like one of pCPUs
+    node_of = {
+        cpu: node
+        for node in reversed(nodes)
+        for cpu in read_cpus(system / f"node/node{node}/cpulist") & online
+    }
+    capacity_ppm = capacities(online, root)
+    caches: dict[tuple[int | None, CpuSet], int] = {}
+    cores: dict[tuple[int | None, int | None, CpuSet], int] = {}
+    cpus = []
+    # In rising order, so that the first of a group, whose number it takes, is its lowest.
+    for cpu in online:
+        directory, node = system / f"cpu/cpu{cpu}", node_of.get(cpu)
+        sharing = _sharing_cache(directory) & online
+        cache = caches.setdefault((node, sharing), cpu) if cpu in sharing else None
+        threads = read_cpus(directory / "topology/thread_siblings_list") & online
+        core = cores.setdefault((node, cache, threads), cpu) if cpu in threads else None
+        socket = read_number(directory / "topology/physical_package_id")
+        known = socket is not None and socket <= CPU_ID_MAX  # old ARM firmware gives addresses
+        capacity = capacity_ppm.get(cpu, PPM)
+        cpus.append(Cpu(cpu, node, core, cache, capacity, socket=socket if known else None))
+    return Topology(tuple(cpus), _distances(system, nodes))
+
+
+def _sharing_cache(directory: Path) -> CpuSet:
+    """Return with which pCPUs a pCPU shares its last-level cache; none where there is none."""
+    levels = {read_number(cache / "level") or 0: cache for cache in directory.glob("cache/index*")}
+    last = max(levels, default=0)
+    return read_cpus(levels[last] / "shared_cpu_list") if last >= CACHE_LEVEL_MIN else CpuSet()
+
+
+def _distances(system: Path, nodes: list[int]) -> dict[tuple[int, int], int]:
+    return {
+        (node, other): distance
+        for node in nodes
+        for other, distance in zip(
+            nodes, read_numbers(system / f"node/node{node}/distance"), strict=False
+        )
+        if 0 < distance <= DISTANCE_MAX
+    }
 
 
 def isolated(root: Path = Path("/")) -> CpuSet:

@@ -22,9 +22,17 @@ def read_cpus(path: Path | str) -> CpuSet:
 
 def read_number(path: Path | str) -> int | None:
     """Return the number that a file holds."""
-    text = (read_text(path) or "").strip()
+    numbers = read_numbers(path)
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def read_numbers(path: Path | str) -> list[int]:
+    """Return the numbers in a file, 0 and above; none of them where there is anything else."""
+    parts = (read_text(path) or "").split()
     # As many digits as 64 bits have at most: int() refuses thousands of them.
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None  # noqa: PLR2004
+    if not all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts):  # noqa: PLR2004
+        return []
+    return [int(part) for part in parts]
 
 
 def read_text(path: Path | str) -> str | None:

@@ -8,8 +8,7 @@ when the kernel's list of online pCPUs has changed, for the map of those that li
 What vCPUs do and where they may run the kernel says (`threads`). A definition costs 3 more calls
 when a guest is first seen and every 60 s; a plan costs 3 for each guest it touches, and 5 for each
 pin (find the guest, ask twice whether it is busy, and two in `pinVcpuFlags`). The mark in a guest's
-metadata, before a pin that it does not name yet, costs 4. The topology costs one, on a connection
-of its own, whenever other pCPUs are online than before, because there is no event for that.
+metadata, before a pin that it does not name yet, costs 4.
 
 A guest whose threads cannot be read costs three calls more a cycle, all in `virDomain.vcpus()`: the
 binding asks for the pCPU map and the guest's size before it reads the vCPUs. None of them begins a
@@ -28,7 +27,7 @@ import libvirt
 
 from vcpusched.host import cgroups, libvirt_xml
 from vcpusched.host import cpus as host_cpus
-from vcpusched.host.connection import VANISHED, capabilities, connect, translate
+from vcpusched.host.connection import VANISHED, connect, translate
 from vcpusched.host.definitions import Definitions, FirstSeen, Key
 from vcpusched.host.files import read_bytes
 from vcpusched.host.hypervisor import (
@@ -39,8 +38,7 @@ from vcpusched.host.hypervisor import (
 )
 from vcpusched.host.processes import user_of_daemon
 from vcpusched.host.threads import Sweep, Threads
-from vcpusched.host.topology import Topologies
-from vcpusched.model import CpuSet, DomainUuid, VcpuId
+from vcpusched.model import CpuSet, DomainUuid, Topology, VcpuId
 from vcpusched.sample import Definition, DomainReading, Origin, Sample, Unread, VcpuReading
 
 ORIGIN_PREFIX: Final = "vcpusched-origin"
@@ -60,8 +58,8 @@ class LibvirtHost:
         self._domains: dict[DomainUuid, Any] = {}
         self._online_list: bytes | None = None
         self._map_length = 0
-        self._online = self._offline = CpuSet()
-        self._topologies = Topologies(lambda: capabilities(uri))
+        self._offline = CpuSet()
+        self._topology = Topology(())
         self._definitions = Definitions(first_seen, cgroups.usual_shares())
         self._threads = Threads()
         self._user = user_of_daemon(uri)
@@ -104,7 +102,6 @@ class LibvirtHost:
                 return sample
 
     def _sampled(self) -> Sample:
-        topology = self._topologies.of(self._online)
         with self._translated():
             listed = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         self._domains = {DomainUuid(domain.UUIDString()): domain for domain in listed}
@@ -137,7 +134,7 @@ class LibvirtHost:
             at_ns, took_ns = sweep.at_ns, sweep.took_ns
             domains.append(DomainReading(*key, name, at_ns, took_ns, sweep.vcpus, definition))
         return Sample(
-            topology=topology,
+            topology=self._topology,
             domains=tuple(domains),
             unread=unread,
             busy=host_cpus.busy(),
@@ -268,7 +265,7 @@ class LibvirtHost:
         if listed is None or listed != self._online_list:
             with self._translated():
                 self._map_length, flags, _count = self._connection.getCPUMap()
-            self._online = libvirt_xml.from_map(flags)
+            self._topology = host_cpus.topology(libvirt_xml.from_map(flags))
             self._offline = libvirt_xml.from_map([not flag for flag in flags])
             self._online_list = listed
 

@@ -1,7 +1,6 @@
 """libvirt's XML and pCPU maps, read into values of ours, and what is written in them.
 
-Rule: pure. What a host says badly of its pCPUs is unknown, and raises nothing; a definition that
-cannot be understood raises ValueError.
+Rule: pure. A definition that cannot be understood raises ValueError.
 
 Sources: libvirt's formatdomain for `<vcpu>`, `<cputune>`, `<numatune>`, the cells of `<cpu>` and
 `<metadata>`; the order in which masks hold is that of `virDomainDefGetVcpuPinInfoHelper`. Of a
@@ -9,16 +8,9 @@ strict or restrictive `<numatune>` libvirt makes memory policies and `cpuset.mem
 near that memory (only QEMU while it starts), so that is for us to do. An administrator writes the
 wish with `virsh metadata DOMAIN --uri urn:vcpusched:domain:1 --key vcpusched --set '<domain
 policy="hold"/>'`, and with `--live`, `--config` or both.
-
-libvirt's formatcaps, and src/conf/capabilities.c where that says too little, for the topology: a
-`<cpu>` of a cell says its `siblings` with its own number among them, or nothing but its number when
-it was offline or could not be asked; `core_id` begins anew in each socket and `cluster_id` came
-with 10.1, so neither is read. `<bank>`s begin at level 3, and are left out where the kernel gives
-them no number, as on most ARM boards and in many virtual machines. Without NUMA support in libvirt
-all is in cells numbered 0, with siblings guessed from how many there are.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NoReturn
 from xml.etree import ElementTree as ET
@@ -26,13 +18,10 @@ from xml.etree import ElementTree as ET
 from vcpusched.model import (
     ALL_CPUS,
     CPU_ID_MAX,
-    DISTANCE_MAX,
     NO_CPUS,
     PPM,
     SHARES,
-    Cpu,
     CpuSet,
-    Topology,
 )
 from vcpusched.sample import Definition, Origin
 
@@ -217,90 +206,8 @@ def _wish(root: ET.Element) -> str | None:
     return None
 
 
-def flat_topology(online: CpuSet) -> Topology:
-    """Return the topology of pCPUs of which only the numbers are known."""
-    return Topology(tuple(Cpu(cpu) for cpu in online))
-
-
-def read_topology(xml: str, online: CpuSet) -> Topology:
-    """Place the pCPUs of `online`, and no others, as the XML says.
-
-    `node` is the number of the cell, `cache` and `core` the lowest of the pCPUs that share it. Each
-    lies within the one before: a bank that spans several nodes (sub-NUMA clustering) counts as one
-    in each. Of several banks that hold a pCPU the smallest of the highest level is its own, of
-    several cells (NUMA emulation) the first. A pCPU that is not mentioned, or whose part is broken,
-    has a number only, and so have all when the text is no XML. Raises nothing; capacities are for
-    others to add.
-    """
-    try:
-        root = _root(xml)
-    except ValueError:
-        return flat_topology(online)
-    nodes: dict[int, int] = {}
-    sockets: dict[int, int] = {}
-    siblings: dict[int, CpuSet] = {}
-    for node, socket, cpu, listed in _cpus(root):
-        if node is not None:
-            nodes.setdefault(cpu, node)
-        if socket is not None:
-            sockets.setdefault(cpu, socket)
-        if listed:
-            siblings.setdefault(cpu, (listed | CpuSet.of([cpu])) & online)
-    banks = _banks(root, online)
-    caches: dict[tuple[int | None, CpuSet], int] = {}
-    cores: dict[tuple[int | None, int | None, int], int] = {}
-    cpus = []
-    # In rising order, so that the first of a group, whose number it takes, is its lowest.
-    for cpu in online:
-        node = nodes.get(cpu)
-        cache = caches.setdefault((node, banks[cpu]), cpu) if cpu in banks else None
-        core = None
-        if cpu in siblings:
-            lowest = next(iter(siblings[cpu]))
-            core = cores.setdefault((node, cache, lowest), cpu)
-        cpus.append(Cpu(cpu, node, core, cache, socket=sockets.get(cpu)))
-    return Topology(tuple(cpus), _distances(root))
-
-
-def _distances(root: ET.Element) -> dict[tuple[int, int], int]:
-    listed = (
-        (_number(cell.get("id")), _number(sibling.get("id")), _number(sibling.get("value")))
-        for cell in root.iterfind("host/topology/cells/cell")
-        for sibling in cell.iterfind("distances/sibling")
-    )
-    return {
-        (node, other): distance
-        for node, other, distance in listed
-        if node is not None and other is not None and distance and distance <= DISTANCE_MAX
-    }
-
-
-def _cpus(root: ET.Element) -> Iterator[tuple[int | None, int | None, int, CpuSet]]:
-    for cell in root.iterfind("host/topology/cells/cell"):
-        for entry in cell.iterfind("cpus/cpu"):
-            cpu = _number(entry.get("id"))
-            if cpu is not None:
-                place = _number(cell.get("id")), _number(entry.get("socket_id"))
-                yield *place, cpu, CpuSet.read(entry.get("siblings", ""))
-
-
-def _banks(root: ET.Element, online: CpuSet) -> dict[int, CpuSet]:
-    """Return the pCPUs with which each pCPU shares its last-level cache; it may be listed often."""
-    listed = {
-        (level, cpus)
-        for bank in root.iterfind("host/cache/bank")
-        if (level := _number(bank.get("level"))) is not None
-        and (cpus := CpuSet.read(bank.get("cpus", "")) & online)
-    }
-    found = {}
-    # The last word has the highest level, there the smallest bank, of equals that further down.
-    for _level, cpus in sorted(listed, key=lambda bank: (bank[0], -len(bank[1]), -bank[1].bits)):
-        found.update(dict.fromkeys(cpus, cpus))
-    return found
-
-
 def _number(text: str | None) -> int | None:
-    """Read a number up to `CPU_ID_MAX`, which no node, level of a cache or vCPU exceeds either."""
+    """Read a number up to `CPU_ID_MAX`, which no node or vCPU exceeds either."""
     if text is None or not (text.isascii() and text.isdigit()) or len(text) > len(str(CPU_ID_MAX)):
         return None
     number = int(text)
