@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vcpusched.model import CpuSet
+
 QEMU_USER = 107
 
 
@@ -19,11 +21,11 @@ class ProcFiles:
         # The first process is there and seen by everybody, unless others are hidden.
         self.process(1, "", {1: "init"}, user=0)
 
-    def affinity_of(self, tid: int) -> set[int]:
-        """Return where a thread may run, as sched_getaffinity does. Raises OSError."""
+    def affinity_of(self, tid: int) -> CpuSet:
+        """Return where a thread may run, as the kernel does. Raises OSError."""
         if tid not in self.affinities:
             raise ProcessLookupError
-        return self.affinities[tid]
+        return CpuSet.of(self.affinities[tid])
 
     def process(  # noqa: PLR0913  what a process has
         self,

@@ -9,7 +9,7 @@ import pytest
 from proc_files import QEMU_USER, ProcFiles
 
 from vcpusched.host import processes
-from vcpusched.host.processes import machine_of, user_of_daemon
+from vcpusched.host.processes import affinity, machine_of, user_of_daemon
 from vcpusched.host.threads import PAUSE_NS, SETTLING_NS, UNREADABLE, Sweep, Threads
 from vcpusched.model import CpuSet, DomainUuid
 
@@ -393,3 +393,16 @@ def test_the_user_of_the_daemon(tmp_path: Path) -> None:
     assert user_of_daemon(uri) == tmp_path.stat().st_uid
     socket.unlink()
     assert user_of_daemon(uri) is None
+
+
+def test_the_affinity_of_this_thread_is_what_the_standard_library_says() -> None:
+    """Also when there is one pCPU less; of a thread that is not there it says so."""
+    everywhere = os.sched_getaffinity(0)
+    assert affinity(0) == affinity(threading.get_native_id()) == CpuSet.of(everywhere)
+    try:
+        os.sched_setaffinity(0, {max(everywhere)})
+        assert affinity(0) == CpuSet.of({max(everywhere)})
+    finally:
+        os.sched_setaffinity(0, everywhere)
+    with pytest.raises(ProcessLookupError):
+        affinity(2**22 + 1)  # above the highest that Linux gives

@@ -12,7 +12,6 @@ and 5 KiB of the kernel's memory each. Quotas change seldom, so which groups hav
 threads are listed; of those that have, one more file says how long they held back.
 """
 
-import functools
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -82,13 +81,13 @@ class _Guest:
 class Threads:
     """The vCPU threads of all guests that run, found once and remembered.
 
-    `affinity_of` returns where a thread may run, by its number. It raises OSError.
+    `affinity_of` returns where a thread may run, by its number, or raises OSError.
     """
 
     def __init__(
         self,
         root: Path = Path("/"),
-        affinity_of: Callable[[int], Collection[int]] = os.sched_getaffinity,
+        affinity_of: Callable[[int], CpuSet] = processes.affinity,
     ) -> None:
         self._root = root
         self._proc = str(root / "proc")
@@ -219,7 +218,7 @@ class Threads:
 
     def _affinity(self, thread: processes.Thread) -> CpuSet | None:
         try:
-            return _cpus(frozenset(self._affinity_of(thread.tid)))
+            return self._affinity_of(thread.tid)
         except OSError:
             return None
 
@@ -258,9 +257,3 @@ def _count(directory: str) -> int | None:
         return os.stat(directory).st_nlink - 2  # noqa: PTH116  paths of hundreds take too long
     except OSError:
         return None
-
-
-@functools.lru_cache(maxsize=4096)
-def _cpus(numbers: frozenset[int]) -> CpuSet:
-    """Return a set of pCPUs; on large machines to build one takes longer than to read a thread."""
-    return CpuSet.of(numbers)
