@@ -167,8 +167,17 @@ def test_a_mistake_in_the_file(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_ctrl_c_ends_it_cleanly() -> None:
-    """Progress is shown on the terminal; Ctrl-C takes it away, gives the cursor back, and ends."""
+def test_a_workload_from_a_pipe_of_another_system(workload: str) -> None:
+    """What cannot be read twice, and begins with a byte order mark."""
+    piped = vcpusched("simulate", "/dev/stdin", stdin="\ufeff" + CROWDED)
+    of_file = vcpusched("simulate", workload)
+    assert (piped.returncode, piped.stderr) == (0, "")
+    assert piped.stdout == of_file.stdout.replace(workload, "/dev/stdin")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
+    """Progress is shown on the terminal; a signal takes it away and gives the cursor back."""
     leader, follower = pty.openpty()
     arguments = ["simulate", "--generate", "--cpus", "64", "--vcpus", "400", "--periods", "5000"]
     with subprocess.Popen(
@@ -183,7 +192,7 @@ def test_ctrl_c_ends_it_cleanly() -> None:
         end = time.monotonic() + 30
         while b"Simulating" not in shown and time.monotonic() < end:
             shown += os.read(leader, 4096)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, _ = process.communicate(timeout=30)
         try:
             while more := os.read(leader, 4096):
@@ -191,7 +200,7 @@ def test_ctrl_c_ends_it_cleanly() -> None:
         except OSError:
             pass  # how Linux says that nobody has the terminal open any more
     os.close(leader)
-    assert process.returncode == -signal.SIGINT
+    assert process.returncode == -number
     assert output == b""
     assert b"Traceback" not in shown
     hidden, given_back = b"\x1b[?25l", b"\x1b[?25h"

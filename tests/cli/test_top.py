@@ -255,7 +255,7 @@ def test_it_needs_a_terminal_and_a_service(tmp_path: Path) -> None:
 class Terminal:
     """A terminal with `top` on it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, kind: str = "xterm-256color") -> None:
         self._ours, theirs = pty.openpty()
         self.theirs = theirs
         termios.tcsetwinsize(theirs, (24, 80))
@@ -266,7 +266,7 @@ class Terminal:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env=environment({"RUNTIME_DIRECTORY": str(directory), "TERM": "xterm-256color"}),
+            env=environment({"RUNTIME_DIRECTORY": str(directory), "TERM": kind}),
         )
 
     def wait_for(self, condition: Callable[[str], bool]) -> None:
@@ -288,6 +288,17 @@ class Terminal:
         self.program.wait()
         os.close(self._ours)
         os.close(self.theirs)
+
+
+def test_it_needs_a_terminal_that_can_be_drawn_on(tmp_path: Path) -> None:
+    """On one that only writes lines it says so, as without one."""
+    opened = Terminal(tmp_path, "dumb")
+    try:
+        opened.wait_for(lambda text: text.endswith("\n"))
+        assert opened.text.startswith("vcpusched: top: needs a terminal")
+        assert opened.program.wait(30) == 2
+    finally:
+        opened.close()
 
 
 @pytest.fixture
