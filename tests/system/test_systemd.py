@@ -107,6 +107,16 @@ def test_reload(container: Container) -> None:
     assert shown(container, "ActiveState") == "active"
 
 
+def test_a_settings_file_that_leads_nowhere_means_no_defaults(container: Container) -> None:
+    """A link whose target is gone: it is named, as what cannot be read."""
+    path = "/etc/vcpusched/vcpusched.toml"
+    container.say("mv", path, f"{path}.kept")
+    container.say("ln", "--symbolic", "/nowhere", path)
+    refusal = container.say("vcpusched", "check-config", check=False)
+    container.say("mv", "--force", f"{path}.kept", path)
+    assert f"{path}: cannot be read: No such file or directory" in refusal
+
+
 def test_history(container: Container) -> None:
     """What the real journal says of the plan, and that nobody else can put words into it."""
     container.say(
