@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 import random
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 
 import pytest
 from builders import host, random_host
 from planned import copies, shuffled, steps_of
+from shares import core_of, demands, oracle, weights_of
 
 from vcpusched.model import (
     NO_CPUS,
@@ -247,54 +248,6 @@ def test_floaters_flow_to_where_there_is_room() -> None:
     drawn = change(drawn, "g0", "g1", "g2", shares=100)
     drawn = change(drawn, "g4", cpus=CpuSet.of(range(3)))
     assert judge(drawn, to(drawn, g0=1))
-
-
-def core_of(cpu: HostCpu) -> str:
-    """Return which core a pCPU is on."""
-    return f"alone {cpu.id}" if cpu.cpu.core is None else f"{cpu.cpu.core}"
-
-
-def weights_of(drawn: Host) -> dict[VcpuId, Fraction]:
-    """Return the weight of each vCPU, exactly; one that only ticks takes none of its guest's."""
-    with_load = Counter(vcpu.id.uuid for vcpu in drawn.vcpus if vcpu.load_ppm >= PPM_PER_POINT)
-    return {vcpu.id: Fraction(vcpu.shares, with_load[vcpu.id.uuid] or 1) for vcpu in drawn.vcpus}
-
-
-def demands(drawn: Host) -> dict[VcpuId, Fraction]:
-    """Return what each vCPU wants."""
-    return {vcpu.id: Fraction(min(vcpu.load_ppm, vcpu.quota_ppm)) for vcpu in drawn.vcpus}
-
-
-def oracle(drawn: Host, moved: Mapping[VcpuId, CpuSet]) -> dict[VcpuId, Fraction]:
-    """Return what each vCPU of a bound host gets, exactly."""
-    weight, got = weights_of(drawn), demands(drawn)
-
-    def rise(cpus: Sequence[HostCpu], can_ppm: int) -> None:
-        """Let a level rise on pCPUs until all that they can give is taken."""
-        bits = sum(1 << cpu.id for cpu in cpus)
-        wants = {
-            vcpu.id: got[vcpu.id]
-            for vcpu in drawn.vcpus
-            if moved.get(vcpu.id, vcpu.cpus).bits & bits
-        }
-        gives = Fraction(max(can_ppm - sum(cpu.host_load_ppm for cpu in cpus), can_ppm // 2))
-        level, most = Fraction(0), min(gives, Fraction(sum(wants.values())))
-        while (taken := sum(min(want, level * weight[one]) for one, want in wants.items())) < most:
-            rising = [one for one, want in wants.items() if want > level * weight[one]]
-            level += min(
-                (most - taken) / sum(weight[one] for one in rising),
-                min(wants[one] / weight[one] for one in rising) - level,
-            )
-        got.update({one: min(want, level * weight[one]) for one, want in wants.items()})
-
-    cores: defaultdict[str, list[HostCpu]] = defaultdict(list)
-    for cpu in drawn.cpus:
-        cores[core_of(cpu)].append(cpu)
-        rise([cpu], cpu.cpu.capacity_ppm)
-    for cpus in cores.values():
-        *others, best = sorted(cpu.cpu.capacity_ppm for cpu in cpus)
-        rise(cpus, best + sum(others) // 4)
-    return got
 
 
 def crowded_host(seed: int, *, floating: bool = False) -> Host:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import random
 import sys
 from collections.abc import Iterator
@@ -31,7 +30,6 @@ from plans.judged import (
     distances,
     is_worse,
     planned,
-    shared,
 )
 from plans.methods import METHODS, OURS, PLAIN, POLICY, with_side
 from plans.optimum import SolverError, Verdict, check, solve
@@ -442,39 +440,16 @@ def test_the_planner_of_a_commit_is_another_one() -> None:
     assert not [name for name in sys.modules if name.partition(".")[0] == package]
 
 
-def test_what_bound_vcpus_get() -> None:
-    """A full thread is shared by weight; of a core with both threads full each gives 62.5."""
-    drawn = host([80, 80], [30], [100])
-    crowded, met, alone = (one.id for one in drawn.vcpus[1:])
-    got = shared(drawn)
-    assert (got[crowded].gets_ppm, got[met].level, got[alone].gets_ppm) == (
-        500_000,
-        math.inf,
-        1_000_000,
-    )
-    heavier = dataclasses.replace(drawn.vcpus[1], shares=3 * drawn.vcpus[0].shares)
-    weighed = shared(dataclasses.replace(drawn, vcpus=(drawn.vcpus[0], heavier)))
-    assert [round(one.gets_ppm) for one in weighed.values()] == [250_000, 750_000]
-    threads = built(host([100], [100], [30], [70, 70]), Layout(4, 4, per_core=2))
-    assert [round(one.gets_ppm) for one in shared(threads).values()] == [
-        625_000,
-        625_000,
-        300_000,
-        475_000,
-        475_000,
-    ]
-
-
 def test_who_is_served_worse() -> None:
     """{60 60} {100}: 50 each and 100; with all of them on one, 33: a lower level.
 
     {100 100} {}: parting them is no loss; {100} {}: two on one are, since none fell short before.
     """
-    apart, beside_all = shared(host([60, 60], [100])), shared(host([60, 60, 100], []))
+    apart, beside_all = host([60, 60], [100]), host([60, 60, 100], [])
     assert is_worse(apart, beside_all)
     assert not is_worse(beside_all, apart)
     assert not is_worse(apart, apart)
-    assert is_worse(shared(host([100], [100])), shared(host([100, 100], [])))
+    assert is_worse(host([100], [100]), host([100, 100], []))
 
 
 def test_crowded_cores() -> None:
@@ -489,15 +464,14 @@ def test_crowded_cores() -> None:
 def test_how_far_pins_go_and_what_they_cost() -> None:
     """One pin within a cache, one to another cache, one to another node: 5, 12.5 and 20 points."""
     drawn = built(host([90, 30, 30, 30], [], [], *([] for _ in range(5))), Layout(4, 2))
-    ids = [vcpu.id for vcpu in drawn.vcpus]
-    targets = {ids[1]: 1, ids[2]: 2, ids[3]: 4}
+    targets = zip(drawn.vcpus[1:], (1, 2, 4), strict=True)
 
     def planner(_host: Host) -> tuple[Plan, int]:
         return dataclasses.replace(
             plan(drawn, POLICY),
             moves=tuple(
-                Move(vcpu, "", CpuSet.of([0]), CpuSet.of([cpu]), 0, "")
-                for vcpu, cpu in targets.items()
+                Move(vcpu.id, vcpu.domain, vcpu.cpus, CpuSet.of([cpu]), vcpu.load_ppm, "")
+                for vcpu, cpu in targets
             ),
         ), 0
 

@@ -23,7 +23,6 @@ from plans.judged import (
     distances,
     is_worse,
     planned,
-    shared,
 )
 from plans.methods import PLAIN, Method
 from plans.optimum import Optimum, Verdict
@@ -236,7 +235,7 @@ def _fair(sides: Sequence[Side], size: tuple[int, int], each: int) -> list[Row]:
     chosen = (refused + [host for host in hosts if host not in refused])[:CYCLED_HOSTS]
 
     def reach(side: Side) -> list[str]:
-        worse = sum(is_worse(shared(it.before), shared(it.after)) for it in found[side.name])
+        worse = sum(is_worse(it.before, it.after) for it in found[side.name])
         return [str(len(idle[side.name])), str(worse), _cycle_times(side, chosen)]
 
     bar = f"{size[1]} hyper-threads, mean 0.6 to 0.9, {each} hosts"

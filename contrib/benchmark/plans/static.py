@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from builders import after
+from planned import check_moves
 from plans.hosts import Case, cases, gap_ppm, make_host
-from plans.judged import check
 from plans.methods import METHODS, PERIODS_MAX, POLICY, Method
 from plans.optimum import Optimum, SolverError, Verdict, solve
 from progress import follow, in_processes
@@ -150,7 +150,7 @@ def attempt(host: Host, method: Method) -> Outcome:
         plan_ns = plan_ns or took_ns
         if not found.moves:
             break
-        check(host, found)
+        check_moves(host, POLICY, found)
         host, pins = after(host, found), pins + len(found.moves)
         if _assignment(host) in seen:
             break
