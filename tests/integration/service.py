@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,22 @@ class Service:
     """One `vcpusched run`, from its start to its end."""
 
     def __init__(self, directory: Path, uri: str, *arguments: str, **variables: str) -> None:
+        variables = {"VCPUSCHED_URI": uri, **LIGHT, **variables}
+        self._begin(directory, alone(directory), arguments, variables)
+
+    def _begin(
+        self,
+        directory: Path,
+        prefix: Sequence[str],
+        arguments: Sequence[str],
+        variables: Mapping[str, str],
+        cwd: str | None = None,
+    ) -> None:
+        """Start it, with `prefix` before the program."""
         self.directory = directory
         self.run_directory = Path(variables.get("RUNTIME_DIRECTORY", directory / "run"))
         self._log = directory / "stderr"
-        self._prefix = alone(directory)
+        self._prefix = prefix
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notify_path = directory / "notify"
         self._notify.bind(str(notify_path))
@@ -58,12 +70,11 @@ class Service:
                     {
                         "RUNTIME_DIRECTORY": str(self.run_directory),
                         "NOTIFY_SOCKET": str(notify_path),
-                        "VCPUSCHED_URI": uri,
                         "LIBVIRT_AUTOSTART": "0",
-                        **LIGHT,
                         **variables,
                     }
                 ),
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -17,8 +17,8 @@ def test_the_command(tmp_path: Path) -> None:
     """
     program = [sys.executable, "-m", "live.command", "bad", "cost"]
     tiny = ["--quick", "--pairs", "2", "--rest", "1", "--measure", "1", "--cpus", "2"]
-    parts = (".", "contrib/lab", "contrib/benchmark", "tests", "tests/host", "tests/system")
-    path = [str(TOP / part) for part in parts]
+    tests = ("tests", "tests/host", "tests/integration", "tests/system")
+    path = [str(TOP / part) for part in (".", "contrib/lab", "contrib/benchmark", *tests)]
     done = subprocess.run(
         [*program, *tiny, "--out", str(tmp_path)],
         env=environment({"PYTHONPATH": ":".join(path)}),

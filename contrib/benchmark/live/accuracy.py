@@ -21,7 +21,8 @@ from lab import Guest, Lab
 from lab_guest import GuestPlan
 from live.blocks import Timing
 from live.scenarios import SETTINGS
-from live.service import LIMIT_S, LiveError, Service, running
+from live.service import Daemon, running
+from service import LIMIT_S, wait_for
 from tables import Table
 
 from vcpusched.report.confidence import CONFIDENCE, mean_of
@@ -114,12 +115,9 @@ def _add_linux(
     plan = GuestPlan(name, uuid, vcpus, vcpus, cpuset=None, persistent=False, image=path)
 
     def report(limit_s: float = LIMIT_S) -> linux_guest.GuestStat:
-        deadline_s, known = time.monotonic() + limit_s, len(_reports(console))
-        while len(found := _reports(console)) <= known:
-            if time.monotonic() > deadline_s:
-                raise LiveError(f"guest {name} has reported nothing in {limit_s:g} s")
-            time.sleep(0.05)
-        return found[-1]
+        known = len(_reports(console))
+        wait_for(f"a report of guest {name}", lambda: len(_reports(console)) > known, limit_s)
+        return _reports(console)[-1]
 
     for _ in range(REPORTS_TO_BEGIN):
         report(BOOT_LIMIT_S)
@@ -131,10 +129,10 @@ def _reports(console: Path) -> tuple[linux_guest.GuestStat, ...]:
     return linux_guest.parse_console(text)
 
 
-def _read(guest: Guest, report: Report | None, service: Service, timing: Timing) -> Reading:
+def _read(guest: Guest, report: Report | None, service: Daemon, timing: Timing) -> Reading:
     time.sleep(timing.rest_s)
     first = report() if report is not None else None
-    cycle = service.wait_past(service.cycle())["cycle"]
+    cycle = service.wait_past(service.cycle)["cycle"]
     before, usages = _account(guest), []
     ends_s = time.monotonic() + timing.measure_s
     while time.monotonic() < ends_s:

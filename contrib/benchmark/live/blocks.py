@@ -24,12 +24,11 @@ from lab_guest import NS_PER_S, WORK_COUNTS
 from live.scenarios import TURN_S, Scenario
 from live.service import LiveError, running
 from live.system import SystemHost
+from service import wait_for
 
 from vcpusched.model import CpuSet
 
 BOOT_S: Final = 2.0
-BOOT_LIMIT_S: Final = 120.0
-
 
 Host = Lab | SystemHost
 
@@ -84,20 +83,16 @@ class _Reading:
 def furnish(host: Host, scenario: Scenario, online: CpuSet) -> None:
     """Start the scenario's guests in an open host, and wait until each vCPU works.
 
-    `online` are the machine's pCPUs. Raises LabError and LiveError.
+    `online` are the machine's pCPUs. Raises LabError and TimeoutError.
     """
     cpuset = None if scenario.cpus == online else str(scenario.cpus)
     for shape in scenario.guests:
         host.add_guest(shape.name, shape.shares, cpuset=cpuset)
-    began_s = time.monotonic()
     time.sleep(BOOT_S)
     for guest in host.guests.values():
         for vcpu in range(guest.plan.vcpus):
             first = guest.work(vcpu)
-            while guest.work(vcpu) == first:
-                if time.monotonic() - began_s > BOOT_LIMIT_S:
-                    raise LiveError(f"vCPU {vcpu} of guest {guest.name} does not begin to work")
-                time.sleep(0.1)
+            wait_for(f"work of {guest.name}", lambda: guest.work(vcpu) != first)  # noqa: B023  now
 
 
 def measure(host: Host, scenario: Scenario, timing: Timing) -> Iterator[Block]:
@@ -131,7 +126,7 @@ def _block(host: Host, scenario: Scenario, timing: Timing, pair: int, *, daemon:
         _pass(host, scenario, timing.measure_s)
         after = {shape.name: _read(host.guests[shape.name]) for shape in scenario.guests}
         busy = (_busy_s(scenario.cpus) - busy_s) / (time.monotonic() - began_s)
-        state = service.state() if service is not None else {}
+        state = service.state if service is not None else {}
         guests = {
             name: _got(host.guests[name], reading, after[name]) for name, reading in before.items()
         }
@@ -143,7 +138,7 @@ def _block(host: Host, scenario: Scenario, timing: Timing, pair: int, *, daemon:
             return Block(pair, daemon, guests, beside)
         # One a second; on a crowded machine now and then one is late.
         if int(state["cycle"]) < (timing.rest_s + timing.measure_s) / 2:
-            raise service.failure("all but stood still")
+            raise LiveError(f"vcpusched all but stood still: {service.log}")
         return Block(
             pair=pair,
             daemon=daemon,

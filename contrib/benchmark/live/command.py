@@ -41,13 +41,15 @@ READINGS: Final = ("accuracy", "cost", "trial")
 """What is measured of the daemon itself, on emulated guests, or by it."""
 
 _FAILURES: Final = (
+    AssertionError,
+    TimeoutError,
     LabError,
     LinuxGuestError,
     LiveError,
     MachineError,
     ImageError,
     ValueError,
-    subprocess.CalledProcessError,
+    subprocess.SubprocessError,
 )
 """What ends a measurement that was begun."""
 

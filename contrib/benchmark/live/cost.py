@@ -9,7 +9,6 @@ Approach: the C program (`libvirt_reader.c`), the daemon of a commit and the dae
 
 import contextlib
 import shlex
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,8 +22,9 @@ from lab import Lab
 from lab_processes import cpu_s
 from live.blocks import Timing
 from live.scenarios import SETTINGS
-from live.service import LIMIT_S, POLL_S, LiveError, running
+from live.service import LiveError, running
 from ratios import ratio_of_pairs
+from service import wait_for
 from tables import Table
 
 from vcpusched.report.confidence import CONFIDENCE, mean_of
@@ -153,12 +153,9 @@ def _cost(lab: Lab, process: _Process, timing: Timing, side: str, size: tuple[in
 
 def _read(lab: Lab, process: _Process) -> tuple[int, float, float]:
     """Return the number of the cycle that ends next, and the CPU time of it and of libvirtd."""
-    before, deadline_s = process.cycle(), time.monotonic() + LIMIT_S
-    while (cycle := process.cycle()) == before:
-        if time.monotonic() > deadline_s:
-            raise LiveError(f"there was no cycle after {before} in {LIMIT_S:g} s")
-        time.sleep(POLL_S)
-    return cycle, cpu_s(process.pid), lab.daemon_cpu_s()
+    before = process.cycle()
+    wait_for(f"a cycle after {before}", lambda: process.cycle() > before)
+    return process.cycle(), cpu_s(process.pid), lab.daemon_cpu_s()
 
 
 @contextlib.contextmanager
@@ -179,23 +176,10 @@ def _reader(lab: Lab, program: Path) -> Iterator[_Process]:
 @contextlib.contextmanager
 def _daemon(lab: Lab, tree: Path | None) -> Iterator[_Process]:
     settings = {**SETTINGS, "period": str(PERIOD_S), "floating": '"kernel"'}
-    with (
-        tempfile.TemporaryDirectory(prefix="vcpusched-live-") as directory,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
-    ):
-        notify.bind(path := f"{directory}/notify")
-        notify.settimeout(LIMIT_S)
-        began_s = time.monotonic()
-        with running(lab.uri, settings, path, tree) as service:
-            try:
-                while b"READY=1" not in notify.recv(65536):
-                    pass
-            except TimeoutError as error:
-                raise service.failure("was not ready in time") from error
-            ready_s = time.monotonic() - began_s
-            notify.close()  # or it would wait until its status lines are read
-            service.wait_past(0)
-            yield _Process(service.pid, service.cycle, ready_s)
+    with running(lab.uri, settings, tree) as daemon:
+        ready_s = daemon.wait_ready()
+        daemon.wait_past(0)
+        yield _Process(daemon.pid, lambda: daemon.cycle, ready_s)
 
 
 def _build(program: Path) -> None:

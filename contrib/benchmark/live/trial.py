@@ -21,7 +21,7 @@ BLOCK_S: Final = 24
 
 
 def run(timing: Timing) -> str:
-    """Return what a trial of so many pairs prints on each. Raises LabError and LiveError."""
+    """Return what a trial of so many pairs prints on each. Raises LabError."""
     online = CpuSet.of(os.sched_getaffinity(0))
     said = []
     for name in SCENARIOS:
@@ -35,6 +35,6 @@ def run(timing: Timing) -> str:
                 service.wait_past(2)
                 config = str(service.run_directory.parent / "vcpusched.toml")
                 length = ("--for", f"{timing.pairs * 2 * BLOCK_S}s", "--block", f"{BLOCK_S}s")
-                printed = service.ask("trial", *length, "--config", config)
+                printed = service.said("trial", *length, "--config", config)
         said.append(f"### {scenario.title}\n\n```\n{printed}```\n")
     return "\n".join(said)

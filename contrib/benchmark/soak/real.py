@@ -31,7 +31,7 @@ from typing import Final
 import libvirt
 from lab import Guest, Lab, LabError
 from live.interrupted import end_on_signals
-from live.service import LiveError, Service, running
+from live.service import Daemon, LiveError, running
 from progress import say
 from soak.verdict import Size, verdict
 
@@ -70,7 +70,7 @@ class Account:
     """All that must be true, and what was not."""
 
     lab: Lab
-    service: Service
+    service: Daemon
     chance: random.Random
     everywhere: CpuSet
     vcpus: dict[str, list[Vcpu]] = field(default_factory=dict)
@@ -145,7 +145,7 @@ class Account:
 
     def _restore(self) -> None:
         name = self._any()
-        self.service.ask("restore", name)
+        self.service.said("restore", name)
         for number, vcpu in enumerate(self.vcpus[name]):
             if _affinity(self.lab.guests[name], number) != vcpu.own and not vcpu.is_unclear:
                 self.broken.append(f"{name}: vCPU {number} is not restored")
@@ -194,13 +194,13 @@ class Account:
         return None
 
     def _announced(self, name: str, number: int) -> CpuSet | None:
-        pins = _of(PINNED, self.service.log(), name, number)
+        pins = _of(PINNED, self.service.log, name, number)
         return CpuSet.parse(pins[-1][3]) if pins else None
 
     def finish(self) -> None:
         """Stop the service, and check what is left."""
-        status = self.service.stop()
-        if status != 0:
+        self.service.terminate()
+        if status := self.service.process.returncode:
             self.broken.append(f"the service ended with status {status}")
         for name, vcpus in self.vcpus.items():
             guest = self.lab.guests[name]
@@ -215,10 +215,10 @@ class Account:
         for name, before in self.definitions.items():
             if _definition(self.lab.guests[name]) != before:
                 self.broken.append(f"the definition of {name} is another one")
-        said = self.service.ask("restore", "--uri", self.lab.uri)
+        said = self.service.said("restore", "--uri", self.lab.uri)
         if said != "No vCPU is pinned by vcpusched.\n":
             self.broken.append(f"restore after the stop says {said!r}")
-        if "Traceback" in self.service.log():
+        if "Traceback" in self.service.log:
             self.broken.append("the service logged a traceback")
 
     def _put(self, name: str, number: int, cpus: CpuSet, *, by_libvirt: bool) -> None:
@@ -226,7 +226,7 @@ class Account:
         guest, vcpu = self.lab.guests[name], self.vcpus[name][number]
         # Whether the service knew of this run of the guest: what it then finds first is placement.
         was_known = name in self._known() and not vcpu.is_unclear
-        before = len(self.service.log())
+        before = len(self.service.log)
         if by_libvirt:
             flags = tuple(cpu in cpus for cpu in range(max(cpus) + 1))
             guest.domain().pinVcpuFlags(number, flags, libvirt.VIR_DOMAIN_AFFECT_LIVE)
@@ -234,7 +234,7 @@ class Account:
             os.sched_setaffinity(guest.vcpu_threads()[number], set(cpus))
         vcpu.own, vcpu.is_held = cpus, False
         self._wait_cycles(2)
-        log = self.service.log()[before:]
+        log = self.service.log[before:]
         pinned = _of(PINNED, log, name, number)
         noticed = _of(BY_HAND, log, name, number)
         if noticed and not pinned:
@@ -246,23 +246,23 @@ class Account:
             self.broken.append(f"{name}: it was not noticed that vCPU {number} was put on {cpus}")
 
     def _release(self, name: str) -> None:
-        said = self.service.ask("release", name)
+        said = self.service.said("release", name)
         if said not in {f"{name}: released\n", f"{name}: was not held\n"}:
             self.broken.append(f"release of {name} says {said!r}")
         for vcpu in self.vcpus[name]:
             vcpu.is_held = False
 
     def _known(self) -> set[str]:
-        snapshot = self.service.state().get("snapshot") or {"vcpus": []}
+        snapshot = self.service.state.get("snapshot") or {"vcpus": []}
         return {vcpu["domain"] for vcpu in snapshot["vcpus"]}
 
     def _wait_cycles(self, count: int) -> None:
-        deadline_s = time.monotonic() + NOTICE_S
-        goal = self.service.cycle() + count
-        while self.service.cycle() < goal or not self.service.state().get("connected"):
-            if time.monotonic() > deadline_s:
-                raise self.service.failure(f"made no {count} cycles in {NOTICE_S:g} s")
-            time.sleep(0.05)
+        service, goal = self.service, self.service.cycle + count
+        self.service.wait(
+            f"{count} more cycles",
+            lambda: service.cycle >= goal and service.state["connected"],
+            NOTICE_S,
+        )
 
     def _any(self) -> str:
         return self.chance.choice(sorted(self.vcpus))
@@ -303,8 +303,8 @@ def soak(minutes: float, seed: int) -> bool:
             if time.monotonic() - said_s >= 60:  # noqa: PLR2004  a line a minute
                 said_s = time.monotonic()
                 say(f"{passed_s / 60:.0f} of {minutes:g} minutes")
-        pins = service.state().get("pins", 0)
-        cycles = service.cycle()
+        pins = service.state.get("pins", 0)
+        cycles = service.cycle
         account.finish()
         say(
             f"{(time.monotonic() - began_s) / 60:.1f} minutes, seed {seed}: {cycles:,} cycles, "
@@ -315,7 +315,7 @@ def soak(minutes: float, seed: int) -> bool:
         problems = account.broken
         if problems:
             say("What the service said last:")
-            say("\n".join(service.log().splitlines()[-30:]))
+            say("\n".join(service.log.splitlines()[-30:]))
     return verdict(sizes, problems, SLACK_FILES)
 
 
@@ -330,7 +330,7 @@ def main() -> int:
     end_on_signals()
     try:
         return 0 if soak(asked.minutes, asked.seed) else 1
-    except (LabError, LiveError) as error:
+    except (AssertionError, LabError, LiveError) as error:
         say(f"soak: {error}")
         return 1
 
