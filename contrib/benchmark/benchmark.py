@@ -5,7 +5,6 @@ Rule: arguments, files and order live here; what is measured lives in the part t
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import sys
 import time
@@ -64,22 +63,18 @@ def _parser() -> argparse.ArgumentParser:
 def _run_part(
     part: str, chosen: argparse.Namespace, sets: Sequence[runs.LoadSet], there: Side | None
 ) -> tuple[object, Sequence[Table]]:
-    """Return the figures of a part as JSON values, and its tables."""
+    """Return the figures of a part, and its tables."""
     if part == "bars":
         sides = [HERE] if there is None else [there, HERE]
         met = bars.run(sides, bars.QUICK if chosen.quick else bars.FULL, chosen.jobs)
-        return [dataclasses.asdict(row) for row in met], [bars.table(met)]
+        return met, [bars.table(met)]
     if part == "static":
         rivals = methods.with_side(there)
         rows = static.run(static.QUICK if chosen.quick else static.FULL, chosen.jobs, rivals)
         pictures.draw(rows, chosen.out, rivals)
-        return [dataclasses.asdict(row) for row in rows], [static.table(rows)]
+        return rows, [static.table(rows)]
     found = runs.summaries(runs.run(sets, chosen.jobs, competitors.with_side(there)))
-    figures = {
-        name: {competitor: dataclasses.asdict(one) for competitor, one in here.items()}
-        for name, here in found.items()
-    }
-    return figures, runs.tables(found)
+    return found, runs.tables(found)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from vcpusched import __version__
+from vcpusched.model import CpuSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,15 @@ def write(out: Path, part: str, figures: object, tables: Sequence[Table], *, qui
         "quick": quick,
     }
     kept = {"version": 1, "made_with": made_with, part: figures}
-    (out / f"{part}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (out / f"{part}.json").write_text(json.dumps(kept, indent=1, default=_plain) + "\n")
     (out / f"{part}.md").write_text("\n".join(table.markdown() for table in tables))
+
+
+def _plain(value: object) -> object:
+    """Return the fields of a value for JSON; sets of pCPUs become text."""
+    if isinstance(value, CpuSet):
+        return str(value)
+    return {field.name: getattr(value, field.name) for field in fields(value)}  # type: ignore[arg-type]
 
 
 def ratio(value: float | None) -> str:

@@ -13,9 +13,14 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 PROC = Path("/proc")
 PROGRAMS = ("qemu", "libvirtd", "virtqemud", "virtlogd")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 END_LIMIT_S = 20.0
 QUIET_S = 0.05
 
@@ -61,6 +66,20 @@ def end_lab(directory: Path) -> bool:
         time.sleep(QUIET_S)
     shutil.rmtree(directory, ignore_errors=True)
     return not left
+
+
+def end_on_signals() -> None:
+    """Have SIGTERM, SIGINT and SIGHUP raise SystemExit, so that an owner removes what it made."""
+    for number in SIGNALS:
+        signal.signal(number, _end)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    # Once is enough: another signal must not cut the cleaning up short.
+    for served in SIGNALS:
+        # (A function, as Python complains of one that is ignored while it is pending.)
+        signal.signal(served, lambda _number, _frame: None)
+    raise SystemExit(128 + number)
 
 
 def _name(command: list[str]) -> str:

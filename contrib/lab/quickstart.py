@@ -5,18 +5,15 @@ Everything is shown by vcpusched's own verbs on real guests; nothing is made up 
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from lab import Guest, Lab, LabError
-
-_SERVED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from lab_processes import end_on_signals
 
 RUN_S: Final = 30
 PERIOD_S: Final = 2
@@ -36,8 +33,7 @@ small ones with the third: that is balanced, too, when they turn out to want les
 
 def main(program: str) -> int:
     """Run the demonstration; gives the exit status."""
-    for number in _SERVED:
-        signal.signal(number, _interrupted)
+    end_on_signals()
     try:
         with Lab() as lab:
             return _demonstrate(lab, program)
@@ -48,14 +44,6 @@ def main(program: str) -> int:
         # The reader of our output has seen enough; all is removed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _interrupted(number: int, _frame: FrameType | None) -> None:
-    # Once is enough: another signal must not cut the cleaning up short.
-    for served in _SERVED:
-        # (A function, as Python complains of one that is ignored while it is pending.)
-        signal.signal(served, lambda _number, _frame: None)
-    raise SystemExit(128 + number)
 
 
 def _demonstrate(lab: Lab, program: str) -> int:

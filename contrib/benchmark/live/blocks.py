@@ -11,12 +11,10 @@ Work: the guests' own count (`Guest.work`), in rounds of their loop. Run and wai
     account of the vCPU threads; no wait is what a quota kept from running.
 """
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from lab import Guest, Lab
@@ -26,6 +24,7 @@ from live.service import LiveError, running
 from live.system import SystemHost
 from service import wait_for
 
+from vcpusched.host.cpus import busy
 from vcpusched.model import CpuSet
 
 BOOT_S: Final = 2.0
@@ -125,7 +124,7 @@ def _block(host: Host, scenario: Scenario, timing: Timing, pair: int, *, daemon:
         before = {shape.name: _read(host.guests[shape.name]) for shape in scenario.guests}
         _pass(host, scenario, timing.measure_s)
         after = {shape.name: _read(host.guests[shape.name]) for shape in scenario.guests}
-        busy = (_busy_s(scenario.cpus) - busy_s) / (time.monotonic() - began_s)
+        used = (_busy_s(scenario.cpus) - busy_s) / (time.monotonic() - began_s)
         state = service.state if service is not None else {}
         guests = {
             name: _got(host.guests[name], reading, after[name]) for name, reading in before.items()
@@ -133,7 +132,7 @@ def _block(host: Host, scenario: Scenario, timing: Timing, pair: int, *, daemon:
         for name, got in guests.items():
             if min(got.run, got.work_per_s) <= 0:
                 raise LiveError(f"guest {name} did nothing for {timing.measure_s:g} s: {got}")
-        beside = max(0.0, busy - sum(got.run for got in guests.values()))
+        beside = max(0.0, used - sum(got.run for got in guests.values()))
         if service is None:
             return Block(pair, daemon, guests, beside)
         # One a second; on a crowded machine now and then one is late.
@@ -160,18 +159,11 @@ def _pass(host: Host, scenario: Scenario, seconds: float) -> None:
 
 
 def _busy_s(cpus: CpuSet) -> float:
-    """Return how long these pCPUs together have not been idle since the machine started.
-
-    Fields of /proc/stat as in proc(5), in clock ticks: all but idle and iowait, up to steal (guest
-    time is in user time).
-    """
-    ticks = 0
-    for line in Path("/proc/stat").read_text().splitlines():
-        name, *fields = line.split()
-        number = name.removeprefix("cpu")
-        if number.isdecimal() and int(number) in cpus:
-            ticks += sum(map(int, (*fields[:3], *fields[5:8])))
-    return ticks / os.sysconf("SC_CLK_TCK")
+    """Return how long these pCPUs together have not been idle since the machine started."""
+    found = busy()
+    if found is None:
+        raise LiveError("/proc/stat cannot be read")
+    return sum(found.by_cpu_ns[cpu] for cpu in cpus) / NS_PER_S
 
 
 def _read(guest: Guest) -> _Reading:

@@ -16,11 +16,11 @@ from typing import Final
 from arguments import add_common, count
 from image import ImageError
 from lab import Lab, LabError
+from lab_processes import end_on_signals
 from linux_guest import LinuxGuestError
 from live import accuracy, cost, cycle_cost, trial
 from live.blocks import Block, Timing, furnish, measure
 from live.in_machine import in_machine
-from live.interrupted import end_on_signals
 from live.scenarios import BY_QUOTAS, NAMES, Scenario, scenarios
 from live.service import LiveError
 from live.system import SystemHost
@@ -215,17 +215,17 @@ def _verdicts(
             name: {"scenario": taken[name], "verdict": verdicts[name], "blocks": blocks[name]}
             for name in taken
         }
-        figures = _plain({"timing": timing, "scenarios": found})
+        figures = {"timing": timing, "scenarios": found}
         write(chosen.out, "live", figures, tables, quick=chosen.quick)
     return list(verdicts.values())
 
 
 def _accuracy(timing: Timing, _chosen: argparse.Namespace) -> tuple[object, Sequence[Table]]:
-    """Measure what the daemon reports, and return all readings as JSON values, and a table."""
+    """Measure what the daemon reports, and return all readings and a table."""
     total = accuracy.GUESTS * timing.pairs
     with Lab() as lab:
         found = list(follow(accuracy.measure(lab, timing), total, accuracy.TITLE))
-    return _plain(found), [accuracy.table(found, timing)]
+    return found, [accuracy.table(found, timing)]
 
 
 def _costs(timing: Timing, chosen: argparse.Namespace) -> tuple[object, Sequence[Table]]:
@@ -242,26 +242,12 @@ def _costs(timing: Timing, chosen: argparse.Namespace) -> tuple[object, Sequence
                 costs += follow(cost.measure(lab, size, sides, timing), total, title)
     shapes = cycle_cost.SHAPES[:most]
     cycles = list(follow(cycle_cost.run(shapes), len(shapes), "Cycles in memory"))
-    figures = _plain({"live": costs, "memory": cycles})
+    figures = {"live": costs, "memory": cycles}
     return figures, [cost.table(costs, timing), cycle_cost.table(cycles)]
 
 
 def _show(tables: Sequence[Table]) -> None:
     print(*(table.markdown() for table in tables), sep="\n", flush=True)
-
-
-def _plain(value: object) -> object:
-    """Return a value as JSON has it; sets of pCPUs become text."""
-    if isinstance(value, CpuSet):
-        return str(value)
-    if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        return {name: _plain(getattr(value, name)) for name in names}
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return value
 
 
 if __name__ == "__main__":

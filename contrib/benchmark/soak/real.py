@@ -30,7 +30,7 @@ from typing import Final
 
 import libvirt
 from lab import Guest, Lab, LabError
-from live.interrupted import end_on_signals
+from lab_processes import end_on_signals
 from live.service import Daemon, LiveError, running
 from progress import say
 from soak.verdict import Size, verdict
