@@ -18,10 +18,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from vcpusched.report.history import JournalRecord
 from vcpusched.report.messages import JournalEntry, Priority
+
+if TYPE_CHECKING:
+    from vcpusched.report.history import JournalRecord
 
 IDENTIFIER: Final = "vcpusched"
 OWN_CGROUP: Final = Path("/proc/self/cgroup")
@@ -95,13 +97,15 @@ class UnreadableError(Exception):
 
 def past(
     message_ids: Iterable[str], since_s: float, directory: Path | None = None
-) -> Iterator[JournalRecord]:
+) -> "Iterator[JournalRecord]":
     """Return the entries with these message IDs since then, in their order.
 
     From the journal of this host, or from the files in `directory`; `since_s` is seconds since the
     epoch. Raises UnreadableError, and OSError for a journal that is damaged.
     """
     from systemd import journal
+
+    from vcpusched.report.history import JournalRecord
 
     found = False
     with journal.Reader(
