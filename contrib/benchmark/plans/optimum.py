@@ -17,12 +17,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 import highspy
-from plans.hosts import UNIT_PPM
+from plans.hosts import UNIT_PPM, gap_ppm
 
 from vcpusched.model import CpuSet, Host, Vcpu, VcpuId
 from vcpusched.plan.planner import Policy
@@ -102,18 +102,15 @@ def solve(host: Host, policy: Policy, *, limit_s: float) -> Optimum:
 
 def check(host: Host, policy: Policy, assignment: Mapping[VcpuId, int], pins: int) -> None:
     """Compute an answer again in integers. Raises SolverError where it is wrong."""
-    loads = {cpu.id: cpu.host_load_ppm for cpu in host.cpus}
-    changed = 0
     for vcpu in host.vcpus:
-        cpu = assignment[vcpu.id]
-        if cpu not in _feasible(vcpu, host.online):
-            raise SolverError(f"HiGHS put {vcpu.id} on pCPU {cpu}, where it is not feasible")
-        changed += cpu not in vcpu.cpus
-        loads[cpu] += vcpu.load_ppm
-    gap_ppm = max(loads.values()) - min(loads.values())
-    if gap_ppm >= policy.balance_threshold_ppm or changed != pins:
+        if assignment[vcpu.id] not in _feasible(vcpu, host.online):
+            raise SolverError(f"HiGHS put {vcpu.id} on a pCPU where it is not feasible")
+    vcpus = tuple(replace(it, cpus=CpuSet.of([assignment[it.id]])) for it in host.vcpus)
+    changed = sum(new.cpus != old.cpus for new, old in zip(vcpus, host.vcpus, strict=True))
+    left_ppm = gap_ppm(replace(host, vcpus=vcpus))
+    if left_ppm >= policy.balance_threshold_ppm or changed != pins:
         raise SolverError(
-            f"HiGHS says {pins} pins and balance; it is {changed} and a gap of {gap_ppm} ppm"
+            f"HiGHS says {pins} pins and balance; it is {changed} and a gap of {left_ppm} ppm"
         )
 
 

@@ -1,4 +1,4 @@
-"""The comparison with the proven optimum as a picture, PNG and SVG.
+"""The comparison with the proven optimum as a picture.
 
 Rule: the same results give the same file.
 """
@@ -14,7 +14,7 @@ from plans.static import Row, by_size, score
 mpl.rcParams["svg.hashsalt"] = "vcpusched"
 
 
-def draw(rows: Sequence[Row], folder: Path, methods: Mapping[str, Method] = METHODS) -> list[Path]:
+def draw(rows: Sequence[Row], folder: Path, methods: Mapping[str, Method] = METHODS) -> None:
     """Draw pin changes against the proven fewest, and how often the threshold was reached."""
     sizes = by_size(rows)
     figure = Figure(figsize=(11, 4.6), layout="constrained")
@@ -44,9 +44,5 @@ def draw(rows: Sequence[Row], folder: Path, methods: Mapping[str, Method] = METH
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", linewidth=0.4, alpha=0.5)
         axes.set_axisbelow(True)
-    paths = [folder / f"static.{ending}" for ending in ("png", "svg")]
-    for path in paths:
-        # Without a date in it the same results give the same file.
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=150, metadata=metadata)
-    return paths
+    # Without a date in it the same results give the same file.
+    figure.savefig(folder / "static.svg", metadata={"Date": None})
