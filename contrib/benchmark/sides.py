@@ -27,7 +27,7 @@ from typing import Any, Final
 from arguments import TOP
 
 from vcpusched.model import Host
-from vcpusched.plan.planner import Plan, Policy
+from vcpusched.plan.planner import Plan
 from vcpusched.simulate.workload import Workload
 
 PACKAGE: Final = "vcpusched"
@@ -120,12 +120,6 @@ class Side:
 
 
 HERE: Final = Side("now", PACKAGE)
-
-
-def here(**wishes: object) -> Policy:
-    """Return the policy of this tree as it ships, but for wishes."""
-    policy: Policy = HERE.settings(**wishes).policy()
-    return policy
 
 
 def timed(rule: Callable[[Any], Any], side: Side = HERE) -> Planner:

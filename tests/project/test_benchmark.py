@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import after, host, random_host
+from builders import after, change, host, random_host
 from plans import bars, pictures, rest, static
 from plans.hosts import (
     Bonds,
@@ -52,23 +52,6 @@ def moves(found: Plan) -> list[tuple[str, str]]:
     return [(move.domain, str(move.to_cpus)) for move in found.moves]
 
 
-def change(drawn: Host, name: str, *, fixed: bool = False, allowed: str | None = None) -> Host:
-    """Return the host with one guest fixed or masked."""
-    return dataclasses.replace(
-        drawn,
-        vcpus=tuple(
-            dataclasses.replace(
-                vcpu,
-                fixed=fixed,
-                allowed=vcpu.allowed if allowed is None else CpuSet.parse(allowed),
-            )
-            if vcpu.domain == name
-            else vcpu
-            for vcpu in drawn.vcpus
-        ),
-    )
-
-
 def test_one_move_takes_the_vcpu_that_evens_most() -> None:
     """[50 30 10] [20] []: the 50 makes 40 and 50; the 30 would make 60 and 30."""
     assert moves(one_move(host([50, 30, 10], [20], []), POLICY)) == [("g0", "2")]
@@ -88,7 +71,9 @@ def test_one_move_obeys_masks_and_fixed_vcpus() -> None:
     """[50 40] [10] []: with the 50 fixed and the 40 kept off pCPU 2, it goes to pCPU 1."""
     drawn = change(host([50, 40], [10], []), "g0", fixed=True)
     assert moves(one_move(drawn, POLICY)) == [("g1", "2")]
-    assert moves(one_move(change(drawn, "g1", allowed="0-1"), POLICY)) == [("g1", "1")]
+    assert moves(one_move(change(drawn, "g1", allowed=CpuSet.parse("0-1")), POLICY)) == [
+        ("g1", "1")
+    ]
 
 
 def test_a_repack_starts_with_the_largest() -> None:
@@ -218,7 +203,7 @@ def test_no_time_is_no_verdict() -> None:
 
 def test_an_answer_that_does_not_stand_is_refused() -> None:
     """A wrong count, a gap that is left, and a place that is not allowed."""
-    drawn = change(host([40, 40], []), "g0", allowed="0")
+    drawn = change(host([40, 40], []), "g0", allowed=CpuSet.parse("0"))
     first, second = (vcpu.id for vcpu in drawn.vcpus)
     check(drawn, POLICY, {first: 0, second: 1}, 1)
     for places, pins in (

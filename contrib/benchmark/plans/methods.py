@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from plans.rules import Rule, one_move, repack, sticky_repack
-from sides import HERE, Planner, Side, here, timed
+from sides import HERE, Planner, Side, timed
+
+from vcpusched.plan.planner import Policy
 
 PLAIN: Final[Mapping[str, object]] = {
     "pin_to": "cpu",
@@ -18,7 +20,7 @@ PLAIN: Final[Mapping[str, object]] = {
 }
 """The settings under which plans are compared with the proven fewest pin changes."""
 
-POLICY: Final = here(**PLAIN)
+POLICY: Final[Policy] = HERE.settings(**PLAIN).policy()
 
 PERIODS_MAX: Final = 200
 """For how many periods a rule may go on that makes one move in each."""
