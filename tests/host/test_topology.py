@@ -34,11 +34,12 @@ def machine(
     for node, cpus in nodes.items():
         for cpu in CpuSet.parse(cpus):
             files[f"cpu/cpu{cpu}/topology/physical_package_id"] = str(node)
-    for level, shared in {1: cores, 2: cores, **(caches or {})}.items():
-        for cpus in shared:
+    shared = [(1, cores), (1, cores), (2, cores), *(caches or {}).items()]  # one for code, too
+    for index, (level, its) in enumerate(shared):
+        for cpus in its:
             for cpu in CpuSet.parse(cpus):
-                files[f"cpu/cpu{cpu}/cache/index{level}/level"] = str(level)
-                files[f"cpu/cpu{cpu}/cache/index{level}/shared_cpu_list"] = cpus
+                files[f"cpu/cpu{cpu}/cache/index{index}/level"] = str(level)
+                files[f"cpu/cpu{cpu}/cache/index{index}/shared_cpu_list"] = cpus
     for name, text in files.items():
         path = root / SYSTEM / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,8 +192,18 @@ def test_distances_that_are_none_are_left_out(tmp_path: Path) -> None:
 
 
 def test_without_files_the_numbers_remain(tmp_path: Path) -> None:
-    """A pCPU of which nothing is known is a machine's that is flat."""
-    assert topology(CpuSet.parse("0,2"), tmp_path) == Topology((Cpu(0), Cpu(2)))
+    """A kernel without NUMA has none for nodes: all are on one, whose memory guests may name."""
+    found = topology(CpuSet.parse("0,2"), tmp_path)
+    assert found == Topology((Cpu(0, node=0), Cpu(2, node=0)))
+
+
+def test_lists_of_which_some_are_older_part_no_group(tmp_path: Path) -> None:
+    """While pCPU 3 comes online the lists of others have it one after the other."""
+    root = machine(tmp_path, ["0-1", "2-3"], {0: "0-3"}, {3: ["0-3"]})
+    for name, text in (("cpu0/cache/index3", "0-2"), ("cpu1/cache/index3", "0-2")):
+        (root / SYSTEM / "cpu" / name / "shared_cpu_list").write_text(text)
+    (root / SYSTEM / "cpu/cpu2/topology/thread_siblings_list").write_text("2")
+    assert placed(root, "0-3") == [(0, 0, 0, 0), (1, 0, 0, 0), (2, 0, 2, 0), (3, 0, 2, 0)]
 
 
 WORDS = ["", "-1", "0", "3", "0-70", "70-0", "^0", "99999999", "9" * 5000, "x", "0-3,40", "10 20"]

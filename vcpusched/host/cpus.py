@@ -11,6 +11,8 @@ of the same files, but leaves out caches without an `id`, as most ARM boards hav
 answer after QEMU or the kernel was changed takes seconds for every QEMU binary (virQEMUCapsInit).
 """
 
+import itertools
+import os.path
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,50 +52,59 @@ to take first, by 30 % and more, and the bins of a turbo differ by 10 %.
 
 
 def topology(online: CpuSet, root: Path = Path("/")) -> Topology:
-    """Place these pCPUs; a machine of which the kernel says nothing is flat.
+    """Place these pCPUs; a machine of which the kernel says nothing is one node.
 
     `node` and `socket` are the kernel's numbers, `cache` and `core` the lowest of the pCPUs that
     share it. Each lies within the one before: a cache that spans several nodes (sub-NUMA
     clustering) counts as one in each. Of several nodes (numa=fake) a pCPU is of the first.
+
+    The files of a pCPU that comes online appear after it, and those of others change one by one: so
+    it should be read again until it stays.
     """
-    system = root / "sys/devices/system"
-    nodes = list(read_cpus(system / "node/online"))  # a list of nodes reads like one of pCPUs
+    system = f"{root}/sys/devices/system"
+    nodes = list(read_cpus(f"{system}/node/online"))  # a list of nodes reads like one of pCPUs
     node_of = {
         cpu: node
         for node in reversed(nodes)
-        for cpu in read_cpus(system / f"node/node{node}/cpulist") & online
+        for cpu in read_cpus(f"{system}/node/node{node}/cpulist") & online
     }
     capacity_ppm = capacities(online, root)
-    caches: dict[tuple[int | None, CpuSet], int] = {}
-    cores: dict[tuple[int | None, int | None, CpuSet], int] = {}
+    # By the lowest of a group, so that lists of which some are older than others do not part it.
+    caches: dict[tuple[int | None, int], int] = {}
+    cores: dict[tuple[int | None, int | None, int], int] = {}
     cpus = []
     # In rising order, so that the first of a group, whose number it takes, is its lowest.
     for cpu in online:
-        directory, node = system / f"cpu/cpu{cpu}", node_of.get(cpu)
+        directory = f"{system}/cpu/cpu{cpu}"
+        node = node_of.get(cpu, None if nodes else 0)  # a kernel without NUMA has no such files
         sharing = _sharing_cache(directory) & online
-        cache = caches.setdefault((node, sharing), cpu) if cpu in sharing else None
-        threads = read_cpus(directory / "topology/thread_siblings_list") & online
-        core = cores.setdefault((node, cache, threads), cpu) if cpu in threads else None
-        socket = read_number(directory / "topology/physical_package_id")
+        cache = caches.setdefault((node, min(sharing)), cpu) if cpu in sharing else None
+        threads = read_cpus(f"{directory}/topology/thread_siblings_list") & online
+        core = cores.setdefault((node, cache, min(threads)), cpu) if cpu in threads else None
+        socket = read_number(f"{directory}/topology/physical_package_id")
         known = socket is not None and socket <= CPU_ID_MAX  # old ARM firmware gives addresses
         capacity = capacity_ppm.get(cpu, PPM)
         cpus.append(Cpu(cpu, node, core, cache, capacity, socket=socket if known else None))
     return Topology(tuple(cpus), _distances(system, nodes))
 
 
-def _sharing_cache(directory: Path) -> CpuSet:
+def _sharing_cache(directory: str) -> CpuSet:
     """Return with which pCPUs a pCPU shares its last-level cache; none where there is none."""
-    levels = {read_number(cache / "level") or 0: cache for cache in directory.glob("cache/index*")}
+    caches = (f"{directory}/cache/index{index}" for index in itertools.count())
+    levels = {
+        read_number(f"{cache}/level") or 0: cache
+        for cache in itertools.takewhile(os.path.isdir, caches)
+    }
     last = max(levels, default=0)
-    return read_cpus(levels[last] / "shared_cpu_list") if last >= CACHE_LEVEL_MIN else CpuSet()
+    return read_cpus(f"{levels[last]}/shared_cpu_list") if last >= CACHE_LEVEL_MIN else CpuSet()
 
 
-def _distances(system: Path, nodes: list[int]) -> dict[tuple[int, int], int]:
+def _distances(system: str, nodes: list[int]) -> dict[tuple[int, int], int]:
     return {
         (node, other): distance
         for node in nodes
         for other, distance in zip(
-            nodes, read_numbers(system / f"node/node{node}/distance"), strict=False
+            nodes, read_numbers(f"{system}/node/node{node}/distance"), strict=False
         )
         if 0 < distance <= DISTANCE_MAX
     }

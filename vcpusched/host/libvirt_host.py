@@ -58,8 +58,9 @@ class LibvirtHost:
         self._domains: dict[DomainUuid, Any] = {}
         self._online_list: bytes | None = None
         self._map_length = 0
-        self._offline = CpuSet()
+        self._online = self._offline = CpuSet()
         self._topology = Topology(())
+        self._is_settled = False
         self._definitions = Definitions(first_seen, cgroups.usual_shares())
         self._threads = Threads()
         self._user = user_of_daemon(uri)
@@ -102,6 +103,9 @@ class LibvirtHost:
                 return sample
 
     def _sampled(self) -> Sample:
+        if not self._is_settled:
+            before, self._topology = self._topology, host_cpus.topology(self._online)
+            self._is_settled = before == self._topology
         with self._translated():
             listed = self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         self._domains = {DomainUuid(domain.UUIDString()): domain for domain in listed}
@@ -265,9 +269,9 @@ class LibvirtHost:
         if listed is None or listed != self._online_list:
             with self._translated():
                 self._map_length, flags, _count = self._connection.getCPUMap()
-            self._topology = host_cpus.topology(libvirt_xml.from_map(flags))
+            self._online = libvirt_xml.from_map(flags)
             self._offline = libvirt_xml.from_map([not flag for flag in flags])
-            self._online_list = listed
+            self._online_list, self._is_settled = listed, False
 
     def _read(self, domain: Any) -> Sweep:  # noqa: ANN401
         """Ask libvirt what it knows of the vCPUs of a guest whose threads cannot be read."""
