@@ -13,7 +13,7 @@ PROGRAM = (sys.executable, "-m", "vcpusched.cli.main")
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Give our environment without what changes the output, with the variables given."""
-    ours = ("VCPUSCHED", "COLUMNS")
+    ours = ("VCPUSCHED", "COLUMNS", "WATCHDOG_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     return {**kept, **(variables or {})}
 

@@ -126,7 +126,7 @@ class Service:
     @property
     def log(self) -> str:
         """All that it has written to stderr."""
-        return self._log.read_text()
+        return self._log.read_text(errors="replace")
 
     def lines(self, *words: str) -> list[str]:
         """Give the lines of the log that hold all these words."""

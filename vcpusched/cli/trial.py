@@ -82,12 +82,12 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 blocks.append(Block(balances, _used(before, after)))
                 now = _same(began)
         found = judge(blocks, now.pins - began.pins)
-    except (_BrokenOffError, ValueError, exits.Refusal) as error:
+    except (_BrokenOffError, run_directory.RunDirectoryError, ValueError, exits.Refusal) as error:
         raise exits.Refusal(exits.FAILURE, f"the trial was broken off: {error}") from None
     finally:
         _handle_endings(signal.SIG_IGN)
         lease.end()
-        _handle_endings(signal.SIG_DFL)
+    _handle_endings(signal.SIG_DFL)
     where = f"{options.time} on {printable(began.uri, 200)}"
     display.show(display.draw_trial(found, where))
     return exits.OK

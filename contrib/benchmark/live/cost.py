@@ -179,7 +179,13 @@ def _daemon(lab: Lab, tree: Path | None) -> Iterator[_Process]:
     with running(lab.uri, settings, tree) as daemon:
         ready_s = daemon.wait_ready()
         daemon.wait_past(0)
-        yield _Process(daemon.pid, lambda: daemon.cycle, ready_s)
+
+        def cycle() -> int:
+            if daemon.process.poll() is not None:
+                raise LiveError(f"vcpusched ended: {daemon.log}")
+            return daemon.cycle
+
+        yield _Process(daemon.pid, cycle, ready_s)
 
 
 def _build(program: Path) -> None:

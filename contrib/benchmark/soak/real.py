@@ -17,10 +17,12 @@ What must be true: a vCPU that is not on its own affinity has that in the ledger
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import re
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -199,8 +201,10 @@ class Account:
 
     def finish(self) -> None:
         """Stop the service, and check what is left."""
-        self.service.terminate()
-        if status := self.service.process.returncode:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.service.terminate()
+        if (status := self.service.process.poll()) != 0:
+            self.service.process.kill()
             self.broken.append(f"the service ended with status {status}")
         for name, vcpus in self.vcpus.items():
             guest = self.lab.guests[name]
@@ -330,7 +334,7 @@ def main() -> int:
     end_on_signals()
     try:
         return 0 if soak(asked.minutes, asked.seed) else 1
-    except (AssertionError, LabError, LiveError) as error:
+    except (AssertionError, LabError, LiveError, TimeoutError) as error:
         say(f"soak: {error}")
         return 1
 
