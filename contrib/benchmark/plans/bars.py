@@ -11,9 +11,10 @@ import copy
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
+import builders
 from plans import rest
 from plans.hosts import Bonds, Case, Layout, Spread, built, make_host, seeded, weighted
 from plans.judged import (
@@ -32,7 +33,7 @@ from progress import follow
 from sides import Planner, Side
 from tables import Table, milliseconds, ratio, share
 
-from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host
+from vcpusched.model import PPM_PER_POINT, Host
 
 SHIPPED: Final = {"pin_to": "cpu", "max_moves": 0}
 UNCHECKED: Final = {**SHIPPED, "fair_shares": False}
@@ -192,24 +193,15 @@ def _small(sides: Sequence[Side], optima: Mapping[Case, Optimum]) -> list[Row]:
         found = [(row.optimum, row.outcomes[side.name]) for row in _attempts(side, optima, wishes)]
         return sum(did.reached and did.pins == optimum.pins for optimum, did in found)
 
+    giant = builders.host([100, 10, 10], [])
+
     def reach(side: Side) -> list[str]:
         counts = (fewest(side, SHIPPED), fewest(side, PLAIN))
-        return [*map(str, counts), str(len(planned(side.planner(**SHIPPED), _giant()).pins))]
+        return [*map(str, counts), str(len(planned(side.planner(**SHIPPED), giant).pins))]
 
     bar = f"small hosts up to 16 x 4, {{}}: of {len(optima)}, with exactly the fewest pins"
     bars = dict.fromkeys(map(bar.format, ("as shipped", "min_gain 0")), str(len(optima)))
     return _rows(sides, {**bars, "{100, 10, 10} and {}, as shipped: pins": "1"}, reach)
-
-
-def _giant() -> Host:
-    """Return two pCPUs, one of which has a vCPU of 100 % and two of 10 %, the other nothing."""
-    first = Case(3, 2, Spread.LUMPY, Bonds.FREE, 0.6, 0)
-    host, loads_ppm, on = make_host(first), (PPM, PPM // 10, PPM // 10), CpuSet.of([0])
-    vcpus = zip(host.vcpus, loads_ppm, strict=True)
-    return replace(
-        host,
-        vcpus=tuple(replace(vcpu, load_ppm=load, cpus=on, on=0) for vcpu, load in vcpus),
-    )
 
 
 def _fair(sides: Sequence[Side], size: tuple[int, int], each: int) -> list[Row]:
