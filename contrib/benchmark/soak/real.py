@@ -316,11 +316,11 @@ def soak(minutes: float, seed: int) -> bool:
         )
         for what, count in account.seen.most_common():
             say(f"  {count:>5,}  {what}")
-        problems = account.broken
-        if problems:
+        if account.broken:
             say("What the service said last:")
             say("\n".join(service.log.splitlines()[-30:]))
-    return verdict(sizes, problems, SLACK_FILES)
+        # Here, since a service that does not end with status 0 is an error as well.
+        return verdict(sizes, account.broken, SLACK_FILES)
 
 
 def main() -> int:
