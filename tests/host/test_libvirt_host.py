@@ -41,8 +41,9 @@ def test_against_the_test_driver() -> None:
         (domain,) = sample.domains
         assert (domain.name, len(domain.vcpus)) == ("test", 2)
         assert str(domain.definition.allowed[0] & sample.topology.online) == "0,2,4"
-        again = host.sample().topology  # as it was, so it is read no more
+        again = host.sample().topology  # read once more, and as it was: so it is read no more
         assert again == sample.topology
+        assert again is not sample.topology
         assert host.sample().topology is again
         assert host.is_alive()
     finally:

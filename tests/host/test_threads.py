@@ -3,14 +3,23 @@
 import os
 import threading
 import time
+from array import array
 from pathlib import Path
 
 import pytest
 from proc_files import QEMU_USER, ProcFiles
 
 from vcpusched.host import processes
-from vcpusched.host.processes import affinity, machine_of, user_of_daemon
-from vcpusched.host.threads import PAUSE_NS, SETTLING_NS, UNREADABLE, Sweep, Threads
+from vcpusched.host.processes import machine_of, user_of_daemon
+from vcpusched.host.threads import (
+    PAUSE_NS,
+    SETTLING_NS,
+    UNREADABLE,
+    Sweep,
+    Threads,
+    affinity_of,
+    cpus_of,
+)
 from vcpusched.model import CpuSet, DomainUuid
 
 UUID = DomainUuid("6f2b0c1e-0000-4000-8000-000000000001")
@@ -395,14 +404,21 @@ def test_the_user_of_the_daemon(tmp_path: Path) -> None:
     assert user_of_daemon(uri) is None
 
 
+def test_a_mask_of_several_words() -> None:
+    """As of a host with more pCPUs than a word has bits."""
+    words = array("L", [1, 0, 2])
+    assert cpus_of(words.tobytes()) == CpuSet.of({0, 2 * 8 * words.itemsize + 1})
+    assert cpus_of(bytes(1024)) == CpuSet()
+
+
 def test_the_affinity_of_this_thread_is_what_the_standard_library_says() -> None:
     """Also when there is one pCPU less; of a thread that is not there it says so."""
     everywhere = os.sched_getaffinity(0)
-    assert affinity(0) == affinity(threading.get_native_id()) == CpuSet.of(everywhere)
+    assert affinity_of(0) == affinity_of(threading.get_native_id()) == CpuSet.of(everywhere)
     try:
         os.sched_setaffinity(0, {max(everywhere)})
-        assert affinity(0) == CpuSet.of({max(everywhere)})
+        assert affinity_of(0) == CpuSet.of({max(everywhere)})
     finally:
         os.sched_setaffinity(0, everywhere)
     with pytest.raises(ProcessLookupError):
-        affinity(2**22 + 1)  # above the highest that Linux gives
+        affinity_of(2**22 + 1)  # above the highest that Linux gives

@@ -13,8 +13,6 @@ cgroup `vcpuN` below.
 """
 
 import contextlib
-import ctypes
-import functools
 import os
 import re
 from collections import defaultdict
@@ -26,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from vcpusched.host.definitions import Key
 from vcpusched.host.files import TICK_NS, read_bytes, read_text
-from vcpusched.model import CpuSet, DomainUuid
+from vcpusched.model import DomainUuid
 
 # A user can make a scope of any name, but only below a service (`user@1000.service`).
 _MACHINE: Final = re.compile(
@@ -45,10 +43,6 @@ NOT_BELIEVED: Final = (
 )
 SEVERAL: Final = "several processes have its UUID, and it is not known which is its QEMU"
 NO_THREADS: Final = "its vCPUs have no threads of their own"
-
-_sched_getaffinity: Final = ctypes.CDLL(None, use_errno=True).sched_getaffinity
-_Mask: Final = ctypes.c_char * 1024
-"""8192 pCPUs, as many as Linux can have (NR_CPUS)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,22 +199,3 @@ def _user(proc: str, pid: int) -> int | None:
             users = set(line.split()[1:])
             return int(users.pop()) if len(users) == 1 else None
     return None
-
-
-def affinity(tid: int) -> CpuSet:
-    """Return where a thread may run, that of the caller for 0. Raises OSError.
-
-    os.sched_getaffinity builds a number and an entry of a set for each pCPU, which on hosts of
-    hundreds takes longer than all else that is read of a thread.
-    """
-    mask = _Mask()
-    if _sched_getaffinity(tid, ctypes.sizeof(mask), mask):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-    return _cpus(mask.raw)
-
-
-@functools.lru_cache(maxsize=4096)
-def _cpus(mask: bytes) -> CpuSet:
-    words = memoryview(mask).cast("L")
-    return CpuSet(sum(word << words.itemsize * 8 * index for index, word in enumerate(words)))

@@ -28,8 +28,7 @@ from tables import Table
 from vcpusched.act.cycle import Scheduler
 from vcpusched.act.ledger_file import Book
 from vcpusched.act.reconciler import Reconciler
-from vcpusched.host import processes
-from vcpusched.host.threads import Threads
+from vcpusched.host.threads import Threads, affinity_of
 from vcpusched.model import Cpu, CpuSet, DomainUuid, Topology
 from vcpusched.report.messages import Service
 from vcpusched.service.daemon import GARBAGE_EVERY
@@ -163,7 +162,7 @@ def _threads_ns(shape: Shape, root: Path) -> float:
     keys = [(DomainUuid(_uuid(number)), number + 1) for number in range(shape.guests)]
     cpus = CpuSet.of(range(shape.cpus))
     # The kernel is asked for one that is there, so that this is paid for, too.
-    threads = Threads(root, lambda _tid: processes.affinity(0) and cpus)
+    threads = Threads(root, lambda _tid: affinity_of(0) and cpus)
     threads.find({key: [QEMU_USER] for key in keys}, 0)
     took_ns = []
     counters = list(root.glob("proc/*/task/*/schedstat"))
