@@ -42,8 +42,8 @@ def test_why_a_vcpu_is_moved_or_is_not() -> None:
     assert why(held, "g0").endswith(" and may not be moved: a realtime vCPU")
     assert why(host([30, 0, 60], []), "g1").endswith("it would change nothing")
     assert why(host([50, 50], [50]), "g2").endswith(
-        ": moving it would gain less than min_gain, and the threshold is out of reach or takes too"
-        " many pins"
+        ": moving it would gain less than min_gain asks for, and the threshold is out of reach or"
+        " takes too many pins"
     )
     limited = Policy(max_moves=1)
     texts = [why(host([20, 20, 20, 20], []), f"g{index}", limited) for index in range(4)]
@@ -108,7 +108,7 @@ def test_why_an_unbalanced_host_rests() -> None:
     """The nearest reason, given for the busiest."""
     assert why_settled(host([90], [])) == "vCPU 0 of g0 is alone on pCPU 0, the busiest"
     assert why_settled(host([50, 50], [50])) == (
-        "no pin is worth it: each would gain less than min_gain"
+        "no pin is worth it: each would gain less than min_gain asks for"
     )
     assert why_settled(host([70, 50], [50, 30]), Policy(max_moves=1)) == (
         "what would help takes more pins than max_moves allows"

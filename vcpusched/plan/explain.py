@@ -14,8 +14,8 @@ from vcpusched.text import cpus_text, percent, printable
 
 _ENDS: Final = {
     Stop.BALANCED: "the plan balances the host with other vCPUs",
-    Stop.NO_GAIN: "moving it would gain less than min_gain, and the threshold is out of reach or "
-    "takes too many pins",
+    Stop.NO_GAIN: "moving it would gain less than min_gain asks for, and the threshold is out of "
+    "reach or takes too many pins",
     Stop.MOVE_LIMIT: "max_moves ended the plan before it",
 }
 

@@ -79,7 +79,7 @@ def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
         return f"{vcpu_text(there[0].id.vcpu, there[0].domain)} is alone on {name}, the busiest"
     if bins.waiting.get(busiest, 1) <= 0:
         return f"{name}, the busiest, have a pCPU for each vCPU that runs there"
-    return "no pin is worth it: each would gain less than min_gain"
+    return "no pin is worth it: each would gain less than min_gain asks for"
 
 
 def _counted_moves(plan: Plan, made: Sequence[Move]) -> str:
