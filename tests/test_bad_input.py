@@ -228,7 +228,7 @@ def test_no_name_forges_a_line(name: str) -> None:
         assert entry.fields["VCPUSCHED_DOMAIN"] == name
         line_log(stream, entry)
     assert len(stream.getvalue().splitlines()) == len(entries)
-    service = Service(1, 0.0, name, 1, 1, trouble=name)
+    service = Service(1, 0.0, Settings.model_construct(uri=name), trouble=name)
     assert messages.status_line(service).isprintable()
     host = renamed(drawn([50, 50], []), name)
     assert all(line.isprintable() for line in treatments.treatment_lines(host))

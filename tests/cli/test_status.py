@@ -20,6 +20,7 @@ from vcpusched.report.draw import blocks
 from vcpusched.report.messages import PastPin, Service
 from vcpusched.report.state_file import Recent
 from vcpusched.service import run_directory
+from vcpusched.settings import Settings
 
 HOSTILE = "\x1b]0;owned\x07\nweb"
 
@@ -46,7 +47,11 @@ CROWDED = plan(host([50, 50], []), Policy())
 
 
 def service(
-    drawn: Host = DRAWN, granularity: Granularity = Granularity.CPU, **values: object
+    drawn: Host = DRAWN,
+    granularity: Granularity = Granularity.CPU,
+    *,
+    dry_run: bool = False,
+    **values: object,
 ) -> Service:
     """Give what a running service knows."""
     cycle = Cycle(
@@ -57,13 +62,11 @@ def service(
         waits={vcpu.id: ppm for vcpu, ppm in zip(drawn.vcpus, (120_000, 4_999), strict=False)},
         left_alone={"isolated by the kernel": CpuSet.of([8, 9])},
     )
+    settings = Settings.model_validate({"pin_to": granularity.value, "dry_run": dry_run})
     made = Service(
         pid=os.getpid(),
         started_at_s=time.time() - 7200,
-        uri="qemu:///system",
-        period_s=3,
-        threshold_ppm=100_000,
-        granularity=granularity,
+        settings=settings,
         connected=True,
         cycle=cycle,
         pins=7,

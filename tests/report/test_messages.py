@@ -25,9 +25,9 @@ from vcpusched.service.systemd import line_log
 from vcpusched.service.worker import Cycled
 from vcpusched.settings import Settings
 
-SERVICE = Service(
-    pid=1, started_at_s=0.0, uri="qemu:///system", period_s=3, threshold_ppm=100_000, connected=True
-)
+DEFAULTS = Settings.model_validate({"pin_to": "cpu"})
+DRY = Settings.model_validate({"dry_run": True})
+SERVICE = Service(pid=1, started_at_s=0.0, settings=DEFAULTS, connected=True)
 CROWDED = host([25, 25, 25, 25], [])
 FOUND = plan(CROWDED, Policy())
 ACTED = Cycle(
@@ -93,7 +93,8 @@ def test_an_executed_plan_is_one_entry() -> None:
 
 def test_a_level_that_the_host_does_not_report() -> None:
     """It is in the state for as long as it lasts, and a warning in the journal."""
-    said = dataclasses.replace(SERVICE, granularity=Granularity.CACHE, cycle=ACTED)
+    by_cache = Settings.model_validate({"pin_to": "cache"})
+    said = dataclasses.replace(SERVICE, settings=by_cache, cycle=ACTED)
     line = said.unreported
     assert line.startswith('pin_to = "cache": this host does not report which pCPUs share a cache')
     assert state_file.state_as_json(said, 5.0)["untold"] == line
@@ -108,7 +109,7 @@ def test_guests_that_libvirt_is_asked_about_are_reported_once(tmp_path: Path) ->
     names = tuple(f"g{index}" for index in range(7))
     reported(
         Reporter(partial(line_log, log), tmp_path, settings),
-        State(settings, SERVICE),
+        State(SERVICE),
         Cycled(Cycle(1, 7, by_libvirt={"they are hidden": names})),
         Cycled(Cycle(2, 3, by_libvirt={"they are hidden": names[:2], "else": ("a\nb",)})),
     )
@@ -122,10 +123,9 @@ def test_guests_that_libvirt_is_asked_about_are_reported_once(tmp_path: Path) ->
 def test_how_the_service_begins_and_goes_on(tmp_path: Path) -> None:
     """The settings that matter, what a reload changed, and that a pause ended."""
     written = io.StringIO()
-    settings = Settings.model_validate({"dry_run": True})
     other = Settings.model_validate({"period": 2, "exclude_domains": ["db*"], "cpus": "all"})
-    reporter = Reporter(partial(line_log, written), tmp_path, settings)
-    state = State(settings, SERVICE)
+    reporter = Reporter(partial(line_log, written), tmp_path, DRY)
+    state = State(dataclasses.replace(SERVICE, settings=DRY))
     reporter.begin(state)
     reporter.reloaded(other)
     reporter.report(state.paused(messages.Pause()), None, state)
@@ -147,7 +147,7 @@ def test_a_restore_that_fails_at_a_stop_is_one_line(tmp_path: Path) -> None:
     move = dataclasses.replace(FOUND.moves[0], cause=Cause.RESTORED)
     failure = Failure(move, "the domain is busy")
     problems = (messages.failure_entry(failure).message, "g9: another")
-    state = State(settings, SERVICE, stop=Ending(restores=True, began=True))
+    state = State(SERVICE, stop=Ending(restores=True, began=True))
     answer = Answer(1, problems=problems)
     reported(Reporter(partial(line_log, written), tmp_path, settings), state, failure, answer)
     first, second = written.getvalue().splitlines()
@@ -164,7 +164,7 @@ def test_a_level_that_is_not_reported_is_said_once(tmp_path: Path) -> None:
     by_node = Settings.model_validate({"log_level": "warning", "pin_to": "node"})
     reporter = Reporter(partial(line_log, written), tmp_path, settings)
     reporter.reloaded(by_node)
-    state = State(settings, SERVICE).configured(by_node, 0.0)
+    state = State(SERVICE).configured(by_node, 0.0)
     resting = Cycled(dataclasses.replace(ACTED, executed=False, pinned=()))
     for cycles, lines in ((MAX_UNREPORTED_CYCLES, 0), (1, 1), (5, 1)):
         state = reported(reporter, state, *[resting] * cycles)
@@ -204,13 +204,13 @@ def test_a_wish_that_is_not_understood_is_a_warning() -> None:
         (
             {
                 "cycle": dataclasses.replace(ACTED, executed=False, confirmed=1, pinned=()),
-                "dry_run": True,
+                "settings": DRY,
             },
             "Dry run. Unbalanced (1 of 2 periods), gap 100 points (threshold 10); ",
         ),
         ({"cycle": ACTED, "pins": 2}, "Rebalancing, gap 0 points (threshold 10); 2 pins so far; "),
         (
-            {"cycle": dataclasses.replace(ACTED, dry_run=True, pinned=()), "dry_run": True},
+            {"cycle": dataclasses.replace(ACTED, dry_run=True, pinned=()), "settings": DRY},
             "Dry run. Unbalanced, gap 100 points (threshold 10); ",
         ),
         (

@@ -49,9 +49,7 @@ ACTED = Cycle(
 SERVICE = Service(
     pid=1,
     started_at_s=1_790_000_000.0,
-    uri="qemu:///system",
-    period_s=3,
-    threshold_ppm=100_000,
+    settings=Settings.model_validate({}),
     connected=True,
     cycle=ACTED,
 )
@@ -260,7 +258,7 @@ def test_the_service_writes_it(tmp_path: Path) -> None:
     said, file = io.StringIO(), tmp_path / "metrics" / "vcpusched.prom"
     chosen = Settings.model_validate({"metrics_file": str(file), "log_level": "warning"})
     reporter, cycled = Reporter(partial(line_log, said), tmp_path, chosen), Cycled(ACTED, 0.1, 0.1)
-    state = reported(reporter, State(chosen, SERVICE), cycled, cycled)
+    state = reported(reporter, State(dataclasses.replace(SERVICE, settings=chosen)), cycled, cycled)
     assert said.getvalue().count("Could not write metrics to") == 1
     file.parent.mkdir()
     move = FOUND.moves[0]
@@ -282,7 +280,7 @@ def test_the_service_writes_it(tmp_path: Path) -> None:
 
 def test_pins_are_failing_while_they_are_refused() -> None:
     """As long as a guest or pCPU is left alone for it, not only until a plan does without."""
-    state = after(State(Settings.model_validate({}), SERVICE), Cycled(ACTED), 0.0, 1.0)
+    state = after(State(SERVICE), Cycled(ACTED), 0.0, 1.0)
     failing = state.service.pins_failing
     assert len(failing) > 1
     rests = dataclasses.replace(

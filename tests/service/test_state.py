@@ -10,6 +10,7 @@ from vcpusched.act.cycle import Cycle
 from vcpusched.act.ledger import Changed
 from vcpusched.model import CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Cause, Move, Policy, plan
+from vcpusched.report.messages import Service
 from vcpusched.service import exits
 from vcpusched.service.control import Answer
 from vcpusched.service.state import (
@@ -21,12 +22,11 @@ from vcpusched.service.state import (
     Phase,
     State,
     after,
-    begin,
 )
 from vcpusched.service.worker import Alive, Crashed, Cycled, Lost, Outcome
 from vcpusched.settings import Settings
 
-BEGUN = begin(Settings.model_validate({}), 1, 0.0, once=False, exit_when_idle=False)
+BEGUN = State(Service(1, 0.0, Settings.model_validate({})))
 CYCLE = Cycle(7, 2)
 RUNNING = after(BEGUN, Cycled(CYCLE), 0.0, 0.0)
 CROWDED = host([25, 25, 25, 25], [])

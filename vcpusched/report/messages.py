@@ -14,10 +14,11 @@ from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import RESETS_MAX, Changed
-from vcpusched.model import PPM, PPM_PER_POINT, Granularity, Host
+from vcpusched.model import PPM, Granularity, Host
 from vcpusched.plan.planner import Cause, Move, Plan
 from vcpusched.report.plan_text import only_lets_in, plan_text, settled, unbalanced
 from vcpusched.report.treatments import unreported
+from vcpusched.settings import Settings
 from vcpusched.text import counted, cpus_text, number, percent, points, printable, vcpu_text
 
 NAMED_MAX: Final = 5
@@ -93,16 +94,13 @@ class Service:
     """What is known about the service as a whole.
 
     `connected` once the host was read; `trouble` says why it is not, or can no longer be read;
-    `pins_failing` what went wrong with pins in the last plan; `granularity` is what vCPUs are
-    pinned to; times are seconds since the epoch, and `pins` are counted since the service began.
+    `pins_failing` what went wrong with pins in the last plan; times are seconds since the epoch,
+    and `pins` are counted since the service began.
     """
 
     pid: int
     started_at_s: float
-    uri: str
-    period_s: float
-    threshold_ppm: int
-    dry_run: bool = False
+    settings: Settings
     paused: Pause | None = None
     connected: bool = False
     trouble: str | None = None
@@ -112,7 +110,11 @@ class Service:
     pins_failing: tuple[str, ...] = ()
     last_pins: tuple[PastPin, ...] = ()
     cycle: Cycle | None = None
-    granularity: Granularity = Granularity.CPU
+
+    @property
+    def granularity(self) -> Granularity:
+        """Return what vCPUs are pinned to."""
+        return Granularity(self.settings.pin_to)
 
     @property
     def unreported(self) -> str:
@@ -259,12 +261,12 @@ def unclear_entry(unclear: Unclear) -> JournalEntry:
 
 def status_line(service: Service) -> str:
     """Return the one line that `systemctl status` shows."""
-    cycle, prefix = service.cycle, "Dry run. " if service.dry_run else ""
+    cycle, prefix = service.cycle, "Dry run. " if service.settings.dry_run else ""
     if service.paused is not None:
         prefix += f"{service.paused.text}. "
     why = f": {printable(service.trouble, 300)}" if service.trouble else ""
     if not service.connected:
-        return f"{prefix}Waiting for libvirt at {printable(service.uri, 200)}{why}"
+        return f"{prefix}Waiting for libvirt at {printable(service.settings.uri, 200)}{why}"
     if why:
         return f"{prefix}Cannot read the host{why}"
     if cycle is not None and cycle.domains == 0:
@@ -276,7 +278,7 @@ def status_line(service: Service) -> str:
     else:
         verdict = _verdict(service, cycle, cycle.host, cycle.plan)
         what = f"{verdict}, gap {points(gap_now_ppm(cycle, cycle.plan))}"
-        what += f" (threshold {service.threshold_ppm / PPM_PER_POINT:g})"
+        what += f" (threshold {service.settings.balance_threshold:g})"
     pins = f"{counted(service.pins, 'pin')} so far"
     if service.pins_failing:
         pins += f", {len(service.pins_failing)} failing"
@@ -292,7 +294,7 @@ def _verdict(service: Service, cycle: Cycle, host: Host, plan: Plan) -> str:
         if cycle.pinned:
             return "Rebalancing"
         if cycle.confirmed < cycle.confirm:
-            rests = service.dry_run or service.paused is not None
+            rests = service.settings.dry_run or service.paused is not None
             doing = "Unbalanced" if rests else "Rebalancing"
             return f"{doing} ({cycle.confirmed} of {cycle.confirm} periods)"
         return "Unbalanced"

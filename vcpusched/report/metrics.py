@@ -134,14 +134,14 @@ class Metrics:
         for name, text, value in (
             ("start_time_seconds", "When the service began.", service.started_at_s),
             ("last_update_timestamp_seconds", "When these metrics were updated.", at_s),
-            ("period_seconds", "The setting period.", service.period_s),
+            ("period_seconds", "The setting period.", service.settings.period),
             (
                 "balance_threshold_ratio",
                 "The setting balance_threshold: from this gap on the host is unbalanced.",
-                service.threshold_ppm / PPM,
+                service.settings.balance_threshold / 100,
             ),
             ("connected", "1 while the host can be read, 0 while it cannot.", can_read),
-            ("dry_run", "1 while nothing is changed.", service.dry_run),
+            ("dry_run", "1 while nothing is changed.", service.settings.dry_run),
             ("paused", "1 while a pause lasts.", service.paused is not None),
             ("failing_pins", "Pins of the last plan that failed.", len(service.pins_failing)),
             *(_of_cycle(cycle) if cycle is not None else ()),

@@ -110,21 +110,21 @@ def saved_host(state: SavedState) -> Host | None:
 def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
     """Return the state file, version 1."""
     cycle = service.cycle or Cycle(0, 0)
-    plan = cycle.plan
+    plan, settings = cycle.plan, service.settings
     return {
         "version": STATE_VERSION,
         "pid": service.pid,
         "started_at": service.started_at_s,
         "at": at_s,
-        "uri": service.uri,
-        "period": service.period_s,
-        "balance_threshold": service.threshold_ppm / PPM_PER_POINT,
-        "dry_run": service.dry_run,
+        "uri": settings.uri,
+        "period": settings.period,
+        "balance_threshold": settings.balance_threshold,
+        "dry_run": settings.dry_run,
         "paused": service.paused is not None,
         "paused_until": service.paused.until_s if service.paused is not None else None,
         "connected": service.connected,
         "trouble": service.trouble,
-        "pin_to": service.granularity.value,
+        "pin_to": settings.pin_to,
         "status": status_line(service),
         "untold": service.unreported,
         "pins": service.pins,

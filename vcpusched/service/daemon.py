@@ -37,12 +37,12 @@ from vcpusched.act.actuator import Failure
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book
 from vcpusched.host import checks
-from vcpusched.report.messages import JournalEntry, Priority
+from vcpusched.report.messages import JournalEntry, Priority, Service
 from vcpusched.service import control, exits, run_directory, systemd
 from vcpusched.service.control import Answer, Inbox, Request, Verb
 from vcpusched.service.reporter import Reporter
 from vcpusched.service.run_directory import LedgerFile
-from vcpusched.service.state import STOP_CONNECT_TIMEOUT_S, Ending, Phase, State, after, begin
+from vcpusched.service.state import STOP_CONNECT_TIMEOUT_S, Ending, Phase, State, after
 from vcpusched.service.worker import MAX_CYCLE_S, Cycled, Lost, Outcome, Session, Worker
 from vcpusched.settings import ConfigError, Settings
 from vcpusched.text import printable
@@ -119,13 +119,8 @@ def serve(orders: Orders, log: systemd.Log) -> int:
 class _Daemon:
     def __init__(self, orders: Orders, log: systemd.Log) -> None:
         self._orders = orders
-        self._state = begin(
-            orders.settings,
-            os.getpid(),
-            time.time(),
-            once=orders.once,
-            exit_when_idle=orders.exit_when_idle,
-        )
+        service = Service(os.getpid(), time.time(), orders.settings)
+        self._state = State(service, orders.once, orders.exit_when_idle)
         self._reporter = Reporter(log, orders.directory, orders.settings)
         self._inbox = Inbox(orders.directory, self._reporter.once)
         self._ping_every_s = systemd.watchdog_interval_s() or math.inf

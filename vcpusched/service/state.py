@@ -5,12 +5,11 @@ Rule: pure. The daemon alone holds the present state; the reporter says what bec
 
 import enum
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.ledger import Changed
-from vcpusched.model import PPM_PER_POINT, Granularity
 from vcpusched.plan.planner import Cause
 from vcpusched.report.messages import JournalEntry, PastPin, Pause, Priority, Service, status_line
 from vcpusched.service import exits
@@ -83,7 +82,6 @@ class State:
     `number` is that of the last cycle, `busy_since_s` when the worker last got on.
     """
 
-    settings: Settings
     service: Service
     once: bool = False
     exit_when_idle: bool = False
@@ -97,15 +95,20 @@ class State:
     stop: Ending = Ending()
 
     @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.service.settings
+
+    @property
     def uri(self) -> str:
         """Where libvirt is, fit to be printed."""
         return printable(self.settings.uri, 200)
 
     def configured(self, settings: Settings, now_s: float) -> "State":
         """Return the state with other settings."""
-        service = replace(self.service, **_shown(settings))
+        service = replace(self.service, settings=settings)
         cycle_at_s = min(self.cycle_at_s, now_s + settings.period)
-        return replace(self, settings=settings, service=service, cycle_at_s=cycle_at_s)
+        return replace(self, service=service, cycle_at_s=cycle_at_s)
 
     def paused(self, pause: Pause | None) -> "State":
         """Return the state with this pause, or none."""
@@ -143,24 +146,6 @@ class State:
         since_s = now_s if self.away_since_s is None else self.away_since_s
         state = replace(self, service=service, away_since_s=since_s)
         return state.ending(exits.UNAVAILABLE) if self.once else state
-
-
-def begin(
-    settings: Settings, pid: int, started_at_s: float, *, once: bool, exit_when_idle: bool
-) -> State:
-    """Return the state that a process begins with."""
-    service = Service(pid=pid, started_at_s=started_at_s, **_shown(settings))
-    return State(settings, service, once, exit_when_idle)
-
-
-def _shown(settings: Settings) -> dict[str, Any]:
-    return {
-        "uri": settings.uri,
-        "period_s": settings.period,
-        "threshold_ppm": round(settings.balance_threshold * PPM_PER_POINT),
-        "dry_run": settings.dry_run,
-        "granularity": Granularity(settings.pin_to),
-    }
 
 
 def after(state: State, outcome: Outcome, now_s: float, at_s: float) -> State:

@@ -118,7 +118,7 @@ def measure(shape: Shape, directory: Path) -> dict[str, float]:
     host.pass_period()
     simulator_mib = _resident_mib() - alone_mib
     reconciler = Reconciler(host, Book(LedgerFile(directory), "memory"))
-    state = State(settings, Service(os.getpid(), 0.0, "memory", 3.0, 100_000))
+    state = State(Service(os.getpid(), 0.0, settings))
     took_ns: list[tuple[int, int]] = []
     with Path(os.devnull).open("w") as nowhere:
         reporter = Reporter(partial(line_log, nowhere), directory, settings)
