@@ -42,7 +42,7 @@ from vcpusched.service import control, exits, run_directory, systemd
 from vcpusched.service.control import Answer, Inbox, Request, Verb
 from vcpusched.service.reporter import Reporter
 from vcpusched.service.run_directory import LedgerFile
-from vcpusched.service.state import STOP_CONNECT_TIMEOUT_S, Ending, Phase, State, after
+from vcpusched.service.state import CHECK_S, STOP_CONNECT_TIMEOUT_S, Ending, Phase, State, after
 from vcpusched.service.worker import MAX_CYCLE_S, Cycled, Lost, Outcome, Session, Worker
 from vcpusched.settings import ConfigError, Settings
 from vcpusched.text import printable
@@ -277,7 +277,8 @@ class _Daemon:
             case Phase.IDLE if state.stop.restores:
                 due[self._restore] = -math.inf
             case Phase.IDLE:
-                due |= {self._cycle: state.cycle_at_s, self._check: state.check_at_s}
+                due[self._cycle] = state.cycle_at_s
+                due[self._check] = state.busy_since_s + CHECK_S
             case Phase.AT_WORK:
                 due[self._abandon] = state.busy_since_s + MAX_CYCLE_S
         return due
@@ -301,7 +302,7 @@ class _Daemon:
         self._worker.cycle(replace(self._state.settings.rules(), paused=paused))
 
     def _check(self, now_s: float) -> None:
-        self._state = self._state.checking(now_s)
+        self._state = self._state.busy(Phase.AT_WORK, now_s)
         self._worker.check()
 
     def _restore(self, now_s: float) -> None:

@@ -26,7 +26,7 @@ RETRY_DENIED_S: Final = 10.0
 
 CHECK_S: Final = 3.0
 """How often an idle connection is checked, so that with long periods, too, a libvirtd that went
-away is noticed soon (one that hangs after keepalive's 8 s more). A cycle is such a check."""
+away is noticed soon (one that hangs after keepalive's 8 s more). All work is such a check."""
 
 STOP_CONNECT_TIMEOUT_S: Final = 10.0
 """How long a stop waits for a libvirt that does not answer."""
@@ -91,7 +91,6 @@ class State:
     away_since_s: float | None = None
     connect_at_s: float = 0.0
     cycle_at_s: float = 0.0
-    check_at_s: float = 0.0
     stop: Ending = Ending()
 
     @property
@@ -120,10 +119,6 @@ class State:
         """Return the state once the worker was asked for something."""
         return replace(self, phase=phase, busy_since_s=now_s)
 
-    def checking(self, now_s: float) -> "State":
-        """Return the state once something began that shows whether the connection stands."""
-        return replace(self.busy(Phase.AT_WORK, now_s), check_at_s=now_s + CHECK_S)
-
     def restoring(self, now_s: float) -> "State":
         """Return the state once the restore of a stop began, for the first time or again."""
         stop = self.stop if self.stop.began else replace(self.stop, began=True, progress_s=now_s)
@@ -133,7 +128,7 @@ class State:
         """Return the state once a cycle began: no drift, and no burst of late cycles."""
         next_s, period_s = self.cycle_at_s + self.settings.period, self.settings.period
         cycle_at_s = next_s if next_s > now_s else now_s + period_s
-        return replace(self.checking(now_s), cycle_at_s=cycle_at_s)
+        return replace(self.busy(Phase.AT_WORK, now_s), cycle_at_s=cycle_at_s)
 
     def ending(self, exit_status: int, why: JournalEntry | None = None) -> "State":
         """Return the state in which the process ends, as soon as nothing is left to restore."""
@@ -162,7 +157,7 @@ def after(state: State, outcome: Outcome, now_s: float, at_s: float) -> State:
         case Cycled(cycle):
             state = _cycled(state, cycle)
         case Alive() if state.phase is Phase.CONNECTING:
-            state = replace(state, cycle_at_s=now_s, check_at_s=now_s + CHECK_S)
+            state = replace(state, cycle_at_s=now_s)
         case Answer() if state.stop.began:
             # That is all there was to do before the end.
             state = replace(state, stop=replace(state.stop, restores=False))
