@@ -29,10 +29,7 @@ CHECK_S: Final = 3.0
 away is noticed soon (one that hangs after keepalive's 8 s more). All work is such a check."""
 
 STOP_CONNECT_TIMEOUT_S: Final = 10.0
-"""How long a stop waits for a libvirt that does not answer."""
-
-MIN_STOP_RECONNECT_S: Final = 5.0
-"""What of that is left to a stop that loses libvirt while it restores."""
+"""How long a stop waits for a libvirt that does not answer, or that was just restarted."""
 
 
 class Phase(enum.Enum):
@@ -49,8 +46,7 @@ class Ending:
     """How the process ends: with `exit_status`, None while nothing asks for that, and `why`.
 
     Before that it `restores` all pins: `began` says that the worker was asked to, `progress_s` when
-    the last one was restored (monotonic), and `extends` that losing libvirt leaves time to connect
-    again.
+    that last got on (monotonic), and `extends` that losing libvirt lets its time begin anew.
     """
 
     exit_status: int | None = None
@@ -64,14 +60,6 @@ class Ending:
         """Return the stop that leaves what is not restored yet."""
         text = f'Pins are left, because {why}; "vcpusched restore" restores them'
         return replace(self, restores=False, why=JournalEntry(Priority.WARNING, text))
-
-    def lost(self, now_s: float) -> "Ending":
-        """Return the stop after libvirt was lost: once between two pins that extends it."""
-        if not self.extends:
-            return self
-        # A libvirtd that was just restarted is soon found again; this must not go on for ever.
-        least_s = now_s - STOP_CONNECT_TIMEOUT_S + MIN_STOP_RECONNECT_S
-        return replace(self, progress_s=max(self.progress_s, least_s), extends=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +191,10 @@ def _cycled(state: State, cycle: Cycle) -> State:
 
 
 def _lost(state: State, lost: Lost, now_s: float) -> State:
-    stop = state.stop if state.phase is Phase.CONNECTING else state.stop.lost(now_s)
+    stop = state.stop
+    if stop.extends and state.phase is not Phase.CONNECTING:
+        # Once between two pins: with a libvirtd that dies each time it would go on for ever.
+        stop = replace(stop, progress_s=now_s, extends=False)
     delay_s = RETRY_DENIED_S if lost.denied else min(RETRY_S, state.settings.period)
     # A connection that has proven itself is opened again at once; one that falls to the first
     # question is not, or it would be opened a thousand times a second.
