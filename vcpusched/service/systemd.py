@@ -140,23 +140,16 @@ def _text(value: Any) -> str:  # noqa: ANN401  whatever the library takes it for
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def own_unit(cgroups: str) -> str | None:
-    """Return the system service that a process belongs to, by its /proc/PID/cgroup, if it does."""
-    for line in cgroups.splitlines():
-        _number, controllers, path = [*line.split(":", 2), "", ""][:3]
-        parts = path.strip("/").split("/")
-        # It may have been put into any slice but the users'; ".." is another machine's view.
-        is_systemds = controllers in {"", "name=systemd"} and parts[0] not in {"user.slice", ".."}
-        if is_systemds and parts[-1].endswith(".service"):
-            return parts[-1]
-    return None
+def is_restart(jobs: str, cgroups: str) -> bool:
+    """Return whether the unit of a process is being restarted.
 
-
-def is_restart(jobs: str, unit: str) -> bool:
-    """Return whether a unit has a restart job, by what `systemctl list-jobs` prints of it."""
+    By what `systemctl list-jobs` prints, and the process's /proc/PID/cgroup: systemd names the
+    control group of a unit like the unit.
+    """
+    units = {line.rpartition("/")[2] for line in cgroups.splitlines()}
     rows = [line.split() for line in jobs.splitlines()]
     return any(
-        len(row) >= 3 and row[1] == unit and row[2] in {"restart", "try-restart"}  # noqa: PLR2004  JOB UNIT TYPE
+        len(row) >= 3 and row[1] in units and row[2] in {"restart", "try-restart"}  # noqa: PLR2004  JOB UNIT TYPE
         for row in rows
     )
 
@@ -164,13 +157,10 @@ def is_restart(jobs: str, unit: str) -> bool:
 def is_restarting() -> bool:
     """Ask systemd whether our unit is being restarted; no when that cannot be known."""
     try:
-        unit = own_unit(OWN_CGROUP.read_text(encoding="utf-8"))
-        if unit is None:
-            return False
-        asked = ("systemctl", "list-jobs", "--no-legend", "--no-pager", "--full", unit)
+        asked = ("systemctl", "list-jobs", "--no-legend", "--no-pager", "--full")
         done = subprocess.run(  # noqa: S603  our own words
             asked, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
         )
+        return is_restart(done.stdout, OWN_CGROUP.read_text(encoding="utf-8"))
     except (OSError, subprocess.SubprocessError):
         return False
-    return is_restart(done.stdout, unit)
