@@ -39,9 +39,6 @@ _OURSELVES: Final = "vcpusched"
 MIN_UNREAD_S: Final = 5.0
 """A guest that is just starting cannot be read for a moment; that is no news."""
 
-MAX_UNREPORTED_CYCLES: Final = 20
-"""For so many cycles libvirt may take its time to report what the machine is like."""
-
 
 class Reporter:
     """Reports what is different from one state to the next."""
@@ -53,7 +50,6 @@ class Reporter:
         self._recent = Recent()
         self._reported: set[Hashable] = set()
         self._unread_since_s: dict[str, float] = {}
-        self._unreported_cycles = 0
         self._lasting = Lasting()
         self._status = ""
         self._metrics: Metrics | None = None
@@ -207,9 +203,7 @@ class Reporter:
         for unclear in cycle.unclear:
             cause = ("wish", unclear.uuid, unclear.why)
             self.once(cause, messages.unclear_entry(unclear))
-        unreported = service.unreported
-        self._unreported_cycles = self._unreported_cycles + 1 if unreported else 0
-        if self._unreported_cycles > MAX_UNREPORTED_CYCLES:
+        if unreported := service.unreported:
             self.once(("unreported", unreported), JournalEntry(Priority.WARNING, unreported))
 
     def _count(self) -> None:
