@@ -146,15 +146,10 @@ def _trial(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from vcpusched.cli import sources
-    from vcpusched.report import display, snapshot, treatments
+    from vcpusched.report import display, treatments
     from vcpusched.service import run_directory
 
-    try:
-        live = sources.live()
-    except (run_directory.RunDirectoryError, snapshot.SnapshotError) as error:
-        raise exits.Refusal(
-            exits.DEGRADED, f"the service's state cannot be read: {error}"
-        ) from None
+    live = sources.live()
     if live is None:
         if options.json:
             print(json.dumps({"version": 1, "health": "not running"}))

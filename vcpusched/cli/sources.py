@@ -56,7 +56,7 @@ def present(settings: Settings, *, anew: bool = False) -> tuple[Host, str]:
     """
     try:
         found = None if anew else live()
-    except (run_directory.RunDirectoryError, snapshot.SnapshotError):
+    except exits.Refusal:
         found = None  # `status` says what is wrong with it; here it is only a shortcut
     if found is not None:
         _text, state, host = found
@@ -131,15 +131,18 @@ def call_within(limit_s: float, function: Callable[[], Result]) -> Result:
 def live() -> tuple[str, state_file.SavedState, Host | None] | None:
     """Return what the running service last wrote, as text and as values; None where none runs.
 
-    Raises RunDirectoryError and SnapshotError.
+    Raises Refusal.
     """
     directory = run_directory.locate()
-    text = run_directory.read_state(directory) if run_directory.lives(directory) else None
-    if text is None:
-        return None
     try:
+        text = run_directory.read_state(directory) if run_directory.lives(directory) else None
+        if text is None:
+            return None
         state = state_file.parse_state(text)
         run_directory.check_writer(directory, state.pid)
         return text, state, state_file.saved_host(state)
+    except run_directory.RunDirectoryError as error:
+        why = str(error)
     except snapshot.SnapshotError as error:
-        raise snapshot.SnapshotError(f"{directory / run_directory.STATE}: {error}") from None
+        why = f"{directory / run_directory.STATE}: {error}"
+    raise exits.Refusal(exits.DEGRADED, f"the service's state cannot be read: {why}")

@@ -14,7 +14,6 @@ from vcpusched.cli import sources, undo
 from vcpusched.host.libvirt_host import LibvirtHost
 from vcpusched.report import display
 from vcpusched.report.confidence import PAIRS_MIN
-from vcpusched.report.snapshot import SnapshotError
 from vcpusched.report.state_file import SavedState
 from vcpusched.report.trial_verdict import Block, GuestRun, Used, judge, order
 from vcpusched.service import control, exits, run_directory
@@ -106,11 +105,7 @@ def _interrupted(number: int, _frame: object) -> NoReturn:
 
 def _service() -> SavedState:
     """Return what the running service last said of itself. Raises Refusal."""
-    try:
-        live = sources.live()
-    except (run_directory.RunDirectoryError, SnapshotError) as error:
-        line = f"the service's state cannot be read: {error}"
-        raise exits.Refusal(exits.FAILURE, line) from None
+    live = sources.live()
     if live is None:
         line = f"vcpusched is not running on this host ({run_directory.locate()})"
         raise exits.Refusal(exits.NOT_RUNNING, line)
