@@ -146,8 +146,10 @@ def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
     UnicodeEncodeError for text that is none.
     """
     written, temporary = text.encode(), path.with_name(f".{path.name}.{os.getpid()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC  # follows no link
     try:
-        with os.fdopen(_created(temporary), "wb") as file:
+        temporary.unlink(missing_ok=True)  # a namesake left it when it was killed
+        with os.fdopen(os.open(temporary, flags, 0o644), "wb") as file:
             # Whatever the umask and the writing user: the service and any user's `status` read it.
             os.fchmod(file.fileno(), 0o644)
             _give_to_owner(file.fileno(), path.parent)
@@ -163,15 +165,6 @@ def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-
-
-def _created(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, 0o644)
-    except FileExistsError:
-        path.unlink()  # a namesake left it when it was killed
-        return os.open(path, flags, 0o644)
 
 
 def read_file(path: Path, size_max: int) -> str:
