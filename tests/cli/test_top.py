@@ -24,7 +24,7 @@ from rich.screen import Screen
 from rich.segment import Segment
 from test_status import DRAWN, HOSTILE, SETS, machine, service
 
-from vcpusched.cli.top import Seen, keys_in, look_at, pressed, screen
+from vcpusched.cli.top import Seen, keys_in, look, pressed, screen
 from vcpusched.cli.top_rows import View
 from vcpusched.model import Granularity, Host
 from vcpusched.report import state_file
@@ -220,20 +220,19 @@ def test_keys() -> None:
 
 def test_looking(tmp_path: Path) -> None:
     """A state is read when it was replaced; one that is damaged leaves the last one to see."""
-    look = look_at(tmp_path)
-    assert look(Seen()).problem.startswith("vcpusched is not running on this host (")
+    assert look(tmp_path, Seen()).problem.startswith("vcpusched is not running on this host (")
     with run_directory.locked(tmp_path):
-        assert look(Seen()).problem == "The service has reported nothing yet."
+        assert look(tmp_path, Seen()).problem == "The service has reported nothing yet."
         run_directory.write_state(tmp_path, state_file.state_as_json(service(), NOW_S))
-        first = look(Seen())
+        first = look(tmp_path, Seen())
         assert first.host is not None
-        assert look(first) is first
+        assert look(tmp_path, first) is first
         (tmp_path / run_directory.STATE).write_text("{")
-        damaged = look(first)
+        damaged = look(tmp_path, first)
         assert damaged.problem.startswith("The service's state cannot be read: not JSON")
         assert damaged.host is first.host
         assert "degraded" in lines(View(), damaged)[0]
-    assert look(first).state is None
+    assert look(tmp_path, first).state is None
 
 
 def test_looking_without_privilege() -> None:
@@ -241,8 +240,7 @@ def test_looking_without_privilege() -> None:
     with tempfile.TemporaryDirectory() as name, run_directory.locked(Path(name)):
         Path(name).chmod(0o755)
         run_directory.write_state(Path(name), state_file.state_as_json(service(), NOW_S))
-        look = look_at(Path(name))
-        assert without_the_lock(Path(name), lambda: look(Seen()).host is not None)
+        assert without_the_lock(Path(name), lambda: look(Path(name), Seen()).host is not None)
 
 
 def test_it_needs_a_terminal_and_a_service(tmp_path: Path) -> None:

@@ -176,12 +176,12 @@ def _top(_options: argparse.Namespace) -> int:
     is_terminal = all(file is not None and file.isatty() for file in (sys.stdin, sys.stdout))
     if not is_terminal or os.environ.get("TERM") in {"dumb", "unknown"}:
         raise exits.Refusal(exits.USAGE, 'top: needs a terminal; "vcpusched status" does not')
-    look = top.look_at(run_directory.locate())
-    seen = look(top.Seen())
+    directory = run_directory.locate()
+    seen = top.look(directory, top.Seen())
     if seen.state is None:
         print(seen.problem)
         return exits.NOT_RUNNING
-    top.run(seen, look, sys.stdin.fileno())
+    top.run(directory, seen, sys.stdin.fileno())
     return exits.OK
 
 

@@ -12,7 +12,7 @@ import signal
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -83,11 +83,12 @@ _SCROLLS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the service last wrote; `problem` says why there is nothing newer."""
+    """What the service last wrote, in which `file`; `problem` says why there is nothing newer."""
 
     state: SavedState | None = None
     host: Host | None = None
     problem: str = ""
+    file: tuple[int, int] | None = None
 
 
 def pressed(view: View, key: str) -> View | None:
@@ -165,37 +166,26 @@ def _head(view: View, seen: Seen, now_s: float) -> Iterator[RenderableType]:
 # The terminal.
 
 
-def look_at(directory: Path) -> Callable[[Seen], Seen]:
-    """Return a function that brings what was seen up to date, from a run directory.
-
-    It reads the state only when it was replaced.
-    """
-    read: tuple[int, int] | None = None
-
-    def look(seen: Seen) -> Seen:
-        nonlocal read
-        try:
-            if not run_directory.lives(directory):
-                read = None
-                return Seen(problem=f"vcpusched is not running on this host ({directory}).")
-            status = (directory / run_directory.STATE).stat()
-            now = status.st_ino, status.st_mtime_ns
-            if now == read:
-                return seen
-            state = state_file.parse_state(run_directory.read_state(directory) or "")
-            run_directory.check_writer(directory, state.pid)
-            read = now
-            return Seen(state, state_file.saved_host(state))
-        except FileNotFoundError:
-            return replace(seen, problem="The service has reported nothing yet.")
-        except (OSError, run_directory.RunDirectoryError, SnapshotError) as error:
-            return replace(seen, problem=f"The service's state cannot be read: {error}")
-
-    return look
+def look(directory: Path, seen: Seen) -> Seen:
+    """Bring what was seen up to date, from a run directory; read the state if it was replaced."""
+    try:
+        if not run_directory.lives(directory):
+            return Seen(problem=f"vcpusched is not running on this host ({directory}).")
+        status = (directory / run_directory.STATE).stat()
+        file = status.st_ino, status.st_mtime_ns
+        if file == seen.file:
+            return seen
+        state = state_file.parse_state(run_directory.read_state(directory) or "")
+        run_directory.check_writer(directory, state.pid)
+        return Seen(state, state_file.saved_host(state), file=file)
+    except FileNotFoundError:
+        return replace(seen, problem="The service has reported nothing yet.")
+    except (OSError, run_directory.RunDirectoryError, SnapshotError) as error:
+        return replace(seen, problem=f"The service's state cannot be read: {error}")
 
 
-def run(seen: Seen, look: Callable[[Seen], Seen], stdin: int) -> None:
-    """Show the screen until the user quits; `stdin` has the keys.
+def run(directory: Path, seen: Seen, stdin: int) -> None:
+    """Show a run directory's service until the user quits; `stdin` has the keys.
 
     Raises SystemExit on a signal that ends it, with the terminal as it was. It is for a program
     that ends then: signals stay as this has them handled.
@@ -216,7 +206,7 @@ def run(seen: Seen, look: Callable[[Seen], Seen], stdin: int) -> None:
             tty.setcbreak(stdin)
             live.start()
             while not suspended:
-                seen = seen if view.paused else look(seen)
+                seen = seen if view.paused else look(directory, seen)
                 picture = screen(view, seen, console.height, time.time())
                 live.update(draw.Fitting(picture), refresh=True)
                 for key in _keys(stdin, woken):
