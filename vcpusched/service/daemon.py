@@ -123,9 +123,8 @@ class _Daemon:
         self._state = State(service, orders.once, orders.exit_when_idle)
         self._reporter = Reporter(log, orders.directory, orders.settings)
         self._inbox = Inbox(orders.directory, self._reporter.once)
-        self._ping_every_s = systemd.watchdog_interval_s() or math.inf
-        self._ping_at_s = time.monotonic() if self._ping_every_s < math.inf else math.inf
-        self._rivals_at_s = 0.0
+        self._ping_every_s = systemd.watchdog_interval_s()
+        self._ping_at_s = self._rivals_at_s = 0.0
         self._abandoned: list[Worker] = []
         self._worker = self._new_worker(0)
 

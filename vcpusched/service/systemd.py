@@ -11,6 +11,7 @@ when it becomes a "start" (job.c: JOB_RESTART runs unit_stop first).
 """
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -83,12 +84,11 @@ def reloading() -> None:
     notify("RELOADING=1", f"MONOTONIC_USEC={now_us}")
 
 
-def watchdog_interval_s() -> float | None:
-    """Return how often systemd wants a ping: half its limit. None where it watches nothing."""
+def watchdog_interval_s() -> float:
+    """Return how often systemd wants a ping: half its limit. Infinite where it watches nothing."""
     limit_us = os.environ.get("WATCHDOG_USEC", "")
-    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-        return None
-    return int(limit_us) / 2_000_000 if limit_us.isdigit() and int(limit_us) else None
+    is_ours = os.environ.get("WATCHDOG_PID") in {None, str(os.getpid())}
+    return int(limit_us) / 2e6 if is_ours and limit_us.isdigit() and int(limit_us) else math.inf
 
 
 class UnreadableError(Exception):
