@@ -91,7 +91,7 @@ class Metrics:
         """Count an affinity that vcpusched changed."""
         self._pin_changes.labels(cause.value).inc()
 
-    def cycled(self, cycle: Cycle, took_s: float | None, planned_s: float | None) -> None:
+    def cycled(self, cycle: Cycle, took_s: float, planned_s: float) -> None:
         """Count what a cycle did but for changes; `planned_s` is the part that planning took."""
         for failure in cycle.failures:
             self._pin_failures.labels(FAILURES.get(failure.kind, OTHER)).inc()
@@ -99,10 +99,8 @@ class Metrics:
             self._verdicts.labels(effect.verdict.value).inc()
         if cycle.executed and cycle.plan is not None:
             self._plans.labels("dry_run" if cycle.dry_run else "executed").inc()
-        if took_s is not None:
-            self._cycle.observe(took_s)
-        if planned_s is not None:
-            self._plan.observe(planned_s)
+        self._cycle.observe(took_s)
+        self._plan.observe(planned_s)
         self._add_delays(cycle)
 
     def _add_delays(self, cycle: Cycle) -> None:
