@@ -53,7 +53,6 @@ class Reporter:
         self._lasting = Lasting()
         self._status = ""
         self._metrics: Metrics | None = None
-        self._count()
 
     def begin(self, state: State) -> None:
         """Report that the service begins, and how; guests and pCPUs are not known yet."""
@@ -75,7 +74,6 @@ class Reporter:
             self.end_metrics()
         self._settings = settings
         self._reported.clear()
-        self._count()
         self._lasting = Lasting()
         self._status = ""
         self._say(Priority.INFO, f"Reloaded: {', '.join(changed) or 'no setting changed'}")
@@ -206,27 +204,18 @@ class Reporter:
         if unreported := service.unreported:
             self.once(("unreported", unreported), JournalEntry(Priority.WARNING, unreported))
 
-    def _count(self) -> None:
-        """Begin to count for the metrics file, if there is one; its library costs 1.3 MiB."""
-        path = self._settings.metrics_file
-        if not path:
-            self._metrics = None
-        elif self._metrics is None:
-            try:
-                from vcpusched.report.metrics import Metrics  # noqa: PLC0415
-            except ImportError as error:
-                text = f"Could not write metrics to {path}: {error}"
-                self.once("metrics file", JournalEntry(Priority.WARNING, text))
-            else:
-                self._metrics = Metrics()
-
     def _show_metrics(self, service: Service) -> None:
-        if self._metrics is None:
+        path, per_vcpu = self._settings.metrics_file, self._settings.metrics_per_vcpu
+        if not path:
             return
-        path, per_vcpu = Path(self._settings.metrics_file), self._settings.metrics_per_vcpu
         try:
-            self._metrics.write(path, service, time.time(), per_vcpu=per_vcpu)
-        except OSError as error:
+            if self._metrics is None:
+                # Only where it is wanted: its library costs 1.3 MiB.
+                from vcpusched.report.metrics import Metrics  # noqa: PLC0415
+
+                self._metrics = Metrics()
+            self._metrics.write(Path(path), service, time.time(), per_vcpu=per_vcpu)
+        except (ImportError, OSError) as error:
             text = f"Could not write metrics to {path}: {error}"
             self.once("metrics file", JournalEntry(Priority.WARNING, text))
 
