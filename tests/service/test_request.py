@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vcpusched.service import control, run_directory
+from vcpusched.service import control, exits, run_directory
 from vcpusched.service.control import Answer, Request, Verb
 
 
@@ -161,7 +161,7 @@ def test_what_is_no_answer(tmp_path: Path, text: str | None) -> None:
     server.start()
     ready.wait(10)
     try:
-        with pytest.raises(control.AnswerError):
+        with pytest.raises(exits.Refusal, match="cannot be read"):
             control.ask(tmp_path, Request(Verb.RESTORE))
     finally:
         done.set()

@@ -128,7 +128,7 @@ def _begin(lease: control.Lease, *, balances: bool) -> None:
     try:
         lease.begin()
         answer = control.ask(lease.directory, control.Request(control.Verb.UNPIN))
-    except (OSError, TimeoutError, control.AnswerError):
+    except OSError:
         raise _BrokenOffError("the service does not answer") from None
     if answer is None:
         raise _BrokenOffError("the service ended")

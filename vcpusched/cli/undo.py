@@ -55,12 +55,6 @@ def carry_out(settings: "Settings", verb: str, domains: Sequence[str]) -> int:
         answer = control.ask(directory, asked)
         if answer is None:
             answer = _do_alone(directory, settings, asked)
-    except TimeoutError:
-        line = f"the running service did not answer within {control.ANSWER_TIMEOUT_S:.0f}s"
-        raise exits.Refusal(exits.FAILURE, line) from None
-    except control.AnswerError:
-        line = "the answer of the running service cannot be read"
-        raise exits.Refusal(exits.FAILURE, line) from None
     except run_directory.AlreadyRunningError:
         line = "the service started just now: try again"
         raise exits.Refusal(exits.FAILURE, line) from None

@@ -54,10 +54,6 @@ NUMBER_LENGTH_MAX: Final = 9
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-class AnswerError(Exception):
-    """The file of an answer holds none."""
-
-
 class Verb(enum.StrEnum):
     """What can be asked for."""
 
@@ -87,7 +83,7 @@ class Answer:
 def ask(directory: Path, request: Request) -> Answer | None:
     """Have the running service do something; None when none runs (any more).
 
-    Raises OSError when the run directory cannot be written, AnswerError and TimeoutError.
+    Raises OSError when the run directory cannot be written, and Refusal without a good answer.
     """
     name = uuid.uuid4().hex
     question, answer = directory / f"request-{name}.json", directory / f"answer-{name}.json"
@@ -106,18 +102,17 @@ def ask(directory: Path, request: Request) -> Answer | None:
     finally:
         question.unlink(missing_ok=True)
         answer.unlink(missing_ok=True)
-    raise TimeoutError
+    line = f"the running service did not answer within {ANSWER_TIMEOUT_S:.0f}s"
+    raise exits.Refusal(exits.FAILURE, line)
 
 
 def _answered(path: Path) -> Answer:
-    try:
+    with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
         found = json.loads(run_directory.read_file(path, ANSWER_SIZE_MAX))
         status, lines, problems = found["status"], found["lines"], found["problems"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        raise AnswerError from None
-    if not isinstance(status, int) or not (_are_lines(lines) and _are_lines(problems)):
-        raise AnswerError
-    return Answer(status & 0xFF, tuple(lines), tuple(problems))
+        if isinstance(status, int) and _are_lines(lines) and _are_lines(problems):
+            return Answer(status & 0xFF, tuple(lines), tuple(problems))
+    raise exits.Refusal(exits.FAILURE, "the answer of the running service cannot be read")
 
 
 def _are_lines(found: object) -> bool:
