@@ -18,7 +18,7 @@ from vcpusched.act.ledger_file import Book, LedgerError, parse
 from vcpusched.host.hypervisor import NotRecordedError
 from vcpusched.model import CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Move
-from vcpusched.service.run_directory import LEDGER_SIZE_MAX, LedgerFile
+from vcpusched.service.run_directory import SIZE_MAX, LedgerFile
 
 SETS = st.sets(st.integers(0, 300), min_size=1).map(CpuSet.of)
 RECORDS = st.builds(
@@ -186,7 +186,7 @@ def unusable(path: Path, kind: str) -> None:
         path.write_bytes(b"\xff\x00")
     elif kind == "huge":
         path.touch()
-        os.truncate(path, LEDGER_SIZE_MAX + 1)
+        os.truncate(path, SIZE_MAX + 1)
     else:
         path.write_text(texts[kind])
 

@@ -69,7 +69,7 @@ def test_nobody_answers(tmp_path: Path) -> None:
         '{"verb": "erase", "domains": []}',
         '{"verb": "restore", "domains": "shop"}',
         '{"verb": "restore", "domains": [1]}',
-        '{"verb": "restore", "domains": ["' + "x" * control.SIZE_MAX + '"]}',
+        '{"verb": "restore", "domains": ["' + "x" * control.REQUEST_SIZE_MAX + '"]}',
     ],
 )
 def test_what_is_no_request_is_removed(tmp_path: Path, text: str) -> None:

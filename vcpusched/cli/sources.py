@@ -15,13 +15,11 @@ from typing import Final, TypeVar
 from vcpusched.model import Host
 from vcpusched.report import snapshot, state_file
 from vcpusched.service import exits, run_directory
+from vcpusched.service.run_directory import SIZE_MAX
 from vcpusched.settings import Settings
 from vcpusched.text import printable
 
 Result = TypeVar("Result")
-
-SIZE_MAX: Final = 256 << 20
-"""Bytes of a saved snapshot: ten times what 10,000 vCPUs take, and more."""
 
 SAMPLE_TIMEOUT_S: Final = 10.0
 """How long a command waits for libvirt beyond the period that it samples."""

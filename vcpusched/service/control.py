@@ -34,9 +34,7 @@ ANSWER_TIMEOUT_S: Final = 120.0
 """How long an answer is waited for, and how old a request may be."""
 
 POLL_S: Final = 0.05
-SIZE_MAX: Final = 1 << 20
-ANSWER_SIZE_MAX: Final = 64 << 20
-"""An answer has a line for each domain."""
+REQUEST_SIZE_MAX: Final = 1 << 20
 
 _NAME: Final = re.compile(r"[0-9a-f]{1,64}")
 """What a request may call itself: the answer's name is made of it."""
@@ -108,7 +106,7 @@ def ask(directory: Path, request: Request) -> Answer | None:
 
 def _answered(path: Path) -> Answer:
     with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
-        found = json.loads(run_directory.read_file(path, ANSWER_SIZE_MAX))
+        found = json.loads(run_directory.read_file(path))
         status, lines, problems = found["status"], found["lines"], found["problems"]
         if isinstance(status, int) and _are_lines(lines) and _are_lines(problems):
             return Answer(status & 0xFF, tuple(lines), tuple(problems))
@@ -146,7 +144,7 @@ def take(directory: Path) -> Iterator[tuple[str, Request]]:
 
 def _parsed(path: Path) -> Request | None:
     try:
-        found = json.loads(run_directory.read_file(path, SIZE_MAX))
+        found = json.loads(run_directory.read_file(path, REQUEST_SIZE_MAX))
         verb, domains = Verb(found["verb"]), found["domains"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None

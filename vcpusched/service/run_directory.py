@@ -21,11 +21,8 @@ LOCK: Final = "lock"
 STATE: Final = "state.json"
 LEDGER: Final = "affinity.json"
 SET_ASIDE: Final = "affinity.unusable-{}.json"
-LEDGER_SIZE_MAX: Final = 64 << 20
-"""Ten times what 10,000 vCPUs take."""
-
-STATE_SIZE_MAX: Final = 256 << 20
-"""Ten times what 10,000 vCPUs take, and more."""
+SIZE_MAX: Final = 256 << 20
+"""Ten times what the state of 10,000 vCPUs takes, and more; the ledger and answers take less."""
 
 LOCK_TIMEOUT_S: Final = 1.0
 """`status` holds the lock for an instant to see whether it is free: a starting daemon waits."""
@@ -167,7 +164,7 @@ def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
         raise
 
 
-def read_file(path: Path, size_max: int) -> str:
+def read_file(path: Path, size_max: int = SIZE_MAX) -> str:
     """Read a file of any origin: no link, no pipe, no more than so many bytes.
 
     Raises OSError, and ValueError for what is no such file or no UTF-8 text.
@@ -194,7 +191,7 @@ def read_state(directory: Path) -> str | None:
     """Return the text of the state file, None where there is none. Raises RunDirectoryError."""
     path = directory / STATE
     try:
-        return read_file(path, STATE_SIZE_MAX)
+        return read_file(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -263,7 +260,7 @@ class LedgerFile:
     def read(self) -> str | None:
         """Return the text of the file."""
         try:
-            return read_file(self.path, LEDGER_SIZE_MAX)
+            return read_file(self.path)
         except FileNotFoundError:
             return None
         except ValueError as error:
