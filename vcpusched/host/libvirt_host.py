@@ -142,7 +142,7 @@ class LibvirtHost:
             domains=tuple(domains),
             unread=unread,
             busy=host_cpus.busy(),
-            isolated=host_cpus.isolated() | host_cpus.tickless(),
+            isolated=host_cpus.isolated(),
             by_libvirt={why: tuple(names) for why, names in by_libvirt.items()},
             offline=self._offline,
         )
