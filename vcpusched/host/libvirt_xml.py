@@ -17,7 +17,6 @@ from xml.etree import ElementTree as ET
 
 from vcpusched.model import (
     ALL_CPUS,
-    CPU_ID_MAX,
     NO_CPUS,
     PPM,
     SHARES,
@@ -190,12 +189,13 @@ def _origin(root: ET.Element) -> dict[int, Origin]:
     """Return what the element says; nothing where it says what nobody of us would write."""
     found = {}
     for vcpu in root.iterfind(f"metadata/{{{ORIGIN}}}origin/{{*}}vcpu"):
-        cpus, number = vcpu.get("cpus", ""), _number(vcpu.get("id"))
+        cpus = vcpu.get("cpus", "")
         original = ALL_CPUS if cpus == ANYWHERE else CpuSet.read(cpus)
         pins = frozenset(map(CpuSet.read, vcpu.get("pins", "").split()))
-        if not original or number is None or NO_CPUS in pins:
+        numbers = CpuSet.read(vcpu.get("id", ""))  # one vCPU's, read like a list of pCPUs
+        if not original or len(numbers) != 1 or NO_CPUS in pins:
             return {}
-        found[number] = Origin(original, pins)
+        found[min(numbers)] = Origin(original, pins)
     return found
 
 
@@ -204,14 +204,6 @@ def _wish(root: ET.Element) -> str | None:
     for element in root.iterfind(f"metadata/{{{NAMESPACE}}}*"):
         return element.get("policy", "")
     return None
-
-
-def _number(text: str | None) -> int | None:
-    """Read a number up to `CPU_ID_MAX`, which no node or vCPU exceeds either."""
-    if text is None or not (text.isascii() and text.isdigit()) or len(text) > len(str(CPU_ID_MAX)):
-        return None
-    number = int(text)
-    return number if number <= CPU_ID_MAX else None
 
 
 def from_map(flags: Sequence[bool]) -> CpuSet:
