@@ -15,13 +15,7 @@ from dataclasses import replace
 from typing import Final, NoReturn
 from xml.etree import ElementTree as ET
 
-from vcpusched.model import (
-    ALL_CPUS,
-    NO_CPUS,
-    PPM,
-    SHARES,
-    CpuSet,
-)
+from vcpusched.model import ALL_CPUS, CPU_ID_MAX, NO_CPUS, PPM, SHARES, CpuSet
 from vcpusched.sample import Definition, Origin
 
 NAMESPACE: Final = "urn:vcpusched:domain:1"
@@ -43,9 +37,6 @@ _REALTIME: Final = frozenset({"fifo", "rr"})
 
 _BINDING: Final = frozenset({"strict", "restrictive"})
 """Modes of `<numatune>` in which memory comes from the nodes named or from nowhere."""
-
-VCPUS_MAX: Final = 65_536
-"""More than any hypervisor takes: bounds what XML can make us allocate."""
 
 QUOTA_PERIOD_US: Final = 100_000
 """What a quota is given for where the definition names no period, as libvirt and the kernel do."""
@@ -104,7 +95,7 @@ def _allowed(root: ET.Element) -> dict[int, CpuSet]:
     count, default = 1, ALL_CPUS
     for vcpu in root.iterfind("vcpu"):
         count = int(vcpu.text or "1")
-        if count > VCPUS_MAX:
+        if count > CPU_ID_MAX + 1:  # bounds what XML can make us allocate, too
             raise ValueError(f"it has {count} vCPUs")
         cpuset = vcpu.get("cpuset")
         if cpuset and vcpu.get("placement") != "auto":
