@@ -9,10 +9,8 @@ from builders import MemoryHost
 
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.act.table import QUARANTINE_CYCLES
-from vcpusched.host.connection import on_connecting, translate
+from vcpusched.host.connection import CPU_REFUSED, ERRORS, on_connecting, translate
 from vcpusched.host.hypervisor import (
-    CPU_REFUSED,
-    ERRORS,
     ConnectionLostError,
     CpuRefusedError,
     HypervisorError,
@@ -47,23 +45,28 @@ def run(scheduler: Scheduler, host: MemoryHost, cycles: int) -> Cycle:
 
 
 @EVERY
-def test_what_it_becomes(code: str) -> None:
+def test_what_it_becomes(code: int) -> None:
     """While the connection stands; on a dead one everything means that it is dead."""
-    found = translate(libvirt_error(getattr(libvirt, code)), alive=True)
+    found = translate(libvirt_error(code), alive=True)
     assert type(found) is ERRORS[code]
     assert str(found) == "what libvirt said"
-    dead = translate(libvirt_error(getattr(libvirt, code)), alive=False)
+    dead = translate(libvirt_error(code), alive=False)
     assert type(dead) is ConnectionLostError
 
 
 @pytest.mark.parametrize(
     "code",
-    ["VIR_ERR_SYSTEM_ERROR", "VIR_ERR_INTERNAL_ERROR", "VIR_ERR_RPC", "VIR_ERR_INVALID_CONN"],
+    [
+        libvirt.VIR_ERR_SYSTEM_ERROR,
+        libvirt.VIR_ERR_INTERNAL_ERROR,
+        libvirt.VIR_ERR_RPC,
+        libvirt.VIR_ERR_INVALID_CONN,
+    ],
 )
-@pytest.mark.parametrize("domain", ["VIR_FROM_RPC", "VIR_FROM_REMOTE"])
-def test_a_connection_that_dies_in_a_call(code: str, domain: str) -> None:
+@pytest.mark.parametrize("domain", [libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE])
+def test_a_connection_that_dies_in_a_call(code: int, domain: int) -> None:
     """What it raises then depends on where in the call it died."""
-    error = libvirt_error(getattr(libvirt, code), getattr(libvirt, domain))
+    error = libvirt_error(code, domain)
     assert type(translate(error, alive=True)) is ConnectionLostError
 
 
@@ -80,15 +83,15 @@ def test_a_code_of_the_future() -> None:
 
 
 @EVERY
-def test_connecting(code: str) -> None:
+def test_connecting(code: int) -> None:
     """A connection is refused, or there is none (yet)."""
-    found = on_connecting(libvirt_error(getattr(libvirt, code)))
+    found = on_connecting(libvirt_error(code))
     denied = ERRORS[code] is PermissionDeniedError
     assert type(found) is (PermissionDeniedError if denied else ConnectionLostError)
 
 
 @EVERY
-def test_what_is_done_when_a_pin_fails(code: str) -> None:
+def test_what_is_done_when_a_pin_fails(code: int) -> None:
     """The guest is skipped where nothing is wrong, else put aside; all others are balanced."""
     refusing: list[str] = []
 
@@ -97,7 +100,7 @@ def test_what_is_done_when_a_pin_fails(code: str) -> None:
         if name == refusing[0]:
             if vanished:
                 del host.wants[name]
-            raise translate(libvirt_error(getattr(libvirt, code)), alive=True)
+            raise translate(libvirt_error(code), alive=True)
 
     vanished = ERRORS[code] is VanishedError
     host, scheduler = crowded(on_pin), Scheduler()
@@ -111,14 +114,14 @@ def test_what_is_done_when_a_pin_fails(code: str) -> None:
 
 
 @EVERY
-def test_what_is_done_when_a_plan_loses_its_connection(code: str) -> None:
+def test_what_is_done_when_a_plan_loses_its_connection(code: int) -> None:
     """No further pin is made in that cycle, and the next plan is made from what is seen then."""
     pins: list[str] = []
 
     def on_pin(name: str) -> None:
         pins.append(name)
         if len(pins) == 1:
-            raise translate(libvirt_error(getattr(libvirt, code)), alive=False)
+            raise translate(libvirt_error(code), alive=False)
 
     host, scheduler = crowded(on_pin), Scheduler()
     cycle = run(scheduler, host, 3)

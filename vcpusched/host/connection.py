@@ -4,17 +4,17 @@ Rule: knows no domain and no pCPU; every error of libvirt is put into our words 
 """
 
 import contextlib
+import errno
 import functools
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 import libvirt
 
 from vcpusched.host.hypervisor import (
-    CPU_REFUSED,
-    ERRORS,
-    LOST_CODES,
+    BusyError,
     ConnectionLostError,
     CpuRefusedError,
     HypervisorError,
@@ -80,9 +80,45 @@ def connect(uri: str, *, read_only: bool) -> Any:  # noqa: ANN401  libvirt has n
     return connection
 
 
-_ERRORS: Final = {getattr(libvirt, name): error for name, error in ERRORS.items()}
-VANISHED: Final = [code for code, error in _ERRORS.items() if error is VanishedError]
-_LOST_CODES: Final = frozenset(getattr(libvirt, name) for name in LOST_CODES)
+ERRORS: Final[Mapping[int, type[HypervisorError]]] = {
+    libvirt.VIR_ERR_NO_DOMAIN: VanishedError,  # it ended since the list of domains was read
+    libvirt.VIR_ERR_OPERATION_INVALID: VanishedError,  # it does not run, or cannot do this
+    libvirt.VIR_ERR_INVALID_ARG: VanishedError,  # the vCPU was taken away
+    libvirt.VIR_ERR_NO_DOMAIN_METADATA: VanishedError,  # the mark to be taken away is not there
+    libvirt.VIR_ERR_OPERATION_TIMEOUT: BusyError,  # busy for 30 s: a job, or a monitor that hangs
+    libvirt.VIR_ERR_RESOURCE_BUSY: BusyError,  # something of the domain is in use elsewhere
+    libvirt.VIR_ERR_ACCESS_DENIED: PermissionDeniedError,  # by libvirt's access control
+    libvirt.VIR_ERR_AUTH_FAILED: PermissionDeniedError,  # by polkit, or the password
+    libvirt.VIR_ERR_AUTH_CANCELLED: PermissionDeniedError,  # polkit had nobody to ask
+    libvirt.VIR_ERR_AUTH_UNAVAILABLE: PermissionDeniedError,  # there is no polkit to be asked
+    libvirt.VIR_ERR_OPERATION_DENIED: PermissionDeniedError,  # the connection is read only
+    libvirt.VIR_ERR_SYSTEM_ERROR: HypervisorError,  # the kernel refused; of a pin see `CPU_REFUSED`
+    libvirt.VIR_ERR_INTERNAL_ERROR: HypervisorError,  # libvirt did not foresee how it failed
+    libvirt.VIR_ERR_OPERATION_FAILED: HypervisorError,  # QEMU refused
+    libvirt.VIR_ERR_NO_SUPPORT: HypervisorError,  # this libvirt cannot do that
+    libvirt.VIR_ERR_NO_CONNECT: HypervisorError,  # there is no such connection
+    libvirt.VIR_ERR_INVALID_CONN: HypervisorError,  # the connection was closed
+}
+"""What an error code of libvirt means while the connection stands; any other is a refusal without a
+reason that we know of. On a dead connection each means that it is lost."""
+
+CPU_REFUSED: Final = frozenset({errno.EINVAL, errno.EACCES})
+"""What the kernel says of an affinity that has no pCPU which is online and in the cpuset, and in
+version 1 of a group's cpuset that is not within the one above."""
+
+_LOST_CODES: Final = frozenset(
+    {
+        libvirt.VIR_ERR_RPC,
+        libvirt.VIR_ERR_SYSTEM_ERROR,
+        libvirt.VIR_ERR_INTERNAL_ERROR,
+        libvirt.VIR_ERR_NO_CONNECT,
+        libvirt.VIR_ERR_INVALID_CONN,
+    }
+)
+"""What a connection that dies in a call raises, by libvirt's part for connections; these codes also
+mean other things (rpc/virnetclient.c, remote/remote_driver.c)."""
+
+VANISHED: Final = [code for code, error in ERRORS.items() if error is VanishedError]
 _LOST_DOMAINS: Final = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE})
 
 
@@ -93,13 +129,13 @@ def translate(error: Any, *, alive: bool) -> HypervisorError:  # noqa: ANN401  l
         return ConnectionLostError(text)
     if code == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in CPU_REFUSED:
         return CpuRefusedError(text)
-    return _ERRORS.get(code, HypervisorError)(text)
+    return ERRORS.get(code, HypervisorError)(text)
 
 
 def on_connecting(error: Any) -> HypervisorError:  # noqa: ANN401
     """Return what it means that a connection could not be opened."""
     # What the kernel says of the socket libvirt reports in words only.
-    denied = _ERRORS.get(error.get_error_code()) is PermissionDeniedError
+    denied = ERRORS.get(error.get_error_code()) is PermissionDeniedError
     denied = denied or "Permission denied" in str(error)
     return (PermissionDeniedError if denied else ConnectionLostError)(_in_words(error))
 

@@ -1,12 +1,11 @@
-"""What is asked of a hypervisor, how that can fail, and what libvirt's errors mean.
+"""What is asked of a hypervisor, and how that can fail.
 
-Rule: a protocol, its errors and one table. It exists because two implementations do: libvirt, and
-hosts in memory.
+Rule: a protocol and its errors. It exists because two implementations do: libvirt, and hosts in
+memory.
 """
 
-import errno
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Protocol
 
 from vcpusched.model import CpuSet, DomainUuid, VcpuId
 from vcpusched.sample import Definition, Origin, Sample
@@ -42,45 +41,6 @@ class CpuRefusedError(HypervisorError):
 
 class NotRecordedError(HypervisorError):
     """What undoing a pin takes could not be kept, so it was not made; no domain is to blame."""
-
-
-ERRORS: Final[Mapping[str, type[HypervisorError]]] = {
-    "VIR_ERR_NO_DOMAIN": VanishedError,  # it ended since the list of domains was read
-    "VIR_ERR_OPERATION_INVALID": VanishedError,  # it does not run; or, if it does, cannot do this
-    "VIR_ERR_INVALID_ARG": VanishedError,  # the vCPU was taken away
-    "VIR_ERR_NO_DOMAIN_METADATA": VanishedError,  # the mark to be taken away is not there
-    "VIR_ERR_OPERATION_TIMEOUT": BusyError,  # busy for 30 s: a job, or a monitor that hangs
-    "VIR_ERR_RESOURCE_BUSY": BusyError,  # something of the domain is in use elsewhere
-    "VIR_ERR_ACCESS_DENIED": PermissionDeniedError,  # by libvirt's access control
-    "VIR_ERR_AUTH_FAILED": PermissionDeniedError,  # by polkit, or the password that was asked for
-    "VIR_ERR_AUTH_CANCELLED": PermissionDeniedError,  # polkit had nobody to ask
-    "VIR_ERR_AUTH_UNAVAILABLE": PermissionDeniedError,  # there is no polkit to be asked
-    "VIR_ERR_OPERATION_DENIED": PermissionDeniedError,  # the connection is read only
-    "VIR_ERR_SYSTEM_ERROR": HypervisorError,  # the kernel refused; of a pin see `CPU_REFUSED`
-    "VIR_ERR_INTERNAL_ERROR": HypervisorError,  # libvirt did not foresee how it failed
-    "VIR_ERR_OPERATION_FAILED": HypervisorError,  # QEMU refused
-    "VIR_ERR_NO_SUPPORT": HypervisorError,  # this libvirt cannot do that
-    "VIR_ERR_NO_CONNECT": HypervisorError,  # there is no such connection
-    "VIR_ERR_INVALID_CONN": HypervisorError,  # the connection was closed
-}
-"""What an error code of libvirt means while the connection stands; any other is a refusal without a
-reason that we know of. On a dead connection each means that it is lost."""
-
-CPU_REFUSED: Final = frozenset({errno.EINVAL, errno.EACCES})
-"""What the kernel says of an affinity that has no pCPU which is online and in the cpuset, and in
-version 1 of a group's cpuset that is not within the one above."""
-
-LOST_CODES: Final = frozenset(
-    {
-        "VIR_ERR_RPC",
-        "VIR_ERR_SYSTEM_ERROR",
-        "VIR_ERR_INTERNAL_ERROR",
-        "VIR_ERR_NO_CONNECT",
-        "VIR_ERR_INVALID_CONN",
-    }
-)
-"""What a connection that dies in a call raises, by libvirt's part for connections; these codes also
-mean other things (rpc/virnetclient.c, remote/remote_driver.c)."""
 
 
 class Hypervisor(Protocol):
