@@ -92,12 +92,6 @@ ERRORS: Final[Mapping[int, type[HypervisorError]]] = {
     libvirt.VIR_ERR_AUTH_CANCELLED: PermissionDeniedError,  # polkit had nobody to ask
     libvirt.VIR_ERR_AUTH_UNAVAILABLE: PermissionDeniedError,  # there is no polkit to be asked
     libvirt.VIR_ERR_OPERATION_DENIED: PermissionDeniedError,  # the connection is read only
-    libvirt.VIR_ERR_SYSTEM_ERROR: HypervisorError,  # the kernel refused; of a pin see `CPU_REFUSED`
-    libvirt.VIR_ERR_INTERNAL_ERROR: HypervisorError,  # libvirt did not foresee how it failed
-    libvirt.VIR_ERR_OPERATION_FAILED: HypervisorError,  # QEMU refused
-    libvirt.VIR_ERR_NO_SUPPORT: HypervisorError,  # this libvirt cannot do that
-    libvirt.VIR_ERR_NO_CONNECT: HypervisorError,  # there is no such connection
-    libvirt.VIR_ERR_INVALID_CONN: HypervisorError,  # the connection was closed
 }
 """What an error code of libvirt means while the connection stands; any other is a refusal without a
 reason that we know of. On a dead connection each means that it is lost."""
