@@ -34,7 +34,7 @@ def test_maps_of_a_machine_with_offline_pcpus() -> None:
 
 def test_against_the_test_driver() -> None:
     """In libvirt's own test driver 3 of its 8 pCPUs are online, and its domain has two vCPUs."""
-    host = LibvirtHost.open("test:///default")
+    host = LibvirtHost("test:///default")
     try:
         sample = host.sample()
         assert str(sample.topology.online) == "0,2,4"
@@ -70,14 +70,14 @@ def test_a_transient_domain_may_go_where_it_might_when_it_was_first_seen() -> No
     outside = libvirt.open("test:///default")  # all of a process see the same domains
     domain = outside.createXML(TRANSIENT.format("0,2"))
     first_seen: FirstSeen = {}
-    host = LibvirtHost.open("test:///default", first_seen=first_seen)
+    host = LibvirtHost("test:///default", first_seen=first_seen)
     try:
         assert str(sampled(host).allowed[0]) == "0,2"
         domain.pinVcpu(0, (False, False, True))
         again = host.definition(DomainUuid(domain.UUIDString()))
         assert (str(again.booked[0]), str(again.allowed[0])) == ("2", "0,2")
         host.close()
-        host = LibvirtHost.open("test:///default", first_seen=first_seen)
+        host = LibvirtHost("test:///default", first_seen=first_seen)
         assert str(sampled(host).allowed[0]) == "0,2"
         domain.destroy()
         host.sample()
@@ -89,7 +89,7 @@ def test_a_transient_domain_may_go_where_it_might_when_it_was_first_seen() -> No
         host.close()
         domain.destroy()
         domain = outside.createXML(TRANSIENT.format("0,4"))
-        host = LibvirtHost.open("test:///default", first_seen=first_seen)
+        host = LibvirtHost("test:///default", first_seen=first_seen)
         assert str(sampled(host).allowed[0]) == "0,4"
         assert len(first_seen) == 2  # with the one that the driver has
     finally:

@@ -23,7 +23,7 @@ def host(lab: Lab) -> Iterator[LibvirtHost]:
     """Give the connection of the service to a libvirt with two guests of different loads."""
     lab.add_guest("light", [0.1])
     lab.add_guest("heavy", [0.3, 0.1])
-    opened = LibvirtHost.open(lab.uri)
+    opened = LibvirtHost(lab.uri)
     yield opened
     opened.close()
 

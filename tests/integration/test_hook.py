@@ -45,7 +45,7 @@ def pinned(lab: Lab, directory: Path) -> tuple[Guest, Reconciler]:
     """Give a guest whose vCPUs we pinned to pCPU 1: one from pCPU 0, one from anywhere."""
     guest = lab.add_guest("ours", [0.05, 0.05])
     guest.domain().pinVcpu(0, (True, False))
-    keeper = Reconciler(LibvirtHost.open(lab.uri), Book(LedgerFile(directory)))
+    keeper = Reconciler(LibvirtHost(lab.uri), Book(LedgerFile(directory)))
     put(keeper, 0, 1)
     assert [guest.affinity(vcpu) for vcpu in (0, 1)] == [{1}, {1}]
     assert ORIGIN in guest.domain().XMLDesc(0)
@@ -87,7 +87,7 @@ def test_a_guest_that_migrates(etc: Path, qemu_cache: Path, tmp_path: Path) -> N
         keeper.settle()
         assert "ours" not in (tmp_path / "affinity.json").read_text()
         (tmp_path / "there").mkdir()
-        host = LibvirtHost.open(there.uri)
+        host = LibvirtHost(there.uri)
         assert Reconciler(host, Book(LedgerFile(tmp_path / "there"))).restore() == []
 
 
@@ -143,7 +143,7 @@ def test_doubt_fails_no_wake(why: str, etc: Path, qemu_cache: Path, tmp_path: Pa
         guest.start()
         assert guest.affinity(0) == {1}
         (tmp_path / "affinity.json").unlink()
-        Reconciler(LibvirtHost.open(lab.uri), Book(LedgerFile(tmp_path))).restore()
+        Reconciler(LibvirtHost(lab.uri), Book(LedgerFile(tmp_path))).restore()
         assert guest.affinity(0) == {0}
         assert ORIGIN not in guest.domain().XMLDesc(0)
 
@@ -160,7 +160,7 @@ def test_without_the_hook(qemu_cache: Path, tmp_path: Path) -> None:
             migrate(guest, there)
             assert [guest.affinity(vcpu) for vcpu in (0, 1)] == [{1}, {1}]
             (tmp_path / "there").mkdir()
-            host = LibvirtHost.open(there.uri)
+            host = LibvirtHost(there.uri)
             given = Reconciler(host, Book(LedgerFile(tmp_path / "there"))).restore()
             assert [str(one.move.to_cpus) for one in given] == ["0", "0-1"]
             assert [guest.affinity(vcpu) for vcpu in (0, 1)] == [{0}, {0, 1}]

@@ -442,7 +442,7 @@ def test_a_guest_wakes_beside_the_service(lab: Lab) -> None:
 def test_a_person_pins_a_guest_that_has_just_come(lab: Lab) -> None:
     """With our pin and mark: what the person chose is held, and never taken for ours."""
     guest = lab.add_guest("g", [0.05])
-    host = LibvirtHost.open(lab.uri)
+    host = LibvirtHost(lab.uri)
     (found,) = host.sample().domains
     ours = {0: Origin(CpuSet.parse("0-1"), frozenset({CpuSet.of([1])}))}
     host.mark(found.uuid, found.domain_id, ours)
@@ -462,7 +462,7 @@ def test_a_person_pins_a_guest_that_has_just_come(lab: Lab) -> None:
 def test_a_mark_is_known_as_it_was_written(lab: Lab) -> None:
     """By the next sample, without another reading; to take away what is not there is no error."""
     lab.add_guest("g", [0.05], pin=0)
-    host = LibvirtHost.open(lab.uri)
+    host = LibvirtHost(lab.uri)
     (found,) = host.sample().domains
     written = {0: Origin(CpuSet.of([0]), frozenset({CpuSet.of([1])}))}
     for origin in (written, {}, {}):
@@ -558,7 +558,7 @@ def test_nothing_is_pinned_while_a_guest_migrates(lab: Lab) -> None:
     as we like.
     """
     guest = lab.add_guest("g", [0.05], pin=0)
-    host = LibvirtHost.open(lab.uri)
+    host = LibvirtHost(lab.uri)
     (found,) = host.sample().domains
     vcpu = VcpuId(found.uuid, found.domain_id, 0)
     mute, path = socket.socket(socket.AF_UNIX), lab.directory / "mute"

@@ -32,7 +32,7 @@ SAMPLE = """
 import json, sys, time
 from vcpusched.host.libvirt_host import LibvirtHost
 from vcpusched.host.threads import SETTLING_NS
-host = LibvirtHost.open(sys.argv[1])
+host = LibvirtHost(sys.argv[1])
 host.sample()
 time.sleep(SETTLING_NS / 1e9)
 sample = host.sample()
@@ -43,7 +43,7 @@ print(json.dumps([sample.by_libvirt, [len(domain.vcpus) for domain in sample.dom
 @pytest.fixture
 def host(lab: Lab) -> Iterator[LibvirtHost]:
     """Give the service's connection to the lab."""
-    opened = LibvirtHost.open(lab.uri)
+    opened = LibvirtHost(lab.uri)
     yield opened
     opened.close()
 
@@ -136,7 +136,7 @@ def test_what_another_user_runs_is_not_taken_for_the_guest(lab: Lab) -> None:
     guest = lab.add_guest("g", [0.1, 0.1])
     user = ["setpriv", f"--reuid={ANOTHER_USER}", "--clear-groups", "--"]
     with impostor(guest.uuid, user):
-        host = LibvirtHost.open(lab.uri)
+        host = LibvirtHost(lab.uri)
         domain = only(host.sample())
         host.close()
     assert len(domain.vcpus) == 2
@@ -147,7 +147,7 @@ def test_between_two_processes_of_the_guests_user_libvirt_decides(lab: Lab) -> N
     """In a session nothing else distinguishes them; libvirt knows which one it started."""
     guest = lab.add_guest("g", [0.1, 0.1])
     with impostor(guest.uuid, lab.command([])):
-        host = LibvirtHost.open(lab.uri)
+        host = LibvirtHost(lab.uri)
         domain = only(host.sample())
         vcpu = VcpuId(domain.uuid, domain.domain_id, 1)
         assert host.affinity(vcpu) == domain.vcpus[1].affinity

@@ -172,7 +172,7 @@ def test_topology(machine: Machine, disk: Image) -> None:
 PROBE = """
 import json
 from vcpusched.host.libvirt_host import LibvirtHost
-host = LibvirtHost.open("qemu:///system", read_only=True)
+host = LibvirtHost("qemu:///system", read_only=True)
 found = {
     domain.name: [[str(vcpu.affinity), vcpu.waited is not None] for vcpu in domain.vcpus]
     for domain in host.sample().domains

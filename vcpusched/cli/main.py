@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
     first_seen: FirstSeen = {}
 
     def open_session(uri: str, read_only: bool) -> LibvirtHost:  # noqa: FBT001  as Orders has it
-        return LibvirtHost.open(uri, read_only=read_only, first_seen=first_seen)
+        return LibvirtHost(uri, read_only=read_only, first_seen=first_seen)
 
     orders = daemon.Orders(
         settings=settings,

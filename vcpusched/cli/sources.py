@@ -75,7 +75,7 @@ def _sampled(settings: Settings) -> Host:
     from vcpusched.service.run_directory import LedgerFile
 
     def sample_twice() -> Host:
-        session = LibvirtHost.open(settings.uri, read_only=True)
+        session = LibvirtHost(settings.uri, read_only=True)
         # The last run of the service recorded which vCPUs are held, and which pins are ours.
         book = Book(LedgerFile(run_directory.locate()), settings.uri, writes=False)
         reconciler = Reconciler(session, book)

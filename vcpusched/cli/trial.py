@@ -163,7 +163,7 @@ def _read(uri: str) -> dict[GuestRun, _Reading]:
     """Read all guests of which the kernel says how long their vCPUs wait. Raises Refusal."""
 
     def read() -> dict[GuestRun, _Reading]:
-        host = LibvirtHost.open(uri, read_only=True)
+        host = LibvirtHost(uri, read_only=True)
         domains = host.sample().domains
         host.close()
         found = {}

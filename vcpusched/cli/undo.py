@@ -99,7 +99,7 @@ def _do_alone(directory: Path, settings: "Settings", asked: Request) -> Answer:
         if book.problem:
             return Answer(exits.FAILURE, problems=(book.problem,))
         with reached(settings.uri):
-            session = call_within(CONNECT_TIMEOUT_S, lambda: LibvirtHost.open(settings.uri))
+            session = call_within(CONNECT_TIMEOUT_S, lambda: LibvirtHost(settings.uri))
             reconciler = Reconciler(session, book)
             answer: Answer = call_within(
                 WORK_TIMEOUT_S, lambda: carry_out(reconciler, asked, beside_service=False)

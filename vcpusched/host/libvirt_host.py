@@ -51,31 +51,27 @@ BRIEF_JOB_MS: Final = 1000
 
 
 class LibvirtHost:
-    """One connection to the libvirt of this host; when it is lost, open another."""
+    """One connection to the libvirt of this host; when it is lost, open another.
 
-    def __init__(self, uri: str, connection: Any, first_seen: FirstSeen) -> None:  # noqa: ANN401  no types
-        self._connection = connection
+    To open one blocks for as long as libvirtd does not answer, and raises HypervisorError.
+    `first_seen` outlives connections: what transient domains were allowed before we pinned them,
+    and what others began with, which nobody else remembers.
+    """
+
+    def __init__(
+        self, uri: str, *, read_only: bool = False, first_seen: FirstSeen | None = None
+    ) -> None:
+        self._connection = connect(uri, read_only=read_only)
         self._domains: dict[DomainUuid, Any] = {}
         self._online_list: bytes | None = None
         self._map_length = 0
         self._online = self._offline = CpuSet()
         self._topology = Topology(())
         self._is_settled = False
-        self._definitions = Definitions(first_seen, cgroups.usual_shares())
+        seen = first_seen if first_seen is not None else {}
+        self._definitions = Definitions(seen, cgroups.usual_shares())
         self._threads = Threads()
         self._user = user_of_daemon(uri)
-
-    @classmethod
-    def open(
-        cls, uri: str, *, read_only: bool = False, first_seen: FirstSeen | None = None
-    ) -> "LibvirtHost":
-        """Connect. Blocks for as long as libvirtd does not answer. Raises HypervisorError.
-
-        `first_seen` outlives connections: what transient domains were allowed before we pinned
-        them, and what others began with, which nobody else remembers.
-        """
-        connection = connect(uri, read_only=read_only)
-        return cls(uri, connection, first_seen if first_seen is not None else {})
 
     def is_alive(self) -> bool:
         """Return whether the connection still stands, as far as keepalive knows; asks nobody."""
