@@ -15,7 +15,13 @@ from vcpusched.act.feedback import EARLY_PERIODS, Verdict
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book
 from vcpusched.act.reconciler import Reconciler
-from vcpusched.host.hypervisor import BusyError, ConnectionLostError, HypervisorError, VanishedError
+from vcpusched.host.hypervisor import (
+    BusyError,
+    ConnectionLostError,
+    CpuRefusedError,
+    HypervisorError,
+    VanishedError,
+)
 from vcpusched.model import (
     ALL_CPUS,
     NO_CPUS,
@@ -436,7 +442,7 @@ def test_a_pcpu_that_refuses_is_left_alone_for_a_while() -> None:
     cycle = run(scheduler, host, 3)
     while not cycle.failures:  # those that go to pCPU 2 may come first
         cycle = run(scheduler, host, 1)
-    assert cycle.failures[0].kind == "CpuRefusedError"
+    assert cycle.failures[0].kind is CpuRefusedError
     cycle = run(scheduler, host, 9)
     assert cycle.refused
     assert {cpus for _, cpus in host.pins} == {"2"}
@@ -480,7 +486,7 @@ def test_a_refusal_that_the_cpuset_explains() -> None:
     host = MemoryHost(3, {**wants, "wide": 0.0}, {**cpus, "wide": "2"}, narrow)
     scheduler = Scheduler()
     cycle = run(scheduler, host, 3)
-    assert [failure.kind for failure in cycle.failures] == ["CpuRefusedError"]
+    assert [failure.kind for failure in cycle.failures] == [CpuRefusedError]
     cycle = run(scheduler, host, 2)
     assert not cycle.refused
     assert cycle.host is not None
@@ -515,7 +521,7 @@ def test_a_set_that_is_partly_outside_the_cpuset_is_refused() -> None:
     scheduler = Scheduler()
     cycle = run(scheduler, host, 3, rules)
     (failure,) = cycle.failures
-    assert (failure.kind, str(failure.move.to_cpus)) == ("CpuRefusedError", "2-3")
+    assert (failure.kind, str(failure.move.to_cpus)) == (CpuRefusedError, "2-3")
     cycle = run(scheduler, host, 1, rules)
     assert cycle.refused
     assert cycle.host is not None

@@ -14,6 +14,7 @@ from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import Changed
+from vcpusched.host.hypervisor import VanishedError
 from vcpusched.model import DomainUuid, Granularity
 from vcpusched.plan.planner import Cause, Policy, plan
 from vcpusched.report import messages, snapshot, state_file
@@ -259,7 +260,7 @@ def test_hostile_names_cannot_forge_a_line() -> None:
 def test_failures_are_warnings_only_if_a_person_can_act() -> None:
     """A guest that ended is no news; a refused pin is."""
     move = FOUND.moves[0]
-    assert messages.failure_entry(Failure(move, "gone", expected=True)).priority is Priority.DEBUG
+    assert messages.failure_entry(Failure(move, "gone", VanishedError)).priority is Priority.DEBUG
     assert messages.failure_entry(Failure(move, "refused")).priority is Priority.WARNING
 
 

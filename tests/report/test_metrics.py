@@ -14,6 +14,7 @@ from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import Changed
+from vcpusched.host.hypervisor import BusyError, HypervisorError
 from vcpusched.model import PPM, Host
 from vcpusched.plan.fairness import unmet_ppm
 from vcpusched.plan.planner import Cause, Policy, plan
@@ -31,7 +32,7 @@ RULES_TEST = Path(__file__).parents[1] / "data" / "rules_test.yml"
 CROWDED = host([50, 50, 25, 25], [10])
 FOUND = plan(CROWDED, Policy())
 G0, G1, *_ = (vcpu.id for vcpu in CROWDED.vcpus)
-FAILED = Failure(FOUND.moves[0], "no", kind="BusyError")
+FAILED = Failure(FOUND.moves[0], "no", kind=BusyError)
 EFFECT = Effect(6, Verdict.HELPED, 1_000_000, 0, 60_000, 4, 560_000, 10_000, 20_000)
 FIRST = Cycle(6, 5, at_ns=1_000_000_000)
 ACTED = Cycle(
@@ -41,7 +42,7 @@ ACTED = Cycle(
     plan=FOUND,
     executed=True,
     pinned=FOUND.moves,
-    failures=(FAILED, dataclasses.replace(FAILED, kind="new")),
+    failures=(FAILED, dataclasses.replace(FAILED, kind=HypervisorError)),
     effects=(EFFECT,),
     at_ns=4_000_000_000,
     waits={G0: 500_000, G1: 250_000},

@@ -28,22 +28,19 @@ from vcpusched.sample import Definition, Sample
 class Failure:
     """A move that was wanted and not made, and why.
 
-    `kind` is the same for all failures that mean the same, whatever figures are in `why`;
-    `expected` when nothing is wrong (the guest ended meanwhile), `of_ours` if no guest is to blame.
-    `blamed` are the guest, or the pCPUs, that are left alone for it.
+    `kind` is the same for all failures that mean the same, whatever figures are in `why`. `blamed`
+    are the guest, or the pCPUs, that are left alone for it.
     """
 
     move: Move
     why: str
-    kind: str = ""
-    expected: bool = False
-    of_ours: bool = False
+    kind: type[HypervisorError] = HypervisorError
     blamed: tuple[DomainUuid | int, ...] = ()
 
     @property
-    def is_gone(self) -> bool:
-        """Whether there is nothing left to be moved."""
-        return self.kind == "vanished"
+    def expected(self) -> bool:
+        """Whether nothing is wrong: the guest ended meanwhile, or another pinned it."""
+        return self.kind in {VanishedError, OvertakenError}
 
 
 Event = Changed | Failure
@@ -182,9 +179,10 @@ class Actuator:
 
     def _failure(self, move: Move, error: HypervisorError) -> Failure:
         """Return what failed, and what is to blame: by the definition, for a refused pCPU."""
-        expected = isinstance(error, VanishedError | OvertakenError)
-        of_ours = isinstance(error, NotRecordedError)
-        blamed: tuple[DomainUuid | int, ...] = () if expected or of_ours else (move.vcpu.uuid,)
+        failure = Failure(move, str(error), type(error))
+        if failure.expected or failure.kind is NotRecordedError:
+            return failure
+        blamed: tuple[DomainUuid | int, ...] = (move.vcpu.uuid,)
         # Repairs go where they must, so there the guest is left alone.
         if isinstance(error, CpuRefusedError) and move.cause is Cause.BALANCE:
             cpuset = ALL_CPUS
@@ -194,5 +192,4 @@ class Actuator:
                 blamed = tuple(move.to_cpus)  # maybe nobody can go there
             elif not move.to_cpus & cpuset:
                 blamed = ()  # plans will avoid it
-        kind = "vanished" if isinstance(error, VanishedError) else type(error).__name__
-        return Failure(move, str(error), kind, expected=expected, of_ours=of_ours, blamed=blamed)
+        return replace(failure, blamed=blamed)

@@ -30,7 +30,7 @@ from vcpusched.text import printable
 PREFIX: Final = "vcpusched_"
 
 FAILURES: Final = {
-    "vanished": "vanished",
+    "VanishedError": "vanished",
     "BusyError": "busy",
     "PermissionDeniedError": "denied",
     "NotRecordedError": "not_recorded",
@@ -94,7 +94,7 @@ class Metrics:
     def cycled(self, cycle: Cycle, took_s: float, planned_s: float) -> None:
         """Count what a cycle did but for changes; `planned_s` is the part that planning took."""
         for failure in cycle.failures:
-            self._pin_failures.labels(FAILURES.get(failure.kind, OTHER)).inc()
+            self._pin_failures.labels(FAILURES.get(failure.kind.__name__, OTHER)).inc()
         for effect in cycle.effects:
             self._verdicts.labels(effect.verdict.value).inc()
         if cycle.executed and cycle.plan is not None:

@@ -16,6 +16,7 @@ from vcpusched import __version__
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.ledger import Changed
+from vcpusched.host.hypervisor import NotRecordedError
 from vcpusched.model import Granularity
 from vcpusched.plan.planner import Cause
 from vcpusched.report import messages, state_file
@@ -158,7 +159,7 @@ class Reporter:
             entry = messages.failure_entry(event)
             self.once(entry.message, entry)  # the answer has it again
         else:
-            whose = _OURSELVES if event.of_ours else uuid
+            whose = _OURSELVES if event.kind is NotRecordedError else uuid
             self.once(("pin", whose, event.kind), messages.failure_entry(event))
 
     def _connection(self, before: State, after: State) -> None:

@@ -13,6 +13,7 @@ from vcpusched.host.hypervisor import (
     HypervisorError,
     NotRecordedError,
     PermissionDeniedError,
+    VanishedError,
 )
 from vcpusched.model import DomainUuid
 from vcpusched.report.messages import changed_entry, failure_entry
@@ -103,7 +104,7 @@ def _restored(
     for event in events:
         if isinstance(event, Changed):
             lines.append(changed_entry(event).message)
-        elif event.is_gone:
+        elif event.kind is VanishedError:
             lines.append(
                 f"{vcpu_text(event.move.vcpu.vcpu, event.move.domain)} has ended meanwhile"
             )
