@@ -100,11 +100,6 @@ class Entry:
         return self.uri in {"", uri}
 
     @property
-    def has_pins(self) -> bool:
-        """Whether a pin of ours is, or may be, in force."""
-        return any(record.is_ours for record in self.records.values())
-
-    @property
     def is_young(self) -> bool:
         """Whether libvirt may still be putting vCPUs where they belong."""
         return any(record.young_ns for record in self.records.values())

@@ -214,11 +214,12 @@ class Reconciler:
 
         Of some domains or of all. Each cycle tries to remove it.
         """
-        entries = self.book.ledger.entries
+        ledger = self.book.ledger
+        pinned = {vcpu.uuid for vcpu, _entry, _record in ledger.pins()}
         return [
             entry.name
-            for uuid, entry in sorted(entries.items())
-            if entry.marked and not entry.has_pins and uuid in self._running
+            for uuid, entry in sorted(ledger.entries.items())
+            if entry.marked and uuid not in pinned and uuid in self._running
             if uuids is None or uuid in uuids
         ]
 
