@@ -62,9 +62,9 @@ class Sweep:
 class _Guest:
     """What is remembered of a guest; `process` is None while none is believed, `why` says why.
 
-    `count` is how many threads its process had when they were listed, `count_seen` how many when
-    they were last read, `began_ns` when the guest, or the last of its vCPUs, came. `seen` has what
-    was last seen of each vCPU, and what was made of that.
+    `tids` are the threads that its process had when they were listed, `count_seen` is how many it
+    had when they were last read, `began_ns` when the guest, or the last of its vCPUs, came. `seen`
+    has what was last seen of each vCPU, and what was made of that.
     """
 
     began_ns: int
@@ -72,7 +72,6 @@ class _Guest:
     why: str = ""
     process: processes.Process | None = None
     groups: str | None = None
-    count: int | None = None
     count_seen: int | None = None
     tids: set[int] = field(default_factory=set)
     threads: dict[int, processes.Thread] = field(default_factory=dict)
@@ -156,7 +155,7 @@ class Threads:
         if guest is None or not guest.threads:
             return None
         sweep = self._sweep(guest)
-        if sweep is None or (guest.count_seen != guest.count and self._has_more(guest)):
+        if sweep is None or (guest.count_seen != len(guest.tids) and self._has_more(guest)):
             sweep = self._sweep(guest) if self._list(guest) else None
         guest.why = "" if sweep is not None else guest.why or UNREADABLE
         return sweep
@@ -193,7 +192,7 @@ class Threads:
         if guest.process is None:
             return False
         pid, before = guest.process.pid, guest.tids
-        guest.tids, guest.count = processes.tids(self._proc, pid), guest.count_seen
+        guest.tids = processes.tids(self._proc, pid)
         came = guest.tids - before
         return any(processes.vcpu_named(self._proc, pid, tid) is not None for tid in came)
 
@@ -203,7 +202,6 @@ class Threads:
         if process is None:
             return False
         # First, so that a thread that comes while they are listed shows in the next sweep.
-        guest.count = _count(f"{self._proc}/{process.pid}/task")
         guest.tids = processes.tids(self._proc, process.pid)
         guest.groups = processes.groups_of(self._proc, process.pid)
         guest.threads = processes.vcpu_threads(self._proc, process)
