@@ -16,14 +16,14 @@ import contextlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 from vcpusched.host.definitions import Key
-from vcpusched.host.files import TICK_NS, read_bytes, read_text
+from vcpusched.host.files import read_bytes, read_text
 from vcpusched.model import DomainUuid
 
 # A user can make a scope of any name, but only below a service (`user@1000.service`).
@@ -55,17 +55,12 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """The thread of a vCPU, where its files are, when it started, and its cgroups."""
+    """The thread of a vCPU, where its files are, when it started, in ticks, and its cgroups."""
 
     tid: int
     path: str
     started: bytes
     groups: str
-
-    @property
-    def started_ns(self) -> int:
-        """When it started, by the clock that counts from the machine's start."""
-        return int(self.started) * TICK_NS
 
 
 def find(proc: str, wanted: Mapping[Key, Collection[int]]) -> dict[Key, Process | str]:
@@ -85,9 +80,8 @@ def find(proc: str, wanted: Mapping[Key, Collection[int]]) -> dict[Key, Process 
 
 
 def _believed(
-    proc: str, key: Key, candidates: Iterable[Process], users: Collection[int]
+    proc: str, key: Key, candidates: Sequence[Process], users: Collection[int]
 ) -> Process | str:
-    candidates = list(candidates)
     if not candidates:
         return ABSENT if started_at(proc, 1) is not None else HIDDEN
     machines = {one: machine_of(groups_of(proc, one.pid) or "") for one in candidates}
@@ -164,14 +158,11 @@ def vcpu_threads(proc: str, process: Process) -> dict[int, Thread]:
         vcpu = vcpu if grouped is None else int(grouped[1])
         thread = Thread(tid, path, columns[STARTED], groups)
         # One that a vCPU's thread made has its name and its cgroup, at least at first.
-        found[vcpu] = min(thread, found.get(vcpu, thread), key=_age)
+        known = found.get(vcpu, thread)
+        found[vcpu] = min(thread, known, key=lambda one: (int(one.started), one.tid))
     if started_at(proc, process.pid) != process.started:
         return {}
     return dict(sorted(found.items()))
-
-
-def _age(thread: Thread) -> tuple[int, int]:
-    return int(thread.started), thread.tid
 
 
 def tids(proc: str, pid: int) -> set[int]:

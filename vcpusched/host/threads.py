@@ -24,7 +24,7 @@ from typing import Final
 from vcpusched.host import processes
 from vcpusched.host.cgroups import Quota, quota
 from vcpusched.host.definitions import Key
-from vcpusched.host.files import read_bytes
+from vcpusched.host.files import TICK_NS, read_bytes
 from vcpusched.model import CpuSet
 from vcpusched.sample import VcpuReading, Waited
 
@@ -206,7 +206,7 @@ class Threads:
         guest.groups = processes.groups_of(self._proc, process.pid)
         guest.threads = processes.vcpu_threads(self._proc, process)
         guest.seen = {}
-        began_ns = [thread.started_ns for thread in guest.threads.values()]
+        began_ns = [int(thread.started) * TICK_NS for thread in guest.threads.values()]
         guest.began_ns = max([guest.began_ns, *began_ns])
         guest.quotas = {
             vcpu: quota(thread.groups, self._root) for vcpu, thread in guest.threads.items()
