@@ -100,11 +100,6 @@ class Entry:
         return self.uri in {"", uri}
 
     @property
-    def is_young(self) -> bool:
-        """Whether libvirt may still be putting vCPUs where they belong."""
-        return any(record.young_ns for record in self.records.values())
-
-    @property
     def is_held(self) -> bool:
         """Whether a vCPU of it is held."""
         return self.held or any(record.held is not None for record in self.records.values())

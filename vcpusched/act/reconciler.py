@@ -306,8 +306,10 @@ class Reconciler:
         try:
             for uuid in tuple(self._marks) if uuids is None else uuids:
                 entry = before.entries.get(uuid)
-                if entry is None or (uuids is None and entry.is_young):
+                if entry is None:
                     continue
+                if uuids is None and any(record.young_ns for record in entry.records.values()):
+                    continue  # libvirt may still be putting vCPUs where they belong
                 try:
                     self._mark(uuid, entry)
                 except ConnectionLostError:
