@@ -80,15 +80,12 @@ class Account(Protocol):
         """Pin as intended, and return the offline pCPUs that stay missing, if any."""
 
 
-Objection = Callable[[Move, Definition], str]
-"""Says what speaks against a move by a definition that was read just now; nothing if none."""
-
-
 @dataclass(slots=True)
 class Actuator:
     """Makes moves in one cycle, or outside of one (`number` 0).
 
     Once `cancelled` says yes, no further move is made, but that which takes back half an exchange.
+    `objection` says what speaks against a move by a definition that was read just now.
     `on_event` gets each move at once when it is made or fails, and `events` keeps them. Where
     the connection is lost `lost` says why, and `in_doubt` is what was asked of it then.
     """
@@ -97,7 +94,7 @@ class Actuator:
     number: int = 0
     cancelled: Callable[[], bool] = never
     on_event: Callable[[Event], None] = ignore
-    objection: Objection | None = None
+    objection: Callable[[Move, Definition], str] | None = None
     events: list[Event] = field(default_factory=list, init=False)
     lost: str | None = field(default=None, init=False)
     in_doubt: Changed | None = field(default=None, init=False)
