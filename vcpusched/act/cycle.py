@@ -258,5 +258,5 @@ def _seen(number: int, sample: Sample, rules: Rules, observed: Observed) -> Cycl
             for domain in sample.domains
             if (why := why_unclear(domain.definition))
         ),
-        left_alone=observed.placement.left_alone if observed.placement is not None else {},
+        left_alone=observed.placement.left_alone,
     )

@@ -15,7 +15,7 @@ from vcpusched.sample import Definition, DomainReading, Sample, VcpuReading
 from vcpusched.text import percent
 
 
-def repairs(sample: Sample, placement: Placement | None) -> Iterator[Move]:
+def repairs(sample: Sample, placement: Placement) -> Iterator[Move]:
     """Return the moves that end pins of ours that are not allowed any more, or make pins again.
 
     What is not allowed any more is so by the settings, or by definitions: the guest's own, or those
@@ -65,7 +65,7 @@ def worse_bound(sample: Sample, finding: Finding) -> Iterator[Move]:
         yield Move(vcpu, domain.name, reading.affinity, original, load_ppm, reason=why, cause=cause)
 
 
-def objection(move: Move, definition: Definition, placement: Placement | None) -> str:
+def objection(move: Move, definition: Definition, placement: Placement) -> str:
     """Return what speaks against a move by a definition that was read just now; nothing if none."""
     if move.cause is Cause.WORSE_OFF:
         # That undoes what was done, so what plans may use does not matter.
@@ -78,10 +78,10 @@ def objection(move: Move, definition: Definition, placement: Placement | None) -
 
 
 def _why_not(
-    placement: Placement | None, name: str, definition: Definition, vcpu: int, cpus: CpuSet
+    placement: Placement, name: str, definition: Definition, vcpu: int, cpus: CpuSet
 ) -> str:
     # While the machine's nodes are not known no pin is wrong for them.
-    if placement is None or not (placement.nodes or vcpu not in definition.memory_strict):
+    if not placement.nodes and vcpu in definition.memory_strict:
         return ""
     return placement.objection(name, definition, vcpu, cpus)
 

@@ -26,7 +26,7 @@ Properties: a vCPU seen for the first time, restarted, or whose counter went bac
 import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from vcpusched.model import PPM, CpuSet, DomainUuid, Host, HostCpu, Vcpu, VcpuId
@@ -90,12 +90,12 @@ class Observed:
 
     host: Host
     tracks: Mapping[VcpuId, Track]
-    host_tracks: Mapping[int, HostTrack] = field(default_factory=dict)
-    waits: Mapping[VcpuId, int] = field(default_factory=dict)
-    busy: Mapping[int, int] = field(default_factory=dict)
-    placement: Placement | None = None
-    periods: int = 0
-    judged: Mapping[VcpuId, tuple[JudgedBy, Vcpu]] = field(default_factory=dict)
+    host_tracks: Mapping[int, HostTrack]
+    waits: Mapping[VcpuId, int]
+    busy: Mapping[int, int]
+    placement: Placement
+    periods: int
+    judged: Mapping[VcpuId, tuple[JudgedBy, Vcpu]]
 
 
 def observe(
