@@ -21,11 +21,9 @@ class ProcFiles:
         # The first process is there and seen by everybody, unless others are hidden.
         self.process(1, "", {1: "init"}, user=0)
 
-    def affinity_of(self, tid: int) -> CpuSet:
-        """Return where a thread may run, as the kernel does. Raises OSError."""
-        if tid not in self.affinities:
-            raise ProcessLookupError
-        return CpuSet.of(self.affinities[tid])
+    def affinity_of(self, tid: int) -> CpuSet | None:
+        """Return where a thread may run; None where there is none."""
+        return CpuSet.of(self.affinities[tid]) if tid in self.affinities else None
 
     def process(  # noqa: PLR0913  what a process has
         self,

@@ -40,7 +40,7 @@ UNREADABLE: Final = "the counters or affinities of its threads cannot be read"
 
 _SCHEDSTAT_COLUMNS: Final = 3
 
-_sched_getaffinity: Final = ctypes.CDLL(None, use_errno=True).sched_getaffinity
+_sched_getaffinity: Final = ctypes.CDLL(None).sched_getaffinity
 _Mask: Final = ctypes.c_char * 1024
 """8192 pCPUs, as many as Linux can have (NR_CPUS)."""
 
@@ -83,16 +83,15 @@ class _Guest:
         return now_ns - self.began_ns < SETTLING_NS
 
 
-def affinity_of(tid: int) -> CpuSet:
-    """Return where a thread may run, that of the caller for 0. Raises OSError.
+def affinity_of(tid: int) -> CpuSet | None:
+    """Return where a thread may run, that of the caller for 0; None where that cannot be read.
 
     os.sched_getaffinity builds a number and an entry of a set for each pCPU, which on hosts of
     hundreds takes longer than all else that is read of a thread.
     """
     mask = _Mask()
     if _sched_getaffinity(tid, ctypes.sizeof(mask), mask):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+        return None
     return cpus_of(mask.raw)
 
 
@@ -106,13 +105,13 @@ def cpus_of(mask: bytes) -> CpuSet:
 class Threads:
     """The vCPU threads of all guests that run, found once and remembered.
 
-    `affinity_of` returns where a thread may run, by its number, or raises OSError.
+    `affinity_of` returns where a thread may run, by its number.
     """
 
     def __init__(
         self,
         root: Path = Path("/"),
-        affinity_of: Callable[[int], CpuSet] = affinity_of,
+        affinity_of: Callable[[int], CpuSet | None] = affinity_of,
     ) -> None:
         self._root = root
         self._proc = str(root / "proc")
@@ -166,7 +165,7 @@ class Threads:
         thread = guest.threads.get(vcpu) if guest is not None else None
         if thread is None:
             return None
-        affinity = self._affinity(thread)
+        affinity = self._affinity_of(thread.tid)
         columns = processes.columns_of(read_bytes(f"{thread.path}/stat"))
         is_same = columns is not None and columns[processes.STARTED] == thread.started
         return affinity if is_same else None
@@ -226,7 +225,7 @@ class Threads:
             quota_of = guest.quotas[vcpu]
             throttled_ns = quota_of.throttled_ns() if quota_of is not None else None
             # The counters last, so that what was read before is of the same thread.
-            affinity = self._affinity(thread)
+            affinity = self._affinity_of(thread.tid)
             seen = read_bytes(f"{thread.path}/schedstat", is_line=True), affinity, throttled_ns
             known = guest.seen.get(vcpu)
             # Of a thread that did not run since, to the ns, nothing else can be other than it was.
@@ -239,12 +238,6 @@ class Threads:
         if guest.count_seen is None:
             guest.count_seen = _count(f"{self._proc}/{guest.process.pid}/task")
         return Sweep(at_ns, time.monotonic_ns() - at_ns, tuple(vcpus))
-
-    def _affinity(self, thread: processes.Thread) -> CpuSet | None:
-        try:
-            return self._affinity_of(thread.tid)
-        except OSError:
-            return None
 
 
 def _read_anew(
