@@ -186,9 +186,7 @@ class LibvirtHost:
         found = self._threads.affinity((vcpu.uuid, vcpu.domain_id), vcpu.vcpu)
         if found is not None:
             return found
-        with self._translated():
-            readings = parse_vcpus(*self._running(vcpu.uuid).vcpus())
-        for reading in readings:
+        for reading in self._read(self._running(vcpu.uuid)).vcpus:
             if reading.vcpu == vcpu.vcpu:
                 return reading.affinity
         raise VanishedError("the vCPU was taken away")
