@@ -133,7 +133,8 @@ class Threads:
             if guest.is_settling(now_ns) or now_ns - guest.searched_ns >= PAUSE_NS:
                 guest.searched_ns = now_ns
                 # What was found before the guest's QEMU was there may be another process.
-                if guest.is_settling(now_ns) or not self._list(guest):
+                known = None if guest.is_settling(now_ns) else guest.process
+                if known is None or not self._list(guest, known):
                     unknown[key] = running[key]
         if not unknown:
             return
@@ -143,19 +144,21 @@ class Threads:
                 guest.process, guest.groups, guest.why = None, None, found
                 guest.threads = {}
             else:
-                guest.process = found
                 if is_first:
                     guest.began_ns = 0  # it was here before us, and as old as its threads
-                self._list(guest)
+                self._list(guest, found)
 
     def read(self, key: Key) -> Sweep | None:
         """Read all vCPUs of a guest; None where they cannot be read here."""
         guest = self._guests.get(key)
-        if guest is None or not guest.threads:
+        if guest is None or guest.process is None:
             return None
-        sweep = self._sweep(guest)
-        if sweep is None or (guest.count_seen != len(guest.tids) and self._has_more(guest)):
-            sweep = self._sweep(guest) if self._list(guest) else None
+        process = guest.process
+        sweep = self._sweep(guest, process)
+        if sweep is None or (
+            guest.count_seen != len(guest.tids) and self._has_more(guest, process)
+        ):
+            sweep = self._sweep(guest, process) if self._list(guest, process) else None
         guest.why = "" if sweep is not None else guest.why or UNREADABLE
         return sweep
 
@@ -183,23 +186,19 @@ class Threads:
         guest = self._guests.get(key)
         return guest.why if guest is not None and not guest.is_settling(self._now_ns) else ""
 
-    def _has_more(self, guest: _Guest) -> bool:
+    def _has_more(self, guest: _Guest, process: processes.Process) -> bool:
         """Return whether one of a guest's threads is that of a vCPU which came since.
 
         Disks make the number of threads change all the time, so only the new ones are read.
         """
-        if guest.process is None:
-            return False
-        pid, before = guest.process.pid, guest.tids
+        pid, before = process.pid, guest.tids
         guest.tids = processes.tids(self._proc, pid)
         came = guest.tids - before
         return any(processes.vcpu_named(self._proc, pid, tid) is not None for tid in came)
 
-    def _list(self, guest: _Guest) -> bool:
+    def _list(self, guest: _Guest, process: processes.Process) -> bool:
         """Find the vCPU threads of a guest's process; return whether there are any."""
-        process = guest.process
-        if process is None:
-            return False
+        guest.process = process
         # First, so that a thread that comes while they are listed shows in the next sweep.
         guest.tids = processes.tids(self._proc, process.pid)
         guest.groups = processes.groups_of(self._proc, process.pid)
@@ -214,10 +213,8 @@ class Threads:
             guest.process, guest.groups, guest.why = None, None, processes.NO_THREADS
         return bool(guest.threads)
 
-    def _sweep(self, guest: _Guest) -> Sweep | None:
+    def _sweep(self, guest: _Guest, process: processes.Process) -> Sweep | None:
         """Read all vCPUs; None where a thread is not the one that was found."""
-        if guest.process is None:
-            return None
         at_ns = time.monotonic_ns()
         guest.count_seen = None
         vcpus = []
@@ -236,7 +233,7 @@ class Threads:
                 known = guest.seen[vcpu] = seen, reading
             vcpus.append(known[1])
         if guest.count_seen is None:
-            guest.count_seen = _count(f"{self._proc}/{guest.process.pid}/task")
+            guest.count_seen = _count(f"{self._proc}/{process.pid}/task")
         return Sweep(at_ns, time.monotonic_ns() - at_ns, tuple(vcpus))
 
 
