@@ -96,14 +96,15 @@ def expect(number: int, finding: Finding, pinned: Sequence[Move]) -> Expectation
     """Return what is expected of a plan, as far as it was carried out."""
     host, plan, waits = finding.host, finding.plan, finding.waits
     moved = {move.vcpu: move for move in pinned}
-    left = {cpu for move in pinned for cpu in move.from_cpus}
+    left = CpuSet.of(cpu for move in pinned for cpu in move.from_cpus)
     loads = dict(plan.loads_after_ppm)
     factors = {cpu.id: max(PPM, loads.get(cpu.id, 0)) for cpu in host.cpus}
     expected: dict[VcpuId, tuple[int, int, int]] = {}
     for vcpu in host.vcpus:
         move = moved.get(vcpu.id)
         cpus = move.to_cpus if move is not None else vcpu.cpus
-        if waits.get(vcpu.id, 0) < WAITS_PPM or not (move or _is_bound_to(vcpu, left)):
+        is_touched = move is not None or (vcpu.is_bound and vcpu.cpus.is_within(left))
+        if waits.get(vcpu.id, 0) < WAITS_PPM or not is_touched:
             continue
         # Of several pCPUs the kernel takes the best.
         cpu = min((cpu for cpu in cpus if cpu in factors), key=factors.__getitem__, default=None)
@@ -154,10 +155,6 @@ def _longest(finding: Finding) -> tuple[Vcpu, int] | None:
     waits = [(vcpu, finding.waits.get(vcpu.id, 0)) for vcpu in finding.host.vcpus]
     found = max(waits, key=itemgetter(1), default=None)
     return found if found is not None and found[1] >= WAITS_PPM else None
-
-
-def _is_bound_to(vcpu: Vcpu, cpus: set[int]) -> bool:
-    return len(vcpu.cpus) == 1 and vcpu.cpus.is_within(CpuSet.of(cpus))
 
 
 def _wants_more(expectation: Expectation, asked: list[VcpuId], found: Plan) -> bool:
