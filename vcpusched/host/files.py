@@ -17,7 +17,7 @@ _PIECE: Final = 65_536
 
 def read_cpus(path: Path | str) -> CpuSet:
     """Return the pCPUs that a file lists."""
-    return CpuSet.read((read_text(path) or "").replace("(null)", "").strip())
+    return CpuSet.read(read_text(path) or "")
 
 
 def read_number(path: Path | str) -> int | None:
