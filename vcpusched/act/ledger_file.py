@@ -25,7 +25,6 @@ from vcpusched.host.hypervisor import NotRecordedError
 from vcpusched.model import CpuSet, DomainUuid
 from vcpusched.text import place, printable
 
-VERSION: Final = 1
 NOT_WRITTEN: Final = "the original affinity cannot be written down"
 
 
@@ -244,7 +243,7 @@ class Book:
 
 def _document(kept: Mapping[DomainUuid, tuple[Entry, str]]) -> str:
     lines = ",\n".join(text for _uuid, (_entry, text) in sorted(kept.items()))
-    return f'{{"version":{VERSION},"domains":[\n{lines}\n]}}\n'
+    return f'{{"version":1,"domains":[\n{lines}\n]}}\n'
 
 
 def _text(error: OSError) -> str:
