@@ -86,8 +86,9 @@ class Actuator:
 
     Once `cancelled` says yes, no further move is made, but that which takes back half an exchange.
     `objection` says what speaks against a move by a definition that was read just now.
-    `on_event` gets each move at once when it is made or fails, and `events` keeps them. Where
-    the connection is lost `lost` says why, and `in_doubt` is what was asked of it then.
+    `on_event` gets each move at once when it is made or fails, since the next one may block, and
+    `events` keeps them. Where the connection is lost `lost` says why, and `in_doubt` is what was
+    asked of it then.
     """
 
     account: Account

@@ -125,11 +125,9 @@ class Scheduler:
     ) -> Cycle:
         """Run one cycle.
 
-        `cancelled` is asked before each move; once it says yes, no further one is made, but that
-        which takes back the first half of an exchange. `on_event` gets each move at once when it
-        is made or fails, since a cycle that blocks in its second pin has made the first. Raises
-        ConnectionLostError when sampling finds the connection lost, and HypervisorError when the
-        host cannot be read; a connection lost later is in the `Cycle`.
+        What `cancelled` and `on_event` are for the `Actuator` says. Raises ConnectionLostError when
+        sampling finds the connection lost, and HypervisorError when the host cannot be read; a
+        connection lost later is in the `Cycle`.
         """
         sample = account.sample()
         account.settle(on_event, rests=rules.dry_run or rules.paused)
