@@ -54,8 +54,7 @@ class LibvirtHost:
     """One connection to the libvirt of this host; when it is lost, open another.
 
     To open one blocks for as long as libvirtd does not answer, and raises HypervisorError.
-    `first_seen` outlives connections: what transient domains were allowed before we pinned them,
-    and what others began with, which nobody else remembers.
+    `first_seen` is what `Definitions` remember over connections.
     """
 
     def __init__(
