@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from builders import host
 
-from vcpusched.act.actuator import Failure
-from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.act.actuator import Event, Failure
+from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.feedback import (
     EARLY_PERIODS,
     VERDICT_NS,
@@ -20,7 +20,7 @@ from vcpusched.act.feedback import (
     expect,
     judge,
 )
-from vcpusched.act.ledger import Changed
+from vcpusched.act.ledger import TO_ORIGINAL, Changed
 from vcpusched.act.ledger_file import Book
 from vcpusched.act.reconciler import Reconciler
 from vcpusched.act.repairs import worse_bound
@@ -283,8 +283,7 @@ def test_a_neighbour_appears(tmp_path: Path) -> None:
     freed, waited = neighbour(tmp_path, cooled)
     assert len(freed) == 1
     assert freed[0][0] == 20
-    assert freed[0][1].repaired[0].to_cpus == CpuSet.parse("0-1")
-    assert not freed[0][1].executed
+    assert freed[0][1].to_cpus == CpuSet.parse("0-1")
     assert waited[20] > PPM // 10
     assert all(wait < PPM // 100 for wait in waited[freed[0][0] + 2 :])
 
@@ -328,15 +327,15 @@ class MarkedHost(SimulatedHost):
         self.definition(uuid)
 
 
-def neighbour(directory: Path, rules: Rules) -> tuple[list[tuple[int, Cycle]], list[int]]:
-    """Run it; gives the cycles that freed a vCPU, and how long ours waited in each period."""
+def neighbour(directory: Path, rules: Rules) -> tuple[list[tuple[int, Move]], list[int]]:
+    """Run it; gives the moves that freed a vCPU, and how long ours waited in each period."""
     periods = 60
     ours = Guest("ours", ((60 * PPM_PER_POINT,) * periods,))
     hog = Guest("hog", ((PPM,) * (periods - 20),), start=20, pin=CpuSet.of([0]))
     simulated = MarkedHost(Workload("", 2, periods, (ours, hog)), Place.FLOATING)
     keeper = Reconciler(simulated, Book(LedgerFile(directory)))
     scheduler = Scheduler()
-    freed: list[tuple[int, Cycle]] = []
+    freed: list[tuple[int, Move]] = []
     waited: list[int] = []
     for period in range(periods):
         simulated.pass_period()
@@ -346,9 +345,11 @@ def neighbour(directory: Path, rules: Rules) -> tuple[list[tuple[int, Cycle]], l
             keeper.intend([Move(vcpu, domain.name, CpuSet.parse("0-1"), CpuSet.of([0]), 0, "")])
             keeper.pin(vcpu, CpuSet.of([0]))
         policy = dataclasses.replace(rules.policy, floating=Floating.KERNEL)
-        cycle = scheduler.cycle(keeper, dataclasses.replace(rules, policy=policy))
-        if cycle.repaired:
-            freed.append((period, cycle))
+        events: list[Event] = []
+        cycle_rules = dataclasses.replace(rules, policy=policy)
+        scheduler.cycle(keeper, cycle_rules, on_event=events.append)
+        moves = [event.move for event in events if isinstance(event, Changed)]
+        freed += [(period, move) for move in moves if move.cause in TO_ORIGINAL]
         results = {result.domain: result for result in simulated.vcpu_results()}
         waited.append(results["ours"].wait_ns)
         simulated.period += 1

@@ -60,7 +60,7 @@ def counted(*cycles: Cycle) -> Metrics:
     """Count some cycles."""
     metrics = Metrics()
     for cycle in cycles:
-        for move in (*cycle.pinned, *cycle.repaired):
+        for move in cycle.pinned:
             metrics.changed(move.cause)
         metrics.cycled(cycle, 0.02, 0.004)
     return metrics

@@ -57,11 +57,11 @@ class Cycle:
 
     `plan` is what should be done; it was carried out only when `executed`. Until an imbalance has
     been found in `confirm` consecutive cycles (`confirmed` of them so far) nothing is done.
-    `host` is None in the first cycle, when there are no loads yet. `repaired` are moves of no
-    plan, pins made again and original affinities restored; then no plan is carried out. In a
-    pause or dry run `withheld` counts pins of ours that are not allowed any more and stay.
-    `effects` are what came of earlier plans. `at_ns` is the monotonic clock at the sample, and
-    `waits` for which share of the time since the last one vCPUs were kept waiting, in ppm.
+    `host` is None in the first cycle, when there are no loads yet. `pinned` are the moves of the
+    plan that were made. In a pause or dry run `withheld` counts pins of ours that are not allowed
+    any more and stay. `effects` are what came of earlier plans. `at_ns` is the monotonic clock at
+    the sample, and `waits` for which share of the time since the last one vCPUs were kept waiting,
+    in ppm.
     `left_alone` are the pCPUs that are online and not managed, by the reason. `by_libvirt` names
     the domains that libvirt was asked about instead of the kernel, by the reason. `refused` says
     whether a guest or pCPU is in quarantine because it refused a pin.
@@ -76,7 +76,6 @@ class Cycle:
     dry_run: bool = False
     executed: bool = False
     pinned: tuple[Move, ...] = ()
-    repaired: tuple[Move, ...] = ()
     withheld: int = 0
     effects: tuple[Effect, ...] = ()
     failures: tuple[Failure, ...] = ()
@@ -163,7 +162,6 @@ class Scheduler:
         return replace(
             seen,
             pinned=tuple(move for move in actuator.made if move.cause is Cause.BALANCE),
-            repaired=tuple(move for move in actuator.made if move.cause is not Cause.BALANCE),
             failures=tuple(event for event in actuator.events if isinstance(event, Failure)),
             lost=actuator.lost,
         )

@@ -27,7 +27,9 @@ from progress import follow, say
 from soak.faulty_host import ONLINE, Killed, World
 from soak.verdict import Size, verdict
 
+from vcpusched.act.actuator import Event
 from vcpusched.act.cycle import Rules, Scheduler
+from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book
 from vcpusched.act.reconciler import Reconciler
 from vcpusched.host.hypervisor import ConnectionLostError, HypervisorError
@@ -71,8 +73,9 @@ class Process:
 
     def cycle(self, rules: Rules) -> int:
         """Run one cycle, and return the number of pins."""
+        events: list[Event] = []
         try:
-            cycle = self._scheduler.cycle(self.reconciler, rules)
+            cycle = self._scheduler.cycle(self.reconciler, rules, on_event=events.append)
         except ConnectionLostError:
             self.reconnect()
             return 0
@@ -80,7 +83,7 @@ class Process:
             return 0
         if cycle.lost is not None:
             self.reconnect()
-        return len(cycle.pinned) + len(cycle.repaired)
+        return sum(isinstance(event, Changed) and event.number > 0 for event in events)
 
     def reconnect(self) -> None:
         """Begin with another connection."""
