@@ -280,7 +280,6 @@ class HostTrack:
     """
 
     load_ppm: int = 0
-    weight_ppm: int = PPM
     reported_ppm: int = 0
 
     def followed(
@@ -288,9 +287,9 @@ class HostTrack:
     ) -> "HostTrack":
         """Mix a load in; it is reported anew if it differs by a step from what was reported."""
         keep_ppm = kept_ppm(interval_ns, half_life_s)
-        mean_ppm, weight_ppm = mixed(self.load_ppm, self.weight_ppm, load_ppm, keep_ppm)
+        mean_ppm, _weight_ppm = mixed(self.load_ppm, PPM, load_ppm, keep_ppm)
         differs = abs(mean_ppm - self.reported_ppm) >= step_ppm
-        return HostTrack(mean_ppm, weight_ppm, mean_ppm if differs else self.reported_ppm)
+        return HostTrack(mean_ppm, mean_ppm if differs else self.reported_ppm)
 
 
 def explained(
