@@ -62,7 +62,7 @@ def intervals(before: Sample | None, after: Sample, busy: Mapping[int, int]) -> 
                 yield Interval(vcpu, domain, reading, restarted=known is not None)
                 continue
             interval_ns = domain.at_ns - first.at_ns
-            usage = usage_ppm(known.run_ns, reading.run_ns, interval_ns)
+            usage = usage_ppm(reading.run_ns - known.run_ns, interval_ns)
             yield Interval(
                 vcpu,
                 domain,
@@ -75,15 +75,13 @@ def intervals(before: Sample | None, after: Sample, busy: Mapping[int, int]) -> 
             )
 
 
-def usage_ppm(run_before_ns: int, run_after_ns: int, interval_ns: int) -> int | None:
+def usage_ppm(ran_ns: int, interval_ns: int) -> int | None:
     """Return the usage of a vCPU in parts per million of a pCPU, 0 to 1,000,000.
 
-    None when the counter went backwards (another vCPU, then) or the interval is too short. A thread
-    runs on one pCPU at a time; a little more than that is the uncertainty of the reading.
+    None when the interval is too short. A thread runs on one pCPU at a time; a little more than
+    that is the uncertainty of the reading.
     """
-    if run_after_ns < run_before_ns or interval_ns < INTERVAL_MIN_NS:
-        return None
-    return min(PPM, (run_after_ns - run_before_ns) * PPM // interval_ns)
+    return None if interval_ns < INTERVAL_MIN_NS else min(PPM, ran_ns * PPM // interval_ns)
 
 
 def baseline(before: Sample | None, after: Sample) -> Sample:
