@@ -33,15 +33,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vcpusched.model import CpuSet
+from vcpusched.model import PPM, CpuSet
 
 SLICE_NS: Final = 10_000_000
 """How long a crowded pCPU's threads stay together at most."""
 
 _NEVER: Final = 1 << 62
-
-_FULL: Final = 1_000_000
-"""A speed or worth in ppm: that of the strongest pCPU when its siblings idle."""
 
 FURTHER_THREAD_PERCENT: Final = 25
 """What each further busy thread adds to what a core does, in percent of one that is alone. Defined
@@ -74,9 +71,9 @@ class VcpuThread:
 class _Queue:
     """The runnable threads of one pCPU, those that came first in front.
 
-    `capacity` is what it does when its siblings idle, in ppm of a full pCPU. `speed` is that of it
-    if it is busy, `worth` as it would be if it were not. `version` counts the changes of
-    `runnable`: what was predicted before one is void.
+    `capacity` is what it does when its siblings idle, in ppm of the strongest pCPU. `speed` is
+    that of it if it is busy, `worth` as it would be if it were not. `version` counts the changes
+    of `runnable`: what was predicted before one is void.
     """
 
     cpu: int
@@ -101,7 +98,7 @@ class _Queue:
 
     def for_speed(self, weight: int) -> int:
         """Return the weight that would mean the same on a pCPU of full speed."""
-        return weight * _FULL // self.speed
+        return weight * PPM // self.speed
 
 
 class Machine:
@@ -119,13 +116,13 @@ class Machine:
         cores: Iterable[Iterable[int]] = (),
         capacities_ppm: Sequence[int] = (),
     ) -> None:
-        capacities = capacities_ppm or [_FULL] * cpu_count
+        capacities = capacities_ppm or [PPM] * cpu_count
         self._queues = [_Queue(cpu, can, can, can) for cpu, can in enumerate(capacities)]
         for core in cores:
             for cpu in core:
                 others = (self._queues[other] for other in core if other != cpu)
                 self._queues[cpu].siblings = tuple(others)
-        self._even = all(queue.capacity == _FULL and not queue.siblings for queue in self._queues)
+        self._even = all(queue.capacity == PPM and not queue.siblings for queue in self._queues)
         self._slice_ns = slice_ns
         self._idle = (1 << cpu_count) - 1
         self._crowded = 0
@@ -189,7 +186,7 @@ class Machine:
         for thread in queue.runnable:
             # What whole nanoseconds cannot share is lost: less than one per thread and event.
             run_ns = passed_ns * thread.weight // weight
-            thread.left_ns -= passed_ns * thread.weight * speed // (weight * _FULL)
+            thread.left_ns -= passed_ns * thread.weight * speed // (weight * PPM)
             thread.run_ns += run_ns
             thread.wait_ns += passed_ns - run_ns
 
@@ -214,7 +211,7 @@ class Machine:
             return
         # Rounded up, and what is done down: no thread gets more than is left.
         first_ns = min(
-            -(-thread.left_ns * weight * _FULL // (thread.weight * queue.speed))
+            -(-thread.left_ns * weight * PPM // (thread.weight * queue.speed))
             for thread in runnable
         )
         heapq.heappush(self._done, (self.now_ns + first_ns, queue.cpu, queue.version))
