@@ -105,7 +105,8 @@ def test_a_topology(tmp_path: Path) -> None:
     )
     assert workload.guests[0].memory_nodes == {1}
     plain = read_toml(written(tmp_path, HEAD + GUEST))
-    assert (plain.topology, plain.guests[0].memory_nodes) == (None, frozenset())
+    assert plain.topology == Topology(tuple(map(Cpu, range(plain.cpu_count))))
+    assert plain.guests[0].memory_nodes == frozenset()
 
 
 GUEST = '[[guest]]\nname = "web"\nload = 5\n'

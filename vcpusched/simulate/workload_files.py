@@ -209,9 +209,7 @@ def _workload(source: str, file: _File) -> Workload:
     return Workload(source, file.cpus, file.periods, found, file.seed, file.burst_ms, machine)
 
 
-def _topology(file: _File) -> Topology | None:
-    if not (file.nodes or file.caches or file.cores or file.capacities):
-        return None
+def _topology(file: _File) -> Topology:
     nodes = _sets(file, "nodes")
     caches = _sets(file, "caches", nodes)
     cores = _sets(file, "cores", nodes, caches)
@@ -301,9 +299,8 @@ def _loads(
     loads, begins = [], [begin for begin, _ in steps]
     for period in periods:
         load = steps[bisect.bisect(begins, period) - 1][1] * PPM_PER_POINT
-        if noise:
-            load *= 1 + noise / 100 * (2 * chance.random() - 1)
-        loads.append(min(PPM, round(load)))
+        swing = 1 + noise / 100 * (2 * chance.random() - 1)
+        loads.append(min(PPM, round(load * swing)))
     return tuple(loads)
 
 
