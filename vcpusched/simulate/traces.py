@@ -62,7 +62,7 @@ class Row:
     ) -> Guest:
         """Cut `periods` out of the row, `shift` (0 to 1) of the way into it; round when short."""
         length = len(self.loads_ppm)
-        room = length - periods if length > periods else 0 if length == periods else length - 1
+        room = length - periods if length >= periods else length - 1
         first = int(shift * (room + 1))
         window = [self.loads_ppm[(first + period) % length] for period in range(periods)]
         weights = shares_of_vcpus(self.vcpu_count, chance)
