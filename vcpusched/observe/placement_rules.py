@@ -222,8 +222,7 @@ class Placement:
         if why:
             return Eligibility(targets, fixed=True, why=why, spread=spread)
         asked = [f"its metadata asks for {definition.wish}"] if definition.wish is not None else []
-        strict = reading.vcpu in definition.memory_strict
-        if strict and not self.managed.is_within(self._near(definition, reading.vcpu)):
+        if not self.managed.is_within(self._near(definition, reading.vcpu)):
             asked.append(f"its memory must be on {_nodes_of(definition, reading.vcpu)}")
         return Eligibility(targets, why=", ".join(asked), spread=spread)
 
@@ -287,8 +286,7 @@ class Placement:
     def _reach(self, definition: Definition, vcpu: int) -> tuple[CpuSet, CpuSet]:
         """Return the managed pCPUs that a vCPU may use, and those of them that are near it."""
         mask = definition.allowed.get(vcpu, NO_CPUS) & self.managed & definition.cpuset
-        strict = vcpu in definition.memory_strict
-        return mask, mask & self._near(definition, vcpu) if strict else mask
+        return mask, mask & self._near(definition, vcpu)
 
     def _near(self, definition: Definition, vcpu: int) -> CpuSet:
         """Return the pCPUs near a vCPU; none where they are not known."""
