@@ -166,20 +166,16 @@ def generate(
     """
     check_size(vcpu_count, periods)
     chance = random.Random(f"{seed}/guests")  # noqa: S311  chance that can be repeated
-    guests, left = list[Guest](), vcpu_count
+    guests, left, run = list[Guest](), vcpu_count, (periods, period_s, seed)
     while left > 0:
         size = min(left, _size(chance))
-        lasting = _rest_of_life_s(chance)
-        guests.append(_guest(len(guests), size, 0, lasting, (periods, period_s, seed)))
+        guests.append(_guest(len(guests), size, 0, _rest_of_life_s(chance), run))
         left -= size
     # As many arrive as end: in the mean life of a guest, as many as there are.
     arrivals_per_period = len(guests) * period_s / _mean_life_s()
     at = chance.expovariate(arrivals_per_period)
     while at < periods:
-        start = int(at)
-        guests.append(
-            _guest(len(guests), _size(chance), start, life_s(chance), (periods, period_s, seed))
-        )
+        guests.append(_guest(len(guests), _size(chance), int(at), life_s(chance), run))
         at += chance.expovariate(arrivals_per_period)
     return Workload("made-up guests", cpu_count, periods, tuple(guests), seed)
 
