@@ -34,9 +34,8 @@ class Lasting:
 
     def __init__(self) -> None:
         self._would: Counter[tuple[CpuSet, CpuSet]] = Counter()
-        self._told_ns: int | None = None
+        self._told_ns = self._began_ns = -AGAIN_NS  # long enough before any sample
         self._is_settled = False
-        self._began_ns: int | None = None
         self._other_since_ns: int | None = None
 
     def entries(self, cycle: Cycle, pin_to: Granularity) -> Iterator[JournalEntry]:
@@ -49,8 +48,7 @@ class Lasting:
 
     def _dry_run(self, plan: Plan, now_ns: int) -> Iterator[JournalEntry]:
         would = Counter((move.from_cpus, move.to_cpus) for move in plan.moves)
-        is_early = self._told_ns is not None and now_ns - self._told_ns < AGAIN_NS
-        if would != self._would and not is_early:
+        if would != self._would and now_ns - self._told_ns >= AGAIN_NS:
             self._would, self._told_ns = would, now_ns
             yield JournalEntry(Priority.INFO, dry_run_text(plan))
 
@@ -64,7 +62,7 @@ class Lasting:
             self._other_since_ns = now_ns
         if now_ns - self._other_since_ns < LASTING_NS:
             return
-        if is_settled and self._began_ns is not None and now_ns - self._began_ns < AGAIN_NS:
+        if is_settled and now_ns - self._began_ns < AGAIN_NS:
             return
         self._is_settled, self._other_since_ns = is_settled, None
         gap = f"gap {points(plan.gap_before_ppm)}"
