@@ -263,10 +263,9 @@ class Machine:
         self._changed(queue)
 
     def _choose(self, thread: VcpuThread) -> int:
-        affinity = thread.affinity
-        if not affinity & (affinity - 1):
-            return affinity.bit_length() - 1
-        idle = affinity & self._idle
+        if not thread.floats:
+            return thread.affinity.bit_length() - 1
+        idle = thread.affinity & self._idle
         return self._choose_of(idle, thread) if idle else self._lightest(thread)
 
     def _choose_of(self, idle: int, thread: VcpuThread) -> int:
