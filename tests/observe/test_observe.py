@@ -19,7 +19,7 @@ from vcpusched.model import (
     Vcpu,
 )
 from vcpusched.observe.demand import INTERVAL_MIN_NS, Track
-from vcpusched.observe.intervals import baseline, usage_ppm
+from vcpusched.observe.intervals import baseline
 from vcpusched.observe.observe import Observed, Smoothing, observe
 from vcpusched.observe.placement_rules import DEFAULT_RULES, PlacementRules
 from vcpusched.sample import Busy, Definition, DomainReading, Sample, Unread, VcpuReading, Waited
@@ -214,11 +214,11 @@ def test_bound_vcpus_of_unknown_load_are_counted() -> None:
 @given(st.integers(0, 10**12), st.integers(1, 10**12))
 def test_usage_is_a_share_of_one_cpu(ran_ns: int, interval_ns: int) -> None:
     """Usage lies between 0 and one pCPU, and is unknown for intervals too short to judge."""
-    usage = usage_ppm(ran_ns, interval_ns)
-    if interval_ns < INTERVAL_MIN_NS:
-        assert usage is None
-    else:
-        assert usage == min(PPM, ran_ns * PPM // interval_ns)
+    first = reading(0, 0.0, took_ns=0)
+    vcpus = (dataclasses.replace(first.vcpus[0], run_ns=ran_ns),)
+    found = loads(sample(first), sample(reading(0, took_ns=0, at_ns=interval_ns, vcpus=vcpus)))
+    usage_ppm = min(PPM, ran_ns * PPM // interval_ns)
+    assert found == ({} if interval_ns < INTERVAL_MIN_NS else {0: usage_ppm})
 
 
 def observed(affinity: str, definition: str) -> tuple[bool, str]:

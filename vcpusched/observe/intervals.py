@@ -62,26 +62,20 @@ def intervals(before: Sample | None, after: Sample, busy: Mapping[int, int]) -> 
                 yield Interval(vcpu, domain, reading, restarted=known is not None)
                 continue
             interval_ns = domain.at_ns - first.at_ns
-            usage = usage_ppm(reading.run_ns - known.run_ns, interval_ns)
+            usage_ppm = None
+            if interval_ns >= INTERVAL_MIN_NS and not is_uncertain:
+                # A thread runs on one pCPU at a time: more is the uncertainty of the reading.
+                usage_ppm = min(PPM, (reading.run_ns - known.run_ns) * PPM // interval_ns)
             yield Interval(
                 vcpu,
                 domain,
                 reading,
                 known,
                 first.at_ns,
-                None if is_uncertain else usage,
+                usage_ppm,
                 wait_ppm(known.waited, reading.waited, interval_ns),
                 *affinities.of(reading.affinity),
             )
-
-
-def usage_ppm(ran_ns: int, interval_ns: int) -> int | None:
-    """Return the usage of a vCPU in parts per million of a pCPU, 0 to 1,000,000.
-
-    None when the interval is too short. A thread runs on one pCPU at a time; a little more than
-    that is the uncertainty of the reading.
-    """
-    return None if interval_ns < INTERVAL_MIN_NS else min(PPM, ran_ns * PPM // interval_ns)
 
 
 def baseline(before: Sample | None, after: Sample) -> Sample:
