@@ -514,6 +514,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
+def test_what_a_killed_namesake_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Nor is a link in its place followed."""
+    target, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
+    elsewhere.write_text("kept")
+    (tmp_path / f".state.{os.getpid()}").symlink_to(elsewhere)
+    run_directory.replace_file(target, "new")
+    assert (target.read_text(), elsewhere.read_text()) == ("new", "kept")
+    assert {path.name for path in tmp_path.iterdir()} == {"state", "elsewhere"}
+
+
 def test_version_and_help() -> None:
     """The version is the package's; the help shows every command, on one small terminal."""
     assert vcpusched("--version").stdout == f"vcpusched {package.__version__}\n"
