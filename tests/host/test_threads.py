@@ -122,6 +122,11 @@ IMPOSTORS = {
         QEMU_USER,
         None,
     ),
+    "the same where nothing is left of that guest's name": (
+        r"0::/machine.slice/machine-qemu\x2d3.scope/libvirt/emulator" + "\n",
+        QEMU_USER,
+        None,
+    ),
     "a program with the rights of root that a user started": ("0::/\n", 1000, 0),
 }
 
@@ -150,6 +155,9 @@ def test_without_machines_the_user_decides_and_nobody_between_two(seen: Seen) ->
         (r"0::/machine.slice/machine-qemu\x2d12\x2da\x2db.scope", 12),
         (r"0::/x.slice/x-y.slice/machine-qemu\x2d1\x2dweb.scope/libvirt/vcpu0", 1),
         ("4:memory:/\n3:cpu,cpuacct:/machine/qemu-5-web.libvirt-qemu/emulator\n0::/\n", 5),
+        (r"0::/machine.slice/machine-qemu\x2d12.scope/libvirt/emulator", 12),
+        ("0::/machine/qemu-5.libvirt-qemu/emulator", 5),
+        (r"0::/machine.slice/machine-qemu\x2d12web.scope", None),
         ("0::/machine.slice/libvirtd.service", None),
         (r"0::/machine-qemu\x2d1\x2dweb.scope", None),
         (r"0::/machine.slice/a.scope/machine.slice/machine-qemu\x2d1\x2dweb.scope", None),
@@ -158,7 +166,10 @@ def test_without_machines_the_user_decides_and_nobody_between_two(seen: Seen) ->
     ],
 )
 def test_the_machine_in_whose_cgroup_a_process_is(groups: str, machine: int | None) -> None:
-    """Made by systemd in a slice, or by libvirt itself; what lies below another thing is none."""
+    """Made by systemd in a slice, or by libvirt itself; what lies below another thing is none.
+
+    Of a guest's name nothing is left there where no character of it is ASCII.
+    """
     assert machine_of(groups) == machine
 
 

@@ -9,7 +9,8 @@ Sources: proc(5) for `cmdline`, `cgroup`, `status` and `stat`. libvirt starts QE
 UUID on its command line and with threads that are named after their vCPU. It has systemd make a
 scope `machine-qemu\x2dID\x2dNAME.scope` in a slice, ID being the number of the domain's run;
 without systemd it makes a cgroup `/machine/qemu-ID-NAME.libvirt-qemu`; and puts each vCPU into a
-cgroup `vcpuN` below.
+cgroup `vcpuN` below. Of a name libvirt keeps ASCII letters and digits, dashes and dots: where that
+is nothing, it leaves out the dash before it, too (virDomainMachineNameAppendValid).
 """
 
 import contextlib
@@ -29,8 +30,8 @@ from vcpusched.model import DomainUuid
 # A user can make a scope of any name, but only below a service (`user@1000.service`).
 _MACHINE: Final = re.compile(
     r"^\d+:[^:]*:"
-    r"(?:(?:/[^/\n]+\.slice)+/machine-qemu\\x2d(\d+)\\x2d[^/\n]*\.scope"
-    r"|/machine/qemu-(\d+)-[^/\n]*\.libvirt-qemu)(?:/|$)",
+    r"(?:(?:/[^/\n]+\.slice)+/machine-qemu\\x2d(\d+)(?:\\x2d[^/\n]*)?\.scope"
+    r"|/machine/qemu-(\d+)(?:-[^/\n]*)?\.libvirt-qemu)(?:/|$)",
     re.MULTILINE,
 )
 _VCPU_THREAD: Final = re.compile(r"CPU (\d{1,5})/")
