@@ -118,15 +118,15 @@ def cpus_of(text: str) -> frozenset[int]:
     return frozenset(cpus)
 
 
-def rewritten(xml: bytes, online: frozenset[int], takes: frozenset[int]) -> bytes:
+def rewritten(xml: bytes, usable: frozenset[int], takes: frozenset[int]) -> bytes:
     """Return the XML with originals in place of our pins; nothing where it is to stay as it is.
 
-    An affinity is possible on this host when one of its pCPUs is `online` and all are among those
+    An affinity is possible on this host when one of its pCPUs is `usable` and all are among those
     that it `takes`.
     """
 
     def is_possible(cpus: frozenset[int]) -> bool:
-        return bool(cpus & online) and cpus <= takes
+        return bool(cpus & usable) and cpus <= takes
 
     read = _Reader(xml)
     edits: list[tuple[int, int, bytes]] = []
@@ -149,15 +149,29 @@ def rewritten(xml: bytes, online: frozenset[int], takes: frozenset[int]) -> byte
     return xml if edits else b""
 
 
+def listed(path: str) -> frozenset[int]:
+    """Return the pCPUs that a file of the kernel lists."""
+    with open(path) as file:
+        return cpus_of(file.read())
+
+
+def host_cpus(root: str) -> tuple[frozenset[int], frozenset[int]]:
+    """Return on which pCPUs guests may run here, and which ones an affinity may name."""
+    usable = takes = listed(f"{root}/devices/system/cpu/online")
+    groups = f"{root}/fs/cgroup"
+    # Control groups of version 1 take no pCPU that is offline.
+    if os.path.exists(f"{groups}/cgroup.controllers"):
+        takes = listed(f"{root}/devices/system/cpu/possible")
+        # The kernel refuses an affinity without one of these (AllowedCPUs=).
+        allowed = f"{groups}/machine.slice/cpuset.cpus.effective"
+        if os.path.exists(allowed):
+            usable &= listed(allowed)
+    return usable, takes
+
+
 def main() -> None:
     """Rewrite standard input to standard output as this host asks for."""
-    with open("/sys/devices/system/cpu/online") as file:
-        online = takes = cpus_of(file.read())
-    # Control groups of version 1 take no pCPU that is offline.
-    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
-        with open("/sys/devices/system/cpu/possible") as file:
-            takes = cpus_of(file.read())
-    sys.stdout.buffer.write(rewritten(sys.stdin.buffer.read(), online, takes))
+    sys.stdout.buffer.write(rewritten(sys.stdin.buffer.read(), *host_cpus("/sys")))
 
 
 if __name__ == "__main__":

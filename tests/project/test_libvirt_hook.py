@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 from xml.parsers.expat import ExpatError
 
 import pytest
-from libvirt_hook import CPU_ID_MAX, rewritten
+from libvirt_hook import CPU_ID_MAX, host_cpus, rewritten
 
 from vcpusched.host import libvirt_xml
 from vcpusched.host.libvirt_xml import ORIGIN, origin_xml, read_definition
@@ -141,6 +141,34 @@ def test_an_original_that_is_partly_offline() -> None:
     made = rewritten(xml, online, online)
     assert pins_in(made) == {0: "2", 1: "0"}
     assert read_definition(made.decode()).origin.keys() == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("files", "after"),
+    [
+        ({}, {0: "0-1", 1: "1-3", 2: "0-1"}),
+        ({"cgroup.controllers": "cpuset\n"}, {0: "0-1", 1: "1-3", 2: "0-1"}),
+        (
+            {"cgroup.controllers": "cpuset\n", "machine.slice/cpuset.cpus.effective": "2-3\n"},
+            {0: "2", 1: "1-3", 2: "0-1"},
+        ),
+    ],
+)
+def test_an_original_that_guests_are_kept_off(
+    tmp_path: Path, files: Mapping[str, str], after: Mapping[int, str]
+) -> None:
+    """The kernel would refuse it, and that the migration: so our pin stays where that is taken."""
+    cpus = {f"devices/system/cpu/{which}": "0-3\n" for which in ("online", "possible")}
+    for name, text in {
+        **cpus,
+        **{f"fs/cgroup/{name}": text for name, text in files.items()},
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    origin = {0: origin_of("0-1", "2"), 1: origin_of("1-3", "2"), 2: origin_of("0-1", "1")}
+    made = rewritten(domain(origin, {0: "2", 1: "2", 2: "1"}), *host_cpus(str(tmp_path)))
+    assert pins_in(made) == after
 
 
 @pytest.mark.parametrize(
