@@ -47,6 +47,12 @@ def test_nothing_on_a_host_as_it_should_be(tmp_path: Path) -> None:
             "AllowedCPUs=0-7",
         ),
         (
+            "sys/fs/cgroup/cpuset/machine.slice/cpuset.cpus",
+            "0-3,5\n",
+            "the cpuset of machine.slice keeps guests off pCPUs 4,6-7:",
+            "echo 0-7 >/sys/fs/cgroup/cpuset/machine.slice/cpuset.cpus,",
+        ),
+        (
             "proc/self/mounts",
             "sys /sys sysfs rw 0 0\nproc /proc proc rw,hidepid=invisible 0 0\n",
             "/proc is mounted with hidepid=invisible",

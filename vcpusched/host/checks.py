@@ -13,12 +13,14 @@ from vcpusched.host.files import read_cpus, read_number, read_text
 
 ROOT: Final = Path("/")
 
-CPUSETS: Final = (
-    "machine.slice/cpuset.cpus.effective",
-    "cpuset/machine.slice/cpuset.effective_cpus",
-    "cpuset/machine.slice/cpuset.cpus",
-)
-"""Where the pCPUs of all guests together are listed, under /sys/fs/cgroup: v2, then v1."""
+CPUSETS: Final = {
+    "machine.slice/cpuset.cpus.effective": "systemctl set-property machine.slice AllowedCPUs={}",
+    "cpuset/machine.slice/cpuset.cpus": (
+        "echo {} >/sys/fs/cgroup/cpuset/machine.slice/cpuset.cpus, for guests started after that"
+    ),
+}
+"""Where the pCPUs of all guests together are listed, under /sys/fs/cgroup, and how others are put
+there: v2, then v1, where systemd sets no cpuset."""
 
 TEXTFILES: Final = "/var/lib/prometheus/node-exporter"
 """Where Debian's node_exporter reads metrics when it is not told."""
@@ -55,12 +57,13 @@ def find(metrics_file: str, root: Path = ROOT) -> Iterator[str]:
             " too, so loads change by themselves; sysctl kernel.numa_balancing=0 ends that"
         )
     online = read_cpus(system / "devices/system/cpu/online")
-    allowed = next(filter(None, (read_cpus(system / "fs/cgroup" / one) for one in CPUSETS)), online)
-    if left := online - allowed:
-        yield (
-            f"the cpuset of machine.slice keeps guests off pCPUs {left}: if that is not meant,"
-            f" systemctl set-property machine.slice AllowedCPUs={online}"
-        )
+    for path, command in CPUSETS.items():
+        allowed = read_cpus(system / "fs/cgroup" / path)
+        if allowed and (left := online - allowed):
+            yield (
+                f"the cpuset of machine.slice keeps guests off pCPUs {left}: if that is not meant,"
+                f" {command.format(online)}"
+            )
     if hidden := _HIDDEN.search(read_text(proc / "self/mounts") or ""):
         yield (
             f"/proc is mounted with hidepid={hidden[1]}: guests are read through libvirt, which"
