@@ -94,12 +94,25 @@ def test_tuned_only_with_a_profile_that_pins(tmp_path: Path, profile: str, count
                 f" {OPTION}=/var/lib/metrics"
             ),
         ),
+        (
+            "/usr/local/bin/node_exporter\0--web.listen-address=:9100\0",
+            f"node_exporter reads no files; start it with {OPTION}=/var/lib/metrics",
+        ),
     ],
 )
 def test_a_metrics_file_that_nobody_reads(tmp_path: Path, command: str, why: str) -> None:
     """As the command line of node_exporter says."""
     lines = found(tmp_path, METRICS, **{"proc/1/cmdline": command})
     assert lines == ([f"metrics_file is read by nobody: {why}"] if why else [])
+
+
+def test_only_debians_reads_files_without_being_told(tmp_path: Path) -> None:
+    """The program as its makers give it reads none then, also where Debian's would."""
+    file = f"{checks.TEXTFILES}/vcpusched.prom"
+    debians = found(tmp_path, file, **{"proc/1/cmdline": "/usr/bin/prometheus-node-exporter\0"})
+    assert debians == []
+    (line,) = found(tmp_path, file, **{"proc/1/cmdline": "/usr/bin/node_exporter\0"})
+    assert line.endswith(f"start it with {OPTION}={checks.TEXTFILES}")
 
 
 def test_check_config_says_it_and_succeeds(tmp_path: Path) -> None:

@@ -23,11 +23,12 @@ CPUSETS: Final = {
 there: v2, then v1, where systemd sets no cpuset."""
 
 TEXTFILES: Final = "/var/lib/prometheus/node-exporter"
-"""Where Debian's node_exporter reads metrics when it is not told."""
+"""Where Debian's node_exporter reads metrics when it is not told; others read none then."""
 
 _TUNED_PINNING: Final = ("cpu-partitioning", "realtime")
 
 _HIDDEN: Final = re.compile(r"^\S+ /proc proc \S*\bhidepid=(?!0|off)(\w+)", re.MULTILINE)
+_DEBIANS: Final = re.compile(r"[^\0]*prometheus-node-exporter\0")
 _READS: Final = re.compile(r"textfile\.directory[=\0]([^\0]+)")
 
 
@@ -79,8 +80,14 @@ def _unread(directory: str, proc: Path) -> str:
     exporters = [one for one in commands if re.match(r"[^\0]*node[_-]exporter\0", one)]
     if not exporters:
         return "no node_exporter runs here"
-    read = [_READS.findall(one) or [TEXTFILES] for one in exporters]
-    if any(directory == one.rstrip("/") for each in read for one in each):
+    read = [
+        one.rstrip("/")
+        for command in exporters
+        for one in _READS.findall(command) or [TEXTFILES] * bool(_DEBIANS.match(command))
+    ]
+    if directory in read:
         return ""
     option = f"--collector.textfile.directory={directory}"
-    return f"node_exporter reads {read[0][0]}; write it there, or start that with {option}"
+    if not read:
+        return f"node_exporter reads no files; start it with {option}"
+    return f"node_exporter reads {read[0]}; write it there, or start that with {option}"
