@@ -2,7 +2,7 @@
 """:"
 # Gives guests that arrive by migration, or wake from a saved state, their original affinities.
 #
-# Rule: this one file, with nothing but sh and Python's standard library, is all that it takes: a
+# Rule: this one file, with nothing but sh and the standard library of Python 3.9, is all it takes: a
 # guest waits for it, and a host without vcpusched may have it, too. What is not ours stays, byte for
 # byte.
 #
