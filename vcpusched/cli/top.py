@@ -65,7 +65,6 @@ q        quit
 waits    for how much of the last period it wanted to run and did not; of a
          guest, the vCPU that waits longest
 on pCPU  where it may run; in brackets where it last ran
-Two percentages after a cache or node: the mean of its pCPUs, and the busiest.
 
 Any key leads back."""
 _PAGE: Final = 10
