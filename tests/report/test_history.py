@@ -99,6 +99,8 @@ def test_who_waited_longest_when_a_plan_was_last_judged() -> None:
     assert (outcome["longest"], outcome["wait_longest"]) == (f"{HOSTILE}/0", 0.34)
     later = a_plan(NOON_S + 30, _PID="11")
     assert "longest" not in history.summary(past([*entries, *later]))
+    pending = a_plan(NOON_S + 30, proven=False, _PID="11")
+    assert "longest" not in history.summary(past([*entries, *pending]))
 
 
 def test_an_effect_that_is_not_known() -> None:

@@ -248,11 +248,12 @@ def _waits(past: History) -> str:
 
 
 def _longest(past: History) -> str:
-    """Word who waited longest when a plan was last judged; nothing where nobody really did."""
-    judged = [episode.outcome for episode in past.episodes if episode.outcome is not None]
-    if not judged or not (name := judged[-1].text("LONGEST")):
+    """Word who waited longest when the last plan was judged; nothing where that is not known."""
+    outcomes = [episode.outcome for episode in past.episodes if episode.kind is Kind.PLAN]
+    last = outcomes[-1] if outcomes else None
+    if last is None or not (name := last.text("LONGEST")):
         return ""
-    share = judged[-1].decimal("WAIT_LONGEST") or 0
+    share = last.decimal("WAIT_LONGEST") or 0
     return f"{printable(name)} waited longest after the last plan, {share:.0%} of the time"
 
 
