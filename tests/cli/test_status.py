@@ -16,7 +16,7 @@ from vcpusched.act.cycle import Cycle
 from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report import state_file
-from vcpusched.report.draw import blocks
+from vcpusched.report.draw import blocks, draw_host
 from vcpusched.report.messages import PastPin, Service
 from vcpusched.report.state_file import Recent
 from vcpusched.service import run_directory
@@ -127,6 +127,17 @@ def test_the_ends_of_a_large_host(directory: Path) -> None:
     assert "busiest" not in whole.partition("pCPU  load")[2]
     assert sum("%  g" in line for line in whole.splitlines()) == 32
     assert "last pins" in whole
+
+
+@pytest.mark.parametrize("count", [9, 10])
+def test_no_pcpu_is_at_both_ends(count: int) -> None:
+    """Of few with many caches each is a row, the busiest first, and is not bound to its sibling."""
+    drawn = host(*[[cpu + 1] for cpu in range(count)])
+    cpus = (HostCpu(Cpu(cpu.id, core=cpu.id // 2, cache=cpu.id // 2)) for cpu in drawn.cpus)
+    loads_ppm = {cpu.id: cpu.id for cpu in drawn.cpus}
+    table = draw_host(dataclasses.replace(drawn, cpus=tuple(cpus)), loads_ppm, room=13, ends=5)
+    numbers = [str(cell) for cell in table.columns[0].cells if str(cell)]
+    assert numbers == [str(cpu) for cpu in reversed(range(count))]
 
 
 def test_long_names_leave_room(directory: Path) -> None:

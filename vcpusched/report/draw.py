@@ -194,7 +194,7 @@ def draw_host(  # noqa: PLR0913, PLR0917  each is a choice of its own
         return _in_rows(host, built, units, loads, moved, fold=room is None)
     if room is not None and (each := min(ends, (room - 3) // 2)) > 0:
         ordered = sorted(units, key=lambda unit: -loads_ppm.get(_first(unit), 0))
-        built = {"busiest": ordered[:each], "least loaded": ordered[-each:]}
+        built = {"busiest": ordered[:each], "least loaded": ordered[each:][-each:]}
         return _in_rows(host, built, units, loads, {}, fold=False)
     for levels in (1, 0):
         if room is not None and len(built) >= room:
@@ -227,7 +227,7 @@ def _in_rows(  # noqa: PLR0913  of one function
     drawn, length = _columns(len(loads) > 1, are_sets), BAR_LENGTH // len(loads)
     there, floating = _places(host, units, moved)
     shown = list(itertools.chain.from_iterable(built.values()))
-    marks = {} if are_sets or len(shown) < len(units) else _marks(host, units)
+    marks = {} if are_sets or shown != units else _marks(host, units)
 
     def listed(vcpus: Sequence[Text]) -> Text:
         return Text(", ", no_wrap=not fold, overflow="fold" if fold else "ellipsis").join(vcpus)
