@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import host, of_caches
+from builders import host, of_caches, of_one_guest
 from program import vcpusched
 
 from vcpusched.act.cycle import Cycle
@@ -106,7 +106,7 @@ def test_it_fits_a_small_terminal(
     lines = text.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
-    assert "3 guests may not be moved: held" in lines
+    assert "3 vCPUs may not be moved: held" in lines
     assert "g1/0 95" in shown(directory, service(), COLUMNS="80")
 
 
@@ -127,6 +127,29 @@ def test_the_ends_of_a_large_host(directory: Path) -> None:
     assert "busiest" not in whole.partition("pCPU  load")[2]
     assert sum("%  g" in line for line in whole.splitlines()) == 32
     assert "last pins" in whole
+
+
+def test_who_may_not_be_moved(directory: Path) -> None:
+    """By the vCPU, since a guest's others may be; a reason is text, and one is no reasons."""
+    reasons = [HOSTILE, HOSTILE, "pinned", "realtime", "held"]
+    drawn = of_one_guest(host(*[[50]] * 6), "g0", "g1", "g2")
+    held = (
+        dataclasses.replace(vcpu, fixed=True, why=why)
+        for vcpu, why in zip(drawn.vcpus, reasons, strict=False)
+    )
+    of = dataclasses.replace(drawn, vcpus=(*held, *drawn.vcpus[len(reasons) :]))
+    made = service(of)
+    assert made.cycle is not None
+    cycle = dataclasses.replace(made.cycle, left_alone={"not in cpus": CpuSet.of([8])})
+    text = shown(directory, dataclasses.replace(made, cycle=cycle))
+    assert text.splitlines()[-8:-2] == [
+        "pCPU 8 is not managed: not in cpus",
+        "2 vCPUs may not be moved: ?]0;owned??web",
+        "1 vCPU may not be moved: pinned",
+        "1 vCPU may not be moved: realtime",
+        "… and 1 more reason (status -v)",
+        "",
+    ]
 
 
 @pytest.mark.parametrize("count", [9, 10])

@@ -117,7 +117,7 @@ def draw_status(state: SavedState, host: Host | None, now_s: float, *, verbose: 
     """Draw the state of the service; what is long of it only where it is asked for."""
     headed = headline(state, is_healthy=state.is_healthy(now_s - state.at))
     facts = _facts(state, host, now_s, verbose=verbose)
-    who = [f"pCPUs {one.cpus} are not managed: {one.why}" for one in state.left_alone]
+    who = [one.text for one in state.left_alone]
     who = [printable(line, 300) for line in (who if verbose else who[:SHORT_MAX])]
     if host is not None:
         who += _treatments(host) if verbose else _reasons(host)
@@ -208,12 +208,15 @@ def _treatments(host: Host) -> list[str]:
 
 
 def _reasons(host: Host) -> list[str]:
-    """Count who may not be moved, by the reason."""
-    held = [one for one in treatments.treatments(host) if one.held]
-    counts = Counter(one.why or "fixed" for one in held).most_common()
-    lines = [f"{counted(count, 'guest')} may not be moved: {why}" for why, count in counts]
-    more = len(lines) - SHORT_MAX
-    return [*lines[:SHORT_MAX], *([f"… and {more} more reasons (status -v)"] if more > 0 else [])]
+    """Count the vCPUs that may not be moved, by the reason."""
+    counts = Counter(vcpu.why or "fixed" for vcpu in host.vcpus if vcpu.fixed).most_common()
+    lines = [
+        f"{counted(count, 'vCPU')} may not be moved: {printable(why, 300)}"
+        for why, count in counts[:SHORT_MAX]
+    ]
+    if (more := len(counts) - SHORT_MAX) > 0:
+        lines.append(f"… and {counted(more, 'more reason')} (status -v)")
+    return lines
 
 
 def draw_settings(rows: Sequence[tuple[str, str, str]]) -> Table:

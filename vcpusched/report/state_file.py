@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from vcpusched.act.cycle import Cycle
-from vcpusched.model import PPM, PPM_PER_POINT, Host
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Host
 from vcpusched.report.messages import Service, gap_now_ppm, status_line
 from vcpusched.report.snapshot import (
     JsonObject,
@@ -20,6 +20,7 @@ from vcpusched.report.snapshot import (
     plan_as_json,
     validated,
 )
+from vcpusched.text import cpus_text
 
 STATE_VERSION: Final = 1
 WAIT_SHOWN_PPM: Final = PPM_PER_POINT // 2
@@ -56,6 +57,12 @@ class SavedCpus(JsonObject):
 
     cpus: str
     why: str
+
+    @property
+    def text(self) -> str:
+        """Return both as a sentence."""
+        cpus = CpuSet.read(self.cpus)
+        return f"{cpus_text(cpus)} {'is' if len(cpus) == 1 else 'are'} not managed: {self.why}"
 
 
 class SavedState(JsonObject):
