@@ -68,6 +68,15 @@ def test_an_unbalanced_host_without_a_worthwhile_pin_is_reported_and_its_end() -
     assert ended == "Balanced again: gap 0 points"
 
 
+def test_nothing_is_said_to_be_balanced_in_a_dry_run() -> None:
+    """That there are moves again is so in a pause and a dry run, too, which make none."""
+    lasting, last_s = Lasting(), LASTING_NS / SECOND_NS
+    lines(lasting, cycle(SETTLED, 0), cycle(SETTLED, last_s))
+    lines(lasting, dry(CROWDED, 600))
+    (ended,) = lines(lasting, dry(CROWDED, 600 + last_s))
+    assert ended == "Unbalanced, and there are moves that are worth a pin again: gap 140 points"
+
+
 def noisy(cpus: int, seed: int, crowded: Sequence[int]) -> MemoryHost:
     """Return a host with three guests a pCPU, all of them on the `crowded` pCPUs."""
     chance = random.Random(seed)

@@ -72,7 +72,7 @@ class Lasting:
         elif plan.balanced:
             text = f"Balanced again: {gap}"
         else:
-            text = f"Balancing again: {gap}, and there are moves that are worth a pin"
+            text = f"Unbalanced, and there are moves that are worth a pin again: {gap}"
         yield JournalEntry(Priority.INFO, text)
 
 
