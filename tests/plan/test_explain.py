@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from builders import change, host, of_caches
+from builders import change, host, of_caches, of_one_guest
 
 from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu
 from vcpusched.plan.explain import explained
@@ -22,7 +22,7 @@ def why_settled(drawn: Host, policy: Policy | None = None) -> str:
     found = plan(drawn, policy)
     assert not found.balanced
     assert not found.moves
-    return settled(drawn, found, policy.pin_to)
+    return settled(drawn, found, policy)
 
 
 def test_why_a_vcpu_is_moved_or_is_not() -> None:
@@ -121,6 +121,34 @@ def test_why_an_unbalanced_host_rests() -> None:
     assert why_settled(roomy, Policy(pin_to=Granularity.CACHE)) == (
         "pCPUs 0-1, the busiest, have a pCPU for each vCPU that runs there"
     )
+
+
+def test_where_else_it_may_go_counts() -> None:
+    """No other core is left to one that is kept apart, nor a pCPU whose load is not known yet."""
+    drawn = change(of_one_guest(host([50, 50], [10], []), "g0", "g2"), "g1", fixed=True)
+    drawn = change(drawn, "g0", allowed=CpuSet.parse("0-1"))
+    kept_apart = change(drawn, "g0", spread=True)
+    assert why(kept_apart, "g0").endswith(
+        ": wherever else it may go there is one of its guest on the core, or a vCPU whose load is"
+        " not known yet"
+    )
+    unsettled = dataclasses.replace(drawn, unsettled=CpuSet.of([1]))
+    assert why(unsettled, "g0").endswith(
+        "pCPUs 0-1: wherever else it may go there is a vCPU whose load is not known yet"
+    )
+    for one in (kept_apart, unsettled):
+        assert why_settled(one) == (
+            "no vCPU that is pinned to pCPU 0, the busiest, may be moved elsewhere"
+        )
+
+
+def test_one_beside_the_hosts_own_load_is_not_alone() -> None:
+    """It might leave for a pCPU that is less busy, if only that gained enough for another node."""
+    drawn = host([40], [])
+    cpus = (HostCpu(Cpu(0, node=0), 500_000), HostCpu(Cpu(1, node=1), 400_000))
+    drawn = dataclasses.replace(drawn, cpus=cpus)
+    assert "would gain less than min_gain asks for" in why(drawn, "g0")
+    assert "would gain less than min_gain asks for" in why_settled(drawn)
 
 
 def test_why_a_vcpu_stays_on_a_weak_pcpu() -> None:

@@ -14,7 +14,7 @@ from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import Changed
-from vcpusched.model import CpuSet, Granularity
+from vcpusched.model import CpuSet
 from vcpusched.plan.planner import Cause, Move, Policy, plan
 from vcpusched.report import display, history, messages
 from vcpusched.report.history import History, JournalRecord, Kind
@@ -49,7 +49,7 @@ def a_plan(at_s: float = NOON_S, *, proven: bool = True, **trusted: str) -> list
     entries = [
         as_record(messages.changed_entry(Changed(move, 7)), at_s, **trusted) for move in FOUND.moves
     ]
-    entries.append(as_record(messages.plan_entry(CYCLE, Granularity.CPU), at_s + 0.1, **trusted))
+    entries.append(as_record(messages.plan_entry(CYCLE, Policy()), at_s + 0.1, **trusted))
     if proven:
         entries.append(as_record(messages.outcome_entry(EFFECT), at_s + 3, **trusted))
     return entries

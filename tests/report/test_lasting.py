@@ -8,7 +8,6 @@ import pytest
 from builders import MemoryHost, host
 
 from vcpusched.act.cycle import Cycle, Scheduler
-from vcpusched.model import Granularity
 from vcpusched.plan.planner import Policy, plan
 from vcpusched.report.lasting import AGAIN_NS, LASTING_NS, MOVES_MAX, Lasting, dry_run_text
 from vcpusched.settings import Settings
@@ -22,7 +21,7 @@ BALANCED = host([60], [60])
 
 def lines(lasting: Lasting, *cycles: Cycle) -> list[str]:
     """Return what is reported after cycles."""
-    return [entry.message for cycle in cycles for entry in lasting.entries(cycle, Granularity.CPU)]
+    return [entry.message for cycle in cycles for entry in lasting.entries(cycle, Policy())]
 
 
 def dry(drawn: object, at_s: float) -> Cycle:

@@ -15,7 +15,7 @@ from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import Changed
 from vcpusched.host.hypervisor import VanishedError
-from vcpusched.model import DomainUuid, Granularity
+from vcpusched.model import DomainUuid
 from vcpusched.plan.planner import Cause, Policy, plan
 from vcpusched.report import messages, snapshot, state_file
 from vcpusched.report.messages import Priority, Service
@@ -60,7 +60,7 @@ def test_what_the_check_of_service_refused_is_reported() -> None:
     """In the journal, the status line and the plan's JSON, where there is something to report."""
     why = "would take 40 points from vCPU 0 of g0, which has no more than its fair share"
     less = dataclasses.replace(FOUND, refused=why)
-    entry = messages.plan_entry(dataclasses.replace(ACTED, plan=less), Granularity.CPU)
+    entry = messages.plan_entry(dataclasses.replace(ACTED, plan=less), Policy())
     assert entry is not None
     assert entry.message.endswith(f"; more was planned, but that {why}")
     nothing = Cycle(7, 4, host=CROWDED, plan=dataclasses.replace(less, moves=()))
@@ -72,7 +72,7 @@ def test_what_the_check_of_service_refused_is_reported() -> None:
 
 def test_an_executed_plan_is_one_entry() -> None:
     """With the gap before and as planned; nothing is said when nothing changed."""
-    entry = messages.plan_entry(ACTED, Granularity.CPU)
+    entry = messages.plan_entry(ACTED, Policy())
     assert entry is not None
     assert entry.fields == {
         "MESSAGE_ID": messages.MESSAGE_ID_PLAN,
@@ -81,11 +81,11 @@ def test_an_executed_plan_is_one_entry() -> None:
         "VCPUSCHED_MOVES": "2",
         "VCPUSCHED_CYCLE": "7",
     }
-    assert messages.plan_entry(dataclasses.replace(ACTED, pinned=()), Granularity.CPU) is None
-    assert messages.plan_entry(Cycle(1, 0), Granularity.CPU) is None
+    assert messages.plan_entry(dataclasses.replace(ACTED, pinned=()), Policy()) is None
+    assert messages.plan_entry(Cycle(1, 0), Policy()) is None
     assert entry.message == ("Plan 7 done: 2 pins, gap 100 -> ~0 points; then balanced")
     half = dataclasses.replace(ACTED, pinned=FOUND.moves[:1])
-    entry = messages.plan_entry(half, Granularity.CPU)
+    entry = messages.plan_entry(half, Policy())
     assert entry is not None
     assert entry.message == (
         "Plan 7 done in part: 1 of 2 pins; all of them were planned for gap 100 -> ~0 points"

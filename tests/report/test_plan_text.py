@@ -22,12 +22,12 @@ CROWDED = of_caches(host([90, 80, 60], [70], [], []), 2)
 def said(drawn: Host, policy: Policy, **changes: object) -> str:
     """Say what a plan would do."""
     found = dataclasses.replace(plan(drawn, policy), **changes)  # type: ignore[arg-type]
-    return plan_text(found, drawn, policy.pin_to, policy.balance_threshold_ppm)
+    return plan_text(found, drawn, policy)
 
 
 def done(drawn: Host, found: Plan, count: int | None = None) -> str:
     """Say what a plan did of which the first moves were made, all where nothing is said."""
-    return plan_text(found, drawn, SETS.pin_to, made=found.moves[:count])
+    return plan_text(found, drawn, SETS, found.moves[:count])
 
 
 def test_a_plan_for_pcpus() -> None:

@@ -123,8 +123,7 @@ def _worst_served(host: Host) -> float:
 
 def _commands(host: Host, found: planner.Plan, settings: Settings) -> Iterator[str]:
     """Yield the commands that carry a plan out, in its order, after a comment with the verdict."""
-    policy = settings.policy()
-    text = plan_text(found, host, policy.pin_to, policy.balance_threshold_ppm)
+    text = plan_text(found, host, settings.policy())
     yield f"# Plan: {text}" if found.moves else f"# {text}"
     for move in found.moves:
         name = move.domain if move.domain.isprintable() else move.vcpu.uuid

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vcpusched.model import PPM, Host, Vcpu
-from vcpusched.plan.cpu_groups import Bins, bins_of
+from vcpusched.model import Host
+from vcpusched.plan.cpu_groups import bins_of
 from vcpusched.plan.planner import MIN_WAIT_PPM, Floating, Plan, Policy, Stop
+from vcpusched.plan.problem import Problem
+from vcpusched.plan.views import problem_of
 from vcpusched.text import cpus_text, percent, printable
 
 _ENDS: Final = {
@@ -37,19 +39,14 @@ class Explanation:
 
 
 def explained(host: Host, plan: Plan, policy: Policy, domain: str) -> list[Explanation]:
-    """Return of each vCPU of a domain, given by name or UUID, why the plan moves it or does not.
-
-    Empty when nothing is known of such a domain.
-    """
-    bins, moved = bins_of(host, policy.pin_to), {move.vcpu for move in plan.moves}
+    """Return why each known vCPU of a domain, given by name or UUID, is moved or is not."""
+    problem = problem_of(host, bins_of(host, policy.pin_to), policy, measured=False)
+    moved = {move.vcpu for move in plan.moves}
     return [
         Explanation(
-            vcpu.id.vcpu,
-            movable=not vcpu.fixed,
-            moved=vcpu.id in moved,
-            text=_text(host, plan, policy, bins, vcpu),
+            vcpu.id.vcpu, not vcpu.fixed, vcpu.id in moved, _text(plan, policy, problem, item)
         )
-        for vcpu in host.vcpus
+        for item, vcpu in enumerate(host.vcpus)
         if domain in {vcpu.domain, vcpu.id.uuid}
     ]
 
@@ -60,7 +57,8 @@ def trimmed(plan: Plan) -> str:
     return f"{begin} {plan.refused}"
 
 
-def _text(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> str:
+def _text(plan: Plan, policy: Policy, problem: Problem, item: int) -> str:
+    vcpu = problem.vcpus[item]
     who = f"vCPU {vcpu.id.vcpu} ({percent(vcpu.load_ppm)})"
     for move in plan.moves:
         if move.vcpu == vcpu.id:
@@ -71,17 +69,18 @@ def _text(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> str
         return f"{stays} and may not be moved: {printable(vcpu.why or 'fixed', 300)}"
     if not vcpu.allowed.is_within(vcpu.cpus):
         stays += f", though it may use {cpus_text(vcpu.allowed)}"
-    return f"{stays}: {next(_why_not(host, plan, policy, bins, vcpu))}"
+    return f"{stays}: {next(_why_not(plan, policy, problem, item))}"
 
 
-def _why_not(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> Iterator[str]:
+def _why_not(plan: Plan, policy: Policy, problem: Problem, item: int) -> Iterator[str]:
     """Yield what kept a movable vCPU where it is, the nearest reason first."""
+    bins, vcpu = problem.bins, problem.vcpus[item]
     if plan.balanced:
         yield "the host is balanced"
     if not vcpu.load_ppm:
         yield "it has no load, so that moving it would change nothing"
-    if (bin_ := bins.bin_of(vcpu.cpus)) is not None:
-        yield from _why_bound(host, plan, bins, vcpu, bin_)
+    if bins.bin_of(vcpu.cpus) is not None:
+        yield from _why_bound(plan, problem, item)
     elif vcpu.is_bound:
         yield "that pCPU is not managed"
     elif not plan.binds_floaters:
@@ -95,20 +94,20 @@ def _why_not(host: Host, plan: Plan, policy: Policy, bins: Bins, vcpu: Vcpu) -> 
     yield _ENDS[plan.stop]
 
 
-def _why_bound(host: Host, plan: Plan, bins: Bins, vcpu: Vcpu, bin_: int) -> Iterator[str]:
+def _why_bound(plan: Plan, problem: Problem, item: int) -> Iterator[str]:
+    bins, vcpu, bin_ = problem.bins, problem.vcpus[item], problem.current[item]
     if not bins.within(vcpu.allowed, whole=True) & ~(1 << bin_):
         yield "it may use no other set as a whole" if bins.are_sets else "it may use no other pCPU"
-    if bins.members[bin_] & host.unsettled:
+    if bin_ not in bins.judged:
         yield "a vCPU is on its pCPU whose load is not known yet"
+    if not problem.allowed[item] & ~(1 << bin_):
+        kin = "one of its guest on the core, or " if vcpu.spread else ""
+        yield f"wherever else it may go there is {kin}a vCPU whose load is not known yet"
     if plan.binds_floaters:
         yield "this plan only pins vCPUs that may use several pCPUs"
     if bins.waiting.get(bin_, 1) <= 0:
         yield "its set has a pCPU for each vCPU that runs there"
-    if sum(other.load_ppm > 0 and bins.bin_of(other.cpus) == bin_ for other in host.vcpus) > 1:
-        return
-    loads_ppm = dict(plan.loads_before_ppm)
-    load_ppm = loads_ppm[next(iter(bins.members[bin_]))]
-    if len({cpu.cpu.capacity_ppm for cpu in host.cpus}) > 1 and load_ppm <= PPM:
-        yield "it is alone on its pCPU, which is enough for it"
-    if load_ppm == max(loads_ppm.values()):
+    if not problem.without_lone().allowed[item]:
+        if bins.thread is not None:
+            yield "it is alone on its pCPU, which is enough for it"
         yield "it is alone on the busiest pCPU, and elsewhere it would be as busy"

@@ -70,7 +70,7 @@ def draw_plan(host: Host, plan: Plan, policy: Policy, source: str) -> Group:
     """Draw what a plan does, first and last in a sentence: the host, and each move's reason."""
     threshold_ppm, who = policy.balance_threshold_ppm, _treatments(host)
     sets, after = sets_of(host, policy.pin_to), plan if plan.moves else None
-    text = plan_text(plan, host, policy.pin_to, threshold_ppm)
+    text = plan_text(plan, host, policy)
     verdict = Text(f"Plan: {text}" if plan.moves else text, "bold")
     drawn = draw.draw_host(host, dict(plan.loads_before_ppm), sets, after)
     parts: list[RenderableType] = [source, verdict]

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from vcpusched.act.cycle import Cycle
-from vcpusched.model import CpuSet, Granularity
-from vcpusched.plan.planner import Plan
+from vcpusched.model import CpuSet
+from vcpusched.plan.planner import Plan, Policy
 from vcpusched.report.messages import JournalEntry, Priority, change_text
 from vcpusched.report.plan_text import only_lets_in, settled
 from vcpusched.text import counted, number, points, vcpu_text
@@ -38,13 +38,13 @@ class Lasting:
         self._is_settled = False
         self._other_since_ns: int | None = None
 
-    def entries(self, cycle: Cycle, pin_to: Granularity) -> Iterator[JournalEntry]:
+    def entries(self, cycle: Cycle, policy: Policy) -> Iterator[JournalEntry]:
         """Return what is to be reported after a cycle."""
         if cycle.plan is None:
             return
         if cycle.executed and cycle.dry_run:
             yield from self._dry_run(cycle.plan, cycle.at_ns)
-        yield from self._settled(cycle, cycle.plan, pin_to)
+        yield from self._settled(cycle, cycle.plan, policy)
 
     def _dry_run(self, plan: Plan, now_ns: int) -> Iterator[JournalEntry]:
         would = Counter((move.from_cpus, move.to_cpus) for move in plan.moves)
@@ -52,7 +52,7 @@ class Lasting:
             self._would, self._told_ns = would, now_ns
             yield JournalEntry(Priority.INFO, dry_run_text(plan))
 
-    def _settled(self, cycle: Cycle, plan: Plan, pin_to: Granularity) -> Iterator[JournalEntry]:
+    def _settled(self, cycle: Cycle, plan: Plan, policy: Policy) -> Iterator[JournalEntry]:
         host, now_ns = cycle.host, cycle.at_ns
         is_settled = not plan.balanced and (not plan.moves or only_lets_in(plan))
         if host is None or is_settled == self._is_settled:
@@ -68,7 +68,7 @@ class Lasting:
         gap = f"gap {points(plan.gap_before_ppm)}"
         if is_settled:
             self._began_ns = now_ns
-            text = f"Not balancing: {gap}, but {settled(host, plan, pin_to)}"
+            text = f"Not balancing: {gap}, but {settled(host, plan, policy)}"
         elif plan.balanced:
             text = f"Balanced again: {gap}"
         else:

@@ -15,7 +15,7 @@ from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import RESETS_MAX, Changed
 from vcpusched.model import PPM, Granularity, Host
-from vcpusched.plan.planner import Cause, Move, Plan
+from vcpusched.plan.planner import Cause, Move, Plan, Policy
 from vcpusched.report.plan_text import only_lets_in, plan_text, settled, unbalanced
 from vcpusched.report.treatments import unreported
 from vcpusched.settings import Settings
@@ -172,14 +172,14 @@ def _of_others(changed: Changed) -> JournalEntry:
     return _entry(text, priority=priority, DOMAIN=move.domain, DOMAIN_UUID=move.vcpu.uuid)
 
 
-def plan_entry(cycle: Cycle, pin_to: Granularity) -> JournalEntry | None:
+def plan_entry(cycle: Cycle, policy: Policy) -> JournalEntry | None:
     """Return the entry on an executed plan; None when the cycle changed nothing."""
     plan, host = cycle.plan, cycle.host
     if plan is None or host is None or not cycle.pinned:
         return None
     done = "done" if len(cycle.pinned) == len(plan.moves) else "done in part"
     return _entry(
-        f"Plan {cycle.number} {done}: {plan_text(plan, host, pin_to, made=cycle.pinned)}",
+        f"Plan {cycle.number} {done}: {plan_text(plan, host, policy, cycle.pinned)}",
         MESSAGE_ID_PLAN,
         GAP_BEFORE=_decimal(plan.gap_before_ppm),
         GAP_AFTER=_decimal(plan.gap_after_ppm),
@@ -298,7 +298,7 @@ def _verdict(service: Service, cycle: Cycle, host: Host, plan: Plan) -> str:
             doing = "Unbalanced" if rests else "Rebalancing"
             return f"{doing} ({cycle.confirmed} of {cycle.confirm} periods)"
         return "Unbalanced"
-    return f"{unbalanced(plan)} ({settled(host, plan, service.granularity)})"
+    return f"{unbalanced(plan)} ({settled(host, plan, service.settings.policy())})"
 
 
 def gap_now_ppm(cycle: Cycle, plan: Plan) -> int:

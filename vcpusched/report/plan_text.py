@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet, Granularity, Host, sets
 from vcpusched.plan.cpu_groups import bins_of, pour
 from vcpusched.plan.explain import trimmed
-from vcpusched.plan.moves import Move, Plan, Stop
+from vcpusched.plan.moves import Move, Plan, Policy, Stop
+from vcpusched.plan.views import problem_of
 from vcpusched.text import counted, cpus_text, number, points, vcpu_text
 
 
@@ -30,28 +31,23 @@ def only_lets_in(plan: Plan) -> bool:
     return bool(plan.moves) and all(lets_in(move.from_cpus, move.to_cpus) for move in plan.moves)
 
 
-def plan_text(
-    plan: Plan,
-    host: Host,
-    pin_to: Granularity,
-    threshold_ppm: int = 0,
-    made: Sequence[Move] | None = None,
-) -> str:
+def plan_text(plan: Plan, host: Host, policy: Policy, made: Sequence[Move] | None = None) -> str:
     """Word what a plan does, or why it does nothing.
 
-    `made` are the moves that were made, where not all are yet to make; the threshold is left out
-    where it is not given.
+    `made` are the moves that were made, where they are not all yet to make; then the threshold is
+    left out.
     """
-    gap = _gap(plan, host, pin_to)
-    gap += f" (threshold {threshold_ppm / PPM_PER_POINT:g})" if threshold_ppm else ""
+    gap = _gap(plan, host, policy.pin_to)
+    if made is None:
+        gap += f" (threshold {policy.balance_threshold_ppm / PPM_PER_POINT:g})"
     if not plan.moves:
         if plan.balanced:
             return f"Balanced: {gap}"
-        return f"{unbalanced(plan)}: {gap}; {settled(host, plan, pin_to)}"
+        return f"{unbalanced(plan)}: {gap}; {settled(host, plan, policy)}"
     what = _counted_moves(plan, plan.moves if made is None else made)
     if made is not None and len(made) < len(plan.moves) and not only_lets_in(plan):
         return f"{what}; all of them were planned for {gap}"
-    end = _end(plan, host, pin_to)
+    end = _end(plan, host, policy)
     return f"{what}, {gap}" + (f"; {end}" if end else "")
 
 
@@ -61,24 +57,30 @@ def unbalanced(plan: Plan) -> str:
     return "Unbalanced" if is_stopped else "Unbalanced, nothing worth a pin"
 
 
-def settled(host: Host, plan: Plan, pin_to: Granularity) -> str:
+def settled(host: Host, plan: Plan, policy: Policy) -> str:
     """Return why a host that is unbalanced has no move between its bins, as a clause."""
     if plan.refused:
         return trimmed(plan)
     if plan.stop is Stop.MOVE_LIMIT:
         return "what would help takes more pins than max_moves allows"
-    bins, loads_ppm = bins_of(host, pin_to), dict(plan.loads_before_ppm)
+    problem = problem_of(host, bins_of(host, policy.pin_to), policy, measured=False)
+    bins, loads_ppm = problem.bins, dict(plan.loads_before_ppm)
     known = [cpu for cpu in loads_ppm if cpu not in host.unsettled] or list(loads_ppm)
     busiest = bins.of_cpu[max(known, key=lambda cpu: (loads_ppm[cpu], -cpu))]
-    name = bins.names[busiest]
-    there = [vcpu for vcpu in host.vcpus if vcpu.load_ppm and bins.bin_of(vcpu.cpus) == busiest]
-    others = ~(1 << busiest)
-    if not any(bins.within(one.allowed, whole=True) & others for one in there if not one.fixed):
+    name, others = bins.names[busiest], ~(1 << busiest)
+    movable = [
+        item
+        for item, vcpu in enumerate(host.vcpus)
+        if bins.bin_of(vcpu.cpus) == busiest and problem.allowed[item] & others
+    ]
+    if not movable:
         return f"no vCPU that is pinned to {name}, the busiest, may be moved elsewhere"
-    if len(there) == 1:
-        return f"{vcpu_text(there[0].id.vcpu, there[0].domain)} is alone on {name}, the busiest"
     if bins.waiting.get(busiest, 1) <= 0:
-        return f"{name}, the busiest, have a pCPU for each vCPU that runs there"
+        have = "have" if len(bins.members[busiest]) > 1 else "has"
+        return f"{name}, the busiest, {have} a pCPU for each vCPU that runs there"
+    if not problem.without_lone().allowed[movable[0]]:
+        alone = host.vcpus[movable[0]]
+        return f"{vcpu_text(alone.id.vcpu, alone.domain)} is alone on {name}, the busiest"
     return "no pin is worth it: each would gain less than min_gain asks for"
 
 
@@ -103,12 +105,12 @@ def _gap(plan: Plan, host: Host, pin_to: Granularity) -> str:
     return f"{gap} {before} -> ~{points(plan.gap_after_ppm)}"
 
 
-def _end(plan: Plan, host: Host, pin_to: Granularity) -> str:
+def _end(plan: Plan, host: Host, policy: Policy) -> str:
     """Return why a plan does no more, as a clause; nothing where none is wanted."""
     if plan.refused:
         return trimmed(plan)
     if only_lets_in(plan):
-        return "" if plan.balanced else settled(host, plan, pin_to)
+        return "" if plan.balanced else settled(host, plan, policy)
     return {
         Stop.BALANCED: "then balanced",
         Stop.NO_GAIN: "no further move is worth a pin",

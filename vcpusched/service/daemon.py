@@ -162,7 +162,7 @@ class _Daemon:
         ended = self._worker.join(STOP_TIMEOUT_S)
         for outcome in self._outcomes():
             if isinstance(outcome, Cycled):
-                self._reporter.planned(outcome.cycle, self._state.service.granularity)
+                self._reporter.planned(outcome.cycle, self._state.settings.policy())
             elif isinstance(outcome, Changed | Failure):
                 self._on_outcome(outcome, time.monotonic())
         self._reporter.end_metrics()

@@ -17,8 +17,7 @@ from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.ledger import Changed
 from vcpusched.host.hypervisor import NotRecordedError
-from vcpusched.model import Granularity
-from vcpusched.plan.planner import Cause
+from vcpusched.plan.planner import Cause, Policy
 from vcpusched.report import messages, state_file
 from vcpusched.report.lasting import Lasting
 from vcpusched.report.messages import CATALOGUE, JournalEntry, Pause, Priority, Service
@@ -112,12 +111,12 @@ class Reporter:
         if after.service is not before.service:
             self.show(after.service)
 
-    def planned(self, cycle: Cycle, pin_to: Granularity) -> None:
+    def planned(self, cycle: Cycle, policy: Policy) -> None:
         """Report an executed plan, and what lasts."""
-        entry = messages.plan_entry(cycle, pin_to)
+        entry = messages.plan_entry(cycle, policy)
         if entry is not None:
             self.write(entry)
-        for lasting in self._lasting.entries(cycle, pin_to):
+        for lasting in self._lasting.entries(cycle, policy):
             self.write(lasting)
 
     def show(self, service: Service) -> None:
@@ -189,7 +188,7 @@ class Reporter:
             self._metrics.cycled(cycle, cycled.took_s, cycled.planned_s)
         for effect in cycle.effects:
             self.write(messages.outcome_entry(effect))
-        self.planned(cycle, service.granularity)
+        self.planned(cycle, service.settings.policy())
         now_s = time.monotonic()
         self._unread_since_s = {
             unread.name: self._unread_since_s.get(unread.name, now_s) for unread in cycle.unread
