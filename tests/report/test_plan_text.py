@@ -104,6 +104,11 @@ def test_the_gap_inside_a_set() -> None:
     wide = [dataclasses.replace(vcpu, cpus=HALVES[0]) for vcpu in LET_IN.vcpus[:1]]
     poured = dataclasses.replace(LET_IN, vcpus=(*wide, *LET_IN.vcpus[1:]))
     assert gap_inside(poured, HALVES) == (0, NO_CPUS)
+    apart = of_caches(host([50, 50], [], [], [], *[[]] * 4), 2)
+    some = (dataclasses.replace(vcpu, cpus=CpuSet.of([0, 1])) for vcpu in apart.vcpus)
+    part = dataclasses.replace(apart, vcpus=tuple(some))
+    fours = (CpuSet.parse("0-3"), CpuSet.parse("4-7"))
+    assert gap_inside(part, fours) == (500_000, fours[0])
     busy = (HostCpu(LET_IN.cpus[0].cpu, 200_000), *LET_IN.cpus[1:])
     assert gap_inside(dataclasses.replace(poured, cpus=busy), HALVES)[0] == 200_000
     assert gap_inside(dataclasses.replace(LET_IN, unsettled=CpuSet.of([1])), HALVES) == (0, NO_CPUS)

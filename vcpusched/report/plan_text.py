@@ -123,7 +123,7 @@ def gap_inside(
 ) -> tuple[int, CpuSet]:
     """Return the largest gap inside a set, in ppm, and the set; with a plan that after it.
 
-    It is estimated, as the plan does: what may use several pCPUs of a set finds the least loaded.
+    It is estimated: what may use several pCPUs of a set finds the least loaded of these.
     """
     of_cpu = {cpu: group for group in groups for cpu in group}
     loads = {cpu.id: cpu.host_load_ppm for cpu in host.cpus}
@@ -133,14 +133,15 @@ def gap_inside(
         touched = [cpu for cpu in moved.get(vcpu.id, vcpu.cpus) if cpu in of_cpu]
         if len(touched) == 1:
             loads[touched[0]] += vcpu.load_ppm
-        elif len(found := {of_cpu[cpu] for cpu in touched}) == 1:
-            floating[found.pop()] += vcpu.load_ppm
+        elif len({of_cpu[cpu] for cpu in touched}) == 1:
+            floating[CpuSet.of(touched)] += vcpu.load_ppm
+    for cpus in sorted(floating, key=lambda cpus: (len(cpus), cpus.bits)):
+        for cpu, load_ppm in pour(loads, cpus, floating[cpus]):
+            loads[cpu] += load_ppm
     largest = 0, NO_CPUS
     for group in groups:
         if not group & host.unsettled:
             levels = [loads[cpu] for cpu in group]
-            for at, load in pour(levels, range(len(levels)), floating[group]):
-                levels[at] += load
             largest = max(largest, (max(levels) - min(levels), group), key=lambda one: one[0])
     return largest
 
