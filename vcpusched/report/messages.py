@@ -201,7 +201,7 @@ def outcome_entry(effect: Effect) -> JournalEntry:
         Verdict.HELPED: f"helped: {waits} ({before} before); {gap}",
         Verdict.NO_HELP: f"did not help{enough}: {waits} ({before} before, ~{expected} expected);"
         f" {gap}; its vCPUs are not moved again for at least 5 minutes",
-        Verdict.UNCLEAR: f"had an unknown effect, because the load of guests changed; {gap}",
+        Verdict.UNCLEAR: f"had an unknown effect; {gap}",
     }[effect.verdict]
     longest: dict[str, Any] = {}
     if effect.longest is not None:
