@@ -38,7 +38,7 @@ from vcpusched.model import (
     VcpuId,
 )
 from vcpusched.observe.placement_rules import PlacementRules
-from vcpusched.plan.planner import Floating, Move, Policy, plan
+from vcpusched.plan.planner import Cause, Floating, Move, Policy, plan
 from vcpusched.sample import Definition, DomainReading, Origin, Sample, VcpuReading
 from vcpusched.service.run_directory import LedgerFile
 from vcpusched.simulate.simulator import Place, SimulatedHost
@@ -145,14 +145,14 @@ def test_nobody_waited() -> None:
 
 def test_who_was_moved_in_vain_is_left_alone_twice_as_long_each_time() -> None:
     """Five minutes, ten, and five again once it helped."""
-    first = finding(HOGS, waiting(HOGS, 75))
-    vcpu = first.plan.moves[0].vcpu
+    expectation, after = carried_out(HOGS)
+    vcpu = expectation.moves[0].vcpu
     table = VcpuTable()
 
     def judge_at(now_ns: int, percent: float) -> None:
         waits = dict.fromkeys((each.id for each in HOGS.vcpus), round(percent * PPM_PER_POINT))
-        table.planned(7, first, first.plan.moves)
-        assert len(table.judged(finding(HOGS, waits, at_s=now_ns / SECOND_NS))) == 1
+        table.planned(7, expectation.finding, expectation.moves)
+        assert len(table.judged(finding(after, waits, at_s=now_ns / SECOND_NS))) == 1
 
     now_ns = VERDICT_NS
     for minutes in (5, 10, 20):
@@ -165,6 +165,30 @@ def test_who_was_moved_in_vain_is_left_alone_twice_as_long_each_time() -> None:
     assert not stays(table, vcpu, now_ns)
     judge_at(now_ns, 75)
     assert not stays(table, vcpu, now_ns + BACK_OFF_NS)
+
+
+@pytest.mark.parametrize("percent", [0, 75])
+def test_what_was_taken_back_is_no_effect_of_the_plan(percent: float) -> None:
+    """Both that left wait on and are restored: whether they still wait then, nobody knows why.
+
+    They are left alone for the five minutes of that, no less and no more. The two that stayed were
+    let off the plan's pCPU by a person.
+    """
+    expectation, after = carried_out(HOGS)
+    table = VcpuTable()
+    table.planned(7, expectation.finding, expectation.moves)
+    moved = [move.vcpu for move in expectation.moves]
+    both = CpuSet.parse("0-1")
+    for vcpu in moved:
+        restored = Move(vcpu, "", CpuSet.of([1]), both, 0, "", cause=Cause.WORSE_OFF)
+        table.note(Changed(restored), 8, 0)
+    freed = tuple(dataclasses.replace(vcpu, cpus=both) for vcpu in after.vcpus)
+    waits = dict.fromkeys((vcpu.id for vcpu in freed), round(percent * PPM_PER_POINT))
+    now = finding(dataclasses.replace(after, vcpus=freed), waits, at_s=VERDICT_NS / SECOND_NS)
+    (effect,) = table.judged(now)
+    assert (effect.verdict, effect.waiting) == (Verdict.UNCLEAR, 0)
+    assert stays(table, moved[0], BACK_OFF_NS - 1)
+    assert not stays(table, moved[0], BACK_OFF_NS)
 
 
 def stays(table: VcpuTable, vcpu: VcpuId, now_ns: int) -> bool:

@@ -33,8 +33,8 @@ class Verdict(enum.StrEnum):
     """What came of a plan.
 
     `HELPED`: the wait fell by half of what was expected, or more. `NO_HELP`: it did not, with
-    unchanged demand. `UNCLEAR`: demand grew, guests ended, or the next plan came first.
-    `NO_WAIT`: of the vCPUs that were touched none waited before.
+    unchanged demand. `UNCLEAR`: demand grew, guests ended, affinities were changed again, or the
+    next plan came first. `NO_WAIT`: of the vCPUs that were touched none waited before.
     """
 
     HELPED = "helped"
@@ -63,13 +63,13 @@ class Expectation:
     """The `moves` that were made in a cycle, what was found before, and what is expected of them.
 
     `waits` gives, per vCPU that waited, for which share of the time it did and for which it is
-    expected to, and the pCPU on which it will be.
+    expected to, the pCPU on which it will be, and its affinity.
     """
 
     number: int
     finding: Finding
     moves: Sequence[Move]
-    waits: Mapping[VcpuId, tuple[int, int, int]]
+    waits: Mapping[VcpuId, tuple[int, int, int, CpuSet]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def expect(number: int, finding: Finding, pinned: Sequence[Move]) -> Expectation
     left = CpuSet.of(cpu for move in pinned for cpu in move.from_cpus)
     loads = dict(plan.loads_after_ppm)
     factors = {cpu.id: max(PPM, loads.get(cpu.id, 0)) for cpu in host.cpus}
-    expected: dict[VcpuId, tuple[int, int, int]] = {}
+    expected: dict[VcpuId, tuple[int, int, int, CpuSet]] = {}
     for vcpu in host.vcpus:
         move = moved.get(vcpu.id)
         cpus = move.to_cpus if move is not None else vcpu.cpus
@@ -110,7 +110,7 @@ def expect(number: int, finding: Finding, pinned: Sequence[Move]) -> Expectation
         cpu = min((cpu for cpu in cpus if cpu in factors), key=factors.__getitem__, default=None)
         if cpu is not None:
             wait_ppm = vcpu.load_ppm - vcpu.load_ppm * PPM // factors[cpu]
-            expected[vcpu.id] = waits[vcpu.id], min(waits[vcpu.id], wait_ppm), cpu
+            expected[vcpu.id] = waits[vcpu.id], min(waits[vcpu.id], wait_ppm), cpu, cpus
     return Expectation(number, finding, pinned, expected)
 
 
@@ -119,8 +119,9 @@ def judge(expectation: Expectation, finding: Finding, *, is_last: bool = False) 
 
     `is_last` says that no later one will come.
     """
-    there = {vcpu.id for vcpu in finding.host.vcpus}
-    asked = [vcpu for vcpu in expectation.waits if vcpu in there]
+    # What became of one whose affinity was changed since is not the plan's doing.
+    there = {(vcpu.id, vcpu.cpus) for vcpu in finding.host.vcpus}
+    asked = [vcpu for vcpu, wait in expectation.waits.items() if (vcpu, wait[3]) in there]
     before_ppm = sum(expectation.waits[vcpu][0] for vcpu in asked)
     expected_ppm = sum(expectation.waits[vcpu][1] for vcpu in asked)
     waits = {vcpu: finding.waits[vcpu] for vcpu in asked if vcpu in finding.waits}

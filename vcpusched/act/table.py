@@ -101,11 +101,12 @@ class VcpuTable:
         if effect is None:
             return ()
         self._expectation = None
-        for vcpu in {move.vcpu for move in expectation.moves}:
-            if effect.verdict is Verdict.HELPED:
-                self._vcpus[vcpu] = replace(self._of(vcpu), back_off=None)
-            elif effect.verdict is Verdict.NO_HELP:
+        there = {(vcpu.id, vcpu.cpus) for vcpu in finding.host.vcpus}
+        for vcpu, cpus in {move.vcpu: move.to_cpus for move in expectation.moves}.items():
+            if effect.verdict is Verdict.NO_HELP:
                 self._back_off(vcpu, finding.at_ns)
+            elif effect.verdict is Verdict.HELPED and (vcpu, cpus) in there:
+                self._vcpus[vcpu] = replace(self._of(vcpu), back_off=None)
         return (effect,)
 
     def applied(self, host: Host, sample: Sample, *, number: int, cooldown_s: float) -> Host:
