@@ -156,6 +156,13 @@ def test_each_way_to_install_brings_every_page() -> None:
     assert sorted(installed[1].split()) == sorted(PAGES)
 
 
+def test_an_upgrade_leaves_a_deleted_hook_deleted() -> None:
+    """In the RPM only `missingok` does that; dpkg never brings a file of /etc back."""
+    spec = (PACKAGING / "vcpusched.spec").read_text()
+    hook = "%{_sysconfdir}/libvirt/hooks/qemu.d/vcpusched\n"
+    assert f"\n%config(missingok) {hook}" in spec.partition("%files")[2]
+
+
 def test_what_is_generated_is_what_the_code_says() -> None:
     """`packaging/generate` finds nothing to write anew: each text has one place."""
     run(sys.executable, str(PACKAGING / "generate"), "--check")
