@@ -1,5 +1,6 @@
 """What is packaged agrees with the code and with the tools that will read it."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from vcpusched import __version__
-from vcpusched.report import messages
+from vcpusched.model import Cpu, CpuSet, DomainUuid, Host, HostCpu, Vcpu, VcpuId
+from vcpusched.report import history, messages, snapshot, state_file
 from vcpusched.service import daemon, exits
+from vcpusched.settings import Settings
 
 TOP = Path(__file__).parents[2]
 PACKAGING = TOP / "packaging"
@@ -142,6 +145,38 @@ def test_the_manual_describes_the_metrics_in_use() -> None:
     manual = (PACKAGING / "vcpusched-metrics.7").read_text()
     assert len(used) > 20
     assert used <= set(re.findall(r"\w+", manual))
+
+
+def test_the_manual_describes_the_json() -> None:
+    """Each key of a snapshot with all that one can have, of a history and of the state."""
+    cpu = Cpu(0, node=0, core=0, cache=0, capacity_ppm=1, isolated=True, socket=0)
+    vcpu = Vcpu(
+        VcpuId(DomainUuid("u"), 1, 0),
+        domain="d",
+        load_ppm=1,
+        cpus=CpuSet.of([0, 1]),
+        allowed=CpuSet.of([0, 1]),
+        on=0,
+        fixed=True,
+        why="why",
+        memory_node=0,
+        shares=1,
+        quota_ppm=1,
+        spread=True,
+        wait_ppm=1,
+    )
+    host = Host((HostCpu(cpu),), (vcpu,), CpuSet.of([0]), {(0, 0): 10})
+    record = history.JournalRecord(0.0, {})
+    episode = history.Episode(history.Kind.PLAN, 0.0, 1, [record], 0, record, record)
+    service = messages.Service(1, 0.0, Settings.model_validate({}))
+    text = (PACKAGING / "vcpusched-metrics.7").read_text().replace(r"\(dq", '"')
+    manual = set(re.findall(r"\w+", text))
+    for value in (
+        snapshot.host_as_json(host),
+        history.as_json(history.History(0.0, 0.0, (episode,))),
+        state_file.state_as_json(service, 0.0),
+    ):
+        assert set(re.findall(r'"(\w+)": ', json.dumps(value))) - {"0"} <= manual
 
 
 def test_each_way_to_install_brings_every_page() -> None:
