@@ -22,7 +22,7 @@ Properties: no vCPU is moved twice; what is not feasible is never done. The gap 
     result yields nothing, unless the plan was cut or trimmed, or guests keep their vCPUs apart, and
     hardly anything on large hosts (`ROUNDS_LARGE`); but once bound vCPUs were moved, floaters may
     be bound. A plan for balance's sake closes the gap by
-    three fifths of `min_gain` at least, so that noise does not plan again and again.
+    three tenths of the threshold or of twice `min_gain`, whichever is less: noise plans nothing.
 """
 
 import itertools
