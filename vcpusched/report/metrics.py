@@ -60,7 +60,7 @@ class Metrics:
         )
         self._pin_failures = self._counter(
             "pin_failures",
-            "Pins that could not be made; vanished: the guest ended meanwhile.",
+            "Pins that could not be made; vanished: the guest ended or another pinned it.",
             reason=[*FAILURES.values(), OTHER],
         )
         self._plans = self._counter(
