@@ -19,9 +19,6 @@ from xml.sax.saxutils import escape
 MEMORY_MIB = 256
 """What the kernel, the unpacked initramfs and some workers need, in MiB."""
 
-REPORT_PERIOD_S = 2
-"""How long the guest pauses between two reports, in seconds."""
-
 _INIT_SCRIPT = Path(__file__).with_name("linux_init.sh")
 _DIRECTORIES = ("bin", "dev", "lib", "lib64", "proc", "sys", "tmp")
 _LOADER = "lib64/ld-linux-x86-64.so.2"

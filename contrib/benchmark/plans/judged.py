@@ -26,21 +26,20 @@ NEAR_PPM, CACHE_PPM, NODE_PPM = 5 * PPM_PER_POINT, 25 * PPM_PER_POINT // 2, 20 *
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A host, what it is once a plan is carried out, how that plan pins, and its CPU time."""
+    """A host, what it is once a plan is carried out, and how that plan pins."""
 
     before: Host
     after: Host
     pins: Mapping[VcpuId, tuple[int, int]]
-    took_ns: int
 
 
 def planned(planner: Planner, host: Host) -> Planned:
     """Plan for a host, and check the plan."""
-    found, took_ns = planner(host)
+    found, _took_ns = planner(host)
     check_moves(host, POLICY, found)
     was = {vcpu.id: next(iter(vcpu.cpus)) for vcpu in host.vcpus}
     pins = {move.vcpu: (was[move.vcpu], next(iter(move.to_cpus))) for move in found.moves}
-    return Planned(host, after(host, found), pins, took_ns)
+    return Planned(host, after(host, found), pins)
 
 
 def crowded_cores(host: Host) -> int:
