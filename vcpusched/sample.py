@@ -143,10 +143,11 @@ class Sample:
     """The whole host as read in one cycle.
 
     `unread` holds the domains that run but could not be read; `busy` is None where it is not known.
-    `isolated` are the pCPUs that the kernel keeps free of what is not pinned there, `offline` those
-    that there are and that are not online. `by_libvirt` names the domains that were read
-    through libvirt because the kernel did not show their vCPU threads, by the reason. Readings say
-    whose affinities are whose where the sample `is_reconciled`.
+    `isolated` are the pCPUs that the kernel keeps free of what is not pinned there, `tickless`
+    those that have no scheduler tick and that it balances, `offline` those that there are and that
+    are not online. `by_libvirt` names the domains that were read through libvirt because the kernel
+    did not show their vCPU threads, by the reason. Readings say whose affinities are whose where
+    the sample `is_reconciled`.
     """
 
     topology: Topology
@@ -154,6 +155,7 @@ class Sample:
     unread: Mapping[DomainUuid, "Unread"] = field(default_factory=dict)
     busy: Busy | None = None
     isolated: CpuSet = NO_CPUS
+    tickless: CpuSet = NO_CPUS
     by_libvirt: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     offline: CpuSet = NO_CPUS
     is_reconciled: bool = False

@@ -94,6 +94,16 @@ def test_a_guest_wakes_with_our_pin(wide_s: float, original: str) -> None:
     assert causes == later == []
 
 
+@pytest.mark.parametrize(("kept_free", "original"), [("isolated", "0-3"), ("tickless", "0-7")])
+def test_anywhere_is_where_libvirt_puts_what_is_not_bound(kept_free: str, original: str) -> None:
+    """It leaves out isolated pCPUs, and not those that are only tickless."""
+    wakes = definition(books="5", origin={0: Origin(ALL_CPUS)})
+    host = {kept_free: CpuSet.parse("4-7")}
+    first = dataclasses.replace(sample(0, "5", "0-7", defined=wakes), **host)  # type: ignore[arg-type]
+    ledger, causes = seen(first)
+    assert (of(ledger), causes) == (("5", original, ""), [])
+
+
 def test_a_guest_starts_with_a_pin_of_its_definition() -> None:
     """Seen before libvirt has applied it: it is nobody's doing, and no hold."""
     starts = definition(stated="3", books="3")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vcpusched.host.cgroups import Limits, Quota, limits, quota, usual_shares
-from vcpusched.host.cpus import busy, capacities, isolated
+from vcpusched.host.cpus import busy, capacities, isolated, tickless
 from vcpusched.model import ALL_CPUS, PPM, CpuSet
 
 
@@ -151,11 +151,11 @@ def test_weights(tmp_path: Path) -> None:
 def test_lists_of_pcpus(tmp_path: Path) -> None:
     """Empty, absent, and the kernel's word for none are no pCPUs."""
     cpus = "sys__devices__system__cpu__"
-    assert isolated(tmp_path) == CpuSet()
-    write(tmp_path, **{cpus + "isolated": "2-3,8\n", cpus + "nohz_full": "(null)\n"})
-    assert str(isolated(tmp_path)) == "2-3,8"
-    write(tmp_path, **{cpus + "nohz_full": "4\n"})
-    assert str(isolated(tmp_path)) == "2-4,8"
+    assert isolated(tmp_path) == tickless(tmp_path) == CpuSet()
+    write(tmp_path, **{cpus + "isolated": "\n", cpus + "nohz_full": "(null)\n"})
+    assert isolated(tmp_path) == tickless(tmp_path) == CpuSet()
+    write(tmp_path, **{cpus + "isolated": "2-3,8\n", cpus + "nohz_full": "4\n"})
+    assert (str(isolated(tmp_path)), str(tickless(tmp_path))) == ("2-3,8", "4")
 
 
 CPU = "sys__devices__system__cpu__cpu"

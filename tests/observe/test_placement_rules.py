@@ -275,6 +275,23 @@ def test_isolated_pcpus_are_for_those_that_name_them() -> None:
     assert [cpu.id for cpu in placement.cpus if cpu.isolated] == [6, 7]
 
 
+def test_tickless_pcpus_are_spared_like_isolated_ones_and_balanced_by_the_kernel() -> None:
+    """Not managed by default, and else for those that name them; who floats there is in no pool."""
+    named = guest("named", "6", allowed={0: cpus("6-7")})
+    seen = dataclasses.replace(
+        sample(named, guest("web", "0"), guest("floats", "0-7")), tickless=cpus("6-7")
+    )
+    placement = Placement.of(PlacementRules("all"), seen)
+    assert not any(cpu.isolated for cpu in placement.cpus)
+    found = [placement.eligibility(domain, domain.vcpus[0]) for domain in seen.domains]
+    assert [(str(one.allowed), one.fixed) for one in found] == [
+        ("6-7", False),
+        ("0-5", False),
+        ("0-5", False),
+    ]
+    assert str(Placement.of(PlacementRules(), seen).managed) == "0-5"
+
+
 def test_the_cpuset_bounds_the_definition() -> None:
     """Within it a guest is balanced; a floater that has all of it keeps to no pool."""
     within = {"cpuset": cpus("2-6")}

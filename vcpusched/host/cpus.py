@@ -111,12 +111,13 @@ def _distances(system: str, nodes: list[int]) -> dict[tuple[int, int], int]:
 
 
 def isolated(root: Path = Path("/")) -> CpuSet:
-    """Return the pCPUs that the kernel keeps free of what is not pinned there (isolcpus=).
+    """Return the pCPUs that the kernel keeps free of what is not pinned there (isolcpus=)."""
+    return read_cpus(f"{root}/sys/devices/system/cpu/isolated")
 
-    And those without a scheduler tick (nohz_full=): each is meant for one thread.
-    """
-    system = f"{root}/sys/devices/system/cpu"
-    return read_cpus(f"{system}/isolated") | read_cpus(f"{system}/nohz_full")
+
+def tickless(root: Path = Path("/")) -> CpuSet:
+    """Return the pCPUs without a scheduler tick (nohz_full=): each is meant for one thread."""
+    return read_cpus(f"{root}/sys/devices/system/cpu/nohz_full")
 
 
 def capacities(cpus: CpuSet, root: Path = Path("/")) -> Mapping[int, int]:

@@ -138,6 +138,7 @@ class LibvirtHost:
             unread=unread,
             busy=host_cpus.busy(),
             isolated=host_cpus.isolated(),
+            tickless=host_cpus.tickless(),
             by_libvirt={why: tuple(names) for why, names in by_libvirt.items()},
             offline=self._offline,
         )

@@ -8,8 +8,9 @@ Problem: much has a say in where a vCPU may be (the administrator's settings, th
     keep a pool), and the question "why was this not moved?" needs one answer.
 Terms: managed pCPUs are those that are balanced at all: of those that no guest's cpuset has, none
     can be. Isolated are those that the kernel keeps
-    for what is pinned there (isolcpus=, nohz_full=). Reserved ones are managed, but nobody's target
-    unless the vCPU's own definition names them: isolated ones, those of realtime vCPUs and their
+    for what is pinned there (isolcpus=), tickless those that are meant for one thread (nohz_full=),
+    on which it and libvirt put others all the same. Reserved ones are managed, but nobody's target
+    unless the vCPU's own definition names them: these two, those of realtime vCPUs and their
     guests, emulator and I/O threads among these, and those that a definition dedicates to a single
     vCPU. A running guest reserves what it runs with, whatever its definition says for the next
     boot. A pool is a live affinity of
@@ -159,24 +160,24 @@ class Placement:
     @classmethod
     def of(cls, rules: PlacementRules, sample: Sample, before: "Placement | None" = None) -> Self:
         """Apply the rules to a sample; `before` is what came of the sample before."""
-        online, isolated = sample.online, sample.isolated
+        online, spared = sample.online, sample.isolated | sample.tickless
         cpuset = NO_CPUS
         for domain in sample.domains:
             if domain.definition.is_cpuset_known:
                 cpuset |= domain.definition.cpuset & online
         cpuset = cpuset or online
-        managed = rules.managed(online, isolated, cpuset)
+        managed = rules.managed(online, spared, cpuset)
         kept = before.reserved_by if before is not None else {}
         reserved_by = {uuid: kept[uuid] for uuid in sample.unread if uuid in kept}
         for domain in sample.domains:
             reserved = _reserved(domain, managed)
             if reserved:
                 reserved_by[domain.uuid] = reserved
-        everywhere = isolated & managed
+        everywhere = spared & managed
         for reserved in reserved_by.values():
             everywhere |= reserved & managed
         cpus = tuple(
-            replace(cpu, isolated=True) if cpu.id in isolated else cpu
+            replace(cpu, isolated=True) if cpu.id in sample.isolated else cpu
             for cpu in sample.topology.cpus
             if cpu.id in managed
         )
@@ -185,12 +186,12 @@ class Placement:
         for cpu in sample.topology.cpus:
             if cpu.node is not None:
                 nodes[cpu.node] = nodes.get(cpu.node, NO_CPUS) | CpuSet(1 << cpu.id)
-        left_alone = rules.left_alone(online, isolated, cpuset) if managed != online else {}
+        left_alone = rules.left_alone(online, spared, cpuset) if managed != online else {}
         return cls(
             rules,
             managed,
             cpus,
-            isolated,
+            sample.isolated,
             reserved_by,
             everywhere,
             units,
