@@ -68,13 +68,13 @@ def percent(share_ppm: int, decimals: int = 0) -> str:
 
 
 def number(load_ppm: int) -> str:
-    """Word the first of two figures whose unit follows the second."""
-    return f"{load_ppm / PPM_PER_POINT:.0f}"
+    """Word the first of two gaps whose unit follows the second."""
+    return f"{load_ppm // PPM_PER_POINT}"
 
 
 def points(load_ppm: int) -> str:
-    """Word a difference of loads in percentage points."""
-    return counted(round(load_ppm / PPM_PER_POINT), "point")
+    """Word a gap in percentage points: whole ones, so that one below a threshold looks so."""
+    return counted(load_ppm // PPM_PER_POINT, "point")
 
 
 def counted(count: int, one: str, many: str = "") -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from builders import host, of_caches
+from builders import change, host, of_caches
 
 from vcpusched.model import NO_CPUS, CpuSet, Granularity, Host, HostCpu
 from vcpusched.plan.planner import Floating, Plan, Policy, plan
@@ -36,6 +36,8 @@ def test_a_plan_for_pcpus() -> None:
         "1 pin, gap 100 -> ~0 points (threshold 10); then balanced"
     )
     assert said(host([50], [45]), Policy()) == "Balanced: gap 5 points (threshold 10)"
+    nearly = change(host([50], [40]), "g0", load_ppm=499_600)
+    assert said(nearly, Policy()) == "Balanced: gap 9 points (threshold 10)"
     assert said(host([100], [60, 40], [], []), Policy()) == (
         "1 pin, gap stays ~100 points (threshold 10); no further move is worth a pin"
     )
