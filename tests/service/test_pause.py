@@ -30,6 +30,9 @@ def test_a_pause_ends_by_itself(tmp_path: Path) -> None:
     (tmp_path / "pause").write_text("2020-01-01T00:00:00+01:00")
     assert control.read_pause(tmp_path) is None
     assert not past.exists()
+    past.write_text("2020-01-01T00:00:00+01:00")
+    assert not control.end_pause(tmp_path)
+    assert not past.exists()
     begun = control.begin_pause(tmp_path, 60)
     assert begun.until_s is not None
     assert begun.until_s == pytest.approx(time.time() + 60, abs=2)

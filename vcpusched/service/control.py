@@ -247,11 +247,9 @@ def begin_pause(directory: Path, seconds: float | None) -> Pause:
 
 def end_pause(directory: Path) -> bool:
     """Resume; return whether there was a pause. Raises OSError."""
-    try:
-        (directory / PAUSE).unlink()
-    except FileNotFoundError:
-        return False
-    return True
+    was_paused = read_pause(directory) is not None
+    (directory / PAUSE).unlink(missing_ok=True)
+    return was_paused
 
 
 def seconds_of(option: str, text: str) -> float:
