@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from builders import host
+from builders import host, of_caches
 from test_metrics import reported
 
 from vcpusched.act.actuator import Failure
@@ -241,6 +241,18 @@ def test_the_status_line(changes: dict[str, object], line: str) -> None:
     said = messages.status_line(dataclasses.replace(SERVICE, **changes))  # type: ignore[arg-type]
     assert (said + "; ").startswith(line), said
     assert "\n" not in said
+
+
+def test_vcpus_let_into_their_set_are_worth_a_pin() -> None:
+    """The host stays unbalanced, and not for want of anything worth a pin."""
+    drawn = of_caches(host([50, 50], [], [10], [10]), 2)
+    settings = Settings.model_validate({"pin_to": "cache"})
+    found = plan(drawn, settings.policy())
+    assert found.moves
+    said = messages.status_line(
+        dataclasses.replace(SERVICE, settings=settings, cycle=Cycle(2, 4, host=drawn, plan=found))
+    )
+    assert said.startswith("Unbalanced (pCPUs 0-1, the busiest, have a pCPU for each vCPU that")
 
 
 def test_hostile_names_cannot_forge_a_line() -> None:

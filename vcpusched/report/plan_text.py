@@ -53,8 +53,8 @@ def plan_text(plan: Plan, host: Host, policy: Policy, made: Sequence[Move] | Non
 
 def unbalanced(plan: Plan) -> str:
     """Return what a host is that stays unbalanced; `settled` says why."""
-    is_stopped = plan.refused or plan.stop is Stop.MOVE_LIMIT
-    return "Unbalanced" if is_stopped else "Unbalanced, nothing worth a pin"
+    is_more = plan.moves or plan.refused or plan.stop is Stop.MOVE_LIMIT
+    return "Unbalanced" if is_more else "Unbalanced, nothing worth a pin"
 
 
 def settled(host: Host, plan: Plan, policy: Policy) -> str:
