@@ -84,6 +84,11 @@ def test_an_executed_plan_is_one_entry() -> None:
     assert messages.plan_entry(dataclasses.replace(ACTED, pinned=()), Policy()) is None
     assert messages.plan_entry(Cycle(1, 0), Policy()) is None
     assert entry.message == ("Plan 7 done: 2 pins, gap 100 -> ~0 points; then balanced")
+    nearly = dataclasses.replace(FOUND, gap_after_ppm=99_600)
+    entry = messages.plan_entry(dataclasses.replace(ACTED, plan=nearly), Policy())
+    assert entry is not None
+    assert "~9 points" in entry.message
+    assert entry.fields["VCPUSCHED_GAP_AFTER"] == "0.09"  # as the message, for the history
     half = dataclasses.replace(ACTED, pinned=FOUND.moves[:1])
     entry = messages.plan_entry(half, Policy())
     assert entry is not None

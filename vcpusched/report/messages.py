@@ -14,7 +14,7 @@ from vcpusched.act.actuator import Failure
 from vcpusched.act.cycle import Cycle, Unclear
 from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import RESETS_MAX, Changed
-from vcpusched.model import PPM, Granularity, Host
+from vcpusched.model import PPM, PPM_PER_POINT, Granularity, Host
 from vcpusched.plan.planner import Cause, Move, Plan, Policy
 from vcpusched.report.plan_text import only_lets_in, plan_text, settled, unbalanced
 from vcpusched.report.treatments import unreported
@@ -181,8 +181,8 @@ def plan_entry(cycle: Cycle, policy: Policy) -> JournalEntry | None:
     return _entry(
         f"Plan {cycle.number} {done}: {plan_text(plan, host, policy, cycle.pinned)}",
         MESSAGE_ID_PLAN,
-        GAP_BEFORE=_decimal(plan.gap_before_ppm),
-        GAP_AFTER=_decimal(plan.gap_after_ppm),
+        GAP_BEFORE=_gap(plan.gap_before_ppm),
+        GAP_AFTER=_gap(plan.gap_after_ppm),
         MOVES=len(cycle.pinned),
         CYCLE=cycle.number,
     )
@@ -211,9 +211,9 @@ def outcome_entry(effect: Effect) -> JournalEntry:
         f"Plan {effect.number} {text}",
         MESSAGE_ID_OUTCOME,
         VERDICT=effect.verdict.value,
-        GAP_BEFORE=_decimal(effect.gap_before_ppm),
-        GAP_AFTER=_decimal(effect.gap_expected_ppm),
-        GAP_MEASURED=_decimal(effect.gap_ppm),
+        GAP_BEFORE=_gap(effect.gap_before_ppm),
+        GAP_AFTER=_gap(effect.gap_expected_ppm),
+        GAP_MEASURED=_gap(effect.gap_ppm),
         WAITING=effect.waiting,
         WAIT_BEFORE=_decimal(effect.wait_before_ppm),
         WAIT_AFTER=_decimal(effect.wait_expected_ppm),
@@ -329,3 +329,8 @@ def _subject(move: Move) -> str:
 
 def _decimal(load_ppm: int) -> str:
     return f"{load_ppm / PPM:.2f}"
+
+
+def _gap(gap_ppm: int) -> str:
+    """Word a gap in pCPUs, by as many whole points as the message has (`points`)."""
+    return _decimal(gap_ppm - gap_ppm % PPM_PER_POINT)
