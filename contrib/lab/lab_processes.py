@@ -45,6 +45,12 @@ def cpu_s(pid: int) -> float:
     return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
 
 
+def resident_mib(pid: int) -> float:
+    """Return the resident memory of a process."""
+    text = (PROC / str(pid) / "status").read_text()
+    return int(text.split("VmRSS:")[1].split()[0]) / 1024
+
+
 def lab_processes(directory: Path) -> list[int]:
     """Return the ids of the QEMU and libvirt processes that belong to the lab in `directory`."""
     return [pid for pid in processes() if _belongs(pid, directory)]

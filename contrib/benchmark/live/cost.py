@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from lab import Lab
-from lab_processes import cpu_s
+from lab_processes import cpu_s, resident_mib
 from live.blocks import Timing
 from live.scenarios import SETTINGS
 from live.service import LiveError, running
@@ -146,7 +146,7 @@ def _cost(lab: Lab, process: _Process, timing: Timing, side: str, size: tuple[in
         cycles=cycles,
         own_ms=(ours_end_s - ours_s) * 1000 / cycles,
         libvirtd_ms=(theirs_end_s - theirs_s) * 1000 / cycles,
-        memory_mib=None if process.ready_s is None else _memory_mib(process.pid),
+        memory_mib=None if process.ready_s is None else resident_mib(process.pid),
         ready_s=process.ready_s,
     )
 
@@ -200,10 +200,3 @@ def _build(program: Path) -> None:
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip()
         raise LiveError(f"{SOURCE.name} could not be compiled: {said}") from error
-
-
-def _memory_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise LiveError(f"process {pid} has no memory")

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from lab_processes import resident_mib
 from proc_files import QEMU_USER, ProcFiles
 from tables import Table
 
@@ -113,10 +114,10 @@ def measure(shape: Shape, directory: Path) -> dict[str, float]:
     settings = Settings.model_validate({} if shape.floating else {"pin_to": "cpu"})
     scheduler = Scheduler()
     gc.set_threshold(GARBAGE_EVERY)
-    alone_mib = _resident_mib()
+    alone_mib = resident_mib(os.getpid())
     host = SimulatedHost(_workload(shape), Place.FLOATING if shape.floating else Place.ROUND_ROBIN)
     host.pass_period()
-    simulator_mib = _resident_mib() - alone_mib
+    simulator_mib = resident_mib(os.getpid()) - alone_mib
     reconciler = Reconciler(host, Book(LedgerFile(directory), "memory"))
     state = State(Service(os.getpid(), 0.0, settings))
     took_ns: list[tuple[int, int]] = []
@@ -131,7 +132,7 @@ def measure(shape: Shape, directory: Path) -> dict[str, float]:
             took_ns.append((cycled_ns - began_ns, time.process_time_ns() - cycled_ns))
             host.period += 1
             host.pass_period()
-    memory_mib = _resident_mib() - simulator_mib
+    memory_mib = resident_mib(os.getpid()) - simulator_mib
     plan = cycled.cycle.plan
     if plan is None or plan.moves:
         raise SystemExit("there is a plan in the last cycle")
@@ -194,10 +195,6 @@ def _lay_out(shape: Shape, root: Path) -> None:
 
 def _uuid(number: int) -> str:
     return f"00000000-0000-4000-8000-{number:012x}"
-
-
-def _resident_mib() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 def main() -> None:

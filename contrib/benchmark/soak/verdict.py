@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lab_processes import resident_mib
 from progress import say
 
-SLACK_KIB: Final = 4096
+SLACK_MIB: Final = 4
 """What the interpreter may take more or less of, whatever it runs."""
 
 
@@ -17,28 +18,27 @@ class Size:
     """The resident memory and the open files of a process, at some time of the run."""
 
     at: str
-    resident_kib: int
+    resident_mib: float
     files: int
 
     @classmethod
     def of(cls, pid: int, at: str) -> "Size":
         """Measure a process."""
-        text = Path(f"/proc/{pid}/status").read_text()
         files = []
         for _ in range(5):  # a file that is open for a moment does not count
             files.append(sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()))
             time.sleep(0.1)
-        return cls(at, int(text.split("VmRSS:")[1].split()[0]), min(files))
+        return cls(at, resident_mib(pid), min(files))
 
 
 def verdict(sizes: Sequence[Size], broken: Sequence[str], slack_files: int = 0) -> bool:
     """Say how memory and files grew and what was broken, and return whether nothing was."""
     for size in sizes:
-        say(f"after {size.at}: {size.resident_kib:,} KiB resident, {size.files} open files")
+        say(f"after {size.at}: {size.resident_mib:.1f} MiB resident, {size.files} open files")
     problems = list(broken)
     if sizes and sizes[-1].files - sizes[0].files > slack_files:
         problems.append("open files grew")
-    if sizes and sizes[-1].resident_kib - sizes[0].resident_kib > SLACK_KIB:
+    if sizes and sizes[-1].resident_mib - sizes[0].resident_mib > SLACK_MIB:
         problems.append("memory grew")
     for problem in problems:
         say(f"BROKEN: {problem}")
