@@ -65,14 +65,13 @@ class Summary:
     """One competitor on one set, over all its seeds.
 
     `worst_ppm` is the part of its time with work for which the vCPU that waited most was kept
-    waiting, of all seeds; `back` counts the pins that undid one of the last five periods.
+    waiting, of all seeds.
     """
 
     unmet_ppm: int
     wait_ppm: int
     worst_ppm: int
     pins_per_period: float
-    back: int
 
 
 def load_sets(traces: Path | None, scale: Scale) -> list[LoadSet]:
@@ -133,7 +132,6 @@ def _summary(results: Sequence[Result]) -> Summary:
         wait_ppm=wait_ns * PPM // (wait_ns + sum(period.run_ns for period in periods)),
         worst_ppm=max(result.worst.waiting_ppm for result in results if result.worst is not None),
         pins_per_period=sum(len(result.pins) for result in results) / len(periods),
-        back=sum(result.moved_back for result in results),
     )
 
 
@@ -143,7 +141,7 @@ def tables(found: Mapping[str, Mapping[str, Summary]]) -> list[Table]:
 
 
 def _table(name: str, found: Mapping[str, Summary]) -> Table:
-    columns = ("method", "unmet %", "wait %", "worst wait %", "pins a period", "moved back")
+    columns = ("method", "unmet %", "wait %", "worst wait %", "pins a period")
     rows = tuple(
         (
             competitor,
@@ -151,15 +149,13 @@ def _table(name: str, found: Mapping[str, Summary]) -> Table:
             f"{one.wait_ppm / 10_000:.1f}",
             f"{one.worst_ppm / 10_000:.1f}",
             f"{one.pins_per_period:.3f}",
-            str(one.back),
         )
         for competitor, one in found.items()
     )
     note = (
         "Unmet: demand not served in its period, in percent of demand. Wait: of the time in which"
         " vCPUs had work, the percentage in which they had no pCPU; worst: the same for the vCPU"
-        " that waited most. Moved back: pins that undid one of the five periods before, all choices"
-        " of guests together."
+        " that waited most."
     )
     return Table(f"Replay of {name}", columns, rows, (note,))
 
