@@ -232,7 +232,6 @@ class Lab:
         later: Sequence[float] | None = None,
         step_after_s: float = 0.0,
         vcpus_max: int | None = None,
-        start: bool = True,
     ) -> Guest:
         """Add a guest with one vCPU per share (each 0 to 1 of a CPU), and start it.
 
@@ -243,8 +242,6 @@ class Lab:
         """
         if name in self._guests:
             raise LabError(f"There is a guest {name} already.")
-        if pin is not None and not start:
-            raise LabError(f"Guest {name} cannot be pinned live without being started.")
         vcpus = len(shares)
         most = vcpus if vcpus_max is None else vcpus_max
         if most < vcpus:
@@ -261,8 +258,7 @@ class Lab:
         guest = Guest(plan, plan.xml(self._domain_type, self._emulator), self.connection)
         guest.define()
         self._guests[name] = guest
-        if start:
-            guest.start()
+        guest.start()
         if pin is not None:
             guest.pin(pin)
         return guest
