@@ -1,4 +1,4 @@
-"""Renders what happened for the journal, the status line and the state file.
+"""Renders what happened for the journal and the status line.
 
 Rule: pure. Names of guests are made printable here, so that none can forge a line or an escape
 sequence; journal fields keep them as they are, since journald frames them.
