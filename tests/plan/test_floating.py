@@ -6,7 +6,7 @@ import random
 import pytest
 from builders import change, host, random_host
 
-from vcpusched.model import Cpu, CpuSet, Granularity, Host, HostCpu, VcpuId
+from vcpusched.model import Cpu, CpuSet, DomainUuid, Granularity, Host, HostCpu, VcpuId
 from vcpusched.plan.planner import MIN_WAIT_PPM, Floating, Plan, Policy, Stop, plan
 
 WAITS = MIN_WAIT_PPM[Floating.AUTO]
@@ -162,3 +162,22 @@ def test_a_host_that_one_pin_balances_gets_one() -> None:
 def test_no_pcpu_to_balance(pin_to: Granularity) -> None:
     """Nothing is planned, whatever vCPUs are pinned to."""
     assert not plan(Host((), ()), Policy(pin_to=pin_to)).moves
+
+
+def test_a_balance_that_floaters_do_not_make_asks_for_no_pins() -> None:
+    """Floaters fill pCPUs 0 to 3 up to 83%; 4 to 7, of 61 to 69%, are no room for them.
+
+    Five pins were made there, and the gap stayed to the ppm.
+    """
+    bound = [28], [53], [37], [52], [25, 39], [18, 51], [14, 39, 11], [21, 30, 11]
+    drawn = host(*bound)
+    for name in ("g0", "g1", "g2", "g3", "g4", "g5", "g8", "g13"):
+        drawn = change(drawn, name, fixed=True)
+    pool = host([10], [15], [40], [47], [51], floating=True, allowed="0-3").vcpus
+    floaters = (
+        dataclasses.replace(vcpu, id=VcpuId(DomainUuid(f"f{at}"), 1, 0), domain=f"f{at}")
+        for at, vcpu in enumerate(pool)
+    )
+    drawn = dataclasses.replace(drawn, vcpus=(*drawn.vcpus, *floaters))
+    found = plan(drawn, Policy(floating=Floating.KERNEL))
+    assert (found.balanced, found.moves) == (False, ())

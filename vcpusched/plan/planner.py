@@ -202,7 +202,7 @@ def _one_move(problem: Problem) -> Sequence[int]:
     To take them to flow into any gap, or to stand still, misses some; empty: there is none.
     """
     state, levels = Assignment(problem, 0), problem.levels()
-    near, found = _near(problem, levels), list[tuple[int, int, int, list[int]]]()
+    near, found = min(problem.span, _near(problem, levels)), list[tuple[int, int, int, list[int]]]()
     order = sorted(problem.bins.judged, key=lambda bin_: (levels[bin_], problem.base[bin_]))
     for source, target in itertools.product(order[-ENDS:], order[:ENDS]):
         for size, item in problem.own[source] if source != target else ():
@@ -226,7 +226,7 @@ def _near(problem: Problem, levels: Sequence[int]) -> int:
     Noise around the threshold must not plan again and again, so the gap must fall well below.
     """
     deadband = min(problem.span, 2 * problem.min_gain) * 3 // 10
-    return min(problem.span, problem.bins.gap(levels) - deadband + 1)
+    return problem.bins.gap(levels) - deadband + 1
 
 
 def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
@@ -241,18 +241,18 @@ def _answer(problem: Problem, real: Problem, policy: Policy) -> Sequence[int]:
     paying = problem.but(min_gain=max(problem.min_gain, UNREACHED_PPM))
     value = _value(problem)
     levels = [problem.base[bin_] for bin_ in problem.bins.judged]
-    near = _near(problem, problem.base)
+    near = min(problem.span, _near(problem, problem.base))
     if problem.is_large:
         place = search_large(paying, value if near == problem.span else 0)
         return place if _is_better_at(real, place) else current
     if near > 0:
-        outside, _ = best_band(levels, near)
-        pins_max = (outside * SCALE + value) // problem.prices[1]
+        pins_max = (best_band(levels, near)[0] * SCALE + value) // problem.prices[1]
         cheap = problem.but(min_gain=0, span=near)
         found = search_balance(cheap, policy.steps_max, 2 * pins_max + 1)
         if (
             not found.overload
             and _is_better_at(real, place := list(found.place))
+            and real.bins.gap(real.levels(real.at(place))) < _near(real, real.levels())
             and (not problem.min_gain or is_worth(found, paying, value))
         ):
             return place
