@@ -104,23 +104,6 @@ def test_noise_of_the_host_moves_nothing() -> None:
     assert host.pins == []
 
 
-def test_a_guest_that_starts_or_ends_is_not_taken_for_the_host() -> None:
-    """What a guest ran in a period of which only one end was seen is nobody's."""
-    host, scheduler, rules = host_with_its_own_load()
-    host.host_wants = {0: 0.0, 1: 0.0}
-    run(scheduler, host, 3, rules)
-    host.add("new", 1.0, "1")
-    for _ in range(3):
-        cycle = run(scheduler, host, 1, rules)
-        assert cycle.host is not None
-        assert [cpu.host_load_ppm for cpu in cycle.host.cpus] == [0, 0]
-    host.pass_time()
-    del host.wants["new"]
-    cycle = scheduler.cycle(host, rules)
-    assert cycle.host is not None
-    assert [cpu.host_load_ppm for cpu in cycle.host.cpus] == [0, 0]
-
-
 def test_who_was_moved_in_vain_is_left_alone() -> None:
     """{25 25 25 25} {}: two leave, and all wait as before. After 20 s that is said, and they stay.
 

@@ -323,6 +323,49 @@ def test_what_the_host_runs_on_a_weak_pcpu_is_worth_less() -> None:
     assert [cpu.host_load_ppm for cpu in seen.host.cpus] == [500_000, 300_000]
 
 
+@pytest.mark.parametrize(
+    ("later", "own"),
+    [
+        ((reading(14, 6.2, affinity=CpuSet.of([1])),), (50, 30, 50, 50)),
+        ((reading(14, 6.2, affinity=CpuSet.of([1]), took_ns=SECOND_NS),), (50, 40, 50, 50)),
+        ((reading(14, 0.2, affinity=CpuSet.of([1])),), (50, 40, 50, 50)),
+        ((reading(14, 6.2, affinity=CpuSet.of([2])),), (50, 40, 30, 50)),
+        ((), (50, 40, 50, 50)),
+        (
+            (
+                reading(14, 6.2, affinity=CpuSet.of([1])),
+                reading(14, 0.5, affinity=CpuSet.of([2]), uuid=DomainUuid("new")),
+            ),
+            (50, 30, 30, 50),
+        ),
+    ],
+    ids=["known", "slow", "anew", "moved", "gone", "beside a new one"],
+)
+def test_what_the_host_runs_is_as_before_where_it_is_not_known_what_vcpus_ran(
+    later: tuple[DomainReading, ...], own: tuple[int, ...]
+) -> None:
+    """A vCPU that runs for 60 points on pCPU 1, and then is read badly, is another, moves or ends.
+
+    That is no load of the host where it was, nor is what it takes where it is now, nor a new one.
+    """
+    busy_s = {10: (0, 0, 0, 0), 12: (0.2, 2, 0.6, 0), 14: (1.2, 3.8, 1.6, 1)}
+    first, second, third = (
+        dataclasses.replace(
+            sample(*domains),
+            busy=Busy(at * SECOND_NS, {cpu: round(s * 10**9) for cpu, s in enumerate(busy_s[at])}),
+        )
+        for at, domains in (
+            (10, (reading(10, 3.8, affinity=CpuSet.of([1])),)),
+            (12, (reading(12, 5.0, affinity=CpuSet.of([1])),)),
+            (14, later),
+        )
+    )
+    seen = observe(first, second, observe(None, first))
+    assert [cpu.host_load_ppm // PPM_PER_POINT for cpu in seen.host.cpus] == [10, 40, 30, 0]
+    seen = observe(second, third, seen)
+    assert [cpu.host_load_ppm // PPM_PER_POINT for cpu in seen.host.cpus] == list(own)
+
+
 def follow(usages: Sequence[float], half_life_s: float, interval_s: float = 3.0) -> list[float]:
     """Give the load, in percent, after each usage in percent."""
     track, seen = Track(), []
