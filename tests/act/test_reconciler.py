@@ -999,6 +999,29 @@ class FullDisk(LedgerFile):
         super().replace(text)
 
 
+def test_a_guest_that_starts_long_after_us_is_another_run_at_any_address(tmp_path: Path) -> None:
+    """Its record of another address says nothing of it, even where it has run for longer by now.
+
+    Where its definition has it is no pin of ours, whose original would be restored.
+    """
+    for uri in ("qemu:///system", "qemu+unix:///system"):
+        host = MemoryHost(4, {"g": 0.5, "x": 0.5}, {"g": "0", "x": "0"})
+        (tmp_path / uri[:5]).mkdir(exist_ok=True)
+        file = LedgerFile(tmp_path / uri[:5])
+        kept = Watched(host, Book(file, "qemu:///system"), [])
+        reading(kept, host, "g")
+        kept.put(vcpu(host, "g"), CpuSet.of([1]))
+        reading(kept, host, "g")
+        then = Watched(host, Book(file, uri), [])
+        del host.wants["g"]
+        for _ in range(3):
+            host.pass_time(50)
+            then.look()
+        host.add("g", 0.5, "1")
+        host.run_ns["g"] = 200 * 10**9
+        assert not reading(then, host, "g").ours
+
+
 def test_a_full_disk_keeps_nobody_from_getting_back(tmp_path: Path) -> None:
     """What it takes to undo pins is written already; the file is put right once there is room."""
     host, _kept, _scheduler, _name, _changes = balanced(tmp_path)

@@ -75,9 +75,7 @@ def reconcile(
     online = sample.online
     for domain in sample.domains:
         before, definition = ledger.entries.get(domain.uuid), domain.definition
-        # One that was written down by another address may well be of the same libvirt.
-        is_unseen = domain.uuid in unseen or (before is not None and not before.is_at(uri))
-        if before is not None and _is_another_run(before, domain, is_unseen=is_unseen):
+        if before is not None and _is_another_run(before, domain, is_unseen=domain.uuid in unseen):
             before = None
             entries.pop(domain.uuid, None)
         # Before its definition is known nobody knows whether it bears our mark.
