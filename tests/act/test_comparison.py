@@ -197,6 +197,9 @@ def test_a_guest_that_began_anew_under_its_old_id_is_another_run() -> None:
     ledger, causes = seen(sample(21, "0-7", "0-7", runs_s=(1, 1)), ledger=old())
     assert of(ledger) == ("0-7", "", "")
     assert causes == []
+    # Also before its definition can be read, while libvirtd gives ids anew.
+    unknown = sample(21, "0-7", "0-7", runs_s=(1, 1), defined=Definition({}))
+    assert not reconcile(old(), unknown, unseen={UUID}).ledger.entries
 
 
 @pytest.mark.parametrize(
