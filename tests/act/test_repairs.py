@@ -85,6 +85,16 @@ def test_what_is_not_allowed_any_more_gives_way(
     assert name not in (tmp_path / "affinity.json").read_text()
 
 
+def test_a_definition_that_is_not_known_forbids_no_pin(tmp_path: Path) -> None:
+    """As of a guest that a start finds in the ledger and cannot ask yet."""
+    host, kept, scheduler, name, changes = balanced(tmp_path)
+    host.definitions[name] = Definition({})
+    for _ in range(3):
+        cycle = scheduler.cycle(kept, Rules(), on_event=kept.note)
+        host.pass_time()
+    assert (str(host.cpus[name]), changes, cycle.withheld) == ("1", [], 0)
+
+
 class Remembers(MemoryHost):
     """A host whose samples show each definition as it was when it was last asked for."""
 
