@@ -279,23 +279,6 @@ def test_the_service_writes_it(tmp_path: Path) -> None:
     assert not list(file.parent.iterdir())
 
 
-def test_pins_are_failing_while_they_are_refused() -> None:
-    """As long as a guest or pCPU is left alone for it, not only until a plan does without."""
-    state = after(State(SERVICE), Cycled(ACTED), 0.0, 1.0)
-    failing = state.service.pins_failing
-    assert len(failing) > 1
-    rests = dataclasses.replace(
-        ACTED, executed=False, failures=(), plan=plan(host([10], [10]), Policy()), refused=True
-    )
-    state = after(state, Cycled(rests), 1.0, 2.0)
-    assert state.service.pins_failing == failing
-    lost = dataclasses.replace(rests, refused=False, lost="it went away")
-    state = after(state, Cycled(lost), 2.0, 3.0)
-    assert state.service.pins_failing == failing
-    state = after(state, Cycled(dataclasses.replace(rests, refused=False)), 3.0, 4.0)
-    assert not state.service.pins_failing
-
-
 @pytest.mark.full
 def test_alerts(tmp_path: Path) -> None:
     """The rules are right by Prometheus' own tool, go by series that there are, and fire."""

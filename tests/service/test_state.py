@@ -104,6 +104,26 @@ def test_how_one_decision_ends(outcome: Outcome, status: int | None) -> None:
     assert after(BEGUN, outcome, 0.0, 0.0).stop.exit_status == expected
 
 
+@pytest.mark.parametrize(
+    ("cycle", "is_open"),
+    [
+        (DECIDED, False),
+        (CYCLE, False),  # nothing to pin
+        (replace(DECIDED, executed=False), True),
+        (replace(CYCLE, refused=True), True),
+        (replace(CYCLE, lost="gone"), True),
+    ],
+)
+def test_pins_fail_until_the_next_attempt(cycle: Cycle, *, is_open: bool) -> None:
+    """A cycle that tries none, since what refused is in quarantine, or libvirt gone, ends nothing.
+
+    Nor does one whose plan is not confirmed yet.
+    """
+    failed = Cycled(replace(DECIDED, failures=(Failure(MOVE, "no"),)))
+    found = outcome_of(BEGUN, failed, Cycled(cycle)).service.pins_failing
+    assert found == (("vCPU 1 of g: no",) if is_open else ())
+
+
 def test_losing_libvirt_gives_a_stop_more_time_once() -> None:
     """And once more after each pin; failing to connect gives none."""
     stopping = replace(RUNNING, stop=Ending(exits.OK, restores=True)).restoring(0.0)
