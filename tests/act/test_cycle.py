@@ -129,6 +129,28 @@ def test_who_was_moved_in_vain_is_left_alone() -> None:
     assert set(held.values()) == {"moved in vain, so left alone for 5 min more"}
 
 
+def test_no_plan_is_made_before_it_is_known_what_the_last_one_brought() -> None:
+    """{25 25 25 25} {} {50} {25 25}: two leave pCPU 0, and wait on. Soon after pCPU 2 idles.
+
+    So soon the two of pCPU 3, of 50 by then, stay; after 20 s one of them goes.
+    """
+    loads = {**dict.fromkeys("abcd", 0.25), "e": 0.5, **dict.fromkeys("fg", 0.25)}
+    cpus = {**dict.fromkeys("abcd", "0"), "e": "2", **dict.fromkeys("fg", "3")}
+    host, scheduler = MemoryHost(4, loads, cpus), Scheduler()
+    host.waits = dict.fromkeys("abcd", 0.5)
+    host.host_wants = dict.fromkeys(range(4), 0.0)
+    acted = []
+    for _ in range(30):
+        cycle = run(scheduler, host, 1)
+        acted += [cycle.number] if cycle.pinned else []
+        if acted and cycle.number == acted[0] + 5:
+            host.wants |= {"e": 0.0, "f": 0.5, "g": 0.5}
+    assert len(acted) == 2
+    assert acted[1] - acted[0] == 20
+    assert {name for name, _ in host.pins[:2]} <= set("abcd")
+    assert [name in "fg" for name, _ in host.pins[2:]] == [True]
+
+
 def bound_in_vain(
     directory: Path, elsewhere: float, original: str = "0-1"
 ) -> tuple[MemoryHost, Reconciler]:

@@ -187,12 +187,13 @@ class Scheduler:
         seen = replace(seen, confirmed=self._confirm(found))
         if not found.moves or seen.confirmed < rules.confirm or rules.paused:
             return seen
+        if self._table.is_pending:
+            return seen  # what the last plan brought is to be known first
         seen = replace(seen, executed=True)
         if not rules.dry_run:
             actuator.act(found.moves)
         if actuator.made:
-            effects += self._table.planned(seen.number, finding, actuator.made)
-            seen = replace(seen, effects=effects)
+            self._table.planned(seen.number, finding, actuator.made)
         return seen
 
     def _willing(self, moves: Iterable[Move]) -> list[Move]:

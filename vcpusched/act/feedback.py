@@ -3,7 +3,9 @@
 Rule: judges what was measured, remembers nothing, and knows no clock but that of the samples.
 
 Problem: loads and what plans expect are estimates. A pin that helps nobody is worse than none.
-Approach: note who waited before a plan and what is expected of it; measure again.
+Approach: note who waited before a plan and what is expected of it; measure again. Until that is
+    judged no other plan is carried out, or on a host that has not enough for all each would only
+    pick others that wait.
 Terms: touched by a plan are the vCPUs that it moved, and those bound to where they came from. A
     vCPU waits when it was kept from running for 5 % of the time or more, by others on its pCPU. On
     a pCPU of which more is wanted than it has, by a factor f, a vCPU will wait for 1 - 1/f of what
@@ -33,8 +35,8 @@ class Verdict(enum.StrEnum):
     """What came of a plan.
 
     `HELPED`: the wait fell by half of what was expected, or more. `NO_HELP`: it did not, with
-    unchanged demand. `UNCLEAR`: demand grew, guests ended, affinities were changed again, or the
-    next plan came first. `NO_WAIT`: of the vCPUs that were touched none waited before.
+    unchanged demand. `UNCLEAR`: demand grew, guests ended, or affinities were changed again.
+    `NO_WAIT`: of the vCPUs that were touched none waited before.
     """
 
     HELPED = "helped"
@@ -114,11 +116,8 @@ def expect(number: int, finding: Finding, pinned: Sequence[Move]) -> Expectation
     return Expectation(number, finding, pinned, expected)
 
 
-def judge(expectation: Expectation, finding: Finding, *, is_last: bool = False) -> Effect | None:
-    """Return the verdict by what a later cycle found; None while it is too early.
-
-    `is_last` says that no later one will come.
-    """
+def judge(expectation: Expectation, finding: Finding) -> Effect | None:
+    """Return the verdict by what a later cycle found; None while it is too early."""
     # What became of one whose affinity was changed since is not the plan's doing.
     there = {(vcpu.id, vcpu.cpus) for vcpu in finding.host.vcpus}
     asked = [vcpu for vcpu, wait in expectation.waits.items() if (vcpu, wait[3]) in there]
@@ -130,13 +129,12 @@ def judge(expectation: Expectation, finding: Finding, *, is_last: bool = False) 
         verdict = Verdict.NO_WAIT
     elif len(waits) == len(asked) > 0 and wait_ppm * 2 <= before_ppm + expected_ppm:
         verdict = Verdict.HELPED
-    elif not asked or is_last:
+    elif not asked or _wants_more(expectation, asked, finding.plan):
         verdict = Verdict.UNCLEAR
     elif finding.at_ns - expectation.finding.at_ns < VERDICT_NS:
         return None
     else:
-        is_like = len(waits) == len(asked) and not _wants_more(expectation, asked, finding.plan)
-        verdict = Verdict.NO_HELP if is_like else Verdict.UNCLEAR
+        verdict = Verdict.NO_HELP if len(waits) == len(asked) else Verdict.UNCLEAR
     count = max(1, len(asked))
     return Effect(
         number=expectation.number,

@@ -86,18 +86,21 @@ class VcpuTable:
         """Return the guests and pCPUs that refused a pin before the cycle of this number."""
         return frozenset(what for what, left in self._quarantine.items() if number < left.until)
 
-    def planned(self, number: int, finding: Finding, made: Sequence[Move]) -> tuple[Effect, ...]:
-        """Expect something of a plan that was carried out; return what came of the one before."""
-        effects = self.judged(finding, is_last=True)
-        self._expectation = expect(number, finding, made)
-        return effects
+    @property
+    def is_pending(self) -> bool:
+        """Whether it cannot be said yet what came of the last plan."""
+        return self._expectation is not None
 
-    def judged(self, finding: Finding, *, is_last: bool = False) -> tuple[Effect, ...]:
+    def planned(self, number: int, finding: Finding, made: Sequence[Move]) -> None:
+        """Expect something of a plan that was carried out."""
+        self._expectation = expect(number, finding, made)
+
+    def judged(self, finding: Finding) -> tuple[Effect, ...]:
         """Return what came of the last plan, if that can be said, and has not been."""
         expectation = self._expectation
         if expectation is None:
             return ()
-        effect = judge(expectation, finding, is_last=is_last)
+        effect = judge(expectation, finding)
         if effect is None:
             return ()
         self._expectation = None
