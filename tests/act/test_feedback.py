@@ -189,6 +189,32 @@ def test_what_was_taken_back_is_no_effect_of_the_plan(percent: float) -> None:
     assert not stays(table, moved[0], BACK_OFF_NS)
 
 
+def test_that_a_plan_helped_others_ends_no_back_off_of_one_that_was_restored() -> None:
+    """One of the two that left is restored; then nobody waits. That one is left alone all the same.
+
+    The other one is not.
+    """
+    expectation, after = carried_out(HOGS)
+    table = VcpuTable()
+    first, second = (move.vcpu for move in expectation.moves)
+    both = CpuSet.parse("0-1")
+    for vcpu in (first, second):
+        restored = Move(vcpu, "", CpuSet.of([1]), both, 0, "", cause=Cause.WORSE_OFF)
+        table.note(Changed(restored), 6, 0)
+    table.planned(7, expectation.finding, expectation.moves)
+    host = dataclasses.replace(
+        after,
+        vcpus=tuple(
+            dataclasses.replace(vcpu, cpus=both) if vcpu.id == first else vcpu
+            for vcpu in after.vcpus
+        ),
+    )
+    (effect,) = table.judged(finding(host, dict.fromkeys((one.id for one in host.vcpus), 0)))
+    assert effect.verdict is Verdict.HELPED
+    assert stays(table, first, BACK_OFF_NS - 1)
+    assert not stays(table, second, BACK_OFF_NS - 1)
+
+
 def stays(table: VcpuTable, vcpu: VcpuId, now_ns: int) -> bool:
     """Return whether a vCPU of HOGS is left alone at a time."""
     there = (VcpuReading(vcpu.vcpu, 0, CpuSet.of([0])),)
