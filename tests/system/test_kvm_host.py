@@ -39,15 +39,16 @@ LIMIT_S = 180.0
 
 # Independent of libvirt: what the kernel lets the thread of each vCPU use. It starts no process:
 # asked again and again, it would be the busiest thing on the machine, and in the way of plans.
+# Other threads of QEMU may end meanwhile.
 AFFINITIES = """
 for file in /run/libvirt/qemu/*.pid; do
   read -r pid <"$file" || [ "$pid" ] || continue
   for task in /proc/"$pid"/task/*; do
-    read -r thread <"$task/comm"
+    read -r thread <"$task/comm" || continue
     case $thread in 'CPU '*) ;; *) continue ;; esac
     while read -r key cpus; do
       case $key in Cpus_allowed_list:) echo "$file:$thread:$cpus"; break ;; esac
-    done <"$task/status"
+    done <"$task/status" || continue
   done
 done
 """
