@@ -212,24 +212,23 @@ class Track(NamedTuple):
         """Return it with the affinity that the vCPU has now."""
         return self if affinity == self.affinity else self._replace(affinity=affinity)
 
-    def remembers(self, usage_ppm: int) -> bool:
-        """Return whether it may still want what it did undisturbed, now that it runs so much."""
-        if self.undisturbed_ppm is None:
-            return False
-        return usage_ppm <= self.undisturbed_ppm * GROWN_PERCENT // 100 + GROWN_PPM
+    def remembered_ppm(self, usage_ppm: int) -> int | None:
+        """Return what it ran undisturbed, if it may still want that now that it runs so much."""
+        known_ppm = self.undisturbed_ppm
+        if known_ppm is None or usage_ppm > known_ppm * GROWN_PERCENT // 100 + GROWN_PPM:
+            return None
+        return known_ppm
 
     def known_ppm(self, usage_ppm: int) -> int:
         """Return what is known of its load, now that it runs so much: what explains a crowd."""
-        if self.undisturbed_ppm is not None and self.remembers(usage_ppm):
-            return max(usage_ppm, self.undisturbed_ppm)
-        return max(usage_ppm, self.load_ppm or 0)
+        known_ppm = self.remembered_ppm(usage_ppm)
+        return max(usage_ppm, known_ppm if known_ppm is not None else self.load_ppm or 0)
 
     def wanted_ppm(self, usage_ppm: int, estimate_ppm: int) -> int:
         """Return what it wants where the crowd is explained, from its usage to the estimate."""
-        known_ppm = self.undisturbed_ppm
-        if known_ppm is None or not self.remembers(usage_ppm):
-            return estimate_ppm
-        if self.restless_ppm >= RESTLESS_SHARE_PPM and known_ppm < LARGE_PPM:
+        known_ppm = self.remembered_ppm(usage_ppm)
+        is_restless = self.restless_ppm >= RESTLESS_SHARE_PPM
+        if known_ppm is None or (is_restless and known_ppm < LARGE_PPM):
             return estimate_ppm
         return max(usage_ppm, min(estimate_ppm, known_ppm))
 
