@@ -112,16 +112,12 @@ class Service:
     cycle: Cycle | None = None
 
     @property
-    def granularity(self) -> Granularity:
-        """Return what vCPUs are pinned to."""
-        return Granularity(self.settings.pin_to)
-
-    @property
     def unreported(self) -> str:
-        """Return what `granularity` asks for and the host does not report, and what replaces it."""
+        """Return what `pin_to` asks for and the host does not report, and what replaces it."""
         if self.cycle is None or self.cycle.host is None:
             return ""
-        return unreported((cpu.cpu for cpu in self.cycle.host.cpus), self.granularity)
+        pin_to = Granularity(self.settings.pin_to)
+        return unreported((cpu.cpu for cpu in self.cycle.host.cpus), pin_to)
 
 
 def changed_entry(changed: Changed) -> JournalEntry:
