@@ -65,13 +65,19 @@ class Expectation:
     """The `moves` that were made in a cycle, what was found before, and what is expected of them.
 
     `waits` gives, per vCPU that waited, for which share of the time it did and for which it is
-    expected to, the pCPU on which it will be, and its affinity.
+    expected to, and the pCPU on which it will be.
     """
 
     number: int
     finding: Finding
     moves: Sequence[Move]
-    waits: Mapping[VcpuId, tuple[int, int, int, CpuSet]]
+    waits: Mapping[VcpuId, tuple[int, int, int]]
+
+    def kept(self, host: Host) -> set[VcpuId]:
+        """Return the vCPUs that have the affinity with which the plan left them."""
+        left = {vcpu.id: vcpu.cpus for vcpu in self.finding.host.vcpus}
+        left |= {move.vcpu: move.to_cpus for move in self.moves}
+        return {vcpu.id for vcpu in host.vcpus if vcpu.cpus == left.get(vcpu.id)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,7 @@ def expect(number: int, finding: Finding, pinned: Sequence[Move]) -> Expectation
     left = CpuSet.of(cpu for move in pinned for cpu in move.from_cpus)
     loads = dict(plan.loads_after_ppm)
     factors = {cpu.id: max(PPM, loads.get(cpu.id, 0)) for cpu in host.cpus}
-    expected: dict[VcpuId, tuple[int, int, int, CpuSet]] = {}
+    expected: dict[VcpuId, tuple[int, int, int]] = {}
     for vcpu in host.vcpus:
         move = moved.get(vcpu.id)
         cpus = move.to_cpus if move is not None else vcpu.cpus
@@ -112,15 +118,15 @@ def expect(number: int, finding: Finding, pinned: Sequence[Move]) -> Expectation
         cpu = min((cpu for cpu in cpus if cpu in factors), key=factors.__getitem__, default=None)
         if cpu is not None:
             wait_ppm = vcpu.load_ppm - vcpu.load_ppm * PPM // factors[cpu]
-            expected[vcpu.id] = waits[vcpu.id], min(waits[vcpu.id], wait_ppm), cpu, cpus
+            expected[vcpu.id] = waits[vcpu.id], min(waits[vcpu.id], wait_ppm), cpu
     return Expectation(number, finding, pinned, expected)
 
 
 def judge(expectation: Expectation, finding: Finding) -> Effect | None:
     """Return the verdict by what a later cycle found; None while it is too early."""
     # What became of one whose affinity was changed since is not the plan's doing.
-    there = {(vcpu.id, vcpu.cpus) for vcpu in finding.host.vcpus}
-    asked = [vcpu for vcpu, wait in expectation.waits.items() if (vcpu, wait[3]) in there]
+    kept = expectation.kept(finding.host)
+    asked = [vcpu for vcpu in expectation.waits if vcpu in kept]
     before_ppm = sum(expectation.waits[vcpu][0] for vcpu in asked)
     expected_ppm = sum(expectation.waits[vcpu][1] for vcpu in asked)
     waits = {vcpu: finding.waits[vcpu] for vcpu in asked if vcpu in finding.waits}

@@ -104,11 +104,11 @@ class VcpuTable:
         if effect is None:
             return ()
         self._expectation = None
-        there = {(vcpu.id, vcpu.cpus) for vcpu in finding.host.vcpus}
-        for vcpu, cpus in {move.vcpu: move.to_cpus for move in expectation.moves}.items():
+        kept = expectation.kept(finding.host)
+        for vcpu in {move.vcpu for move in expectation.moves}:
             if effect.verdict is Verdict.NO_HELP:
                 self._back_off(vcpu, finding.at_ns)
-            elif effect.verdict is Verdict.HELPED and (vcpu, cpus) in there:
+            elif effect.verdict is Verdict.HELPED and vcpu in kept:
                 self._vcpus[vcpu] = replace(self._of(vcpu), back_off=None)
         return (effect,)
 
