@@ -35,9 +35,12 @@ from vcpusched.model import (
 )
 from vcpusched.observe.observe import Smoothing
 from vcpusched.observe.placement_rules import PlacementRules
-from vcpusched.plan.planner import Floating, Move, Plan, Policy, plan
+from vcpusched.plan.planner import Floating, Move, Plan, Policy, Stop, plan
 from vcpusched.sample import Definition, Sample
 from vcpusched.service.run_directory import LedgerFile
+
+PATIENT = Rules(cooldown_s=1)
+"""Waits for the verdict on a plan before it carries out another."""
 
 
 def crowded(on_pin: Callable[[str], None] = lambda _name: None) -> MemoryHost:
@@ -104,35 +107,44 @@ def test_noise_of_the_host_moves_nothing() -> None:
     assert host.pins == []
 
 
-def test_who_was_moved_in_vain_is_left_alone() -> None:
-    """{25 25 25 25} {}: two leave, and all wait as before. After 20 s that is said, and they stay.
+def test_after_a_plan_in_vain_nothing_is_planned_for_a_while() -> None:
+    """{35 35 35} {}: one leaves, and all wait as before. After 20 s that is said.
 
-    Nobody else is held.
+    Soon it is {40 20} {20}: one pin would balance that. It is not even searched for, and five
+    minutes after the verdict it is made.
     """
-    names = ["a", "b", "c", "d"]
-    host = MemoryHost(2, dict.fromkeys(names, 0.25), dict.fromkeys(names, "0"))
-    host.waits = dict.fromkeys(names, 0.5)
+    searched, seen = list[int](), list[Cycle]()
+
+    def decide(host: Host, policy: Policy) -> Plan:
+        searched.append(len(seen) + 1)
+        return plan(host, policy)
+
+    host = MemoryHost(2, dict.fromkeys("abc", 0.35), dict.fromkeys("abc", "0"))
+    host.waits = dict.fromkeys("abc", 0.5)
     host.host_wants = {0: 0.0, 1: 0.0}
-    scheduler = Scheduler()
-    seen = [run(scheduler, host, 1) for _ in range(30)]
-    acted = [cycle.number for cycle in seen if cycle.pinned]
-    effects = [(cycle.number, effect) for cycle in seen for effect in cycle.effects]
-    assert len(acted) == len(effects) == 1
-    number, effect = effects[0]
-    assert (effect.number, effect.verdict) == (acted[0], Verdict.NO_HELP)
-    assert number - acted[0] == 20
-    assert (effect.waiting, effect.wait_before_ppm, effect.wait_ppm) == (4, 500_000, 500_000)
-    last = seen[-1].host
-    assert last is not None
-    held = {vcpu.domain: vcpu.why for vcpu in last.vcpus if vcpu.fixed}
-    assert held.keys() == {name for name, _ in host.pins}
-    assert set(held.values()) == {"moved in vain, so left alone for 5 min more"}
+    scheduler = Scheduler(decide=decide)
+    while len(host.pins) < 2:
+        seen.append(run(scheduler, host, 1, PATIENT))
+        if len(seen) == 40:
+            heavy, *_ = {"a", "b", "c"} - {host.pins[0][0]}
+            host.wants = {**dict.fromkeys("abc", 0.2), heavy: 0.4}
+    first, last = (cycle.number for cycle in seen if cycle.pinned)
+    [(number, effect)] = [(cycle.number, effect) for cycle in seen for effect in cycle.effects]
+    assert (effect.number, effect.verdict) == (first, Verdict.NO_HELP)
+    assert (effect.waiting, effect.wait_before_ppm, effect.wait_ppm) == (3, 500_000, 500_000)
+    assert number - first == 20
+    assert last - number == 300 + PATIENT.confirm - 1
+    waited = range(number + 1, number + 300)
+    assert not set(searched) & set(waited)
+    plans = [cycle.plan for cycle in seen if cycle.number in waited]
+    assert {found.stop for found in plans if found is not None} == {Stop.IN_VAIN}
+    assert not any(vcpu.fixed for cycle in seen[number:] if cycle.host for vcpu in cycle.host.vcpus)
 
 
 def test_no_plan_is_made_before_it_is_known_what_the_last_one_brought() -> None:
     """{25 25 25 25} {} {50} {25 25}: two leave pCPU 0, and wait on. Soon after pCPU 2 idles.
 
-    So soon the two of pCPU 3, of 50 by then, stay; after 20 s one of them goes.
+    So soon the two of pCPU 3, of 50 by then, stay; once nobody waits one of them goes.
     """
     loads = {**dict.fromkeys("abcd", 0.25), "e": 0.5, **dict.fromkeys("fg", 0.25)}
     cpus = {**dict.fromkeys("abcd", "0"), "e": "2", **dict.fromkeys("fg", "3")}
@@ -141,12 +153,14 @@ def test_no_plan_is_made_before_it_is_known_what_the_last_one_brought() -> None:
     host.host_wants = dict.fromkeys(range(4), 0.0)
     acted = []
     for _ in range(30):
-        cycle = run(scheduler, host, 1)
+        cycle = run(scheduler, host, 1, PATIENT)
         acted += [cycle.number] if cycle.pinned else []
         if acted and cycle.number == acted[0] + 5:
             host.wants |= {"e": 0.0, "f": 0.5, "g": 0.5}
+        if acted and cycle.number == acted[0] + 9:
+            host.waits = dict.fromkeys("abcd", 0.0)
     assert len(acted) == 2
-    assert acted[1] - acted[0] == 20
+    assert acted[1] - acted[0] == 11
     assert {name for name, _ in host.pins[:2]} <= set("abcd")
     assert [name in "fg" for name, _ in host.pins[2:]] == [True]
 

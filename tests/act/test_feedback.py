@@ -75,6 +75,9 @@ def carried_out(drawn: Host, number: int = 7, percent: float = 75) -> tuple[Expe
 HOGS = host([100, 100, 100, 100], [])
 """Each runs a quarter and waits for three. Two leave; then each has half, and waits for half."""
 
+THREE = host([70, 70, 70], [])
+"""One leaves, which leaves a gap of 70 points."""
+
 
 def test_a_plan_expects_less_wait() -> None:
     """{100 x 4} {}: from 75 % to 1 - 1/2 for all four, also for those that stay."""
@@ -141,28 +144,40 @@ def test_nobody_waited() -> None:
     assert (effect.gap_before_ppm, effect.gap_expected_ppm, effect.gap_ppm) == (600_000, 0, 0)
 
 
-def test_who_was_moved_in_vain_is_left_alone_twice_as_long_each_time() -> None:
-    """Five minutes, ten, and five again once it helped."""
-    expectation, after = carried_out(HOGS)
-    vcpu = expectation.moves[0].vcpu
-    table = VcpuTable()
+def judged_at(table: VcpuTable, now_ns: int, percent: float) -> None:
+    """Carry the plan for THREE out, and judge it at a time, when all wait for so much."""
+    expectation, after = carried_out(THREE)
+    waits = dict.fromkeys((each.id for each in after.vcpus), round(percent * PPM_PER_POINT))
+    table.planned(7, expectation.finding, expectation.moves)
+    assert len(table.judged(finding(after, waits, at_s=now_ns / SECOND_NS), POLICY)) == 1
 
-    def judge_at(now_ns: int, percent: float) -> None:
-        waits = dict.fromkeys((each.id for each in HOGS.vcpus), round(percent * PPM_PER_POINT))
-        table.planned(7, expectation.finding, expectation.moves)
-        assert len(table.judged(finding(after, waits, at_s=now_ns / SECOND_NS))) == 1
 
-    now_ns = VERDICT_NS
-    for minutes in (5, 10, 20):
-        judge_at(now_ns, 75)
-        for passed, fixed in ((0, True), (minutes - 1, True), (minutes, False)):
+def test_after_a_plan_in_vain_the_next_waits_twice_as_long_each_time() -> None:
+    """Five minutes, ten, an hour at most, and five again once one helped."""
+    table, now_ns = VcpuTable(), VERDICT_NS
+    for minutes in (5, 10, 20, 40, 60, 60):
+        judged_at(table, now_ns, 75)
+        for passed, is_in_vain in ((0, True), (minutes - 1, True), (minutes, False)):
             at_ns = now_ns + passed * 60 * SECOND_NS
-            assert stays(table, vcpu, at_ns) is fixed, (minutes, passed)
+            assert table.is_in_vain(POLICY, at_ns) is is_in_vain, (minutes, passed)
         now_ns += minutes * 60 * SECOND_NS
-    judge_at(now_ns, 50)
-    assert not stays(table, vcpu, now_ns)
-    judge_at(now_ns, 75)
-    assert not stays(table, vcpu, now_ns + BACK_OFF_NS)
+    judged_at(table, now_ns, 40)
+    assert not table.is_in_vain(POLICY, now_ns)
+    judged_at(table, now_ns, 75)
+    assert table.is_in_vain(POLICY, now_ns + 299 * SECOND_NS)
+    assert not table.is_in_vain(POLICY, now_ns + 300 * SECOND_NS)
+
+
+@pytest.mark.parametrize(
+    ("loads", "ends"), [((70, 0), False), ((99, 10), False), ((100, 10), True), ((50, 45), True)]
+)
+def test_what_ends_the_wait_after_a_plan_in_vain(loads: tuple[int, int], *, ends: bool) -> None:
+    """It left a gap of 70 points; one of 90 is another, and a balanced host begins anew."""
+    table = VcpuTable()
+    judged_at(table, VERDICT_NS, 75)
+    assert table.judged(finding(host([loads[0]], [loads[1]]), {}, at_s=30), POLICY) == ()
+    assert table.is_in_vain(POLICY, 31 * SECOND_NS) is not ends
+    assert not table.is_in_vain(Policy(), 31 * SECOND_NS)
 
 
 @pytest.mark.parametrize("percent", [0, 75])
@@ -183,7 +198,7 @@ def test_what_was_taken_back_is_no_effect_of_the_plan(percent: float) -> None:
     freed = tuple(dataclasses.replace(vcpu, cpus=both) for vcpu in after.vcpus)
     waits = dict.fromkeys((vcpu.id for vcpu in freed), round(percent * PPM_PER_POINT))
     now = finding(dataclasses.replace(after, vcpus=freed), waits, at_s=VERDICT_NS / SECOND_NS)
-    (effect,) = table.judged(now)
+    (effect,) = table.judged(now, POLICY)
     assert (effect.verdict, effect.waiting) == (Verdict.UNCLEAR, 0)
     assert stays(table, moved[0], BACK_OFF_NS - 1)
     assert not stays(table, moved[0], BACK_OFF_NS)
@@ -209,7 +224,9 @@ def test_that_a_plan_helped_others_ends_no_back_off_of_one_that_was_restored() -
             for vcpu in after.vcpus
         ),
     )
-    (effect,) = table.judged(finding(host, dict.fromkeys((one.id for one in host.vcpus), 0)))
+    (effect,) = table.judged(
+        finding(host, dict.fromkeys((one.id for one in host.vcpus), 0)), POLICY
+    )
     assert effect.verdict is Verdict.HELPED
     assert stays(table, first, BACK_OFF_NS - 1)
     assert not stays(table, second, BACK_OFF_NS - 1)

@@ -6,7 +6,7 @@ import pytest
 from builders import change, host, of_caches
 
 from vcpusched.model import NO_CPUS, CpuSet, Granularity, Host, HostCpu
-from vcpusched.plan.planner import Floating, Plan, Policy, plan
+from vcpusched.plan.planner import Floating, Plan, Policy, Stop, plan
 from vcpusched.report.plan_text import gap_inside, inside_text, plan_text, sets_of
 
 SETS = Policy(pin_to=Granularity.CACHE, floating=Floating.AUTO)
@@ -55,6 +55,14 @@ def test_a_host_that_rests_unbalanced() -> None:
     why = "would cut vCPU 0 of g1 from ~30% to ~9% of a pCPU, less than is fair"
     assert said(host([90], []), Policy(), refused=why).endswith(
         f"; a plan was refused, since it {why}"
+    )
+
+
+def test_a_host_whose_last_plan_did_not_help() -> None:
+    """There may be something worth a pin, so the words claim nothing of that."""
+    assert said(host([60, 60], []), Policy(max_moves=0), stop=Stop.IN_VAIN) == (
+        "Unbalanced: gap 120 points (threshold 10); the last plan did not help, so the next waits"
+        " for minutes or for a larger gap"
     )
 
 

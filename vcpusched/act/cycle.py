@@ -30,7 +30,8 @@ class Rules:
 
     `policy` is the planner's, `placement_rules` say who may be moved, `smoothing` is that of the
     loads; an imbalance must be found in `confirm` consecutive cycles; a vCPU is not moved twice
-    within `cooldown_s` seconds. While it is `paused` nothing is moved, whatever it would do.
+    within `cooldown_s` seconds, and with 0 no plan waits for what the last one brought. While it is
+    `paused` nothing is moved, whatever it would do.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -175,9 +176,13 @@ class Scheduler:
         )
         found = self._plan(host, early(rules.policy, observed.periods), rules, seen.at_ns)
         finding = Finding(seen.at_ns, host, found, observed.waits, observed.busy)
-        effects, refused = self._table.judged(finding), bool(self._table.quarantined(seen.number))
         seen = replace(
-            seen, host=host, plan=found, effects=effects, waits=observed.waits, refused=refused
+            seen,
+            host=host,
+            plan=found,
+            effects=self._table.judged(finding, rules.policy),
+            waits=observed.waits,
+            refused=bool(self._table.quarantined(seen.number)),
         )
         # Once anything was repaired the sample is not so any more.
         if not (rules.dry_run or rules.paused or actuator.made):
@@ -187,7 +192,7 @@ class Scheduler:
         seen = replace(seen, confirmed=self._confirm(found))
         if not found.moves or seen.confirmed < rules.confirm or rules.paused:
             return seen
-        if self._table.is_pending:
+        if rules.cooldown_s and self._table.is_pending:
             return seen  # what the last plan brought is to be known first
         seen = replace(seen, executed=True)
         if not rules.dry_run:
@@ -215,7 +220,7 @@ class Scheduler:
         return self._wanted_binding if found.binds_floaters else self._wanted
 
     def _plan(self, host: Host, policy: Policy, rules: Rules, now_ns: int) -> Plan:
-        """Plan, unless nothing has changed since a plan had nothing to do."""
+        """Plan, unless nothing has changed since a plan had nothing to do, or did not help."""
         if self._wanted_binding:
             # A floater is bound for its wait only if it waited in each period that confirms that.
             vcpus = (
@@ -225,11 +230,14 @@ class Scheduler:
             host = replace(host, vcpus=tuple(vcpus))
         self._waiting = {vcpu.id for vcpu in host.vcpus if vcpu.wait_ppm >= WAITS_PPM}
         rest = self._rest
-        if rest is not None and rest.still_holds(host, policy, now_ns):
+        in_vain = rules.cooldown_s > 0 and self._table.is_in_vain(rules.policy, now_ns)
+        if in_vain or (rest is not None and rest.still_holds(host, policy, now_ns)):
             # Only what is reported of the host is worked out anew.
             found = plan(host, replace(policy, max_moves=0))
             if found.balanced:
                 return found
+            if in_vain or rest is None:
+                return replace(found, stop=Stop.IN_VAIN)
             return replace(found, stop=rest.plan.stop, refused=rest.plan.refused)
         found = self._decide(host, rules.policy)
         if found.stop is Stop.NO_GAIN and found.moves and policy != rules.policy:

@@ -2,8 +2,9 @@
 
 Rule: one table of vCPUs (cooldown, back-off), one of guests and pCPUs (quarantine), which `applied`
 prunes once a cycle: what is in the sample is kept, and what belongs to a guest that could not be
-read. What is expected of the last plan ends with its verdict. It knows no clock but that
-of the samples. What must outlive the process is in the ledger, loads in what was observed last.
+read. What is expected of the last plan ends with its verdict, and where that was that it did not
+help, no other is asked for until something has changed. It knows no clock but that of the samples.
+What must outlive the process is in the ledger, loads in what was observed last.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,8 @@ from typing import Final
 
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.feedback import Effect, Expectation, Finding, Verdict, expect, judge
-from vcpusched.model import CpuSet, DomainUuid, Host, Vcpu, VcpuId
-from vcpusched.plan.planner import Cause, Move
+from vcpusched.model import PPM_PER_POINT, CpuSet, DomainUuid, Host, Vcpu, VcpuId
+from vcpusched.plan.planner import Cause, Move, Policy
 from vcpusched.sample import Sample
 
 QUARANTINE_CYCLES, QUARANTINE_MAX = 10, 640
@@ -21,7 +22,14 @@ QUARANTINE_CYCLES, QUARANTINE_MAX = 10, 640
 
 BACK_OFF_NS: Final = 300_000_000_000
 BACK_OFF_MAX_NS: Final = 24 * 3_600_000_000_000
-"""For how long a vCPU that was moved in vain is left alone; doubled when it is so again."""
+"""For how long a vCPU is left alone that was worse off bound; doubled when it is so again."""
+
+IN_VAIN_NS: Final = 300_000_000_000
+IN_VAIN_MAX_NS: Final = 3_600_000_000_000
+"""For how long nothing is planned after a plan that did not help; doubled when the next did not."""
+
+GROWN_PPM: Final = 20 * PPM_PER_POINT
+"""A gap that has grown by so much since is another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class _Vcpu:
     """What is remembered of a vCPU.
 
     It was first seen at `moved_ns` where it was moved to, 0 until that is so; it has a `back_off`
-    since it was moved in vain.
+    since it was worse off bound.
     """
 
     moved_ns: int | None = None
@@ -51,6 +59,15 @@ class _Vcpu:
 
 
 _UNKNOWN: Final = _Vcpu()
+
+
+@dataclass(frozen=True, slots=True)
+class _InVain:
+    """A plan by this policy that did not help, and the gap that it left."""
+
+    left: _Left
+    gap_ppm: int
+    policy: Policy
 
 
 class VcpuTable:
@@ -61,6 +78,7 @@ class VcpuTable:
         self._quarantine: dict[DomainUuid | int, _Left] = {}
         """By guest, and by the number of a pCPU."""
         self._expectation: Expectation | None = None
+        self._in_vain: _InVain | None = None
 
     def note(self, event: Event, number: int, now_ns: int) -> None:
         """Note that a move was made, or may have been, or not, in the cycle of this number."""
@@ -74,7 +92,9 @@ class VcpuTable:
         if move.cause is not Cause.RESET:
             self._vcpus[move.vcpu] = replace(self._of(move.vcpu), moved_ns=0)
         if move.cause is Cause.WORSE_OFF:
-            self._back_off(move.vcpu, now_ns)
+            known = self._of(move.vcpu)
+            left = _Left.longer(known.back_off, now_ns, BACK_OFF_NS, BACK_OFF_MAX_NS)
+            self._vcpus[move.vcpu] = replace(known, back_off=left)
         # The kernel takes a set of pCPUs of which it takes one.
         proven: list[DomainUuid | int] = [move.vcpu.uuid]
         if len(move.to_cpus) == 1:
@@ -91,24 +111,41 @@ class VcpuTable:
         """Whether it cannot be said yet what came of the last plan."""
         return self._expectation is not None
 
+    def is_in_vain(self, policy: Policy, now_ns: int) -> bool:
+        """Return whether the last plan by this policy did not help, and a next one would not.
+
+        That is so for a while, unless the host was balanced or the gap has grown since: a plan
+        would go by the estimates that have just proved wrong.
+        """
+        known = self._in_vain
+        return known is not None and now_ns < known.left.until and known.policy == policy
+
     def planned(self, number: int, finding: Finding, made: Sequence[Move]) -> None:
         """Expect something of a plan that was carried out."""
         self._expectation = expect(number, finding, made)
 
-    def judged(self, finding: Finding) -> tuple[Effect, ...]:
-        """Return what came of the last plan, if that can be said, and has not been."""
-        expectation = self._expectation
+    def judged(self, finding: Finding, policy: Policy) -> tuple[Effect, ...]:
+        """Return what came of the last plan, if that can be said, and has not been.
+
+        The `policy` is that by which the next one is made.
+        """
+        expectation, known, now = self._expectation, self._in_vain, finding.plan
+        if known and (now.balanced or now.gap_before_ppm >= known.gap_ppm + GROWN_PPM):
+            known = replace(known, left=replace(known.left, until=finding.at_ns))
+        self._in_vain = known
         if expectation is None:
             return ()
         effect = judge(expectation, finding)
         if effect is None:
             return ()
         self._expectation = None
-        kept = expectation.kept(finding.host)
-        for vcpu in {move.vcpu for move in expectation.moves}:
-            if effect.verdict is Verdict.NO_HELP:
-                self._back_off(vcpu, finding.at_ns)
-            elif effect.verdict is Verdict.HELPED and vcpu in kept:
+        if effect.verdict is Verdict.NO_HELP:
+            before = known.left if known is not None else None
+            left = _Left.longer(before, finding.at_ns, IN_VAIN_NS, IN_VAIN_MAX_NS)
+            self._in_vain = _InVain(left, effect.gap_ppm, policy)
+        elif effect.verdict is Verdict.HELPED:
+            self._in_vain = None
+            for vcpu in {move.vcpu for move in expectation.moves} & expectation.kept(finding.host):
                 self._vcpus[vcpu] = replace(self._of(vcpu), back_off=None)
         return (effect,)
 
@@ -139,12 +176,6 @@ class VcpuTable:
     def _of(self, vcpu: VcpuId) -> _Vcpu:
         return self._vcpus.get(vcpu, _UNKNOWN)
 
-    def _back_off(self, vcpu: VcpuId, now_ns: int) -> None:
-        """Leave a vCPU alone that was moved in vain."""
-        known = self._of(vcpu)
-        left = _Left.longer(known.back_off, now_ns, BACK_OFF_NS, BACK_OFF_MAX_NS)
-        self._vcpus[vcpu] = replace(known, back_off=left)
-
     def _forget(self, host: Host, sample: Sample) -> None:
         """Keep what is known of what is in the sample, and of guests that could not be read."""
         at_ns = {
@@ -168,5 +199,5 @@ class VcpuTable:
             return f"moved less than {cooldown_s:g}s ago"
         if known.back_off is not None and now_ns < known.back_off.until:
             minutes = -(-(known.back_off.until - now_ns) // 60_000_000_000)
-            return f"moved in vain, so left alone for {minutes} min more"
+            return f"worse off when it was bound, so left alone for {minutes} min more"
         return ""

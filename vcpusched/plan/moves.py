@@ -26,11 +26,12 @@ Step = tuple[tuple[int, int], ...]
 
 
 class Stop(enum.StrEnum):
-    """Why planning ended."""
+    """Why planning ended; `IN_VAIN`: nothing was looked for, since the last plan did not help."""
 
     BALANCED = "balanced"
     NO_GAIN = "no_gain"
     MOVE_LIMIT = "move_limit"
+    IN_VAIN = "in_vain"
 
 
 class Floating(enum.StrEnum):

@@ -196,7 +196,7 @@ def outcome_entry(effect: Effect) -> JournalEntry:
         Verdict.NO_WAIT: f"moved no vCPU that waited; {gap}",
         Verdict.HELPED: f"helped: {waits} ({before} before); {gap}",
         Verdict.NO_HELP: f"did not help{enough}: {waits} ({before} before, ~{expected} expected);"
-        f" {gap}; its vCPUs are not moved again for at least 5 minutes",
+        f" {gap}; no other plan for at least 5 minutes, unless the gap grows by 20 points",
         Verdict.UNCLEAR: f"had an unknown effect; {gap}",
     }[effect.verdict]
     longest: dict[str, Any] = {}

@@ -6,6 +6,7 @@ set is worded apart, since only vCPUs that are bound inside make it.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Final
 
 from vcpusched.model import NO_CPUS, PPM_PER_POINT, CpuSet, Granularity, Host, sets
 from vcpusched.plan.cpu_groups import bins_of, pour
@@ -13,6 +14,11 @@ from vcpusched.plan.explain import trimmed
 from vcpusched.plan.moves import Move, Plan, Policy, Stop
 from vcpusched.plan.views import problem_of
 from vcpusched.text import counted, cpus_text, number, points, vcpu_text
+
+_STOPPED: Final = {
+    Stop.MOVE_LIMIT: "what would help takes more pins than max_moves allows",
+    Stop.IN_VAIN: "the last plan did not help, so the next waits for minutes or for a larger gap",
+}
 
 
 def sets_of(host: Host, pin_to: Granularity) -> tuple[CpuSet, ...]:
@@ -53,7 +59,7 @@ def plan_text(plan: Plan, host: Host, policy: Policy, made: Sequence[Move] | Non
 
 def unbalanced(plan: Plan) -> str:
     """Return what a host is that stays unbalanced; `settled` says why."""
-    is_more = plan.moves or plan.refused or plan.stop is Stop.MOVE_LIMIT
+    is_more = plan.moves or plan.refused or plan.stop is not Stop.NO_GAIN
     return "Unbalanced" if is_more else "Unbalanced, nothing worth a pin"
 
 
@@ -61,8 +67,8 @@ def settled(host: Host, plan: Plan, policy: Policy) -> str:
     """Return why a host that is unbalanced has no move between its bins, as a clause."""
     if plan.refused:
         return trimmed(plan)
-    if plan.stop is Stop.MOVE_LIMIT:
-        return "what would help takes more pins than max_moves allows"
+    if plan.stop in _STOPPED:
+        return _STOPPED[plan.stop]
     problem = problem_of(host, bins_of(host, policy.pin_to), policy, measured=False)
     bins, loads_ppm = problem.bins, dict(plan.loads_before_ppm)
     known = [cpu for cpu in loads_ppm if cpu not in host.unsettled] or list(loads_ppm)
