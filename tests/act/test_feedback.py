@@ -204,32 +204,15 @@ def test_what_was_taken_back_is_no_effect_of_the_plan(percent: float) -> None:
     assert not stays(table, moved[0], BACK_OFF_NS)
 
 
-def test_that_a_plan_helped_others_ends_no_back_off_of_one_that_was_restored() -> None:
-    """One of the two that left is restored; then nobody waits. That one is left alone all the same.
-
-    The other one is not.
-    """
-    expectation, after = carried_out(HOGS)
-    table = VcpuTable()
-    first, second = (move.vcpu for move in expectation.moves)
-    both = CpuSet.parse("0-1")
-    for vcpu in (first, second):
-        restored = Move(vcpu, "", CpuSet.of([1]), both, 0, "", cause=Cause.WORSE_OFF)
-        table.note(Changed(restored), 6, 0)
-    table.planned(7, expectation.finding, expectation.moves)
-    host = dataclasses.replace(
-        after,
-        vcpus=tuple(
-            dataclasses.replace(vcpu, cpus=both) if vcpu.id == first else vcpu
-            for vcpu in after.vcpus
-        ),
-    )
-    (effect,) = table.judged(
-        finding(host, dict.fromkeys((one.id for one in host.vcpus), 0)), POLICY
-    )
-    assert effect.verdict is Verdict.HELPED
-    assert stays(table, first, BACK_OFF_NS - 1)
-    assert not stays(table, second, BACK_OFF_NS - 1)
+def test_who_was_worse_off_bound_is_left_alone_twice_as_long_each_time() -> None:
+    """Five minutes, ten, twenty, and a day at most."""
+    table, vcpu, now_ns = VcpuTable(), HOGS.vcpus[0].id, 0
+    freed = Move(vcpu, "", CpuSet.of([1]), CpuSet.parse("0-1"), 0, "", cause=Cause.WORSE_OFF)
+    for minutes in (*(5 << time for time in range(9)), 1440, 1440):
+        table.note(Changed(freed), 1, now_ns)
+        now_ns += minutes * 60 * SECOND_NS
+        assert stays(table, vcpu, now_ns - 1), minutes
+        assert not stays(table, vcpu, now_ns), minutes
 
 
 def stays(table: VcpuTable, vcpu: VcpuId, now_ns: int) -> bool:

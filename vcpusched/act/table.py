@@ -145,8 +145,6 @@ class VcpuTable:
             self._in_vain = _InVain(left, effect.gap_ppm, policy)
         elif effect.verdict is Verdict.HELPED:
             self._in_vain = None
-            for vcpu in {move.vcpu for move in expectation.moves} & expectation.kept(finding.host):
-                self._vcpus[vcpu] = replace(self._of(vcpu), back_off=None)
         return (effect,)
 
     def applied(self, host: Host, sample: Sample, *, number: int, cooldown_s: float) -> Host:
