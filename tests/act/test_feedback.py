@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from builders import host
+from builders import change, host
 
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Rules, Scheduler
@@ -169,13 +169,20 @@ def test_after_a_plan_in_vain_the_next_waits_twice_as_long_each_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loads", "ends"), [((70, 0), False), ((99, 10), False), ((100, 10), True), ((50, 45), True)]
+    ("load", "cpus", "ends"),
+    [(70, "1", False), (89, "1", False), (90, "1", True), (0, "1", True), (70, "0-1", True)],
 )
-def test_what_ends_the_wait_after_a_plan_in_vain(loads: tuple[int, int], *, ends: bool) -> None:
-    """It left a gap of 70 points; one of 90 is another, and a balanced host begins anew."""
+def test_what_ends_the_wait_after_a_plan_in_vain(load: int, cpus: str, *, ends: bool) -> None:
+    """{70 70} {70}, a gap of 70 points: one of 90 is another, and a balanced host begins anew.
+
+    So does one on which the vCPU that was moved is restored.
+    """
     table = VcpuTable()
     judged_at(table, VERDICT_NS, 75)
-    assert table.judged(finding(host([loads[0]], [loads[1]]), {}, at_s=30), POLICY) == ()
+    _, later = carried_out(THREE)
+    later = change(later, "g0", load_ppm=load * PPM_PER_POINT)
+    later = change(later, "g2", cpus=CpuSet.parse(cpus))
+    assert table.judged(finding(later, {}, at_s=30), POLICY) == ()
     assert table.is_in_vain(POLICY, 31 * SECOND_NS) is not ends
     assert not table.is_in_vain(Policy(), 31 * SECOND_NS)
 

@@ -63,11 +63,19 @@ _UNKNOWN: Final = _Vcpu()
 
 @dataclass(frozen=True, slots=True)
 class _InVain:
-    """A plan by this policy that did not help, and the gap that it left."""
+    """A plan by this policy that did not help: what it should bring, and the gap that it left."""
 
     left: _Left
+    expectation: Expectation
     gap_ppm: int
     policy: Policy
+
+    def explains(self, finding: Finding) -> bool:
+        """Return whether what was found is still what the plan left."""
+        moved = {move.vcpu for move in self.expectation.moves}
+        has_grown = finding.plan.gap_before_ppm >= self.gap_ppm + GROWN_PPM
+        is_kept = moved <= self.expectation.kept(finding.host)
+        return is_kept and not (finding.plan.balanced or has_grown)
 
 
 class VcpuTable:
@@ -114,8 +122,9 @@ class VcpuTable:
     def is_in_vain(self, policy: Policy, now_ns: int) -> bool:
         """Return whether the last plan by this policy did not help, and a next one would not.
 
-        That is so for a while, unless the host was balanced or the gap has grown since: a plan
-        would go by the estimates that have just proved wrong.
+        That is so for a while, unless the host was balanced since, the gap has grown, or one of
+        those that it moved is not there any more: a plan would go by the estimates that have just
+        proved wrong.
         """
         known = self._in_vain
         return known is not None and now_ns < known.left.until and known.policy == policy
@@ -129,8 +138,8 @@ class VcpuTable:
 
         The `policy` is that by which the next one is made.
         """
-        expectation, known, now = self._expectation, self._in_vain, finding.plan
-        if known and (now.balanced or now.gap_before_ppm >= known.gap_ppm + GROWN_PPM):
+        expectation, known = self._expectation, self._in_vain
+        if known is not None and not known.explains(finding):
             known = replace(known, left=replace(known.left, until=finding.at_ns))
         self._in_vain = known
         if expectation is None:
@@ -142,7 +151,7 @@ class VcpuTable:
         if effect.verdict is Verdict.NO_HELP:
             before = known.left if known is not None else None
             left = _Left.longer(before, finding.at_ns, IN_VAIN_NS, IN_VAIN_MAX_NS)
-            self._in_vain = _InVain(left, effect.gap_ppm, policy)
+            self._in_vain = _InVain(left, expectation, effect.gap_ppm, policy)
         elif effect.verdict is Verdict.HELPED:
             self._in_vain = None
         return (effect,)
