@@ -39,7 +39,7 @@ from vcpusched.model import (
 )
 from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.plan.planner import Cause, Floating, Move, Policy, plan
-from vcpusched.sample import Definition, DomainReading, Origin, Sample, VcpuReading
+from vcpusched.sample import Definition, DomainReading, Origin, Sample, Unread, VcpuReading
 from vcpusched.service.run_directory import LedgerFile
 from vcpusched.simulate.simulator import Place, SimulatedHost
 from vcpusched.simulate.workload import Guest, Workload
@@ -222,12 +222,29 @@ def test_who_was_worse_off_bound_is_left_alone_twice_as_long_each_time() -> None
         assert not stays(table, vcpu, now_ns), minutes
 
 
-def stays(table: VcpuTable, vcpu: VcpuId, now_ns: int) -> bool:
+def test_a_cooldown_ends_after_its_time_or_with_its_vcpu() -> None:
+    """It lasts while its guest cannot be read, and beside a pCPU that refused another's pin."""
+    vcpu = HOGS.vcpus[0].id
+    gone, hidden = Sample(Topology(()), ()), {vcpu.uuid: Unread("g0", "hangs")}
+    for unread, is_kept in (({}, False), (hidden, True)):
+        table = VcpuTable()
+        table.note(Changed(Move(vcpu, "", CpuSet.of([0]), CpuSet.of([1]), 0, "")), 1, 0)
+        assert stays(table, vcpu, 1, cooldown_s=60)
+        table.note(
+            Failure(Move(vcpu, "", CpuSet.of([0]), CpuSet.of([1]), 0, ""), "", blamed=(1,)), 1, 0
+        )
+        assert stays(table, vcpu, 60 * SECOND_NS, cooldown_s=60)
+        table.applied(HOGS, dataclasses.replace(gone, unread=unread), number=1, cooldown_s=60)
+        assert stays(table, vcpu, 60 * SECOND_NS, cooldown_s=60) is is_kept
+        assert not stays(table, vcpu, 60 * SECOND_NS + 1, cooldown_s=60)
+
+
+def stays(table: VcpuTable, vcpu: VcpuId, now_ns: int, cooldown_s: float = 0) -> bool:
     """Return whether a vCPU of HOGS is left alone at a time."""
     there = (VcpuReading(vcpu.vcpu, 0, CpuSet.of([0])),)
     domain = DomainReading(vcpu.uuid, vcpu.domain_id, "", now_ns, 0, there, Definition())
     sample = Sample(Topology(()), (domain,))
-    applied = table.applied(HOGS, sample, number=1, cooldown_s=0)
+    applied = table.applied(HOGS, sample, number=1, cooldown_s=cooldown_s)
     (found,) = [other for other in applied.vcpus if other.id == vcpu]
     assert found.fixed == bool(found.why)
     return found.fixed
