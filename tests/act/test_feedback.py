@@ -87,6 +87,16 @@ def test_a_plan_expects_less_wait() -> None:
     assert len(expectation.moves) == 2
 
 
+def test_of_whom_less_wait_is_expected() -> None:
+    """Of those that waited 5 % or more on the pCPU that others left, not of one elsewhere."""
+    drawn = host([100, 100, 100, 100], [], [60])
+    first = finding(drawn, dict.fromkeys((vcpu.id for vcpu in drawn.vcpus), 50_000))
+    expected = expect(1, first, first.plan.moves).waits
+    assert expected.keys() == {vcpu.id for vcpu in drawn.vcpus if 0 in vcpu.cpus}
+    less = finding(drawn, dict.fromkeys((vcpu.id for vcpu in drawn.vcpus), 49_999))
+    assert not expect(1, less, less.plan.moves).waits
+
+
 @pytest.mark.parametrize(
     ("percent", "verdict"),
     [(50, Verdict.HELPED), (62.5, Verdict.HELPED), (62.6, Verdict.NO_HELP), (75, Verdict.NO_HELP)],
@@ -114,18 +124,25 @@ def test_who_waits_longest_by_then() -> None:
     late = judge(expectation, finding(after, waits, at_s=30))
     assert late is not None
     assert late.longest == (after.vcpus[1], 480_000)
-    calm = judge(expectation, finding(after, dict.fromkeys(ids, 49_999), at_s=30))
-    assert calm is not None
-    assert calm.longest is None
+    for wait_ppm, really in ((50_000, True), (49_999, False)):
+        calm = judge(expectation, finding(after, dict.fromkeys(ids, wait_ppm), at_s=30))
+        assert calm is not None
+        assert (calm.longest is not None) is really
 
 
 def test_what_cannot_be_judged() -> None:
     """More is wanted where they are by now; they ended."""
     expectation, after = carried_out(host([40, 40, 40], []))
-    more = tuple(dataclasses.replace(vcpu, load_ppm=900_000) for vcpu in after.vcpus)
-    waits = dict.fromkeys((vcpu.id for vcpu in more), 750_000)
+    more, most = (
+        dataclasses.replace(
+            after, vcpus=tuple(dataclasses.replace(vcpu, load_ppm=ppm) for vcpu in after.vcpus)
+        )
+        for ppm in (440_001, 440_000)
+    )
+    waits = dict.fromkeys((vcpu.id for vcpu in more.vcpus), 750_000)
+    assert judge(expectation, finding(most, waits, at_s=1)) is None
     looks = {
-        "more": finding(dataclasses.replace(after, vcpus=more), waits, at_s=1),
+        "more": finding(more, waits, at_s=1),
         "ended": finding(dataclasses.replace(after, vcpus=()), {}, at_s=30),
     }
     for name, later in looks.items():
