@@ -176,32 +176,40 @@ def test_after_a_plan_in_vain_the_next_waits_twice_as_long_each_time() -> None:
         judged_at(table, now_ns, 75)
         for passed, is_in_vain in ((0, True), (minutes - 1, True), (minutes, False)):
             at_ns = now_ns + passed * 60 * SECOND_NS
-            assert table.is_in_vain(POLICY, at_ns) is is_in_vain, (minutes, passed)
+            assert table.is_in_vain(at_ns) is is_in_vain, (minutes, passed)
         now_ns += minutes * 60 * SECOND_NS
     judged_at(table, now_ns, 40)
-    assert not table.is_in_vain(POLICY, now_ns)
+    assert not table.is_in_vain(now_ns)
     judged_at(table, now_ns, 75)
-    assert table.is_in_vain(POLICY, now_ns + 299 * SECOND_NS)
-    assert not table.is_in_vain(POLICY, now_ns + 300 * SECOND_NS)
+    assert table.is_in_vain(now_ns + 299 * SECOND_NS)
+    assert not table.is_in_vain(now_ns + 300 * SECOND_NS)
 
 
 @pytest.mark.parametrize(
-    ("load", "cpus", "ends"),
-    [(70, "1", False), (89, "1", False), (90, "1", True), (0, "1", True), (70, "0-1", True)],
+    ("load", "cpus", "policy", "ends"),
+    [
+        (70, "1", POLICY, False),
+        (89, "1", POLICY, False),
+        (90, "1", POLICY, True),
+        (0, "1", POLICY, True),
+        (70, "0-1", POLICY, True),
+        (70, "1", Policy(), True),
+    ],
 )
-def test_what_ends_the_wait_after_a_plan_in_vain(load: int, cpus: str, *, ends: bool) -> None:
+def test_what_ends_the_wait_after_a_plan_in_vain(
+    load: int, cpus: str, policy: Policy, *, ends: bool
+) -> None:
     """{70 70} {70}, a gap of 70 points: one of 90 is another, and a balanced host begins anew.
 
-    So does one on which the vCPU that was moved is restored.
+    So does one on which the vCPU that was moved is restored, and one with other settings.
     """
     table = VcpuTable()
     judged_at(table, VERDICT_NS, 75)
     _, later = carried_out(THREE)
     later = change(later, "g0", load_ppm=load * PPM_PER_POINT)
     later = change(later, "g2", cpus=CpuSet.parse(cpus))
-    assert table.judged(finding(later, {}, at_s=30), POLICY) == ()
-    assert table.is_in_vain(POLICY, 31 * SECOND_NS) is not ends
-    assert not table.is_in_vain(Policy(), 31 * SECOND_NS)
+    assert table.judged(finding(later, {}, at_s=30), policy) == ()
+    assert table.is_in_vain(31 * SECOND_NS) is not ends
 
 
 @pytest.mark.parametrize("percent", [0, 75])

@@ -230,7 +230,7 @@ class Scheduler:
             host = replace(host, vcpus=tuple(vcpus))
         self._waiting = {vcpu.id for vcpu in host.vcpus if vcpu.wait_ppm >= WAITS_PPM}
         rest = self._rest
-        in_vain = rules.cooldown_s > 0 and self._table.is_in_vain(rules.policy, now_ns)
+        in_vain = rules.cooldown_s > 0 and self._table.is_in_vain(now_ns)
         if in_vain or (rest is not None and rest.still_holds(host, policy, now_ns)):
             # Only what is reported of the host is worked out anew.
             found = plan(host, replace(policy, max_moves=0))

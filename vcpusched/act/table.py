@@ -70,12 +70,16 @@ class _InVain:
     gap_ppm: int
     policy: Policy
 
-    def explains(self, finding: Finding) -> bool:
-        """Return whether what was found is still what the plan left."""
+    def explains(self, finding: Finding, policy: Policy) -> bool:
+        """Return whether what was found is still what the plan left, and what is wanted the same.
+
+        It is not where the host is balanced, the gap has grown, or one that was moved is gone or
+        elsewhere.
+        """
         moved = {move.vcpu for move in self.expectation.moves}
         has_grown = finding.plan.gap_before_ppm >= self.gap_ppm + GROWN_PPM
         is_kept = moved <= self.expectation.kept(finding.host)
-        return is_kept and not (finding.plan.balanced or has_grown)
+        return policy == self.policy and is_kept and not (finding.plan.balanced or has_grown)
 
 
 class VcpuTable:
@@ -119,15 +123,9 @@ class VcpuTable:
         """Whether it cannot be said yet what came of the last plan."""
         return self._expectation is not None
 
-    def is_in_vain(self, policy: Policy, now_ns: int) -> bool:
-        """Return whether the last plan by this policy did not help, and a next one would not.
-
-        That is so for a while, unless the host was balanced since, the gap has grown, or one of
-        those that it moved is not there any more: a plan would go by the estimates that have just
-        proved wrong.
-        """
-        known = self._in_vain
-        return known is not None and now_ns < known.left.until and known.policy == policy
+    def is_in_vain(self, now_ns: int) -> bool:
+        """Return whether a plan would go by the estimates that the last one proved wrong."""
+        return self._in_vain is not None and now_ns < self._in_vain.left.until
 
     def planned(self, number: int, finding: Finding, made: Sequence[Move]) -> None:
         """Expect something of a plan that was carried out."""
@@ -139,7 +137,7 @@ class VcpuTable:
         The `policy` is that by which the next one is made.
         """
         expectation, known = self._expectation, self._in_vain
-        if known is not None and not known.explains(finding):
+        if known is not None and not known.explains(finding, policy):
             known = replace(known, left=replace(known.left, until=finding.at_ns))
         self._in_vain = known
         if expectation is None:
