@@ -122,8 +122,7 @@ class Settings(BaseModel):
     """Half-life of the load average in seconds: longer means fewer pins, and later ones."""
 
     cooldown: float = Field(60.0, ge=0, le=86_400)
-    """Seconds within which a vCPU is not moved again. 0: nor does a plan wait for what the last one
-    brought."""
+    """Seconds within which a vCPU is not moved again."""
 
     pin_to: Literal["auto", "cpu", "core", "cache", "node"] = "auto"
     """What a vCPU is pinned to: one pCPU ("cpu"), or all pCPUs of a "core", of a last-level "cache"

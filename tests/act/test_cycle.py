@@ -39,9 +39,6 @@ from vcpusched.plan.planner import Floating, Move, Plan, Policy, Stop, plan
 from vcpusched.sample import Definition, Sample
 from vcpusched.service.run_directory import LedgerFile
 
-PATIENT = Rules(cooldown_s=1)
-"""Waits for the verdict on a plan before it carries out another."""
-
 
 def crowded(on_pin: Callable[[str], None] = lambda _name: None) -> MemoryHost:
     """Give a host of two pCPUs with four guests of 25 % on pCPU 0."""
@@ -124,7 +121,7 @@ def test_after_a_plan_in_vain_nothing_is_planned_for_a_while() -> None:
     host.host_wants = {0: 0.0, 1: 0.0}
     scheduler = Scheduler(decide=decide)
     while len(host.pins) < 2:
-        seen.append(run(scheduler, host, 1, PATIENT))
+        seen.append(run(scheduler, host, 1))
         if len(seen) == 40:
             heavy, *_ = {"a", "b", "c"} - {host.pins[0][0]}
             host.wants = {**dict.fromkeys("abc", 0.2), heavy: 0.4}
@@ -133,8 +130,8 @@ def test_after_a_plan_in_vain_nothing_is_planned_for_a_while() -> None:
     assert (effect.number, effect.verdict) == (first, Verdict.NO_HELP)
     assert (effect.waiting, effect.wait_before_ppm, effect.wait_ppm) == (3, 500_000, 500_000)
     assert number - first == 20
-    assert last - number == 300 + PATIENT.confirm - 1
-    waited = range(number + 1, number + 300)
+    assert last - number == 300 + Rules().confirm
+    waited = range(number + 1, number + 301)
     assert not set(searched) & set(waited)
     plans = [cycle.plan for cycle in seen if cycle.number in waited]
     assert {found.stop for found in plans if found is not None} == {Stop.IN_VAIN}
@@ -144,25 +141,27 @@ def test_after_a_plan_in_vain_nothing_is_planned_for_a_while() -> None:
 def test_no_plan_is_made_before_it_is_known_what_the_last_one_brought() -> None:
     """{25 25 25 25} {} {50} {25 25}: two leave pCPU 0, and wait on. Soon after pCPU 2 idles.
 
-    So soon the two of pCPU 3, of 50 by then, stay; once nobody waits one of them goes.
+    So soon the two of pCPU 3, of 50 by then, stay; once nobody waits one of them goes, and where
+    all wait on and that did not help, none does. A rule that needs no confirmation waits for none
+    of this.
     """
-    loads = {**dict.fromkeys("abcd", 0.25), "e": 0.5, **dict.fromkeys("fg", 0.25)}
-    cpus = {**dict.fromkeys("abcd", "0"), "e": "2", **dict.fromkeys("fg", "3")}
-    host, scheduler = MemoryHost(4, loads, cpus), Scheduler()
-    host.waits = dict.fromkeys("abcd", 0.5)
-    host.host_wants = dict.fromkeys(range(4), 0.0)
-    acted = []
-    for _ in range(30):
-        cycle = run(scheduler, host, 1, PATIENT)
-        acted += [cycle.number] if cycle.pinned else []
-        if acted and cycle.number == acted[0] + 5:
-            host.wants |= {"e": 0.0, "f": 0.5, "g": 0.5}
-        if acted and cycle.number == acted[0] + 9:
-            host.waits = dict.fromkeys("abcd", 0.0)
-    assert len(acted) == 2
-    assert acted[1] - acted[0] == 11
-    assert {name for name, _ in host.pins[:2]} <= set("abcd")
-    assert [name in "fg" for name, _ in host.pins[2:]] == [True]
+    for confirm, waits_on, after in ((2, False, 11), (2, True, None), (1, True, 7)):
+        loads = {**dict.fromkeys("abcd", 0.25), "e": 0.5, **dict.fromkeys("fg", 0.25)}
+        cpus = {**dict.fromkeys("abcd", "0"), "e": "2", **dict.fromkeys("fg", "3")}
+        host, scheduler = MemoryHost(4, loads, cpus), Scheduler()
+        host.waits = dict.fromkeys("abcd", 0.5)
+        host.host_wants = dict.fromkeys(range(4), 0.0)
+        acted = list[int]()
+        for _ in range(40):
+            cycle = run(scheduler, host, 1, Rules(confirm=confirm))
+            acted += [cycle.number] if cycle.pinned else []
+            if acted and cycle.number == acted[0] + 5:
+                host.wants |= {"e": 0.0, "f": 0.5, "g": 0.5}
+            if acted and cycle.number == acted[0] + 9 and not waits_on:
+                host.waits = dict.fromkeys("abcd", 0.0)
+        assert [number - acted[0] for number in acted[1:]] == ([] if after is None else [after])
+        assert {name for name, _ in host.pins[:2]} <= set("abcd")
+        assert all(name in "fg" for name, _ in host.pins[2:])
 
 
 def bound_in_vain(

@@ -29,9 +29,9 @@ class Rules:
     """How the scheduler acts.
 
     `policy` is the planner's, `placement_rules` say who may be moved, `smoothing` is that of the
-    loads; an imbalance must be found in `confirm` consecutive cycles; a vCPU is not moved twice
-    within `cooldown_s` seconds, and with 0 no plan waits for what the last one brought. While it is
-    `paused` nothing is moved, whatever it would do.
+    loads; an imbalance must be found in `confirm` consecutive cycles (where one is enough no plan
+    waits for what the last one brought, either); a vCPU is not moved twice within `cooldown_s`
+    seconds. While it is `paused` nothing is moved, whatever it would do.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -175,12 +175,12 @@ class Scheduler:
             observed.host, sample, number=self._number, cooldown_s=rules.cooldown_s
         )
         found = self._plan(host, early(rules.policy, observed.periods), rules, seen.at_ns)
-        finding = Finding(seen.at_ns, host, found, observed.waits, observed.busy)
+        finding = Finding(seen.at_ns, host, rules.policy, found, observed.waits, observed.busy)
         seen = replace(
             seen,
             host=host,
             plan=found,
-            effects=self._table.judged(finding, rules.policy),
+            effects=self._table.judged(finding),
             waits=observed.waits,
             refused=bool(self._table.quarantined(seen.number)),
         )
@@ -192,8 +192,8 @@ class Scheduler:
         seen = replace(seen, confirmed=self._confirm(found))
         if not found.moves or seen.confirmed < rules.confirm or rules.paused:
             return seen
-        if rules.cooldown_s and self._table.is_pending:
-            return seen  # what the last plan brought is to be known first
+        if rules.confirm > 1 and (self._table.is_pending or self._table.is_in_vain):
+            return seen  # what the last plan brought is to be known first, and that it helped
         seen = replace(seen, executed=True)
         if not rules.dry_run:
             actuator.act(found.moves)
@@ -230,7 +230,7 @@ class Scheduler:
             host = replace(host, vcpus=tuple(vcpus))
         self._waiting = {vcpu.id for vcpu in host.vcpus if vcpu.wait_ppm >= WAITS_PPM}
         rest = self._rest
-        in_vain = rules.cooldown_s > 0 and self._table.is_in_vain(now_ns)
+        in_vain = rules.confirm > 1 and self._table.is_in_vain
         if in_vain or (rest is not None and rest.still_holds(host, policy, now_ns)):
             # Only what is reported of the host is worked out anew.
             found = plan(host, replace(policy, max_moves=0))

@@ -47,7 +47,7 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found of a host in one cycle, and the plan that was made of it.
+    """What was found of a host in one cycle, and the plan that was made of it by a policy.
 
     `waits` says for which share of the time each vCPU was kept waiting, in ppm, where that was
     measured. `busy` says for which share each pCPU was busy.
@@ -55,6 +55,7 @@ class Finding:
 
     at_ns: int
     host: Host
+    policy: Policy
     plan: Plan
     waits: Mapping[VcpuId, int]
     busy: Mapping[int, int]

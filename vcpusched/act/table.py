@@ -14,7 +14,7 @@ from typing import Final
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.feedback import Effect, Expectation, Finding, Verdict, expect, judge
 from vcpusched.model import PPM_PER_POINT, CpuSet, DomainUuid, Host, Vcpu, VcpuId
-from vcpusched.plan.planner import Cause, Move, Policy
+from vcpusched.plan.planner import Cause, Move
 from vcpusched.sample import Sample
 
 QUARANTINE_CYCLES, QUARANTINE_MAX = 10, 640
@@ -63,23 +63,21 @@ _UNKNOWN: Final = _Vcpu()
 
 @dataclass(frozen=True, slots=True)
 class _InVain:
-    """A plan by this policy that did not help: what it should bring, and the gap that it left."""
+    """A plan that did not help: what it should bring, what it moved, and the gap that it left."""
 
     left: _Left
     expectation: Expectation
+    moved: frozenset[VcpuId]
     gap_ppm: int
-    policy: Policy
 
-    def explains(self, finding: Finding, policy: Policy) -> bool:
-        """Return whether what was found is still what the plan left, and what is wanted the same.
-
-        It is not where the host is balanced, the gap has grown, or one that was moved is gone or
-        elsewhere.
-        """
-        moved = {move.vcpu for move in self.expectation.moves}
-        has_grown = finding.plan.gap_before_ppm >= self.gap_ppm + GROWN_PPM
-        is_kept = moved <= self.expectation.kept(finding.host)
-        return policy == self.policy and is_kept and not (finding.plan.balanced or has_grown)
+    def explains(self, finding: Finding) -> bool:
+        """Return whether what was found is what the plan left, and what is wanted the same."""
+        return (
+            finding.at_ns < self.left.until
+            and finding.policy == self.expectation.finding.policy
+            and finding.plan.gap_before_ppm < self.gap_ppm + GROWN_PPM
+            and self.moved <= self.expectation.kept(finding.host)
+        )
 
 
 class VcpuTable:
@@ -91,6 +89,8 @@ class VcpuTable:
         """By guest, and by the number of a pCPU."""
         self._expectation: Expectation | None = None
         self._in_vain: _InVain | None = None
+        self.is_in_vain = False
+        """Whether a plan would go by the estimates that the last one proved wrong."""
 
     def note(self, event: Event, number: int, now_ns: int) -> None:
         """Note that a move was made, or may have been, or not, in the cycle of this number."""
@@ -123,36 +123,26 @@ class VcpuTable:
         """Whether it cannot be said yet what came of the last plan."""
         return self._expectation is not None
 
-    def is_in_vain(self, now_ns: int) -> bool:
-        """Return whether a plan would go by the estimates that the last one proved wrong."""
-        return self._in_vain is not None and now_ns < self._in_vain.left.until
-
     def planned(self, number: int, finding: Finding, made: Sequence[Move]) -> None:
         """Expect something of a plan that was carried out."""
         self._expectation = expect(number, finding, made)
 
-    def judged(self, finding: Finding, policy: Policy) -> tuple[Effect, ...]:
-        """Return what came of the last plan, if that can be said, and has not been.
-
-        The `policy` is that by which the next one is made.
-        """
+    def judged(self, finding: Finding) -> tuple[Effect, ...]:
+        """Return what came of the last plan, if that can be said, and has not been."""
         expectation, known = self._expectation, self._in_vain
-        if known is not None and not known.explains(finding, policy):
-            known = replace(known, left=replace(known.left, until=finding.at_ns))
+        effect = judge(expectation, finding) if expectation is not None else None
+        if expectation is not None and effect is not None:
+            self._expectation = None
+            if effect.verdict is Verdict.NO_HELP:
+                before = known.left if known is not None else None
+                left = _Left.longer(before, finding.at_ns, IN_VAIN_NS, IN_VAIN_MAX_NS)
+                moved = {move.vcpu for move in expectation.moves} & expectation.kept(finding.host)
+                known = _InVain(left, expectation, frozenset(moved), effect.gap_ppm)
+            elif effect.verdict is Verdict.HELPED:
+                known = None
         self._in_vain = known
-        if expectation is None:
-            return ()
-        effect = judge(expectation, finding)
-        if effect is None:
-            return ()
-        self._expectation = None
-        if effect.verdict is Verdict.NO_HELP:
-            before = known.left if known is not None else None
-            left = _Left.longer(before, finding.at_ns, IN_VAIN_NS, IN_VAIN_MAX_NS)
-            self._in_vain = _InVain(left, expectation, effect.gap_ppm, policy)
-        elif effect.verdict is Verdict.HELPED:
-            self._in_vain = None
-        return (effect,)
+        self.is_in_vain = known is not None and known.explains(finding)
+        return (effect,) if effect is not None else ()
 
     def applied(self, host: Host, sample: Sample, *, number: int, cooldown_s: float) -> Host:
         """Fix what is to be left alone, in the cycle of this number, so that plans do without.
