@@ -14,7 +14,7 @@ from typing import Final
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.feedback import Effect, Expectation, Finding, Verdict, expect, judge
 from vcpusched.model import PPM_PER_POINT, CpuSet, DomainUuid, Host, Vcpu, VcpuId
-from vcpusched.plan.planner import Cause, Move
+from vcpusched.plan.planner import Cause, Move, Policy
 from vcpusched.sample import Sample
 
 QUARANTINE_CYCLES, QUARANTINE_MAX = 10, 640
@@ -63,21 +63,26 @@ _UNKNOWN: Final = _Vcpu()
 
 @dataclass(frozen=True, slots=True)
 class _InVain:
-    """A plan that did not help: what it should bring, what it moved, and the gap that it left."""
+    """A plan that did not help: the policy that it was made by, and the host that it left."""
 
     left: _Left
-    expectation: Expectation
-    moved: frozenset[VcpuId]
-    gap_ppm: int
+    policy: Policy
+    found: Finding
 
     def explains(self, finding: Finding) -> bool:
         """Return whether what was found is what the plan left, and what is wanted the same."""
         return (
             finding.at_ns < self.left.until
-            and finding.policy == self.expectation.finding.policy
-            and finding.plan.gap_before_ppm < self.gap_ppm + GROWN_PPM
-            and self.moved <= self.expectation.kept(finding.host)
+            and finding.policy == self.policy
+            and finding.plan.gap_before_ppm < self.found.plan.gap_before_ppm + GROWN_PPM
+            and _places(finding.host) == _places(self.found.host)
         )
+
+
+def _places(host: Host) -> tuple[object, ...]:
+    """Return which pCPUs there are, and which vCPUs, and where these may be."""
+    vcpus = [(vcpu.id, vcpu.cpus, vcpu.allowed) for vcpu in host.vcpus]
+    return [cpu.cpu for cpu in host.cpus], vcpus
 
 
 class VcpuTable:
@@ -133,11 +138,12 @@ class VcpuTable:
         effect = judge(expectation, finding) if expectation is not None else None
         if expectation is not None and effect is not None:
             self._expectation = None
-            if effect.verdict is Verdict.NO_HELP:
+            planned = expectation.finding
+            # To bind floaters takes several plans: where the kernel has them is chance.
+            if effect.verdict is Verdict.NO_HELP and not planned.plan.binds_floaters:
                 before = known.left if known is not None else None
                 left = _Left.longer(before, finding.at_ns, IN_VAIN_NS, IN_VAIN_MAX_NS)
-                moved = {move.vcpu for move in expectation.moves} & expectation.kept(finding.host)
-                known = _InVain(left, expectation, frozenset(moved), effect.gap_ppm)
+                known = _InVain(left, planned.policy, finding)
             elif effect.verdict is Verdict.HELPED:
                 known = None
         self._in_vain = known
