@@ -62,7 +62,7 @@ def test_a_host_whose_last_plan_did_not_help() -> None:
     """There may be something worth a pin, so the words claim nothing of that."""
     assert said(host([60, 60], []), Policy(max_moves=0), stop=Stop.IN_VAIN) == (
         "Unbalanced: gap 120 points (threshold 10); the last plan did not help, so the next waits"
-        " for minutes or for a larger gap"
+        " for minutes or for a change"
     )
 
 

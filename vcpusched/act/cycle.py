@@ -30,8 +30,8 @@ class Rules:
 
     `policy` is the planner's, `placement_rules` say who may be moved, `smoothing` is that of the
     loads; an imbalance must be found in `confirm` consecutive cycles (where one is enough no plan
-    waits for what the last one brought, either); a vCPU is not moved twice within `cooldown_s`
-    seconds. While it is `paused` nothing is moved, whatever it would do.
+    is judged, either); a vCPU is not moved twice within `cooldown_s` seconds. While it is `paused`
+    nothing is moved, whatever it would do.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -192,12 +192,12 @@ class Scheduler:
         seen = replace(seen, confirmed=self._confirm(found))
         if not found.moves or seen.confirmed < rules.confirm or rules.paused:
             return seen
-        if rules.confirm > 1 and (self._table.is_pending or self._table.is_in_vain):
+        if self._table.is_pending or self._table.is_in_vain:
             return seen  # what the last plan brought is to be known first, and that it helped
         seen = replace(seen, executed=True)
         if not rules.dry_run:
             actuator.act(found.moves)
-        if actuator.made:
+        if actuator.made and rules.confirm > 1:
             self._table.planned(seen.number, finding, actuator.made)
         return seen
 
@@ -230,13 +230,14 @@ class Scheduler:
             host = replace(host, vcpus=tuple(vcpus))
         self._waiting = {vcpu.id for vcpu in host.vcpus if vcpu.wait_ppm >= WAITS_PPM}
         rest = self._rest
-        in_vain = rules.confirm > 1 and self._table.is_in_vain
-        if in_vain or (rest is not None and rest.still_holds(host, policy, now_ns)):
+        if rest is not None and not rest.still_holds(host, policy, now_ns):
+            rest = None
+        if rest is not None or self._table.is_in_vain:
             # Only what is reported of the host is worked out anew.
             found = plan(host, replace(policy, max_moves=0))
             if found.balanced:
                 return found
-            if in_vain or rest is None:
+            if rest is None:
                 return replace(found, stop=Stop.IN_VAIN)
             return replace(found, stop=rest.plan.stop, refused=rest.plan.refused)
         found = self._decide(host, rules.policy)

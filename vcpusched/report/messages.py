@@ -195,8 +195,9 @@ def outcome_entry(effect: Effect) -> JournalEntry:
     text = {
         Verdict.NO_WAIT: f"moved no vCPU that waited; {gap}",
         Verdict.HELPED: f"helped: {waits} ({before} before); {gap}",
-        Verdict.NO_HELP: f"did not help{enough}: {waits} ({before} before, ~{expected} expected);"
-        f" {gap}; no other plan for at least 5 minutes, unless the gap grows by 20 points",
+        Verdict.NO_HELP: (
+            f"did not help{enough}: {waits} ({before} before, ~{expected} expected); {gap}"
+        ),
         Verdict.UNCLEAR: f"had an unknown effect; {gap}",
     }[effect.verdict]
     longest: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from vcpusched.text import counted, cpus_text, number, points, vcpu_text
 
 _STOPPED: Final = {
     Stop.MOVE_LIMIT: "what would help takes more pins than max_moves allows",
-    Stop.IN_VAIN: "the last plan did not help, so the next waits for minutes or for a larger gap",
+    Stop.IN_VAIN: "the last plan did not help, so the next waits for minutes or for a change",
 }
 
 
