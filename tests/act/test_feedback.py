@@ -222,7 +222,7 @@ def test_what_ends_the_wait_after_a_plan_in_vain(
     assert table.judged(finding(later, {}, at_s=30, policy=policy)) == ()
     assert table.is_in_vain is not ends
     fewer = dataclasses.replace(later, vcpus=later.vcpus[1:])
-    more = dataclasses.replace(later, cpus=(*later.cpus, HostCpu(Cpu(2))))
+    more = dataclasses.replace(later, cpus=(*later.cpus, HostCpu(Cpu(2), 700_000)))
     for changed in (fewer, more, change(later, "g1", allowed=CpuSet.of([0]))):
         table.judged(finding(changed, {}, at_s=30))
         assert not table.is_in_vain
