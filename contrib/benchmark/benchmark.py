@@ -1,4 +1,4 @@
-"""The command behind contrib/benchmark/run: runs the parts, shows tables, draws a picture.
+"""The command behind contrib/benchmark/run: runs the parts, and shows tables.
 
 Rule: arguments, files and order live here; what is measured lives in the part that measures it.
 """
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from arguments import add_common, count
-from plans import bars, methods, pictures, static
+from plans import bars
 from progress import say
 from replay import competitors, runs
 from sides import HERE, Side, beside
 from tables import Table, write
 
-PARTS: Final = ("bars", "static", "replay")
+PARTS: Final = ("bars", "replay")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,11 +68,6 @@ def _run_part(
         sides = [HERE] if there is None else [there, HERE]
         met = bars.run(sides, bars.QUICK if chosen.quick else bars.FULL, chosen.jobs)
         return met, [bars.table(met)]
-    if part == "static":
-        rivals = methods.with_side(there)
-        rows = static.run(static.QUICK if chosen.quick else static.FULL, chosen.jobs, rivals)
-        pictures.draw(rows, chosen.out, rivals)
-        return rows, [static.table(rows)]
     found = runs.summaries(runs.run(sets, chosen.jobs, competitors.with_side(there)))
     return found, runs.tables(found)
 

@@ -10,7 +10,7 @@ Settings: those that each commit ships, but single pCPUs and no limit of moves; 
 import copy
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,8 @@ import builders
 from plans import rest
 from plans.hosts import Bonds, Case, Layout, Spread, built, make_host, seeded, weighted
 from plans.judged import (
+    PLAIN,
+    POLICY,
     beyond_ppm,
     cost_ppm,
     crowded_cores,
@@ -25,13 +27,12 @@ from plans.judged import (
     is_worse,
     planned,
 )
-from plans.methods import PLAIN, Method
 from plans.optimum import Optimum, Verdict
-from plans.static import Row as ProvenRow
-from plans.static import prove, row_of, score
+from plans.proven import Outcome, attempts, prove, score
+from plans.rules import PERIODS_MAX, RULES, Rule
 from progress import follow
-from sides import Planner, Side
-from tables import Table, milliseconds, ratio, share
+from sides import Planner, Side, timed
+from tables import Table, milliseconds
 
 from vcpusched.model import PPM_PER_POINT, Host
 
@@ -67,7 +68,6 @@ class Scale:
     """How much is tried: hosts for each row, and for how many periods they rest."""
 
     seeds: int
-    small: int
     limit_s: float
     topology: int
     smt: tuple[tuple[tuple[int, int], int], ...]
@@ -80,7 +80,6 @@ class Scale:
 
 FULL: Final = Scale(
     seeds=200,
-    small=200,
     limit_s=20,
     topology=40,
     smt=(((32, 16), 32), ((128, 64), 12)),
@@ -92,7 +91,6 @@ FULL: Final = Scale(
 )
 QUICK: Final = Scale(
     seeds=40,
-    small=40,
     limit_s=5,
     topology=8,
     smt=(((32, 16), 8), ((128, 64), 2)),
@@ -116,7 +114,7 @@ class Row:
 def run(sides: Sequence[Side], scale: Scale, jobs: int) -> list[Row]:
     """Measure all sides against all bars."""
     large = list(seeded(range(1, scale.seeds + 1), LARGE, [Spread.LUMPY]))
-    small = list(seeded(range(1, scale.small + 1), SMALL, list(Spread)))
+    small = list(seeded(range(1, scale.seeds + 1), SMALL, list(Spread)))
     optima = prove([*large, *small], scale.limit_s, jobs)
     proven = {case: optima[case] for case in small if optima[case].verdict is Verdict.PROVEN}
     return [
@@ -142,7 +140,8 @@ def table(rows: Sequence[Row]) -> Table:
                 ' shares are on where a row says "as shipped" or speaks of fairness or rest.'
             ),
             (
-                "Fewest: proven by HiGHS, on the hosts that a plan brings under the threshold. J:"
+                "Fewest: proven by HiGHS, on the hosts that a plan brings under the threshold."
+                " Simple rules have the settings of min_gain 0, the one-move rule 200 periods. J:"
                 " points outside the best band, plus 5 points for a pin, 12.5 to another cache, 20"
                 " to another node. Crowded core: both threads at 10 points or more while another"
                 " core has less. Worse served: the lowest level (what a vCPU that falls short gets"
@@ -170,27 +169,30 @@ def _rows(
 
 def _attempts(
     side: Side, optima: Mapping[Case, Optimum], wishes: Mapping[str, object]
-) -> list[ProvenRow]:
-    methods = {side.name: Method(side.planner(**wishes))}
-    what = f"Plans for proven hosts, {side.name}"
-    return [row_of(case, it, methods) for case, it in follow(optima.items(), len(optima), what)]
+) -> list[tuple[Optimum, Outcome]]:
+    return attempts(side.planner(**wishes), optima, f"Plans for proven hosts, {side.name}")
 
 
 def _lumpy(sides: Sequence[Side], optima: Mapping[Case, Optimum]) -> list[Row]:
-    def reach(side: Side) -> Iterator[str]:
-        for wishes in (SHIPPED, PLAIN):
-            it = score(_attempts(side, optima, wishes), side.name)
-            part = share(it.reached, it.reachable)
-            yield f"{it.reached} of {it.reachable} ({part}), {ratio(it.ratio)}"
+    def reach(side: Side) -> list[str]:
+        return [score(_attempts(side, optima, wishes)) for wishes in (SHIPPED, PLAIN)]
+
+    def by_rule(name: str, rule: Rule) -> str:
+        planner, periods_max = timed(lambda host: rule(host, POLICY)), PERIODS_MAX.get(name, 1)
+        return score(attempts(planner, optima, f"Proven hosts, {name}", periods_max=periods_max))
 
     bar = "lumpy hosts up to 64 x 16, {}: under the threshold, pins / fewest"
     bars = {bar.format("as shipped"): "95%, 1.10", bar.format("min_gain 0"): "99%, 1.05"}
-    return _rows(sides, bars, lambda side: list(reach(side)))
+    rows = _rows(sides, bars, reach)
+    names = [side.name for side in sides]
+    for name, rule in RULES.items():
+        rows.append(Row(bar.format(name), "", dict.fromkeys(names, by_rule(name, rule))))
+    return rows
 
 
 def _small(sides: Sequence[Side], optima: Mapping[Case, Optimum]) -> list[Row]:
     def fewest(side: Side, wishes: Mapping[str, object]) -> int:
-        found = [(row.optimum, row.outcomes[side.name]) for row in _attempts(side, optima, wishes)]
+        found = _attempts(side, optima, wishes)
         return sum(did.reached and did.pins == optimum.pins for optimum, did in found)
 
     giant = builders.host([100, 10, 10], [])

@@ -4,7 +4,6 @@ Rule: the same `Case` always gives the same `Host`. Loads are whole tenths of a 
 so that a solver that thinks in floating point cannot judge a host differently than integers do.
 """
 
-import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,14 +29,8 @@ HALF_MASK_SHARE: Final = 0.3
 FIXED_SHARE: Final = 0.1
 """With masks: how many vCPUs must stay in their half of the host, and how many must not move."""
 
-HOST_LOAD_MEAN_PPM: Final = 50_000
-"""With host load: what a pCPU does besides guests, on average (exponentially distributed)."""
-
 SHARES: Final = (256, 1024, 1024, 4096)
 """With unequal shares: those of guests, drawn from here."""
-
-GUEST_SIZES: Final = (1, 1, 1, 2, 2, 2, 4, 4, 8)
-"""With large guests: how many vCPUs guests have, drawn from here (otherwise each has one)."""
 
 
 class Spread(StrEnum):
@@ -53,13 +46,11 @@ class Bonds(StrEnum):
 
     FREE = "free"
     MASKS = "masks"
-    HOST_LOAD = "host load"
-    ALL = "masks, host load, large guests"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a random host is made from; `mean_load` in pCPUs per pCPU, without host load."""
+    """What a random host of guests of one vCPU is made from; `mean_load` in pCPUs per pCPU."""
 
     vcpus: int
     cpus: int
@@ -68,29 +59,9 @@ class Case:
     mean_load: float
     number: int
 
-    @property
-    def size(self) -> str:
-        """The size as tables name it."""
-        return f"{self.vcpus} x {self.cpus}"
-
     def __str__(self) -> str:
-        return (
-            f"{self.size}, {self.spread}, {self.bonds}, mean load {self.mean_load:.2f}, "
-            f"number {self.number}"
-        )
-
-
-def cases(
-    sizes: Sequence[tuple[int, int]], each: int, *, low: float = 0.3, high: float = 0.9
-) -> Iterator[Case]:
-    """Return `each` hosts of every size, spread and bonds, their mean loads evenly spread."""
-    for vcpus, cpus in sizes:
-        for spread, bonds in itertools.product(Spread, Bonds):
-            chance = random.Random(f"{vcpus} {cpus} {spread} {bonds}")  # noqa: S311  repeatable
-            for number in range(each):
-                # One draw from each of `each` equal parts of the range.
-                mean_load = low + (high - low) * (number + chance.random()) / each
-                yield Case(vcpus, cpus, spread, bonds, round(mean_load, 3), number)
+        size, load = f"{self.vcpus} x {self.cpus}", f"mean load {self.mean_load:.2f}"
+        return f"{size}, {self.spread}, {self.bonds}, {load}, number {self.number}"
 
 
 def seeded(
@@ -107,15 +78,14 @@ def make_host(case: Case) -> Host:
     """Return the host of a case: every vCPU bound to one random pCPU."""
     chance = random.Random(str(case))  # noqa: S311  chance that can be repeated
     loads_ppm = _loads_ppm(case, chance)
-    guests = list(_guests(case, chance))
     online = CpuSet.of(range(case.cpus))
     low_half = CpuSet.of(range(case.cpus // 2))
     vcpus = []
-    for (guest, vcpu), load_ppm in zip(guests, loads_ppm, strict=True):
+    for guest, load_ppm in enumerate(loads_ppm):
         cpu = chance.randrange(case.cpus)
         vcpus.append(
             Vcpu(
-                id=VcpuId(DomainUuid(f"{guest:05}"), guest + 1, vcpu),
+                id=VcpuId(DomainUuid(f"{guest:05}"), guest + 1, 0),
                 domain=f"guest{guest}",
                 load_ppm=load_ppm,
                 cpus=CpuSet.of([cpu]),
@@ -123,11 +93,11 @@ def make_host(case: Case) -> Host:
                 on=cpu,
             )
         )
-    if case.bonds in {Bonds.MASKS, Bonds.ALL}:
+    if case.bonds is Bonds.MASKS:
         halves = (low_half, online - low_half)
         vcpus = [_masked(vcpu, halves, chance) for vcpu in vcpus]
     return Host(
-        cpus=tuple(HostCpu(Cpu(cpu), _host_load_ppm(case, chance)) for cpu in online),
+        cpus=tuple(HostCpu(Cpu(cpu)) for cpu in online),
         vcpus=tuple(vcpus),
     )
 
@@ -218,23 +188,8 @@ def _weight(spread: Spread, chance: random.Random) -> float:
     return 0.04 + 1.92 * chance.random()
 
 
-def _guests(case: Case, chance: random.Random) -> Iterator[tuple[int, int]]:
-    """Return guest and number within it of each vCPU."""
-    left, guest = case.vcpus, 0
-    while left:
-        size = min(left, chance.choice(GUEST_SIZES)) if case.bonds is Bonds.ALL else 1
-        yield from ((guest, vcpu) for vcpu in range(size))
-        left, guest = left - size, guest + 1
-
-
 def _masked(vcpu: Vcpu, halves: Sequence[CpuSet], chance: random.Random) -> Vcpu:
     draw = chance.random()
     if draw < HALF_MASK_SHARE:
         return replace(vcpu, allowed=next(half for half in halves if vcpu.cpus.is_within(half)))
     return replace(vcpu, fixed=True) if draw < HALF_MASK_SHARE + FIXED_SHARE else vcpu
-
-
-def _host_load_ppm(case: Case, chance: random.Random) -> int:
-    if case.bonds not in {Bonds.HOST_LOAD, Bonds.ALL}:
-        return 0
-    return UNIT_PPM * round(chance.expovariate(UNIT_PPM / HOST_LOAD_MEAN_PPM))

@@ -10,15 +10,26 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Final
 
 from builders import after
 from planned import check_moves
 from plans.hosts import loads_of, outside_ppm
-from plans.methods import POLICY
 from shares import demands, oracle, weights_of
-from sides import Planner
+from sides import HERE, Planner
 
 from vcpusched.model import PPM_PER_POINT, Host, VcpuId
+from vcpusched.plan.planner import Policy
+
+PLAIN: Final[Mapping[str, object]] = {
+    "pin_to": "cpu",
+    "max_moves": 0,
+    "fair_shares": False,
+    "min_gain": 0,
+}
+"""The settings under which plans are compared with the proven fewest pin changes."""
+
+POLICY: Final[Policy] = HERE.settings(**PLAIN).policy()
 
 NEAR_PPM, CACHE_PPM, NODE_PPM = 5 * PPM_PER_POINT, 25 * PPM_PER_POINT // 2, 20 * PPM_PER_POINT
 """What a pin costs in J: within a cache, to another cache, to another node. The same for all."""

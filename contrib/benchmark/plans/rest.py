@@ -10,7 +10,7 @@ from typing import Final
 
 from builders import after
 from plans.hosts import Case, gap_ppm, make_host
-from plans.methods import POLICY
+from plans.judged import POLICY
 from plans.optimum import Verdict
 from plans.rules import repack
 from progress import follow

@@ -14,7 +14,7 @@ Rules: `one_move`: the original scheduler. While the gap is at the threshold or 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from vcpusched.model import PPM, CpuSet, Host, Vcpu, VcpuId
 from vcpusched.plan.planner import Move, Plan, Policy, Stop
@@ -76,6 +76,19 @@ def sticky_repack(host: Host, policy: Policy) -> Plan:
     total_ppm += sum(vcpu.load_ppm for vcpu in host.vcpus)
     mean_ppm = total_ppm // max(1, len(host.cpus))
     return _repack(host, policy, stays_below_ppm=mean_ppm + policy.balance_threshold_ppm // 2)
+
+
+ONE_MOVE: Final = "one-move rule"
+FULL_REPACK: Final = "re-pack"
+RULES: Final[Mapping[str, Rule]] = {
+    ONE_MOVE: one_move,
+    FULL_REPACK: repack,
+    "sticky re-pack": sticky_repack,
+}
+"""The rules by the names that tables give them."""
+
+PERIODS_MAX: Final = {ONE_MOVE: 200}
+"""For how many periods a rule may go on, where that is more than one."""
 
 
 def _repack(host: Host, policy: Policy, *, stays_below_ppm: int) -> Plan:

@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from plans.methods import OURS
-from plans.rules import Rule, one_move, repack, sticky_repack
+from plans.rules import RULES, Rule
 from sides import HERE, Side
 
 from vcpusched.act.cycle import Rules
@@ -54,15 +53,12 @@ class Competitor:
         return rules if self.confirm is None else replace(rules, confirm=self.confirm)
 
 
-FULL_REPACK: Final = "re-pack"
-"""The bar names this one: ours needs a hundredth of its pin changes."""
+OURS: Final = "vcpusched"
 
 COMPETITORS: Final[Mapping[str, Competitor]] = {
     "floating, the kernel alone": Competitor(stay, place=Place.FLOATING),
     "fixed random pins": Competitor(stay),
-    "one-move rule": Competitor(one_move, AT_ONCE, 1),
-    FULL_REPACK: Competitor(repack, AT_ONCE, 1),
-    "sticky re-pack": Competitor(sticky_repack, AT_ONCE, 1),
+    **{name: Competitor(rule, AT_ONCE, 1) for name, rule in RULES.items()},
     OURS: Competitor(plan),
     f"{OURS}, pCPUs in caches": Competitor(plan, has_caches=True),
     f'{OURS}, pCPUs in caches, pin_to = "cpu"': Competitor(

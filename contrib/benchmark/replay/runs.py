@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from plans.methods import OURS
+from plans.rules import FULL_REPACK
 from progress import in_processes
-from replay.competitors import COMPETITORS, FULL_REPACK, Competitor
+from replay.competitors import COMPETITORS, OURS, Competitor
 from tables import Table, ratio
 
 from vcpusched.act.cycle import Scheduler
