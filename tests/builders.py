@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 
 from vcpusched.act.actuator import Event
+from vcpusched.act.cycle import Cycle, Rules, Scheduler
 from vcpusched.host.hypervisor import CpuRefusedError, HypervisorError, VanishedError
 from vcpusched.model import (
     ALL_CPUS,
@@ -81,10 +82,10 @@ def of_one_guest(drawn: Host, *names: str) -> Host:
     )
 
 
-def change(drawn: Host, name: str, **changes: object) -> Host:
-    """Change all vCPUs of a guest."""
+def change(drawn: Host, *names: str, **changes: object) -> Host:
+    """Change all vCPUs of the named guests."""
     vcpus = (
-        dataclasses.replace(vcpu, **changes) if vcpu.domain == name else vcpu  # type: ignore[arg-type]
+        dataclasses.replace(vcpu, **changes) if vcpu.domain in names else vcpu  # type: ignore[arg-type]
         for vcpu in drawn.vcpus
     )
     return dataclasses.replace(drawn, vcpus=tuple(vcpus))
@@ -295,3 +296,17 @@ class MemoryHost:
             vcpus=(VcpuReading(0, self.run_ns[name], cpus, next(iter(cpus)), waited),),
             definition=self.definitions[name],
         )
+
+
+def crowded(on_pin: Callable[[str], None] = lambda _name: None) -> MemoryHost:
+    """Give a host of two pCPUs with four guests of 25 % on pCPU 0."""
+    names = [f"g{index}" for index in range(4)]
+    return MemoryHost(2, dict.fromkeys(names, 0.25), dict.fromkeys(names, "0"), on_pin)
+
+
+def run(scheduler: Scheduler, host: MemoryHost, cycles: int, rules: Rules | None = None) -> Cycle:
+    """Run cycles a second apart; gives the last."""
+    for _ in range(cycles):
+        cycle = scheduler.cycle(host, rules or Rules())
+        host.pass_time()
+    return cycle

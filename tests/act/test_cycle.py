@@ -3,11 +3,10 @@
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from builders import SECOND_NS, MemoryHost
+from builders import SECOND_NS, MemoryHost, crowded, run
 
 from vcpusched.act.actuator import Event
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
@@ -38,20 +37,6 @@ from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.plan.planner import Floating, Move, Plan, Policy, Stop, plan
 from vcpusched.sample import Definition, Sample
 from vcpusched.service.run_directory import LedgerFile
-
-
-def crowded(on_pin: Callable[[str], None] = lambda _name: None) -> MemoryHost:
-    """Give a host of two pCPUs with four guests of 25 % on pCPU 0."""
-    names = [f"g{index}" for index in range(4)]
-    return MemoryHost(2, dict.fromkeys(names, 0.25), dict.fromkeys(names, "0"), on_pin)
-
-
-def run(scheduler: Scheduler, host: MemoryHost, cycles: int, rules: Rules | None = None) -> Cycle:
-    """Run cycles a second apart; gives the last."""
-    for _ in range(cycles):
-        cycle = scheduler.cycle(host, rules or Rules())
-        host.pass_time()
-    return cycle
 
 
 def test_acts_when_the_imbalance_is_confirmed() -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from builders import MemoryHost
+from builders import MemoryHost, crowded
 
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle, Rules, Scheduler
@@ -84,7 +84,7 @@ def vcpu(host: MemoryHost, name: str) -> VcpuId:
 
 def balanced(directory: Path) -> tuple[MemoryHost, Watched, Scheduler, str, list[Changed]]:
     """Give a host after two pins, one guest that was pinned, and the changes reported later."""
-    host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
+    host = crowded()
     changes: list[Changed] = []
     kept, scheduler = keeper(host, directory, changes), Scheduler()
     run(kept, host, scheduler, 4)

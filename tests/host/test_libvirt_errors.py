@@ -1,13 +1,12 @@
 """The table of libvirt's errors: each means one thing, and what is said to be done is done."""
 
 import errno
-from collections.abc import Callable
 
 import libvirt
 import pytest
-from builders import MemoryHost
+from builders import crowded, run
 
-from vcpusched.act.cycle import Cycle, Rules, Scheduler
+from vcpusched.act.cycle import Scheduler
 from vcpusched.act.table import QUARANTINE_CYCLES
 from vcpusched.host.connection import CPU_REFUSED, ERRORS, on_connecting, translate
 from vcpusched.host.hypervisor import (
@@ -29,20 +28,6 @@ def libvirt_error(
     error = libvirt.libvirtError("")
     error.err = (code, domain, "what libvirt said.", 2, "", "", "", number, -1)
     return error
-
-
-def crowded(on_pin: Callable[[str], None]) -> MemoryHost:
-    """Give a host of two pCPUs with four guests of 25 % on pCPU 0."""
-    names = [f"g{index}" for index in range(4)]
-    return MemoryHost(2, dict.fromkeys(names, 0.25), dict.fromkeys(names, "0"), on_pin)
-
-
-def run(scheduler: Scheduler, host: MemoryHost, cycles: int) -> Cycle:
-    """Run cycles a second apart; gives the last."""
-    for _ in range(cycles):
-        cycle = scheduler.cycle(host, Rules())
-        host.pass_time()
-    return cycle
 
 
 @EVERY
@@ -130,7 +115,7 @@ def test_what_is_done_when_a_plan_loses_its_connection(code: int) -> None:
 
 def test_a_guest_that_cannot_be_read_keeps_its_load() -> None:
     """Its domain is reported as unread, and moved nowhere meanwhile."""
-    host, scheduler = crowded(lambda _name: None), Scheduler()
+    host, scheduler = crowded(), Scheduler()
     run(scheduler, host, 2)
     host.unread.add("g0")
     cycle = run(scheduler, host, 6)

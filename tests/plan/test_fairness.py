@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import pytest
-from builders import host, random_host
+from builders import change, host, random_host
 from planned import copies, shuffled, steps_of
 from shares import core_of, demands, oracle, weights_of
 
@@ -29,17 +29,6 @@ from vcpusched.plan.fairness import Judge, Unfair, unmet_ppm
 from vcpusched.plan.planner import Policy, plan
 
 Step = Sequence[tuple[VcpuId, CpuSet]]
-
-
-def change(drawn: Host, *names: str, **values: object) -> Host:
-    """Return the host with other values for the vCPUs of the named guests."""
-    return dataclasses.replace(
-        drawn,
-        vcpus=tuple(
-            dataclasses.replace(vcpu, **values) if vcpu.domain in names else vcpu  # type: ignore[arg-type]
-            for vcpu in drawn.vcpus
-        ),
-    )
 
 
 def siblings(drawn: Host) -> Host:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from agent import ENVIRONMENT
+from fresh import run
 from guest_shape import GuestShape
 from image import IGNORED, TOP, Image, unpack
 
@@ -45,9 +46,9 @@ class Container:
         self._tools.mkdir()
         with tempfile.TemporaryDirectory() as downloads:
             options = ["--option", "APT::Sandbox::User=root"]
-            _run("apt-get", *options, "download", "systemd-container", directory=Path(downloads))
+            run("apt-get", *options, "download", "systemd-container", directory=Path(downloads))
             (package,) = Path(downloads).glob("*.deb")
-            _run("dpkg-deb", "--extract", str(package), str(self._tools))
+            run("dpkg-deb", "--extract", str(package), str(self._tools))
         self._root.mkdir()
         unpack(image, self._root)
         with (self._root / "etc/libvirt/qemu.conf").open("a") as conf:
@@ -136,8 +137,3 @@ class Container:
         self.say("virsh", "define", f"/root/{name}.xml")
         self.say("virsh", "start", name)
         self.say("virsh", "vcpupin", name, "0", "0", "--live")
-
-
-def _run(*command: str, directory: Path | None = None) -> None:
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (command, done.stderr[-2000:])
