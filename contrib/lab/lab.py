@@ -5,7 +5,7 @@
         print(lab.uri, guest.affinity(0), guest.cpu_time_s())
 
 Nothing of the machine's own libvirt is seen or touched, and nothing is left behind, even if the
-program that holds the lab is killed. Guests are emulated by default, so no KVM is needed.
+program that holds the lab is killed. Guests are emulated, so no KVM is needed.
 """
 
 from __future__ import annotations
@@ -46,41 +46,32 @@ class Lab:
     """A libvirt daemon of its own and its guests, from `open` (or `with`) to `close`.
 
     All of it lives in `directory` (absent or empty, at most 38 characters, gone after `close`; by
-    default a new one in memory) and runs as `user` (by default the caller, or nobody for root).
-    `domain_type` is "qemu" for emulated guests or "kvm". What libvirt learns of the emulator stays
-    in the directory `cache`, for the labs that are given the same one after this. With `etc` the
-    daemon is another host than this one to other daemons, which guests can be migrated to, and
-    finds what is in that directory in /etc, before what this host has there; that takes root.
+    default a new one in memory) and runs as the caller, or as nobody for root. What libvirt learns
+    of the emulator stays in the directory `cache`, for the labs that are given the same one after
+    this. With `etc` the daemon is another host than this one to other daemons, which guests can be
+    migrated to, and finds what is in that directory in /etc, before what this host has there; that
+    takes root.
     """
 
     def __init__(
         self,
         directory: Path | None = None,
-        user: str | None = None,
         *,
-        domain_type: str = "qemu",
         cache: Path | None = None,
         etc: Path | None = None,
     ) -> None:
-        privileged = os.geteuid() == 0
-        name = user or (UNPRIVILEGED if privileged else pwd.getpwuid(os.geteuid()).pw_name)
-        try:
-            self._account = pwd.getpwnam(name)
-        except KeyError as error:
-            raise LabError(f"There is no user {name}.") from error
-        if not privileged and self._account.pw_uid != os.geteuid():
-            raise LabError(f"Only root can run a lab as {name}.")
+        user_id = os.geteuid()
+        self._privileged = user_id == 0
+        self._account = pwd.getpwnam(UNPRIVILEGED) if self._privileged else pwd.getpwuid(user_id)
         daemon, emulator = program(*DAEMONS), program(*EMULATORS)
         if daemon is None or emulator is None:
             wanted = " or ".join(DAEMONS if daemon is None else EMULATORS)
             raise LabError(f"The lab needs {wanted}, and there is none.")
         self._daemon_program = daemon
         self._emulator = emulator
-        self._domain_type = domain_type
         self._cache = cache
         self._etc = etc
         self._host = str(uuid.uuid4())
-        self._privileged = privileged
         self._given_directory = directory
         self._directory: Path | None = None
         self._daemon = Daemon()
@@ -255,7 +246,7 @@ class Lab:
         image.chmod(0o644)  # whatever our umask, the lab's user reads it
         os.truncate(image, FLOPPY_BYTES)
         plan = GuestPlan(name, identity, vcpus, most, cpuset, persistent, image)
-        guest = Guest(plan, plan.xml(self._domain_type, self._emulator), self.connection)
+        guest = Guest(plan, plan.xml("qemu", self._emulator), self.connection)
         guest.define()
         self._guests[name] = guest
         guest.start()

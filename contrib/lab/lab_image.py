@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import shutil
 import struct
@@ -55,17 +54,13 @@ def boot_image(
     if (later is None) != (step_after_s == 0):
         raise LabError("Later shares and the time from which they hold go together.")
     after = shares if later is None else later
-    if len(after) != len(shares):
-        raise LabError(f"There are {len(shares)} shares, but {len(after)} later ones.")
     if bad := [share for share in (*shares, *after) if not 0 <= share <= 1]:
         raise LabError(f"A share is 0 to 1 of a CPU, not {bad[0]}.")
-    periods = step_after_s / PERIOD_S
-    if not (math.isfinite(periods) and 0 <= periods < 2**32):
-        raise LabError(f"A load cannot step after {step_after_s} s.")
     if not any((*shares, *after)):
         return HALTS
     # 0 means never, so that the shortest time is one period.
-    _STEP.pack_into(template, table, max(1, round(periods)) if later is not None else 0)
+    periods = max(1, round(step_after_s / PERIOD_S)) if later is not None else 0
+    _STEP.pack_into(template, table, periods)
     for number, pair in enumerate(zip(shares, after, strict=True)):
         first, second = (round(share * FULL_SHARE) for share in pair)
         offset = table + _STEP.size + number * _SHARES.size

@@ -6,7 +6,6 @@ guest writes to its console is a second opinion on what the host says its vCPUs 
 
 import dataclasses
 import gzip
-import hashlib
 import os
 import re
 import stat
@@ -46,7 +45,7 @@ _IDLE, _IOWAIT = 3, 4  # Places in a line of /proc/stat.
 
 
 class LinuxGuestError(Exception):
-    """The guest cannot be built or described, or its reports cannot be compared."""
+    """The guest cannot be built, or its reports cannot be compared."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,39 +58,26 @@ class LinuxGuestImage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GuestStat:
-    """One report of the guest, in seconds since it booted, by vCPU number.
+    """One report of the guest, in seconds since it booted; `busy_s` by vCPU number.
 
-    `total_s` is the uptime for each vCPU and `busy_s` that less the idle time. The sum of the
-    kernel's counters will not do: ticks are lost while the host holds a vCPU back, and the busy
-    counters count ticks.
+    Busy is the uptime less the idle time. The sum of the kernel's counters will not do: ticks are
+    lost while the host holds a vCPU back, and the busy counters count ticks.
     """
 
     uptime_s: float
     busy_s: dict[int, float]
-    total_s: dict[int, float]
 
 
 def build(directory: Path) -> LinuxGuestImage:
-    """Return the guest's files, built in `directory` unless they are there in these versions.
+    """Build the guest's files in a directory, and return them.
 
     Needs Debian 12 or later on amd64 with its package lists (`apt-get update`), and 500 MiB of
     disk while it builds, 30 MiB after. Raises LinuxGuestError when a package cannot be had or used.
     """
-    directory = directory.resolve()
     image = LinuxGuestImage(directory / "vmlinuz", directory / "initramfs.cpio.gz")
-    packages = [_real_kernel_package(), "busybox-static", "stress-ng"]
-    listing = _run("apt-cache", "show", "--no-all-versions", *packages)
-    versions = re.findall(r"^(?:Package|Version): .+$", listing, re.MULTILINE)
-    recipe = hashlib.sha256(_INIT_SCRIPT.read_bytes() + Path(__file__).read_bytes()).hexdigest()
-    stamp_text = "\n".join((*versions, f"Recipe: {recipe}", ""))
-    stamp = directory / "versions"
-    if stamp.exists() and stamp.read_text() == stamp_text:
-        return image
-    directory.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=directory) as scratch:
         root = Path(scratch) / "root"
-        _unpack(packages, root)
+        _unpack([_real_kernel_package(), "busybox-static", "stress-ng"], root)
         stress = root / "usr/bin/stress-ng"
         files = {
             "init": _INIT_SCRIPT,
@@ -99,24 +85,9 @@ def build(directory: Path) -> LinuxGuestImage:
             "bin/stress-ng": stress,
             **_libraries(root, stress),
         }
-        archive = gzip.compress(b"".join(_newc(files)), mtime=0)
-        # Renamed into place, so that a guest that still runs keeps the file it was started with.
-        finished = Path(scratch) / "initramfs"
-        finished.write_bytes(archive)
-        finished.replace(image.initramfs)
+        image.initramfs.write_bytes(gzip.compress(b"".join(_newc(files))))
         _only(root, "boot/vmlinuz-*").replace(image.kernel)
-    stamp.write_text(stamp_text)
     return image
-
-
-def kernel_command_line(workers: int, load: int = 100) -> str:
-    """Return the kernel command line for `workers` workers that burn `load` percent each.
-
-    Raises LinuxGuestError for a negative number of workers or a load outside 1 to 100.
-    """
-    if workers < 0 or not 1 <= load <= 100:  # noqa: PLR2004 - percent
-        raise LinuxGuestError(f"{workers} workers at {load} % is no load a guest can have.")
-    return " ".join((*_KERNEL_ARGUMENTS, f"stress_workers={workers}", f"stress_load={load}"))
 
 
 def domain_xml(  # noqa: PLR0913, PLR0917 - each is one plain property of the guest
@@ -125,14 +96,15 @@ def domain_xml(  # noqa: PLR0913, PLR0917 - each is one plain property of the gu
     vcpus: int,
     workers: int,
     console_log: Path,
-    load: int = 100,
+    load: int,
 ) -> str:
     """Describe an emulated guest to libvirt, its console written to `console_log`.
 
-    `workers` is the number of stress-ng workers, 0 for an idle guest, and `load` what each burns,
-    1 to 100 percent of a vCPU. QEMU's user reads the image and writes the log: both paths are to
-    be absolute and within its reach. Raises LinuxGuestError like kernel_command_line.
+    `workers` is the number of stress-ng workers, and `load` what each burns, 1 to 100 percent of a
+    vCPU. QEMU's user reads the image and writes the log: both paths are to be absolute and within
+    its reach.
     """
+    stress = (f"stress_workers={workers}", f"stress_load={load}")
     return f"""<domain type='qemu'>
   <name>{escape(name)}</name>
   <memory unit='MiB'>{MEMORY_MIB}</memory>
@@ -141,7 +113,7 @@ def domain_xml(  # noqa: PLR0913, PLR0917 - each is one plain property of the gu
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{escape(str(image.kernel))}</kernel>
     <initrd>{escape(str(image.initramfs))}</initrd>
-    <cmdline>{escape(kernel_command_line(workers, load))}</cmdline>
+    <cmdline>{" ".join((*_KERNEL_ARGUMENTS, *stress))}</cmdline>
   </os>
   <features><acpi/><apic/></features>
   <on_reboot>destroy</on_reboot>
@@ -166,12 +138,10 @@ def usage_between(first: GuestStat, last: GuestStat) -> dict[int, float]:
     counters' steps of 10 ms blur a share by up to 1 % / (seconds between the reports). Raises
     LinuxGuestError when `last` is not a later report of the same guest.
     """
-    if last.uptime_s <= first.uptime_s or last.total_s.keys() != first.total_s.keys():
+    if last.uptime_s <= first.uptime_s or last.busy_s.keys() != first.busy_s.keys():
         raise LinuxGuestError("The reports are not an earlier and a later one of the same guest.")
-    usage = {
-        vcpu: (last.busy_s[vcpu] - first.busy_s[vcpu]) / (last.total_s[vcpu] - first.total_s[vcpu])
-        for vcpu in last.total_s
-    }
+    passed_s = last.uptime_s - first.uptime_s
+    usage = {vcpu: (last.busy_s[vcpu] - first.busy_s[vcpu]) / passed_s for vcpu in last.busy_s}
     return {vcpu: min(max(share, 0.0), 1.0) for vcpu, share in usage.items()}
 
 
@@ -182,7 +152,7 @@ def _guest_stat(uptime: str, vcpus: str) -> GuestStat:
         ticks = [int(counter) for counter in counters.split()]
         idle_s = (ticks[_IDLE] + ticks[_IOWAIT]) / _TICKS_PER_S
         busy_s[int(vcpu)] = round(uptime_s - idle_s, 2)
-    return GuestStat(uptime_s, busy_s, dict.fromkeys(busy_s, uptime_s))
+    return GuestStat(uptime_s, busy_s)
 
 
 def _run(*command: str, directory: Path | None = None) -> str:
