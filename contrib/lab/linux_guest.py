@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from lab_image import LabError
+
 MEMORY_MIB = 256
 """What the kernel, the unpacked initramfs and some workers need, in MiB."""
 
@@ -44,10 +46,6 @@ _TICKS_PER_S = 100  # USER_HZ, the unit of /proc/stat on every x86 kernel.
 _IDLE, _IOWAIT = 3, 4  # Places in a line of /proc/stat.
 
 
-class LinuxGuestError(Exception):
-    """The guest cannot be built, or its reports cannot be compared."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class LinuxGuestImage:
     """The two files a direct kernel boot needs."""
@@ -72,7 +70,7 @@ def build(directory: Path) -> LinuxGuestImage:
     """Build the guest's files in a directory, and return them.
 
     Needs Debian 12 or later on amd64 with its package lists (`apt-get update`), and 500 MiB of
-    disk while it builds, 30 MiB after. Raises LinuxGuestError when a package cannot be had or used.
+    disk while it builds, 30 MiB after. Raises LabError when a package cannot be had or used.
     """
     image = LinuxGuestImage(directory / "vmlinuz", directory / "initramfs.cpio.gz")
     with tempfile.TemporaryDirectory(prefix="build-", dir=directory) as scratch:
@@ -136,10 +134,10 @@ def usage_between(first: GuestStat, last: GuestStat) -> dict[int, float]:
 
     What the host owes is included: a vCPU that wants to run but waits on the host is busy. The
     counters' steps of 10 ms blur a share by up to 1 % / (seconds between the reports). Raises
-    LinuxGuestError when `last` is not a later report of the same guest.
+    LabError when `last` is not a later report of the same guest.
     """
     if last.uptime_s <= first.uptime_s or last.busy_s.keys() != first.busy_s.keys():
-        raise LinuxGuestError("The reports are not an earlier and a later one of the same guest.")
+        raise LabError("The reports are not an earlier and a later one of the same guest.")
     passed_s = last.uptime_s - first.uptime_s
     usage = {vcpu: (last.busy_s[vcpu] - first.busy_s[vcpu]) / passed_s for vcpu in last.busy_s}
     return {vcpu: min(max(share, 0.0), 1.0) for vcpu, share in usage.items()}
@@ -166,16 +164,16 @@ def _run(*command: str, directory: Path | None = None) -> str:
             check=True,
         ).stdout
     except FileNotFoundError as error:
-        raise LinuxGuestError(f"The program {command[0]} is not installed.") from error
+        raise LabError(f"The program {command[0]} is not installed.") from error
     except subprocess.CalledProcessError as error:
         reason = " ".join(error.stderr.split())
-        raise LinuxGuestError(f"`{' '.join(command)}` failed: {reason}") from error
+        raise LabError(f"`{' '.join(command)}` failed: {reason}") from error
 
 
 def _only(root: Path, pattern: str) -> Path:
     found = next(root.glob(pattern), None)
     if found is None:
-        raise LinuxGuestError(f"No package unpacked holds {pattern}.")
+        raise LabError(f"No package unpacked holds {pattern}.")
     return found
 
 
@@ -185,7 +183,7 @@ def _real_kernel_package() -> str:
     for package in _dependencies("linux-image-cloud-amd64"):
         if package.startswith("linux-image-"):
             return package
-    raise LinuxGuestError("linux-image-cloud-amd64 names no kernel; try `apt-get update`.")
+    raise LabError("linux-image-cloud-amd64 names no kernel; try `apt-get update`.")
 
 
 def _dependencies(package: str) -> list[str]:
@@ -225,7 +223,7 @@ def _libraries(root: Path, program: Path) -> dict[str, Path]:
         if "not found" not in listing:
             found = re.findall(r"^\s*([^/\s]+) => (/.+) \(0x", listing, re.MULTILINE)
             return {_LOADER: loader} | {f"lib/{name}": Path(path) for name, path in found}
-    raise LinuxGuestError(f"The packages {program.name} depends on lack some of its libraries.")
+    raise LabError(f"The packages {program.name} depends on lack some of its libraries.")
 
 
 def _newc(files: dict[str, Path]) -> Iterator[bytes]:

@@ -1,7 +1,8 @@
 """What a Linux guest prints on its console, without a guest."""
 
 import pytest
-from linux_guest import LinuxGuestError, parse_console, usage_between
+from lab_image import LabError
+from linux_guest import parse_console, usage_between
 
 CONSOLE = (
     "[    0.0] Linux\r\n"
@@ -16,5 +17,5 @@ def test_the_console() -> None:
     first, last = parse_console(CONSOLE)
     assert (first.uptime_s, first.busy_s) == (10.0, {0: 2.7, 1: 0.5})
     assert usage_between(first, last) == pytest.approx({0: 0.95, 1: 0.0})
-    with pytest.raises(LinuxGuestError):
+    with pytest.raises(LabError):
         usage_between(last, first)

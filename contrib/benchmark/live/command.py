@@ -17,7 +17,6 @@ from arguments import add_common, count
 from image import ImageError
 from lab import Lab, LabError
 from lab_processes import end_on_signals
-from linux_guest import LinuxGuestError
 from live import accuracy, cost, cycle_cost, trial
 from live.blocks import Block, Timing, furnish, measure
 from live.in_machine import in_machine
@@ -44,7 +43,6 @@ _FAILURES: Final = (
     AssertionError,
     TimeoutError,
     LabError,
-    LinuxGuestError,
     LiveError,
     MachineError,
     ImageError,

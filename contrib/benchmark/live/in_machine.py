@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from agent import ENVIRONMENT
 from image import image
 from machine import Machine, MachineError
 from progress import say
@@ -19,14 +20,6 @@ POLL_S: Final = 10.0
 LIMIT_S: Final = 3 * 3600.0
 LOG: Final = "/root/live.log"
 RESULTS: Final = "/root/live"
-ENVIRONMENT: Final = (
-    "LC_ALL=C.UTF-8",
-    "HOME=/root",
-    "COLUMNS=120",
-    # The machine has no network: what pip installs lies on its disk.
-    "PIP_NO_INDEX=1",
-    "PIP_FIND_LINKS=/usr/local/share/wheels",
-)
 
 
 def in_machine(arguments: Sequence[str], out: Path) -> int:
@@ -49,19 +42,11 @@ def in_machine(arguments: Sequence[str], out: Path) -> int:
 
 def _measure(machine: Machine, arguments: Sequence[str]) -> int:
     """Run it as a unit, so that its words can be passed on while it runs."""
-    run = (
-        "/src/contrib/benchmark/run",
-        "live",
-        "--system",
-        *arguments,
-        "--out",
-        RESULTS,
-    )
     machine.say(
         *("systemd-run", "--unit=live", "--property=RemainAfterExit=yes"),
         *(f"--property=Standard{stream}=append:{LOG}" for stream in ("Output", "Error")),
-        *(f"--setenv={variable}" for variable in ENVIRONMENT),
-        *run,
+        *(f"--setenv={name}={value}" for name, value in ENVIRONMENT.items()),
+        *("/src/contrib/benchmark/run", "live", "--system", *arguments, "--out", RESULTS),
     )
     passed, deadline_s = 0, time.monotonic() + LIMIT_S
     while time.monotonic() < deadline_s:
