@@ -23,13 +23,3 @@ def ratio_of_pairs(before: Sequence[float], after: Sequence[float]) -> Estimate:
         raise ValueError("a ratio needs values above 0")
     mean = mean_of([math.log(new / old) for old, new in zip(before, after, strict=True)])
     return Estimate(math.exp(mean.value), math.exp(mean.low), math.exp(mean.high))
-
-
-def is_above_one(ratio: Estimate) -> bool:
-    """Return whether a ratio is more than 1 beyond the noise."""
-    return ratio.low > 1
-
-
-def is_below_one(ratio: Estimate) -> bool:
-    """Return whether a ratio is less than 1 beyond the noise."""
-    return ratio.high < 1

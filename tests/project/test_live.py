@@ -164,14 +164,6 @@ def test_alike_means_no_pin_and_no_gain_either() -> None:
     assert judge(kind, blocks(1.0, pins_failing=1)).answer is Answer.FAILS
 
 
-def test_bound_once_means_as_many_pins_as_vcpus_at_most() -> None:
-    """Two guests of one vCPU: a third pin fails it, and so does a loss; a gain does not."""
-    kind = scenario(Claim.ONCE)
-    assert judge(kind, blocks(1.2, pins=2)).answer is Answer.HOLDS
-    assert judge(kind, blocks(1.2, pins=3)).answer is Answer.FAILS
-    assert judge(kind, blocks(0.9)).answer is Answer.FAILS
-
-
 def test_order_of_blocks_does_not_count() -> None:
     """Blocks are known by their pair, whichever came first."""
     kind, measured = scenario(Claim.GAINS), blocks(1.5)

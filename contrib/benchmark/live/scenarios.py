@@ -18,7 +18,7 @@ from vcpusched.model import CpuSet
 SETTINGS: Final = {"period": "1.0", "half_life": "3.0"}
 """Beyond these, defaults: a host is watched for seconds here, not for days."""
 
-NAMES: Final = ("bad", "floating", "once", "half", "turns")
+NAMES: Final = ("bad", "floating", "half", "turns")
 
 BY_QUOTAS: Final = ("turns",)
 """Scenarios whose loads are changed from outside the guests, which takes quotas."""
@@ -35,7 +35,6 @@ class Claim(enum.StrEnum):
 
     GAINS = "the worst-off guest gains, none loses more than the noise"
     ALIKE = "no pin, difference within the noise"
-    ONCE = "each vCPU bound at most once, no guest loses more than the noise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +88,10 @@ def scenarios(cpus: CpuSet, groups: int | None = None) -> dict[str, Scenario]:
         raise ValueError(f"{len(cpus)} pCPUs hold 1 to {most} groups of guests, not {groups}")
     bad, half = _bound_badly(cpus, groups), _half_bound(cpus, groups)
     free = tuple(Shape(guest.name, guest.shares, cpus) for guest in bad)
-    kernel, pin = ({**SETTINGS, "floating": f'"{value}"'} for value in ("kernel", "pin"))
+    kernel = {**SETTINGS, "floating": '"kernel"'}
     made = (
         Scenario("Bound badly at the start", Claim.GAINS, cpus, bad),
         Scenario('All floating, floating = "kernel"', Claim.ALIKE, cpus, free, kernel),
-        Scenario('All floating, floating = "pin"', Claim.ONCE, cpus, free, pin),
         Scenario("Half bound to two pCPUs, half floating", Claim.GAINS, cpus, half),
         Scenario("Loads that change", Claim.GAINS, cpus, _in_turns(cpus, groups), in_turns=True),
     )

@@ -12,7 +12,7 @@ from typing import Final
 
 from live.blocks import Block, Got
 from live.scenarios import Claim, Scenario, Shape
-from ratios import is_above_one, is_below_one, ratio_of_pairs
+from ratios import ratio_of_pairs
 
 from vcpusched.report.confidence import Estimate
 
@@ -139,25 +139,16 @@ def _answer(
 ) -> tuple[Answer, tuple[str, ...]]:
     """Weigh what speaks against the claim: one failure fails it, one doubt leaves it open."""
     failures = [f"{one.pins_failing} pins failed" for one in having if one.pins_failing]
-    doubts: list[str] = []
-    match claim:
-        case Claim.GAINS:
-            if is_below_one(worst_off):
-                failures.append("the worst-off guest loses")
-            elif not is_above_one(worst_off):
-                doubts.append("whether the worst-off guest gains is lost in the noise")
-            failures += _changes(guests, gains=False)
-            doubts += _hidden(guests, gains=False)
-        case Claim.ALIKE:
-            if pins := sum(one.pins for one in having):
-                failures.append(f"{pins} pins")
-            failures += _changes(guests, gains=False) + _changes(guests, gains=True)
-            doubts += _hidden(guests, gains=True)
-        case Claim.ONCE:
-            vcpus = sum(len(guest.shape.shares) for guest in guests)
-            failures += [f"{one.pins} pins" for one in having if one.pins > vcpus]
-            failures += _changes(guests, gains=False)
-            doubts += _hidden(guests, gains=False)
+    failures += _changes(guests, gains=False)
+    doubts = _hidden(guests, gains=claim is Claim.ALIKE)
+    if claim is Claim.ALIKE:
+        failures += _changes(guests, gains=True)
+        if pins := sum(one.pins for one in having):
+            failures.append(f"{pins} pins")
+    elif worst_off.high < 1:
+        failures.append("the worst-off guest loses")
+    elif worst_off.low <= 1:
+        doubts.append("whether the worst-off guest gains is lost in the noise")
     if failures:
         return Answer.FAILS, (*failures, *doubts)
     return (Answer.UNDECIDED if doubts else Answer.HOLDS), tuple(doubts)
@@ -170,7 +161,7 @@ def _changes(guests: Sequence[GuestVerdict], *, gains: bool) -> list[str]:
         f"{guest.shape.name} {verb} {sign * (guest.work.value - 1):.1%} of its work"
         f" ({sign * (guest.time.value - 1):.1%} of its time)"
         for guest in guests
-        if (is_above_one if gains else is_below_one)(guest.judged)
+        if (guest.judged.low > 1 if gains else guest.judged.high < 1)
     ]
 
 
