@@ -43,7 +43,7 @@ QEMU_CONF = 'stdio_handler = "file"\nsecurity_driver = "none"\nmemory_backing_di
 
 
 class Lab:
-    """A libvirt daemon of its own and its guests, from `open` (or `with`) to `close`.
+    """A libvirt daemon of its own and its guests, in `with`.
 
     All of it lives in `directory` (absent or empty, at most 38 characters, gone after `close`; by
     default a new one in memory) and runs as the caller, or as nobody for root. What libvirt learns
@@ -81,7 +81,15 @@ class Lab:
         self._guests: dict[str, Guest] = {}
 
     def __enter__(self) -> Self:
-        self.open()
+        """Start the daemon."""
+        try:
+            self._directory = make_directory(self._given_directory)
+            self._watch()
+            self._furnish()
+            self.start_daemon()
+        except BaseException:  # an interrupt must not leave processes behind either
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -133,19 +141,6 @@ class Lab:
             return list(args)
         ids = [f"--reuid={self._account.pw_uid}", f"--regid={self._account.pw_gid}"]
         return ["setpriv", *ids, "--clear-groups", "--", *args]
-
-    def open(self) -> None:
-        """Start the daemon."""
-        if self._directory is not None:
-            raise LabError("The lab is open already.")
-        try:
-            self._directory = make_directory(self._given_directory)
-            self._watch()
-            self._furnish()
-            self.start_daemon()
-        except BaseException:  # an interrupt must not leave processes behind either
-            self.close()
-            raise
 
     def close(self) -> None:
         """End all guests and the daemon, whatever state they are in, and remove the directory."""
@@ -207,10 +202,6 @@ class Lab:
     def thaw_daemon(self) -> None:
         """Let a frozen daemon go on."""
         self._daemon.signal(signal.SIGCONT)
-
-    def daemon_cpu_s(self) -> float:
-        """Return the CPU time, user and system, that the daemon has used since it started."""
-        return lab_processes.cpu_s(self.daemon_pid)
 
     def add_guest(  # noqa: PLR0913 - all of them say what guest it is
         self,

@@ -155,7 +155,7 @@ def _read(lab: Lab, process: _Process) -> tuple[int, float, float]:
     """Return the number of the cycle that ends next, and the CPU time of it and of libvirtd."""
     before = process.cycle()
     wait_for(f"a cycle after {before}", lambda: process.cycle() > before)
-    return process.cycle(), cpu_s(process.pid), lab.daemon_cpu_s()
+    return process.cycle(), cpu_s(process.pid), cpu_s(lab.daemon_pid)
 
 
 @contextlib.contextmanager
