@@ -144,9 +144,7 @@ def soak(cycles: int, seed: int, directory: Path) -> bool:
         f"{cycles:,} cycles in {time.monotonic() - began_s:.0f} s, seed {seed}: {pins:,} pins, "
         f"{lives:,} lives of the service, {len(world.guests)} guests in the end"
     )
-    for what, count in world.seen.most_common():
-        say(f"  {count:>7,}  {what}")
-    return verdict(sizes, world.broken)
+    return verdict(world.seen, sizes, world.broken)
 
 
 def main() -> int:

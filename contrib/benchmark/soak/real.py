@@ -18,7 +18,6 @@ What must be true: a vCPU that is not on its own affinity has that in the ledger
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import re
@@ -37,8 +36,10 @@ from live.service import Daemon, LiveError, running
 from progress import say
 from soak.verdict import Size, verdict
 
+from vcpusched.act.ledger_file import parse
 from vcpusched.host.libvirt_xml import ORIGIN
-from vcpusched.model import CpuSet
+from vcpusched.model import CpuSet, DomainUuid
+from vcpusched.service.run_directory import LEDGER
 
 GUESTS_MAX: Final = 5
 GUESTS_MIN: Final = 2
@@ -188,12 +189,10 @@ class Account:
         self.broken.append(problem)
 
     def _original(self, name: str, number: int) -> CpuSet | None:
-        kept = json.loads((self.service.run_directory / "affinity.json").read_text())
-        for domain in kept["domains"]:
-            for vcpu in domain["vcpus"]:
-                if (domain["name"], vcpu["vcpu"]) == (name, number) and "original" in vcpu:
-                    return CpuSet.parse(vcpu["original"])
-        return None
+        kept = parse((self.service.run_directory / LEDGER).read_text()).entries
+        entry = kept.get(DomainUuid(self.lab.guests[name].uuid))
+        record = entry.records.get(number) if entry is not None else None
+        return record.original if record is not None else None
 
     def _announced(self, name: str, number: int) -> CpuSet | None:
         pins = _of(PINNED, self.service.log, name, number)
@@ -314,13 +313,11 @@ def soak(minutes: float, seed: int) -> bool:
             f"{(time.monotonic() - began_s) / 60:.1f} minutes, seed {seed}: {cycles:,} cycles, "
             f"{pins:,} pins, {account.names} guests"
         )
-        for what, count in account.seen.most_common():
-            say(f"  {count:>5,}  {what}")
         if account.broken:
             say("What the service said last:")
             say("\n".join(service.log.splitlines()[-30:]))
         # Here, since a service that does not end with status 0 is an error as well.
-        return verdict(sizes, account.broken, SLACK_FILES)
+        return verdict(account.seen, sizes, account.broken, SLACK_FILES)
 
 
 def main() -> int:

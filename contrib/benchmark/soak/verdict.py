@@ -1,6 +1,7 @@
 """Whether a long run kept all that must be true, and what memory and open files did."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,12 @@ class Size:
         return cls(at, resident_mib(pid), min(files))
 
 
-def verdict(sizes: Sequence[Size], broken: Sequence[str], slack_files: int = 0) -> bool:
-    """Say how memory and files grew and what was broken, and return whether nothing was."""
+def verdict(
+    seen: Counter[str], sizes: Sequence[Size], broken: Sequence[str], slack_files: int = 0
+) -> bool:
+    """Say what happened, how memory and files grew, and what was broken; return whether nothing."""
+    for what, count in seen.most_common():
+        say(f"  {count:>7,}  {what}")
     for size in sizes:
         say(f"after {size.at}: {size.resident_mib:.1f} MiB resident, {size.files} open files")
     problems = list(broken)
