@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
-from vcpusched.model import PPM, CpuSet, Host, Vcpu, VcpuId
+from vcpusched.model import CpuSet, Host, Vcpu, VcpuId
 from vcpusched.plan.planner import Move, Plan, Policy, Stop
 
 Rule = Callable[[Host, Policy], Plan]
@@ -126,7 +126,7 @@ def _plan(start: _Start, targets: Mapping[VcpuId, int], policy: Policy) -> Plan:
                 from_cpus=vcpu.cpus,
                 to_cpus=CpuSet.of([target]),
                 load_ppm=vcpu.load_ppm,
-                reason=f"pCPU {source} was at {start.loads[source] * 100 / PPM:.0f}%",
+                reason="",
             )
         )
     gap_before_ppm, gap_after_ppm = _gap_ppm(start.loads), _gap_ppm(loads)

@@ -13,7 +13,7 @@ Competitors: the kernel alone, every vCPU floating: no pins at all, and a simula
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from plans.rules import RULES, Rule
@@ -24,8 +24,11 @@ from vcpusched.model import Host
 from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.simulate.simulator import Place
 
-AT_ONCE: Final[Mapping[str, object]] = {"half_life": 0, "cooldown": 0}
+SHIPPED: Final[Rules] = HERE.settings().rules()
+AT_ONCE: Final[Rules] = replace(HERE.settings(half_life=0, cooldown=0).rules(), confirm=1)
 """How rules other than ours run: on the loads of the last period, and on all vCPUs each time."""
+
+SINGLE: Final[Rules] = HERE.settings(pin_to="cpu").rules()
 
 
 def stay(host: Host, policy: Policy) -> Plan:
@@ -35,22 +38,15 @@ def stay(host: Host, policy: Policy) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Competitor:
-    """Which rule plans, with which settings other than as shipped, and where vCPUs begin.
+    """Which rule plans, by which settings the scheduler runs, and where vCPUs begin.
 
-    `confirm` is for how many periods an imbalance must last; None: as shipped. Only those that have
-    caches see nodes and caches.
+    Only those that have caches see nodes and caches.
     """
 
     rule: Rule
-    wishes: Mapping[str, object] = field(default_factory=dict)
-    confirm: int | None = None
+    rules: Rules = SHIPPED
     place: Place = Place.RANDOM
     has_caches: bool = False
-
-    def rules(self) -> Rules:
-        """Return the settings for the scheduler."""
-        rules: Rules = HERE.settings(**self.wishes).rules()
-        return rules if self.confirm is None else replace(rules, confirm=self.confirm)
 
 
 OURS: Final = "vcpusched"
@@ -58,12 +54,10 @@ OURS: Final = "vcpusched"
 COMPETITORS: Final[Mapping[str, Competitor]] = {
     "floating, the kernel alone": Competitor(stay, place=Place.FLOATING),
     "fixed random pins": Competitor(stay),
-    **{name: Competitor(rule, AT_ONCE, 1) for name, rule in RULES.items()},
+    **{name: Competitor(rule, AT_ONCE) for name, rule in RULES.items()},
     OURS: Competitor(plan),
     f"{OURS}, pCPUs in caches": Competitor(plan, has_caches=True),
-    f'{OURS}, pCPUs in caches, pin_to = "cpu"': Competitor(
-        plan, {"pin_to": "cpu"}, has_caches=True
-    ),
+    f'{OURS}, pCPUs in caches, pin_to = "cpu"': Competitor(plan, SINGLE, has_caches=True),
 }
 
 
@@ -71,7 +65,7 @@ def with_side(side: Side | None) -> Mapping[str, Competitor]:
     """Return the competitors, and the planner of another commit on single pCPUs, as it shipped."""
     if side is None:
         return COMPETITORS
-    there = Competitor(functools.partial(_by_side, side), {"pin_to": "cpu"})
+    there = Competitor(functools.partial(_by_side, side), SINGLE)
     return {**COMPETITORS, f"{OURS} at {side.name}": there}
 
 

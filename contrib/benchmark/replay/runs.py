@@ -188,7 +188,7 @@ def _run_one(task: Task) -> Result:
     return simulate(
         _workload(chosen, seed),
         Scheduler(decide=competitor.rule),
-        competitor.rules(),
+        competitor.rules,
         place=competitor.place,
         # The simulated pCPUs are all alike.
         topology=_in_caches(chosen.cpus) if competitor.has_caches else None,
