@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run",
         description="Measures vcpusched against other rules, against the proven optimum, and on"
-        " traces. A full run takes half an hour on two slow pCPUs, --quick four minutes.",
+        " traces. contrib/benchmark/run --help says how.",
     )
     parser.add_argument("traces", metavar="TRACES", nargs="?", type=Path, help="folder of traces")
     parser.add_argument("--only", choices=PARTS, help="run one part only")

@@ -94,11 +94,8 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run live",
-        description="Measures real guests that count their own work, in interleaved blocks without"
-        " and with the daemon; or what the daemon reports (accuracy) and costs (cost), and what"
-        " its own trial says (trial)."
-        " The scenarios take about half an hour, --quick 7 minutes; accuracy as long, cost an"
-        " hour, --quick 2 minutes (10 guests of 2 vCPUs alone).",
+        description="Measures real guests without and with the daemon; or what the daemon reports"
+        " and costs, and what its own trial says. contrib/benchmark/run --help says how.",
     )
     parser.add_argument(
         "names",
