@@ -30,6 +30,22 @@ quick_python() {
   fail "there is no Python 3.11 or newer"
 }
 
+# requirements PYTHON EXTRA...: what pyproject.toml in $top asks for, for the extras too, a line each.
+# PyPI has the bindings of libvirt and systemd as sources only, which take a compiler and headers to
+# build: those come with the distribution where they are needed.
+requirements() {
+  "$1" - "$top/pyproject.toml" "${@:2}" <<'PYTHON'
+import sys
+import tomllib
+
+with open(sys.argv[1], "rb") as file:
+    project = tomllib.load(file)["project"]
+extras = project["optional-dependencies"]
+needed = [*project["dependencies"], *(one for name in sys.argv[2:] for one in extras[name])]
+print(*(one for one in needed if not one.startswith(("libvirt", "systemd", "vcpusched"))), sep="\n")
+PYTHON
+}
+
 # bring_packages LOG PACKAGE-OF-DEBIAN=PACKAGE-OF-FEDORA ... : installs those that are missing.
 bring_packages() {
   local log=$1 pair missing=()
