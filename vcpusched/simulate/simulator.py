@@ -260,12 +260,9 @@ class SimulatedHost:
         return number
 
     def _is_back(self, domain: str, vcpu: int, cpus: CpuSet) -> bool:
-        for pin in reversed(self.pins):
-            if pin.period < self.period - BACK_PERIODS:
-                return False
-            if (pin.domain, pin.vcpu, pin.from_cpus) == (domain, vcpu, cpus):
-                return True
-        return False
+        first = self.period - BACK_PERIODS
+        recent = itertools.takewhile(lambda pin: pin.period >= first, reversed(self.pins))
+        return any((pin.domain, pin.vcpu, pin.from_cpus) == (domain, vcpu, cpus) for pin in recent)
 
 
 def simulate(  # noqa: PLR0913  each is a choice of its own

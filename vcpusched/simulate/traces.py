@@ -166,16 +166,25 @@ def generate(
     """
     check_size(vcpu_count, periods)
     chance = random.Random(f"{seed}/guests")  # noqa: S311  chance that can be repeated
-    guests, left, run = list[Guest](), vcpu_count, (periods, period_s, seed)
+    guests, left = list[Guest](), vcpu_count
+
+    def add(size: int, start: int, lasting_s: float) -> None:
+        own = random.Random(f"{seed}/guest/{len(guests)}")  # noqa: S311  chance that can be repeated
+        steps = max(1, min(periods - start, math.ceil(lasting_s / period_s)))
+        weights = shares_of_vcpus(size, own)
+        loads = Profile.drawn(own).loads(own, steps, period_s, start * period_s)
+        parts = [split(round(load * PPM) * size, weights) for load in loads]
+        guests.append(Guest(f"guest{len(guests)}", tuple(zip(*parts, strict=True)), start))
+
     while left > 0:
         size = min(left, _size(chance))
-        guests.append(_guest(len(guests), size, 0, _rest_of_life_s(chance), run))
+        add(size, 0, _rest_of_life_s(chance))
         left -= size
     # As many arrive as end: in the mean life of a guest, as many as there are.
     arrivals_per_period = len(guests) * period_s / _mean_life_s()
     at = chance.expovariate(arrivals_per_period)
     while at < periods:
-        guests.append(_guest(len(guests), _size(chance), int(at), life_s(chance), run))
+        add(_size(chance), int(at), life_s(chance))
         at += chance.expovariate(arrivals_per_period)
     return Workload("made-up guests", cpu_count, periods, tuple(guests), seed)
 
@@ -203,18 +212,6 @@ def _rest_of_life_s(chance: random.Random) -> float:
 def _mean_life_s() -> float:
     pieces = itertools.pairwise(LIVES_H)
     return sum((low + high) / 2 * (upto - below) for (low, below), (high, upto) in pieces) * HOUR_S
-
-
-def _guest(
-    number: int, size: int, start: int, lasting_s: float, run: tuple[int, float, int]
-) -> Guest:
-    periods, period_s, seed = run
-    chance = random.Random(f"{seed}/guest/{number}")  # noqa: S311  chance that can be repeated
-    steps = max(1, min(periods - start, math.ceil(lasting_s / period_s)))
-    weights = shares_of_vcpus(size, chance)
-    loads = Profile.drawn(chance).loads(chance, steps, period_s, start * period_s)
-    parts = [split(round(load * PPM) * size, weights) for load in loads]
-    return Guest(f"guest{number}", tuple(zip(*parts, strict=True)), start)
 
 
 @dataclass(frozen=True, slots=True)
