@@ -19,7 +19,7 @@ import libvirt
 import linux_guest
 from lab import Guest, Lab
 from lab_guest import GuestPlan
-from live.blocks import Timing
+from live.blocks import Timing, account
 from live.scenarios import SETTINGS
 from live.service import Daemon, running
 from service import LIMIT_S, wait_for
@@ -133,7 +133,7 @@ def _read(guest: Guest, report: Report | None, service: Daemon, timing: Timing) 
     time.sleep(timing.rest_s)
     first = report() if report is not None else None
     cycle = service.wait_past(service.cycle)["cycle"]
-    before, usages = _account(guest), []
+    before, usages = account(guest), []
     ends_s = time.monotonic() + timing.measure_s
     while time.monotonic() < ends_s:
         state = service.wait_past(cycle)
@@ -141,18 +141,12 @@ def _read(guest: Guest, report: Report | None, service: Daemon, timing: Timing) 
         vcpus = state["snapshot"]["vcpus"]
         usages.append(sum(vcpu["load"] for vcpu in vcpus if vcpu["domain"] == guest.name))
     run_ns, wait_ns, at_ns = (
-        later - earlier for earlier, later in zip(before, _account(guest), strict=True)
+        later - earlier for earlier, later in zip(before, account(guest), strict=True)
     )
     own = None
     if report is not None and first is not None:
         own = sum(linux_guest.usage_between(first, report()).values())
     return Reading(guest.name, sum(usages) / len(usages), run_ns / at_ns, wait_ns / at_ns, own)
-
-
-def _account(guest: Guest) -> tuple[int, int, int]:
-    """Return how long all vCPUs have run and waited, and when that was read, in ns."""
-    found = [guest.schedstat(vcpu) for vcpu in range(guest.plan.vcpus)]
-    return sum(one.run_ns for one in found), sum(one.wait_ns for one in found), found[0].at_ns
 
 
 def _percent(values: Sequence[float]) -> str:

@@ -167,16 +167,16 @@ def _busy_s(cpus: CpuSet) -> float:
 
 
 def _read(guest: Guest) -> _Reading:
+    work = tuple(guest.work(vcpu) for vcpu in range(guest.plan.vcpus))
+    return _Reading(work, *account(guest))
+
+
+def account(guest: Guest) -> tuple[int, int, int]:
+    """Return how long all vCPUs have run and waited, without quotas, and when that was, in ns."""
     vcpus = range(guest.plan.vcpus)
-    work = tuple(guest.work(vcpu) for vcpu in vcpus)
-    accounts = [guest.schedstat(vcpu) for vcpu in vcpus]
-    return _Reading(
-        work=work,
-        run_ns=sum(account.run_ns for account in accounts),
-        wait_ns=sum(account.wait_ns for account in accounts)
-        - sum(guest.throttled_ns(vcpu) for vcpu in vcpus),
-        at_ns=accounts[0].at_ns,
-    )
+    found = [guest.schedstat(vcpu) for vcpu in vcpus]
+    wait_ns = sum(one.wait_ns for one in found) - sum(map(guest.throttled_ns, vcpus))
+    return sum(one.run_ns for one in found), wait_ns, found[0].at_ns
 
 
 def _got(guest: Guest, before: _Reading, after: _Reading) -> Got:
