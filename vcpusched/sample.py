@@ -150,8 +150,8 @@ class Sample:
     the sample `is_reconciled`.
     """
 
-    topology: Topology
-    domains: tuple[DomainReading, ...]
+    topology: Topology = field(default_factory=lambda: Topology(()))
+    domains: tuple[DomainReading, ...] = ()
     unread: Mapping[DomainUuid, "Unread"] = field(default_factory=dict)
     busy: Busy | None = None
     isolated: CpuSet = NO_CPUS

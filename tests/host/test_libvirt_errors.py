@@ -119,6 +119,6 @@ def test_a_guest_that_cannot_be_read_keeps_its_load() -> None:
     run(scheduler, host, 2)
     host.unread.add("g0")
     cycle = run(scheduler, host, 6)
-    assert [unread.name for unread in cycle.unread] == ["g0"]
+    assert [unread.name for unread in cycle.sample.unread.values()] == ["g0"]
     assert str(host.cpus["g0"]) == "0"
     assert len(host.pins) == 2

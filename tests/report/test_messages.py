@@ -11,7 +11,7 @@ from builders import host, of_caches
 from test_metrics import reported
 
 from vcpusched.act.actuator import Failure
-from vcpusched.act.cycle import Cycle, Unclear
+from vcpusched.act.cycle import Cycle
 from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import Changed
 from vcpusched.host.hypervisor import VanishedError
@@ -19,6 +19,7 @@ from vcpusched.model import DomainUuid
 from vcpusched.plan.planner import Cause, Policy, plan
 from vcpusched.report import messages, snapshot, state_file
 from vcpusched.report.messages import Priority, Service
+from vcpusched.sample import Definition, DomainReading, Sample
 from vcpusched.service.control import Answer
 from vcpusched.service.reporter import Reporter
 from vcpusched.service.state import Ending, State
@@ -113,11 +114,17 @@ def test_guests_that_libvirt_is_asked_about_are_reported_once(tmp_path: Path) ->
     log = io.StringIO()
     settings = Settings.model_validate({})
     names = tuple(f"g{index}" for index in range(7))
+    samples = [
+        Sample(by_libvirt=by_libvirt)
+        for by_libvirt in (
+            {"they are hidden": names},
+            {"they are hidden": names[:2], "else": ("a\nb",)},
+        )
+    ]
     reported(
         Reporter(partial(line_log, log), tmp_path, settings),
         State(SERVICE),
-        Cycled(Cycle(1, 7, by_libvirt={"they are hidden": names})),
-        Cycled(Cycle(2, 3, by_libvirt={"they are hidden": names[:2], "else": ("a\nb",)})),
+        *(Cycled(Cycle(number, 7, sample=sample)) for number, sample in enumerate(samples)),
     )
     output = [line for line in log.getvalue().splitlines() if "through libvirt" in line]
     assert [line.partition("vCPUs of ")[2].partition(": ")[0] for line in output] == [
@@ -182,11 +189,16 @@ def test_a_level_that_is_not_reported_is_said_once(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "state.json").read_text())["untold"] == ""
 
 
-def test_a_wish_that_is_not_understood_is_a_warning() -> None:
-    """It names the domain, and what is wrong; a name cannot forge a line."""
-    entry = messages.unclear_entry(Unclear(DomainUuid("u"), "a\nb", "its metadata says no policy"))
+def test_a_wish_that_is_not_understood_is_a_warning(tmp_path: Path) -> None:
+    """One that names the domain, and what is wrong; a name cannot forge a line."""
+    entries: list[messages.JournalEntry] = []
+    domain = DomainReading(DomainUuid("u"), 1, "a\nb", 0, 0, (), Definition(wish="holdd"))
+    cycled = Cycled(Cycle(1, 1, sample=Sample(domains=(domain,))))
+    reporter = Reporter(entries.append, tmp_path, Settings.model_validate({}))
+    reported(reporter, State(SERVICE), cycled, cycled)
+    (entry,) = [entry for entry in entries if "is held" in entry.message]
     assert entry.priority is Priority.WARNING
-    assert entry.message == "Guest a?b is held, because its metadata says no policy"
+    assert entry.message.startswith('Guest a?b is held, because its metadata says policy="holdd"')
     assert entry.fields == {"VCPUSCHED_DOMAIN": "a\nb", "VCPUSCHED_DOMAIN_UUID": "u"}
 
 

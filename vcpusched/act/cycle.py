@@ -15,13 +15,13 @@ from vcpusched.act.feedback import Effect, Finding, Rest, early
 from vcpusched.act.ledger import Changed
 from vcpusched.act.repairs import objection, repairs, worse_bound
 from vcpusched.act.table import VcpuTable
-from vcpusched.model import CpuSet, DomainUuid, Host, VcpuId
+from vcpusched.model import CpuSet, Host, VcpuId
 from vcpusched.observe.demand import WAITS_PPM
 from vcpusched.observe.intervals import baseline
 from vcpusched.observe.observe import Observed, Smoothing, observe
-from vcpusched.observe.placement_rules import PlacementRules, why_unclear
+from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.plan.planner import Cause, Move, Plan, Policy, Stop, plan
-from vcpusched.sample import Sample, Unread
+from vcpusched.sample import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,6 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Unclear:
-    """A domain that asks for something that nobody understands, and so is held."""
-
-    uuid: DomainUuid
-    name: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class Cycle:
     """What one cycle saw and did.
 
@@ -61,11 +52,9 @@ class Cycle:
     `host` is None in the first cycle, when there are no loads yet. `pinned` are the moves of the
     plan that were made. In a pause or dry run `withheld` counts pins of ours that are not allowed
     any more and stay. `effects` are what came of earlier plans. `at_ns` is the monotonic clock at
-    the sample, and `waits` for which share of the time since the last one vCPUs were kept waiting,
-    in ppm.
-    `left_alone` are the pCPUs that are online and not managed, by the reason. `by_libvirt` names
-    the domains that libvirt was asked about instead of the kernel, by the reason. `refused` says
-    whether a guest or pCPU is in quarantine because it refused a pin.
+    the `sample`, and `waits` for which share of the time since the last one vCPUs were kept
+    waiting, in ppm. `left_alone` are the pCPUs that are online and not managed, by the reason.
+    `refused` says whether a guest or pCPU is in quarantine because it refused a pin.
     """
 
     number: int
@@ -80,13 +69,11 @@ class Cycle:
     withheld: int = 0
     effects: tuple[Effect, ...] = ()
     failures: tuple[Failure, ...] = ()
-    unread: tuple[Unread, ...] = ()
-    unclear: tuple[Unclear, ...] = ()
+    sample: Sample = field(default_factory=Sample)
     lost: str | None = None
     at_ns: int = 0
     waits: Mapping[VcpuId, int] = field(default_factory=dict)
     left_alone: Mapping[str, CpuSet] = field(default_factory=dict)
-    by_libvirt: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refused: bool = False
 
     @property
@@ -257,12 +244,6 @@ def _seen(number: int, sample: Sample, rules: Rules, observed: Observed) -> Cycl
         domains=len(sample.domains) + len(sample.unread),
         confirm=rules.confirm,
         dry_run=rules.dry_run,
-        unread=tuple(sample.unread[uuid] for uuid in sorted(sample.unread)),
-        by_libvirt=sample.by_libvirt,
-        unclear=tuple(
-            Unclear(domain.uuid, domain.name, why)
-            for domain in sample.domains
-            if (why := why_unclear(domain.definition))
-        ),
+        sample=sample,
         left_alone=observed.placement.left_alone,
     )

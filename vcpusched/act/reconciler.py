@@ -25,7 +25,7 @@ from vcpusched.host.hypervisor import (
     PermissionDeniedError,
     VanishedError,
 )
-from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, Topology, VcpuId
+from vcpusched.model import ALL_CPUS, NO_CPUS, CpuSet, DomainUuid, VcpuId
 from vcpusched.plan.planner import Cause, Move
 from vcpusched.sample import Definition, Sample
 
@@ -50,7 +50,7 @@ class Reconciler:
         self.book = book
         self._unseen = set(book.ledger.entries)
         self._began_ns: int | None = None
-        self._sample = Sample(Topology(()), ())
+        self._sample = Sample()
         self._changes: list[Changed] = []
         self._intended: dict[VcpuId, Move] = {}
         """What the file has of moves that were not tried yet; the ledger in memory has none."""

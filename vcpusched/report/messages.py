@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from vcpusched.act.actuator import Failure
-from vcpusched.act.cycle import Cycle, Unclear
+from vcpusched.act.cycle import Cycle
 from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import RESETS_MAX, Changed
 from vcpusched.model import PPM, PPM_PER_POINT, Granularity, Host
@@ -250,10 +250,10 @@ def by_libvirt_entry(domains: Sequence[str], why: str) -> JournalEntry:
     return _entry(f"{text}: {result}", priority=Priority.WARNING)
 
 
-def unclear_entry(unclear: Unclear) -> JournalEntry:
+def unclear_entry(domain: str, uuid: str, why: str) -> JournalEntry:
     """Return the entry on a guest whose policy is not understood."""
-    text = f"Guest {printable(unclear.name)} is held, because {unclear.why}"
-    return _entry(text, priority=Priority.WARNING, DOMAIN=unclear.name, DOMAIN_UUID=unclear.uuid)
+    text = f"Guest {printable(domain)} is held, because {why}"
+    return _entry(text, priority=Priority.WARNING, DOMAIN=domain, DOMAIN_UUID=uuid)
 
 
 def status_line(service: Service) -> str:

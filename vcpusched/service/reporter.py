@@ -17,6 +17,7 @@ from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.cycle import Cycle
 from vcpusched.act.ledger import Changed
 from vcpusched.host.hypervisor import NotRecordedError
+from vcpusched.observe.placement_rules import why_unclear
 from vcpusched.plan.planner import Cause, Policy
 from vcpusched.report import messages, state_file
 from vcpusched.report.lasting import Lasting
@@ -190,17 +191,19 @@ class Reporter:
             self.write(messages.outcome_entry(effect))
         self.planned(cycle, service.settings.policy())
         now_s = time.monotonic()
+        all_unread = cycle.sample.unread.values()
         self._unread_since_s = {
-            unread.name: self._unread_since_s.get(unread.name, now_s) for unread in cycle.unread
+            unread.name: self._unread_since_s.get(unread.name, now_s) for unread in all_unread
         }
-        for unread in cycle.unread:
+        for unread in all_unread:
             if now_s - self._unread_since_s[unread.name] >= MIN_UNREAD_S:
                 self.once(("unread", unread.name), messages.unread_entry(unread.name, unread.why))
-        for why, names in cycle.by_libvirt.items():
+        for why, names in cycle.sample.by_libvirt.items():
             self.once(("by libvirt", why), messages.by_libvirt_entry(names, why))
-        for unclear in cycle.unclear:
-            cause = ("wish", unclear.uuid, unclear.why)
-            self.once(cause, messages.unclear_entry(unclear))
+        for domain in cycle.sample.domains:
+            if why := why_unclear(domain.definition):
+                entry = messages.unclear_entry(domain.name, domain.uuid, why)
+                self.once(("wish", domain.uuid, why), entry)
         if unreported := service.unreported:
             self.once(("unreported", unreported), JournalEntry(Priority.WARNING, unreported))
 
