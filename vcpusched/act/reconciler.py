@@ -214,13 +214,12 @@ class Reconciler:
 
         Of some domains or of all. Each cycle tries to remove it.
         """
-        ledger = self.book.ledger
-        pinned = {vcpu.uuid for vcpu, _entry, _record in ledger.pins()}
+        wanted = self._running if uuids is None else uuids
         return [
             entry.name
-            for uuid, entry in sorted(ledger.entries.items())
-            if entry.marked and uuid not in pinned and uuid in self._running
-            if uuids is None or uuid in uuids
+            for uuid, entry in sorted(self.book.ledger.entries.items())
+            if uuid in wanted and entry.marked
+            if not any(record.is_ours for record in entry.records.values())
         ]
 
     def release(self, uuids: Collection[DomainUuid] | None = None) -> list[str]:

@@ -39,10 +39,13 @@ def carry_out(
         reconciler.settle(on_event, rests=True)  # what is not asked for is left as it is
         names = {domain.uuid: domain.name for domain in sample.domains}
         names |= {uuid: unread.name for uuid, unread in sample.unread.items()}
-        wanted, unknown = _named(names, request.domains)
+        by_name = {name: uuid for uuid, name in names.items()}
+        asked = dict.fromkeys(by_name.get(name, DomainUuid(name)) for name in request.domains)
+        unknown = [printable(name) for name in asked if name not in names]
         if unknown:
-            problems = [f"{printable(name)}: no such guest is running" for name in unknown]
+            problems = [f"{name}: no such guest is running" for name in unknown]
             return Answer(exits.USAGE, problems=tuple(problems))
+        wanted = list(asked) or None
         if request.verb is Verb.RELEASE:
             return _released(reconciler, wanted, names)
         hold = request.verb is Verb.RESTORE and (beside_service or wanted is not None)
@@ -62,24 +65,6 @@ def carry_out(
     if wanted is None and (elsewhere := reconciler.book.elsewhere()):
         left.append(elsewhere)
     return _restored(events, wanted, names, left, hold=hold)
-
-
-def _named(
-    names: dict[DomainUuid, str], domains: Sequence[str]
-) -> tuple[list[DomainUuid] | None, list[str]]:
-    """Return the UUIDs of domains named by name or UUID (None: of all), and unknown names."""
-    if not domains:
-        return None, []
-    by_name = {name: uuid for uuid, name in names.items()}
-    found, unknown = [], []
-    for domain in dict.fromkeys(domains):
-        if domain in by_name:
-            found.append(by_name[domain])
-        elif domain in names:
-            found.append(DomainUuid(domain))
-        else:
-            unknown.append(domain)
-    return found, unknown
 
 
 def _released(
@@ -102,19 +87,16 @@ def _restored(
 ) -> Answer:
     lines, problems = [], []
     for event in events:
+        move = event.move
         if isinstance(event, Changed):
             lines.append(changed_entry(event).message)
+            if event.missing:
+                name = printable(move.domain)
+                problems.append(f"{name}: what is missing stays recorded for the next restore")
         elif event.kind is VanishedError:
-            lines.append(
-                f"{vcpu_text(event.move.vcpu.vcpu, event.move.domain)} has ended meanwhile"
-            )
+            lines.append(f"{vcpu_text(move.vcpu.vcpu, move.domain)} has ended meanwhile")
         else:
             problems.append(failure_entry(event).message)
-    short = [event.move.domain for event in events if isinstance(event, Changed) and event.missing]
-    problems += [
-        f"{printable(name)}: what is missing stays recorded for the next restore"
-        for name in dict.fromkeys(short)
-    ]
     problems += left
     moved = {event.move.vcpu.uuid for event in events}
     for uuid in wanted or ():
@@ -126,4 +108,5 @@ def _restored(
         lines.append("No vCPU is pinned by vcpusched.")
     if hold and wanted is None:
         lines.append('All guests are held until "vcpusched release", because the service runs.')
-    return Answer(exits.FAILURE if problems else exits.OK, tuple(lines), tuple(problems))
+    status = exits.FAILURE if problems else exits.OK
+    return Answer(status, tuple(lines), tuple(dict.fromkeys(problems)))
