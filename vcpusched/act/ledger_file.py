@@ -48,7 +48,7 @@ class _RecordPart(_Part):
     affinity: _Affinity
     original: _Affinity | None = None
     pending: _Affinity | None = None
-    held: Hold | None = Field(None, strict=False)
+    held: Hold | None = None
     resets: int = Field(0, ge=0, le=RESETS_MAX)
 
 
@@ -78,12 +78,7 @@ class LedgerError(ValueError):
 def parse(text: str) -> Ledger:
     """Read a ledger. Raises LedgerError for anything else."""
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        what = "nested too deeply" if isinstance(error, RecursionError) else f"not JSON: {error}"
-        raise LedgerError(what) from None
-    try:
-        part = _LedgerPart.model_validate(raw)
+        part = _LedgerPart.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         message = first["msg"].removeprefix("Value error, ")
