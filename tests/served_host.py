@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 from builders import MemoryHost
 
@@ -73,9 +74,9 @@ def main() -> int:
         reload=lambda: settings,
         open_session=session,
         directory=run_directory.locate(),
-        restore_timeout_s=LIMIT_S,
     )
-    return daemon.serve(orders, systemd.choose_log())
+    with patch.object(daemon, "RESTORE_TIMEOUT_S", LIMIT_S):
+        return daemon.serve(orders, systemd.choose_log())
 
 
 if __name__ == "__main__":

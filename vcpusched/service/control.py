@@ -48,7 +48,7 @@ DURATION_MAX_S: Final = 366 * 86_400
 YEAR_MAX: Final = 9000
 """Some clocks of the world cannot show the last days of the year 9999."""
 
-NUMBER_LENGTH_MAX: Final = 9
+_DURATION: Final = re.compile(r"([0-9]{1,8})([smhd])")
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -254,11 +254,10 @@ def end_pause(directory: Path) -> bool:
 
 def seconds_of(option: str, text: str) -> float:
     """Return the seconds in the time that an option gives, such as 30m. Raises Refusal."""
-    number, unit = text[:-1], text[-1:]
-    if number.isascii() and number.isdigit() and len(number) < NUMBER_LENGTH_MAX:
-        seconds = int(number) * _UNITS_S.get(unit, 0)
-        if 0 < seconds <= DURATION_MAX_S:
-            return float(seconds)
+    found = _DURATION.fullmatch(text)
+    seconds = int(found[1]) * _UNITS_S[found[2]] if found is not None else 0
+    if 0 < seconds <= DURATION_MAX_S:
+        return float(seconds)
     wanted = "must be a time such as 90s, 30m, 2h or 1d, up to 366d"
     raise exits.Refusal(exits.USAGE, f"{option}: {printable(text)!r} is not allowed: {wanted}")
 

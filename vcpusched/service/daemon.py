@@ -81,8 +81,7 @@ class Orders:
     """How to run: what the command line says beside the settings.
 
     `reload` reads the settings anew (raises ConfigError); `open_session` connects to a URI, read
-    only where asked to (raises HypervisorError). A stop that restores goes on for
-    `restore_timeout_s` seconds without getting on.
+    only where asked to (raises HypervisorError).
     """
 
     settings: Settings
@@ -91,7 +90,6 @@ class Orders:
     directory: Path
     once: bool = False
     exit_when_idle: bool = False
-    restore_timeout_s: float = RESTORE_TIMEOUT_S
 
 
 def serve(orders: Orders, log: systemd.Log) -> int:
@@ -253,7 +251,7 @@ class _Daemon:
         if not state.stop.restores:
             return False
         is_at_work = state.phase is Phase.AT_WORK
-        timeout_s = self._orders.restore_timeout_s if is_at_work else STOP_CONNECT_TIMEOUT_S
+        timeout_s = RESTORE_TIMEOUT_S if is_at_work else STOP_CONNECT_TIMEOUT_S
         if now_s - state.stop.progress_s > timeout_s:
             self._become(replace(state, stop=state.stop.given_up("libvirt does not answer")))
             return False
