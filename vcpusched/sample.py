@@ -170,6 +170,12 @@ class Sample:
         """Return the pCPUs that there are, online or not."""
         return self.online | self.offline
 
+    @property
+    def at_ns(self) -> int:
+        """Return when the host was read: its last guest, or without any its pCPUs."""
+        idle_ns = self.busy.at_ns if self.busy is not None else 0
+        return max((domain.at_ns for domain in self.domains), default=idle_ns)
+
     def affinity(self, vcpu: VcpuId) -> CpuSet | None:
         """Return the affinity of a vCPU, None where it was not read."""
         for domain in self.domains:

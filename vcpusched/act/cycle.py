@@ -126,7 +126,15 @@ class Scheduler:
         before, self._before = self._before, baseline(self._before, sample)
         observed = observe(before, sample, self._observed, rules.smoothing, rules.placement_rules)
         self._observed = observed
-        seen = _seen(self._number, sample, rules, observed)
+        seen = Cycle(
+            self._number,
+            len(sample.domains) + len(sample.unread),
+            confirm=rules.confirm,
+            dry_run=rules.dry_run,
+            sample=sample,
+            at_ns=sample.at_ns,
+            left_alone=observed.placement.left_alone,
+        )
 
         def note(event: Event) -> None:
             self._table.note(event, seen.number, seen.at_ns)
@@ -233,17 +241,3 @@ class Scheduler:
         is_at_rest = not (found.moves or found.balanced)
         self._rest = Rest(host, policy, now_ns, found) if is_at_rest else None
         return found
-
-
-def _seen(number: int, sample: Sample, rules: Rules, observed: Observed) -> Cycle:
-    """Return the cycle with what is said of it before anything is planned."""
-    idle_ns = sample.busy.at_ns if sample.busy is not None else 0
-    return Cycle(
-        number=number,
-        at_ns=max((domain.at_ns for domain in sample.domains), default=idle_ns),
-        domains=len(sample.domains) + len(sample.unread),
-        confirm=rules.confirm,
-        dry_run=rules.dry_run,
-        sample=sample,
-        left_alone=observed.placement.left_alone,
-    )

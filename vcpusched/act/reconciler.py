@@ -5,7 +5,6 @@ sampled with the ledger (`comparison`), and lets a pin pass once ledger and mark
 writes and pins nothing. It reads no clock.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -81,8 +80,8 @@ class Reconciler:
         }
         self._unseen -= {domain.uuid for domain in sample.domains}
         if self._began_ns is None and sample.domains:
-            self._began_ns = self._now_ns
-        if self._began_ns is not None and self._now_ns - self._began_ns >= FIND_NS:
+            self._began_ns = sample.at_ns
+        if self._began_ns is not None and sample.at_ns - self._began_ns >= FIND_NS:
             self._unseen &= set(sample.unread)
         return found.sample
 
@@ -92,9 +91,9 @@ class Reconciler:
 
     def _definitions(self, uuids: Iterable[DomainUuid]) -> dict[DomainUuid, Definition]:
         """Read those of some, in turn: a slice that is narrowed makes all its guests unclear."""
-        definitions, order = {}, sorted(uuids)
-        turn = bisect_right(order, self._last_asked)
-        for uuid in (order[turn:] + order[:turn])[:ASKED_MAX]:
+        definitions = {}
+        in_turn = sorted(uuids, key=lambda uuid: (uuid <= self._last_asked, uuid))
+        for uuid in in_turn[:ASKED_MAX]:
             self._last_asked = uuid
             try:
                 definitions[uuid] = self._hypervisor.definition(uuid)
@@ -112,7 +111,7 @@ class Reconciler:
         changes, self._changes = self._changes, []
         for changed in changes:
             on_event(changed)
-        now_ns = self._now_ns
+        now_ns = self._sample.at_ns
         if self._saved_ns is None:
             self._saved_ns = now_ns
         if self.book.is_stale or now_ns - self._saved_ns >= SAVE_NS:
@@ -232,10 +231,6 @@ class Reconciler:
         }
         self.book.save(ledger.holding(held, held=False))
         return list(held.values())
-
-    @property
-    def _now_ns(self) -> int:
-        return max((domain.at_ns for domain in self._sample.domains), default=0)
 
     @property
     def _running(self) -> set[DomainUuid]:
