@@ -111,12 +111,14 @@ def test_a_request_that_is_taken_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x", "a" * 200, "1\n2", "..", "1 2"])
-def test_odd_names_are_not_answered(tmp_path: Path, name: str) -> None:
-    """The name of the answer's file is made of them."""
+def test_odd_names_are_answered_where_they_asked(tmp_path: Path, name: str) -> None:
+    """The name of the answer's file is made of them, and leads nowhere else."""
     text = json.dumps({"verb": "restore", "domains": []})
     (tmp_path / f"request-{name}.json").write_text(text)
-    assert list(control.take(tmp_path)) == []
-    assert list(tmp_path.iterdir()) == []
+    inbox = control.Inbox(tmp_path, lambda *warning: pytest.fail(str(warning)))
+    assert inbox.take() == Request(Verb.RESTORE)
+    inbox.answer(Answer(exits.OK))
+    assert [path.name for path in tmp_path.iterdir()] == [f"answer-{name}.json"]
 
 
 def test_whatever_the_permissions(tmp_path: Path) -> None:

@@ -36,9 +36,6 @@ ANSWER_TIMEOUT_S: Final = 120.0
 POLL_S: Final = 0.05
 REQUEST_SIZE_MAX: Final = 1 << 20
 
-_NAME: Final = re.compile(r"[0-9a-f]{1,64}")
-"""What a request may call itself: the answer's name is made of it."""
-
 PAUSE: Final = "pause"
 PAUSE_SIZE_MAX: Final = 4096
 LEASE: Final = "trial "
@@ -138,7 +135,7 @@ def take(directory: Path) -> Iterator[tuple[str, Request]]:
             path.unlink()
         except (FileNotFoundError, IsADirectoryError):
             continue  # the verb took it back, or it is no request
-        if request is not None and age_s <= ANSWER_TIMEOUT_S and _NAME.fullmatch(name):
+        if request is not None and age_s <= ANSWER_TIMEOUT_S:
             yield name, request
 
 

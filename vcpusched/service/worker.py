@@ -150,13 +150,11 @@ class Worker:
     def take(self) -> list[Outcome]:
         """Take the outcomes since the last call, without waiting: once abandoned, events."""
         taken: list[Outcome] = []
-        while True:
-            try:
-                outcome = self._outcomes.get_nowait()
-            except queue.Empty:
-                return taken
+        while not self._outcomes.empty():  # nobody else takes any
+            outcome = self._outcomes.get()
             if isinstance(outcome, Changed | Failure) or not self._book.is_closed:
                 taken.append(outcome)
+        return taken
 
     def join(self, timeout_s: float = 0.0) -> bool:
         """Wait for the thread to end; return whether it did."""
