@@ -458,15 +458,15 @@ def test_a_lock_that_is_a_pipe(tmp_path: Path) -> None:
 
 def test_the_lock_is_for_one(tmp_path: Path) -> None:
     """A second holder learns who the first is; a check from outside changes nothing."""
-    assert not run_directory.is_locked(tmp_path)
+    assert not run_directory.lives(tmp_path)
     with run_directory.locked(tmp_path):
-        assert run_directory.is_locked(tmp_path)
+        assert run_directory.lives(tmp_path)
         with (
             pytest.raises(run_directory.AlreadyRunningError, match=f"process {os.getpid()}"),
             run_directory.locked(tmp_path),
         ):
             pass
-    assert not run_directory.is_locked(tmp_path)
+    assert not run_directory.lives(tmp_path)
 
 
 def test_the_lock_is_nobody_elses(tmp_path: Path) -> None:

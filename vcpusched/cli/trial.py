@@ -146,7 +146,7 @@ def _pass(
         advance(round(min(left_s, LOOK_S)))
         if not (control.read_pause(lease.directory) is None if balances else lease.renew()):
             raise _BrokenOffError("someone else paused or resumed the service")
-        if not run_directory.is_locked(lease.directory):
+        if not run_directory.lives(lease.directory):
             raise _BrokenOffError("the service ended")
 
 

@@ -82,13 +82,13 @@ def ask(directory: Path, request: Request) -> Answer | None:
     """
     name = uuid.uuid4().hex
     question, answer = directory / f"request-{name}.json", directory / f"answer-{name}.json"
-    if not run_directory.is_locked(directory):
+    if not run_directory.lives(directory):
         return None
     run_directory.replace_file(question, json.dumps({"version": 1, **asdict(request)}))
     deadline_s = time.monotonic() + ANSWER_TIMEOUT_S
     try:
         while time.monotonic() < deadline_s:
-            is_alive = run_directory.is_locked(directory)  # first: it answers, then it ends
+            is_alive = run_directory.lives(directory)  # first: it answers, then it ends
             if os.path.lexists(answer):
                 return _answered(answer)
             if not is_alive:

@@ -5,7 +5,6 @@ Rule: files only; what is in them is for others to know.
 
 import contextlib
 import fcntl
-import functools
 import json
 import os
 import stat
@@ -99,8 +98,11 @@ def holder(directory: Path) -> int | None:
         return None
 
 
-def is_locked(directory: Path) -> bool:
-    """Return whether a daemon lives, where the lock may be opened. Raises RunDirectoryError."""
+def lives(directory: Path) -> bool:
+    """Return whether a daemon lives. Needs no privilege. Raises RunDirectoryError.
+
+    The lock is certain; where it may not be opened, the process that wrote the state says so.
+    """
     path = directory / LOCK
     try:
         with _opened(path, os.O_RDONLY | os.O_NONBLOCK) as lock:
@@ -109,22 +111,11 @@ def is_locked(directory: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    except PermissionError:
+        return _is_process(*_writer(directory))
     except OSError as error:
         raise RunDirectoryError(f"{path}: cannot be read: {error.strerror}") from error
     return False
-
-
-def lives(directory: Path) -> bool:
-    """Return whether a daemon lives. Needs no privilege. Raises RunDirectoryError.
-
-    The lock is certain; where it may not be opened, the process that wrote the state says so.
-    """
-    try:
-        return is_locked(directory)
-    except RunDirectoryError as error:
-        if isinstance(error.__cause__, PermissionError):
-            return _is_process(*_writer(directory))
-        raise
 
 
 @contextlib.contextmanager
@@ -183,7 +174,8 @@ def read_file(path: Path, size_max: int = SIZE_MAX) -> str:
 
 def write_state(directory: Path, state: Mapping[str, Any]) -> None:
     """Replace the state file, and say which process wrote it. Raises OSError."""
-    written = {**state, "pid": os.getpid(), "process_start": _own_start()}
+    pid = os.getpid()
+    written = {**state, "pid": pid, "process_start": _process_start(pid)}
     replace_file(directory / STATE, json.dumps(written, separators=(",", ":")) + "\n")
 
 
@@ -232,11 +224,6 @@ def _is_process(pid: int, start: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     return True
-
-
-@functools.cache  # written in each cycle
-def _own_start() -> int:
-    return _process_start(os.getpid())
 
 
 def _process_start(pid: int) -> int:
