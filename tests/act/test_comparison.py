@@ -223,6 +223,18 @@ def test_an_offline_pcpu_belongs_to_the_original(
     assert of(pinned(ledger, 2))[1] == original
 
 
+@pytest.mark.parametrize(("stated", "books"), [("", "0-7"), ("", "4-7"), ("4-7", "4-7")])
+def test_an_offline_pcpu_belongs_to_what_a_person_sets(stated: str, books: str) -> None:
+    """To several pCPUs, one of which is offline just then."""
+    before, after = (definition(stated, each) for each in ("5", books))
+    ledger, causes = seen(
+        *(sample(at_s, "5", "5", defined=before) for at_s in (0, 11)),
+        sample(20, books.replace("7", "6"), "5", defined=after, offline="7"),
+    )
+    assert causes == [Cause.POOLED]
+    assert of(pinned(ledger, 6))[1] == books
+
+
 def test_resets_count_within_an_hour() -> None:
     """Once a month a pin is made again, for ever; four times within an hour are too often."""
     booked, anywhere, pin = definition(books="2"), CpuSet.parse("0-7"), CpuSet.of([2])
@@ -270,6 +282,18 @@ def test_a_cpuset_that_cuts_a_set_is_nobodys_pin(*, ours: bool) -> None:
     found = reconcile(first, cut, {UUID})
     assert found.changes == ()
     assert of(found.ledger) == (("5-7", "4-7", "") if ours else ("4-7", "", ""))
+
+
+def test_a_cpuset_that_widens_is_nobodys_pool() -> None:
+    """Nor does it make the original narrower, in the minute in which it is not known of."""
+    cut, wider = (
+        dataclasses.replace(definition(books="0-7"), cpuset=CpuSet.parse(cpus))
+        for cpus in ("2-5", "2-6")
+    )
+    first, _causes = seen(*(sample(at_s, "2-5", defined=cut) for at_s in (0, 11)))
+    assert reconcile(first, sample(20, "2-6", defined=cut)).unclear == {UUID}
+    found = reconcile(first, sample(20, "2-6", defined=wider), {UUID})
+    assert (found.changes, of(found.ledger)) == ((), ("0-7", "", ""))
 
 
 def test_libvirts_counters_are_no_new_run() -> None:

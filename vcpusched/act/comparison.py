@@ -94,7 +94,7 @@ def reconcile(
                 continue
             if known is not None and not known.is_ours and _fell(entry, reading):
                 known = None
-            found = _followed(known, domain, reading, sample, shown, is_asked=is_asked)
+            found = _followed(known, domain, reading, sample, is_asked=is_asked)
             records[reading.vcpu] = found.record
             annotated = _annotated(reading, entry, found.record, is_undone=found.is_undone)
             if found.is_unclear:
@@ -176,12 +176,11 @@ def _fell(before: Entry, reading: VcpuReading) -> bool:
     return reading.run_ns < before.runs_ns.get(reading.vcpu, 0) - FALL_NS
 
 
-def _followed(  # noqa: PLR0913  all that is known of one vCPU
+def _followed(
     known: Record | None,
     domain: DomainReading,
     reading: VcpuReading,
     sample: Sample,
-    shown: CpuSet,
     *,
     is_asked: bool,
 ) -> _Found:
@@ -193,7 +192,7 @@ def _followed(  # noqa: PLR0913  all that is known of one vCPU
         known = _first(domain, reading, sample, known.young_ns, pin)
         if known.young_ns or not known.is_ours:
             return _Found(known)
-    return _compared(known, domain, reading, shown, is_asked=is_asked)
+    return _compared(known, domain, reading, sample, is_asked=is_asked)
 
 
 def _first(
@@ -243,10 +242,11 @@ def _whole(affinity: CpuSet, named: Iterable[CpuSet], sample: Sample, cpuset: Cp
 
 
 def _compared(
-    record: Record, domain: DomainReading, reading: VcpuReading, online: CpuSet, *, is_asked: bool
+    record: Record, domain: DomainReading, reading: VcpuReading, sample: Sample, *, is_asked: bool
 ) -> _Found:
     """Compare where a vCPU was left with where it is."""
     definition, now = domain.definition, reading.affinity
+    online = sample.online & definition.cpuset
     if record.pending is not None and now == record.pending & online:
         return _Found(settled(replace(record, affinity=record.pending, pending=None)))
     left = record.affinity & online
@@ -257,15 +257,15 @@ def _compared(
     # its definition names, and it was a person who pinned it to one.
     if is_left or not (left or is_pin):
         return _Found(_doubted(record, domain.at_ns))
-    books = definition.booked.get(reading.vcpu) if is_asked else None
+    books = definition.booked.get(reading.vcpu, stated)
     widened = bool(left) and len(now) > len(left) and (record.is_ours or record.held is not None)
-    if (widened and books is None) or (now.is_within(left) and not is_asked):
+    if not is_asked and (len(now) > 1 or now.is_within(left)):
         return _Found(record, is_unclear=True)
-    if widened and books is not None and (found := _reset(record, books, domain.at_ns)):
+    if widened and (found := _reset(record, books, domain.at_ns)):
         return found
     if is_pin:
         return _Found(Record(now, held=Hold.PINNED), Cause.PINNED)
-    return _Found(Record(now), Cause.POOLED)
+    return _Found(Record(_whole(now, (books, stated), sample, definition.cpuset)), Cause.POOLED)
 
 
 def _reset(record: Record, books: CpuSet, at_ns: int) -> _Found | None:
