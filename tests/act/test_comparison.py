@@ -235,6 +235,16 @@ def test_an_offline_pcpu_belongs_to_what_a_person_sets(stated: str, books: str) 
     assert of(pinned(ledger, 6))[1] == books
 
 
+def test_a_pin_that_is_all_of_the_original_that_is_online_is_ours() -> None:
+    """A guest wakes with it: the original is known once the rest of it is back."""
+    wakes = definition("5-7", books="5-6", origin={0: Origin(CpuSet.parse("5-7"))})
+    ledger, causes = seen(
+        *(sample(at_s, "5-6", defined=wakes, offline="7") for at_s in (0, 11)),
+        sample(20, "5-6", defined=wakes),
+    )
+    assert (of(ledger), causes) == (("5-6", "5-7", ""), [])
+
+
 def test_resets_count_within_an_hour() -> None:
     """Once a month a pin is made again, for ever; four times within an hour are too often."""
     booked, anywhere, pin = definition(books="2"), CpuSet.parse("0-7"), CpuSet.of([2])

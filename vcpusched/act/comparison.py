@@ -211,7 +211,7 @@ def _first(
     stated = definition.allowed.get(reading.vcpu, ALL_CPUS)
     books = definition.booked.get(reading.vcpu, stated)
     record = Record(
-        _whole(reading.affinity, (stated, books), sample, definition.cpuset),
+        _whole(reading.affinity, (books, stated), sample, definition.cpuset),
         young_ns=since_ns if domain.at_ns - since_ns < YOUNG_NS else 0,
     )
     origin = definition.origin.get(reading.vcpu)
