@@ -684,6 +684,22 @@ def test_restored_guests_are_held_until_released(tmp_path: Path) -> None:
     assert not reading(later, host, name).held
 
 
+@pytest.mark.parametrize("asked", [("g1",), ()])
+def test_a_guest_that_was_never_read_is_not_said_to_be_held(
+    asked: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Nobody knows yet which run of it there is: asked again, once it is read, it is held."""
+    host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
+    kept, request = keeper(host, tmp_path), Request(Verb.RESTORE, asked)
+    host.unread = {"g1"}
+    answer = carry_out(kept, request, beside_service=True)
+    assert answer.problems == ("g1: it cannot be read yet, so it is not held; try again",)
+    assert (answer.status, any("g1" in line for line in answer.lines)) == (1, False)
+    host.unread.clear()
+    assert carry_out(kept, request, beside_service=True).status == 0
+    assert reading(kept, host, "g1").held
+
+
 def test_libvirtd_gives_ids_anew(tmp_path: Path) -> None:
     """After its restart a guest with more CPU time is the same one, whatever its id."""
     host, _kept, _scheduler, name, _changes = balanced(tmp_path)

@@ -62,9 +62,16 @@ def carry_out(
         f"{printable(name)}: our mark in its metadata could not be removed; try again"
         for name in reconciler.still_marked(wanted)
     ]
+    known = reconciler.book.ledger.entries
+    left += [
+        f"{printable(names[uuid])}: it cannot be read yet, so it is not held; try again"
+        for uuid in wanted or names
+        if hold and uuid not in known
+    ]
     if wanted is None and (elsewhere := reconciler.book.elsewhere()):
         left.append(elsewhere)
-    return _restored(events, wanted, names, left, hold=hold)
+    held = wanted and [uuid for uuid in wanted if uuid in known]
+    return _restored(events, held, names, left, hold=hold)
 
 
 def _released(
