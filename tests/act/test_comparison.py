@@ -306,6 +306,15 @@ def test_a_cpuset_that_widens_is_nobodys_pool() -> None:
     assert (found.changes, of(found.ledger)) == ((), ("0-7", "", ""))
 
 
+def test_a_cpuset_that_leaves_one_pcpu_is_nobodys_pin() -> None:
+    """The kernel takes the guest there, off our pin, which is outside."""
+    first, _causes = seen(*(sample(at_s, "0-7", "0-7") for at_s in (0, 11)))
+    narrowed = dataclasses.replace(definition(books="6"), cpuset=CpuSet.of([3]))
+    assert reconcile(pinned(first, 6), sample(20, "3", "0-7")).unclear == {UUID}
+    found = reconcile(pinned(first, 6), sample(20, "3", "3", defined=narrowed), {UUID})
+    assert (found.changes, of(found.ledger)) == ((), ("6", "0-7", ""))
+
+
 def test_libvirts_counters_are_no_new_run() -> None:
     """They count in steps: a guest that the kernel hides from now on keeps what is known of it."""
     first, _causes = seen(*(sample(second, "0-7", "0-7") for second in (0.0, 11.0)))

@@ -257,10 +257,10 @@ def _compared(
     # its definition names, and it was a person who pinned it to one.
     if is_left or not (left or is_pin):
         return _Found(_doubted(record, domain.at_ns))
+    if not is_asked:
+        return _Found(record, is_unclear=True)
     books = definition.booked.get(reading.vcpu, stated)
     widened = bool(left) and len(now) > len(left) and (record.is_ours or record.held is not None)
-    if not is_asked and (len(now) > 1 or now.is_within(left)):
-        return _Found(record, is_unclear=True)
     if widened and (found := _reset(record, books, domain.at_ns)):
         return found
     if is_pin:
