@@ -14,7 +14,7 @@ import pytest
 from builders import MemoryHost
 from watched import NAMES, Watched, balanced, keeper, reading, run, vcpu, why
 
-from vcpusched.act.comparison import UNSEEN_NS_MAX, YOUNG_NS
+from vcpusched.act.comparison import UNCLEAR, UNSEEN_NS_MAX, YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book, parse
@@ -416,6 +416,32 @@ def test_a_restore_after_a_pin_of_someone_else(tmp_path: Path) -> None:
     assert set(given.values()) == {""}
     assert host.cpus.pop(hand) == CpuSet.of([free])
     assert set(map(str, host.cpus.values())) == {"0"}
+
+
+class MuteHost(MemoryHost):
+    """A host whose guests' definitions cannot be read while it is mute."""
+
+    is_mute = False
+
+    def definition(self, uuid: DomainUuid) -> Definition:
+        """Give a guest's definition, or not."""
+        if self.is_mute:
+            raise HypervisorError("timeout")
+        return super().definition(uuid)
+
+
+def test_a_restore_leaves_what_nobody_knows_who_pinned(tmp_path: Path) -> None:
+    """Another's single pCPU was sampled, and the definition could not be read since."""
+    host = MuteHost(4, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))
+    kept = keeper(host, tmp_path)
+    run(kept, host, Scheduler(), 4)
+    hand, _cpus = host.pins[0]
+    free = next(cpu for cpu in (1, 2, 3) if host.cpus[hand] != CpuSet.of([cpu]))
+    host.cpus[hand], host.is_mute = CpuSet.of([free]), True
+    assert reading(kept, host, hand).held == UNCLEAR
+    given = {one.move.domain: why(one) for one in kept.restore()}
+    assert given[hand] == f"someone else has just pinned it to pCPU {free}"
+    assert host.cpus[hand] == CpuSet.of([free])
 
 
 def test_who_rests_makes_no_pin_again(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class Reconciler:
         self._unseen = set(book.ledger.entries)
         self._began_ns: int | None = None
         self._sample = Sample()
+        self._unclear = frozenset[DomainUuid]()
         self._changes: list[Changed] = []
         self._intended: dict[VcpuId, Move] = {}
         """What the file has of moves that were not tried yet; the ledger in memory has none."""
@@ -72,7 +73,7 @@ class Reconciler:
             found = self._reconciled(replace(sample, domains=tuple(domains)), definitions)
         self.book.ledger = found.ledger
         self._changes += found.changes
-        self._sample = found.sample
+        self._sample, self._unclear = found.sample, found.unclear
         self._marks = {uuid: self._marks.get(uuid, {}) for uuid in sample.unread} | {
             domain.uuid: domain.definition.origin
             for domain in sample.domains
@@ -285,8 +286,8 @@ class Reconciler:
         if before.pending is not None:
             known.add(before.pending & self._sample.online)
         # Where pCPUs are offline what was seen differs from all that is known. A single pCPU that
-        # a young vCPU is on may be a person's choice.
-        if not (before.young_ns and len(now) == 1):
+        # a young vCPU is on may be a person's choice, and one of which nobody knows whose it is.
+        if len(now) > 1 or not (before.young_ns or vcpu.uuid in self._unclear):
             known.add(self._sample.affinity(vcpu))
         if now in known:
             return
