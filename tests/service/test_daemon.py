@@ -125,6 +125,23 @@ def test_a_stop_during_a_request(service: Served) -> None:
     assert "Pins are left" not in service.log
 
 
+def test_a_pause_ends_the_plan_under_way(tmp_path: Path) -> None:
+    """The first of its two pins hangs in libvirt meanwhile: that one is made, the other is not."""
+    (tmp_path / "hang").touch()
+    service = Served(tmp_path)
+    try:
+        service.wait((tmp_path / "hangs").exists)
+        service.ask("pause").communicate(timeout=LIMIT_S)
+        time.sleep(daemon.REQUESTS_S + 0.5)
+        (tmp_path / "hang").unlink()
+        service.wait(lambda: service.cycle > 4)
+        assert len(service.pins) == 1
+        service.ask("resume").communicate(timeout=LIMIT_S)
+        service.wait(lambda: len(service.pins) == 2)
+    finally:
+        service.close()
+
+
 def test_a_stop_that_would_never_end(service: Served) -> None:
     """The first affinity restored hangs in libvirt: the stop ends, and the ledger has it all."""
     before = originals(service)

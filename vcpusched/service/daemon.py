@@ -138,6 +138,8 @@ class _Daemon:
             if exit_status is not None and not self._goes_on(now_s):
                 return exit_status
             self._become(self._state.paused(control.read_pause(self._orders.directory)))
+            if self._state.service.paused is not None:
+                self._worker.end_plans()
             self._serve_requests(now_s)
             act, due_s = min(self._deadlines().items(), key=lambda item: item[1])
             if due_s <= now_s:

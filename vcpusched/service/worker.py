@@ -118,6 +118,7 @@ class Worker:
 
     def cycle(self, rules: Rules) -> None:
         """Begin a cycle; ends in Cycled or Lost, after an `Event` for each move."""
+        self._plans_end.clear()
         self._jobs.put(lambda: self._do_cycle(rules))
 
     def check(self) -> None:
@@ -129,7 +130,7 @@ class Worker:
         self._jobs.put(lambda: self._do_request(request, beside_service=beside_service))
 
     def end_plans(self) -> None:
-        """Have no further pin made by a plan, neither by that under way nor by others."""
+        """Have no further pin made by the plan under way."""
         self._plans_end.set()
 
     def has_pins(self) -> bool:
