@@ -932,6 +932,25 @@ def test_a_pin_made_again_without_offline_pcpus_is_marked(tmp_path: Path) -> Non
     assert CpuSet.of([1]) in pins[1]
 
 
+def test_a_pin_made_again_without_offline_pcpus_stays_ours(tmp_path: Path) -> None:
+    """Once they are back, too: it is no other's pin, and the original is restored."""
+    host, changes = MemoryHost(4, {"g": 0.5}, {"g": "3"}), list[Changed]()
+    host.takes_offline = False
+    kept = keeper(host, tmp_path, changes)
+    reading(kept, host, "g")
+    kept.put(vcpu(host, "g"), CpuSet.parse("0-1"))
+    reading(kept, host, "g")
+    host.online = CpuSet.parse("0,2-3")
+    host.cpus["g"] = host.online
+    reading(kept, host, "g")
+    assert host.pins[-1] == ("g", "0")
+    host.online = CpuSet.parse("0-3")
+    assert reading(kept, host, "g").ours
+    assert [changed.move.cause for changed in changes] == [Cause.RESET]
+    kept.restore()
+    assert str(host.cpus["g"]) == "3"
+
+
 def test_a_mark_never_leads_out_of_the_definition(tmp_path: Path) -> None:
     """Who can write metadata cannot have a guest put where it must not be."""
     host = MemoryHost(4, {"g": 0.5}, {"g": "1"})

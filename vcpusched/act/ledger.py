@@ -195,14 +195,15 @@ class Ledger:
     def made(self, move: Move, but_for: CpuSet = NO_CPUS) -> "Ledger":
         """Return the ledger after a move.
 
-        While pCPUs are offline the kernel may take what was pending only `but_for` these; then it
+        While pCPUs are offline the kernel may take what was asked for only `but_for` these; then it
         is no original that is in force again.
         """
         record = self.entries[move.vcpu.uuid].records[move.vcpu.vcpu]
         if record.pending is not None:
             record = settled(replace(record, affinity=record.pending - but_for, pending=None))
         elif move.cause is Cause.RESET:
-            record = replace(record, resets=record.resets + 1)
+            pin = record.affinity - but_for
+            record = replace(record, affinity=pin, resets=record.resets + 1)
         return self._noting(move.vcpu, record)
 
     def marking(self, uuid: DomainUuid, *, marked: bool) -> "Ledger":
