@@ -4,7 +4,6 @@ Rule: text and values only. Loads are decimal pCPUs in the JSON and integers ins
 version does not know are ignored, so that the format can grow.
 """
 
-import json
 import re
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -83,7 +82,9 @@ class _VcpuEntry(JsonObject):
     wait: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
 
 
-class _Snapshot(JsonObject):
+class Snapshot(JsonObject):
+    """A host, as it is saved."""
+
     version: Literal[1]
     cpus: list[_CpuEntry] = Field(min_length=1)
     vcpus: list[_VcpuEntry]
@@ -92,7 +93,7 @@ class _Snapshot(JsonObject):
 
 def parse(text: str) -> Host:
     """Read a snapshot. Raises SnapshotError."""
-    return _host(validated(_Snapshot, text, "snapshot"))
+    return host_of(validated(Snapshot, text, "snapshot"))
 
 
 _COMPLAINTS: Final = {
@@ -117,15 +118,11 @@ _COMPLAINTS: Final = {
 def validated(model: type[_Model], text: str, kind: str) -> _Model:
     """Read JSON. Raises SnapshotError."""
     try:
-        raw = json.loads(text)
-    except ValueError as error:
-        raise SnapshotError(f"not JSON: {error}") from None
-    except RecursionError:
-        raise SnapshotError(f"not a {kind}: nested too deeply") from None
-    try:
-        return model.model_validate(raw)
+        return model.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if first["type"] == "json_invalid":
+            raise SnapshotError(f"not JSON: {first['ctx']['error']}") from None
         what = first["msg"].lower()
         if first["type"] in _COMPLAINTS:
             context = first.get("ctx", {})
@@ -137,7 +134,8 @@ def validated(model: type[_Model], text: str, kind: str) -> _Model:
         raise SnapshotError(f"{place(first, kind)}: {what}") from None
 
 
-def _host(snapshot: _Snapshot) -> Host:
+def host_of(snapshot: Snapshot) -> Host:
+    """Return the host that was saved. Raises SnapshotError."""
     cpus = [
         HostCpu(
             Cpu(

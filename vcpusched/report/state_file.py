@@ -3,7 +3,6 @@
 Rule: text and values only. Loads are decimal pCPUs, times are seconds since the epoch.
 """
 
-import json
 from collections import Counter
 from typing import Annotated, Any, Final, Literal
 
@@ -15,8 +14,9 @@ from vcpusched.report.messages import Service, gap_now_ppm, status_line
 from vcpusched.report.snapshot import (
     JsonObject,
     Number,
+    Snapshot,
     host_as_json,
-    parse,
+    host_of,
     plan_as_json,
     validated,
 )
@@ -91,7 +91,7 @@ class SavedState(JsonObject):
     waits: list[SavedWait] = Field(default_factory=list)
     left_alone: list[SavedCpus] = Field(default_factory=list)
     pin_to: Literal["auto", "cpu", "core", "cache", "node"] = "cpu"
-    snapshot: dict[str, Any] | None = None
+    snapshot: Snapshot | None = None
 
     @property
     def age_max_s(self) -> float:
@@ -111,7 +111,7 @@ def parse_state(text: str) -> SavedState:
 
 def saved_host(state: SavedState) -> Host | None:
     """Return the host in a state file, None before the first loads. Raises SnapshotError."""
-    return None if state.snapshot is None else parse(json.dumps(state.snapshot))
+    return None if state.snapshot is None else host_of(state.snapshot)
 
 
 def state_as_json(service: Service, at_s: float) -> dict[str, Any]:
