@@ -177,7 +177,7 @@ def test_a_workload_from_a_pipe_of_another_system(workload: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
-    """Progress is shown on the terminal; a signal takes it away and gives the cursor back."""
+    """Progress is shown on the terminal; after a signal the cursor is there."""
     leader, follower = pty.openpty()
     arguments = ["simulate", "--generate", "--cpus", "64", "--vcpus", "400", "--periods", "5000"]
     with subprocess.Popen(

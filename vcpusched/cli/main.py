@@ -243,35 +243,22 @@ def _simulate(options: argparse.Namespace) -> int:
     from vcpusched.report import display, simulation, treatments
     from vcpusched.simulate.simulator import Place, simulate
 
-    def interrupted(number: int, _frame: object) -> None:
-        raise KeyboardInterrupt(number)
-
-    # Rather than end at once: a progress bar has hidden the cursor.
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, interrupted)
-    try:
-        workload = _workload(options, settings.period)
-        if unreported := treatments.unreported(workload.machine().cpus, settings.policy().pin_to):
-            exits.say(unreported)
-        period_ns, place = round(settings.period * 1e9), Place(options.place)
-        with display.progress("Simulating", 2 * workload.periods) as advance:
-            runs = [
-                simulate(
-                    workload,
-                    scheduler,
-                    settings.rules(),
-                    place=place,
-                    period_ns=period_ns,
-                    on_period=lambda: advance(1),
-                )
-                for scheduler in (Scheduler(), None)
-            ]
-    except KeyboardInterrupt as interrupt:
-        (number,) = interrupt.args
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.SIG_DFL)
+    workload = _workload(options, settings.period)
+    if unreported := treatments.unreported(workload.machine().cpus, settings.policy().pin_to):
+        exits.say(unreported)
+    period_ns, place = round(settings.period * 1e9), Place(options.place)
+    with display.progress("Simulating", 2 * workload.periods) as advance:
+        runs = [
+            simulate(
+                workload,
+                scheduler,
+                settings.rules(),
+                place=place,
+                period_ns=period_ns,
+                on_period=lambda: advance(1),
+            )
+            for scheduler in (Scheduler(), None)
+        ]
     about = workload.about(place.value, period_ns)
     if options.json:
         results = {"with": simulation.as_json(runs[0]), "without": simulation.as_json(runs[1])}

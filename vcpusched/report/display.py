@@ -262,8 +262,8 @@ def _beside(rows: Sequence[tuple[str, RenderableType]], apart: int) -> Table:
 def progress(what: str, steps: int) -> Iterator[Callable[[int], None]]:
     """Show a bar on standard error, if that is a terminal; what is given advances it by steps."""
     console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        console.show_cursor()  # which a signal that ends the process would leave hidden
         task = bar.add_task(what, total=steps)
         yield lambda steps: bar.advance(task, steps)
 
