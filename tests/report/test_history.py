@@ -66,14 +66,6 @@ def drawn(found: History, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_a_sum_says_for_whom_most_pins_were_made() -> None:
-    """Where that is one guest in particular."""
-    later = a_plan(NOON_S + 30, proven=False, _PID="11")
-    first = FOUND.moves[0].domain
-    assert "most pins" not in history.summary(past([*a_plan(), *later]))
-    assert f"; most pins for {first} (2)" in history.summary(past([*a_plan(), later[0]]))
-
-
 def test_a_plan_and_what_came_of_it() -> None:
     """In the words of the journal: what was done, what it brought, each move with its reason."""
     (event,) = past(a_plan()).episodes

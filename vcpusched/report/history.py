@@ -220,17 +220,7 @@ def _counted(past: History) -> str:
         parts.append(f"{again} made again after a reset by the kernel")
     if restored := moves[Kind.GIVEN_BACK]:
         parts.append(f"{counted(restored, 'affinity', 'affinities')} restored")
-    return "; ".join(filter(None, (", ".join(parts), _most(past), _waits(past), _longest(past))))
-
-
-def _most(past: History) -> str:
-    """Word for which guest most pins were made; nothing where that is none in particular."""
-    made = Counter[str]()
-    for episode in past.episodes:
-        if episode.kind in {Kind.PLAN, Kind.PINS}:
-            made.update(move.text("DOMAIN") for move in episode.moves)
-    (name, most), *others = made.most_common(2) or [("", 0)]
-    return f"most pins for {printable(name)} ({most})" if others and most > others[0][1] else ""
+    return "; ".join(filter(None, (", ".join(parts), _waits(past), _longest(past))))
 
 
 def _waits(past: History) -> str:
