@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "service": {"model", "text", "observe", "plan", "act", "settings", "report"}
     | {"host.hypervisor", "host.checks"},
     "simulate": {"model", "sample", "text", "act", "host.hypervisor", "report.simulation"},
-    "cli": {"model", "text", "host", "observe", "plan", "act", "settings", "report", "service"}
-    | {"simulate"},
+    "cli": {"model", "sample", "text", "host", "observe", "plan", "act", "settings", "report"}
+    | {"service", "simulate"},
 }
 """For each room or module at the top: the rooms, or single modules of them, that it may import."""
 

@@ -8,14 +8,18 @@ import argparse
 import signal
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple, NoReturn
+from itertools import groupby
+from typing import Final, NoReturn
 
 from vcpusched.cli import sources, undo
 from vcpusched.host.libvirt_host import LibvirtHost
+from vcpusched.model import PPM
+from vcpusched.observe.intervals import intervals
 from vcpusched.report import display
 from vcpusched.report.confidence import PAIRS_MIN
 from vcpusched.report.state_file import SavedState
 from vcpusched.report.trial_verdict import Block, GuestRun, Used, judge, order
+from vcpusched.sample import Sample
 from vcpusched.service import control, exits, run_directory
 from vcpusched.settings import Settings
 from vcpusched.text import counted, printable
@@ -150,44 +154,27 @@ def _pass(
             raise _BrokenOffError("the service ended")
 
 
-class _Reading(NamedTuple):
-    """What all vCPUs of a guest have run and waited so far."""
+def _read(uri: str) -> Sample:
+    """Read what all guests have run and waited so far. Raises Refusal."""
 
-    at_ns: int
-    vcpus: int
-    run_ns: int
-    wait_ns: int
-
-
-def _read(uri: str) -> dict[GuestRun, _Reading]:
-    """Read all guests of which the kernel says how long their vCPUs wait. Raises Refusal."""
-
-    def read() -> dict[GuestRun, _Reading]:
+    def read() -> Sample:
         host = LibvirtHost(uri, read_only=True)
-        domains = host.sample().domains
+        found = host.sample()
         host.close()
-        found = {}
-        for domain in domains:
-            waits = [vcpu.waited for vcpu in domain.vcpus]
-            known = [wait.wait_ns - wait.throttled_ns for wait in waits if wait is not None]
-            if len(known) == len(waits):
-                run_ns = sum(vcpu.run_ns for vcpu in domain.vcpus)
-                reading = _Reading(domain.at_ns, len(waits), run_ns, sum(known))
-                found[domain.name, domain.domain_id] = reading
         return found
 
     with sources.reached(uri):
         return sources.call_within(sources.SAMPLE_TIMEOUT_S, read)
 
 
-def _used(
-    before: dict[GuestRun, _Reading], after: dict[GuestRun, _Reading]
-) -> dict[GuestRun, Used]:
-    found = {}
-    for guest in before.keys() & after.keys():
-        then, now = before[guest], after[guest]
-        if then.vcpus == now.vcpus:
-            passed_ns = now.at_ns - then.at_ns
-            run, wait = now.run_ns - then.run_ns, max(0, now.wait_ns - then.wait_ns)
-            found[guest] = Used(now.vcpus, run / passed_ns, wait / passed_ns)
+def _used(before: Sample, after: Sample) -> dict[GuestRun, Used]:
+    """Return what those guests had of which the kernel says how long all vCPUs waited."""
+    found: dict[GuestRun, Used] = {}
+    for domain, vcpus in groupby(intervals(before, after, {}), lambda one: one.domain):
+        times = [(one.usage_ppm, one.wait_ppm) for one in vcpus]
+        runs = [run for run, _ in times if run is not None]
+        waits = [wait for _, wait in times if wait is not None]
+        if len(runs) == len(waits) == len(times):
+            used = Used(len(times), sum(runs) / PPM, sum(waits) / PPM)
+            found[domain.name, domain.domain_id] = used
     return found
