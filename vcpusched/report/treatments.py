@@ -3,8 +3,7 @@
 Rule: words what is true of a host before anything is planned, and decides nothing.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from vcpusched.model import Cpu, CpuSet, Granularity, Host
@@ -20,54 +19,35 @@ UNREPORTED: Final = {
 }
 """For each level of the machine: where it is known, what that would be, and what replaces it."""
 
-
-@dataclass(frozen=True, slots=True)
-class Treatment:
-    """vCPUs of one domain that are treated alike; `all_of_it` when it has no others.
-
-    `why` says why they are held, or what asks for them to be moved or narrows where to.
-    """
-
-    domain: str
-    uuid: str
-    vcpus: CpuSet
-    all_of_it: bool
-    held: bool
-    why: str
-
-    @property
-    def whose(self) -> str:
-        """Name them in a sentence."""
-        name = printable(self.domain)
-        if self.all_of_it:
-            return name
-        return f"vCPU{'s' if len(self.vcpus) > 1 else ''} {self.vcpus} of {name}"
+_Alike = tuple[bool, str, CpuSet]
+"""Whether vCPUs of a domain are held, why, and their numbers. The reason may also be what asks for
+them to be moved, or narrows where to."""
 
 
-def treatments(host: Host) -> list[Treatment]:
-    """Return for every domain whether it may be moved and why, by its name."""
+def _by_reason(host: Host) -> Iterator[tuple[str, str, list[_Alike]]]:
+    """Yield each domain with its UUID and its vCPUs, those together that are treated alike."""
     alike: dict[tuple[str, str], dict[tuple[bool, str], list[int]]] = {}
     for vcpu in host.vcpus:
         of_domain = alike.setdefault((vcpu.domain, vcpu.id.uuid), {})
         of_domain.setdefault((vcpu.fixed, vcpu.why), []).append(vcpu.id.vcpu)
-    return [
-        Treatment(domain, uuid, CpuSet.of(vcpus), len(reasons) == 1, held, why)
-        for (domain, uuid), reasons in sorted(alike.items())
-        for (held, why), vcpus in sorted(reasons.items())
-    ]
+    for (domain, uuid), reasons in sorted(alike.items()):
+        yield domain, uuid, [(*key, CpuSet.of(vcpus)) for key, vcpus in sorted(reasons.items())]
 
 
 def treatment_lines(host: Host) -> list[str]:
     """Return how domains are treated: a line for each that is held, one for all the others."""
     lines, movable = [], []
-    for treated in treatments(host):
-        if treated.held:
-            stay = "stays" if treated.all_of_it or len(treated.vcpus) == 1 else "stay"
-            lines.append(f"{treated.whose} {stay}: {printable(treated.why or 'fixed', 300)}")
-        else:
-            movable.append(
-                treated.whose + (f" ({printable(treated.why, 300)})" if treated.why else "")
-            )
+    for domain, _uuid, groups in _by_reason(host):
+        for is_held, why, vcpus in groups:
+            whose, stay = printable(domain), "stays"
+            if len(groups) > 1 and len(vcpus) > 1:
+                whose, stay = f"vCPUs {vcpus} of {whose}", "stay"
+            elif len(groups) > 1:
+                whose = f"vCPU {vcpus} of {whose}"
+            if is_held:
+                lines.append(f"{whose} {stay}: {printable(why or 'fixed', 300)}")
+            else:
+                movable.append(whose + (f" ({printable(why, 300)})" if why else ""))
     if movable:
         more = f" and {len(movable) - NAMES_MAX} more" if len(movable) > NAMES_MAX else ""
         lines.append(f"May be moved: {', '.join(movable[:NAMES_MAX])}{more}")
@@ -78,13 +58,14 @@ def treatments_as_json(host: Host) -> list[dict[str, Any]]:
     """Return how domains are treated, one entry for each domain and reason."""
     return [
         {
-            "domain": treated.domain,
-            "uuid": treated.uuid,
-            "vcpus": str(treated.vcpus),
-            "movable": not treated.held,
-            "why": treated.why,
+            "domain": domain,
+            "uuid": uuid,
+            "vcpus": str(vcpus),
+            "movable": not is_held,
+            "why": why,
         }
-        for treated in treatments(host)
+        for domain, uuid, groups in _by_reason(host)
+        for is_held, why, vcpus in groups
     ]
 
 
