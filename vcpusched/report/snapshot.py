@@ -32,6 +32,10 @@ VERSION: Final = 1
 LOAD_MAX: Final = 2.0
 """In pCPUs. A vCPU cannot use more than one; more than this is percent by mistake."""
 
+PLACE: Final = ("node", "core", "cache", "socket")
+AS_IT_IS: Final = {"domain", "on", "fixed", "why", "memory_node", "shares", "spread"}
+"""What pCPUs and vCPUs have in JSON by the same name, and as the same number or text."""
+
 _CpuId = Annotated[int, Field(ge=0, le=CPU_ID_MAX)]
 _Capacity = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 _Load = Annotated[float, Field(ge=0, le=LOAD_MAX, allow_inf_nan=False)]
@@ -139,13 +143,8 @@ def host_of(snapshot: Snapshot) -> Host:
     cpus = [
         HostCpu(
             Cpu(
-                entry.id,
-                entry.node,
-                entry.core,
-                entry.cache,
-                max(_ppm(entry.capacity), 1),  # what rounds to nothing is still above it
-                entry.isolated,
-                entry.socket,
+                capacity_ppm=max(_ppm(entry.capacity), 1),  # what rounds to nothing is above it
+                **entry.model_dump(include={"id", "isolated", *PLACE}),
             ),
             _ppm(entry.host_load),
         )
@@ -180,18 +179,12 @@ def _vcpu(entry: _VcpuEntry, where: str, online: CpuSet) -> Vcpu:
     return Vcpu(
         # Without a UUID the name identifies a domain, as it does for libvirt.
         id=VcpuId(DomainUuid(entry.uuid or entry.domain), entry.id, entry.vcpu),
-        domain=entry.domain,
         load_ppm=_ppm(entry.load),
         cpus=cpus,
         allowed=allowed,
-        on=entry.on,
-        fixed=entry.fixed,
-        why=entry.why,
-        memory_node=entry.memory_node,
-        shares=entry.shares,
         quota_ppm=_ppm(entry.quota),
-        spread=entry.spread,
         wait_ppm=_ppm(entry.wait),
+        **entry.model_dump(include=AS_IT_IS),
     )
 
 
@@ -205,10 +198,7 @@ def host_as_json(host: Host) -> dict[str, Any]:
         "cpus": [
             {
                 "id": cpu.id,
-                **({} if cpu.cpu.node is None else {"node": cpu.cpu.node}),
-                **({} if cpu.cpu.core is None else {"core": cpu.cpu.core}),
-                **({} if cpu.cpu.cache is None else {"cache": cpu.cpu.cache}),
-                **({} if cpu.cpu.socket is None else {"socket": cpu.cpu.socket}),
+                **{key: at for key in PLACE if (at := getattr(cpu.cpu, key)) is not None},
                 **({"capacity": cpu.cpu.capacity_ppm / PPM} if cpu.cpu.capacity_ppm < PPM else {}),
                 **({"isolated": True} if cpu.cpu.isolated else {}),
                 "host_load": cpu.host_load_ppm / PPM,
