@@ -14,13 +14,11 @@ class Waited:
     """What the kernel said about the run queue that one vCPU's thread is in, at one moment.
 
     `wait_ns` is how long since it began the thread was runnable without running, of that
-    `throttled_ns` because its quota was used up; `quota_ppm` is the most that it may run, None
-    without a quota.
+    `throttled_ns` because its quota was used up.
     """
 
     wait_ns: int
     throttled_ns: int = 0
-    quota_ppm: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vcpusched.host.cgroups import Limits, Quota, limits, quota, usual_shares
+from vcpusched.host.cgroups import Limits, limits, quota_counters, throttled_ns, usual_shares
 from vcpusched.host.cpus import busy, capacities, isolated, tickless
 from vcpusched.model import ALL_CPUS, PPM, CpuSet
 
@@ -31,9 +31,7 @@ def test_a_quota_of_a_vcpus_own_cgroup_is_reported(tmp_path: Path) -> None:
             "sys__fs__cgroup__m__cpu.max": "max 100000\n",
         },
     )
-    found = quota("0::/m/vcpu0\n", second)
-    assert found is not None
-    assert (found.most_ppm, found.throttled_ns()) == (250_000, 2_000_000)
+    assert throttled_ns(quota_counters("0::/m/vcpu0\n", second)) == 2_000_000
     here = "sys__fs__cgroup__cpu__m__vcpu0__"
     write(
         first,
@@ -46,9 +44,7 @@ def test_a_quota_of_a_vcpus_own_cgroup_is_reported(tmp_path: Path) -> None:
         },
     )
     groups = "4:memory:/x\n3:cpu,cpuacct:/m/vcpu0\n0::/\n"
-    found = quota(groups, first)
-    assert found is not None
-    assert (found.most_ppm, found.throttled_ns()) == (250_000, 2_000_000)
+    assert throttled_ns(quota_counters(groups, first)) == 2_000_000
 
 
 def test_of_a_quota_further_up_nothing_can_be_known(tmp_path: Path) -> None:
@@ -62,15 +58,15 @@ def test_of_a_quota_further_up_nothing_can_be_known(tmp_path: Path) -> None:
             above + "cpu.stat": "throttled_usec 0\n",
         },
     )
-    assert quota("0::/m/vcpu0\n", tmp_path) is None
+    counters = quota_counters("0::/m/vcpu0\n", tmp_path)
+    assert (counters, throttled_ns(counters)) == (None, None)
 
 
 def test_without_a_quota_there_is_none(tmp_path: Path) -> None:
     """Neither at the top, nor in groups without the controller, nor where it says max."""
     write(tmp_path, **{"sys__fs__cgroup__m__vcpu0__cpu.max": "max 100000\n"})
     for path in ("/", "/m", "/m/vcpu0"):
-        assert quota(f"0::{path}\n", tmp_path) == Quota()
-    assert Quota().throttled_ns() == 0
+        assert throttled_ns(quota_counters(f"0::{path}\n", tmp_path)) == 0
 
 
 SCOPE_2 = "0::/machine.slice/machine-qemu\\x2d1\\x2dweb.scope"

@@ -112,6 +112,24 @@ def test_who_waited_beside_room(
     assert observe(after, gone, seen).host.vcpus[0].wait_ppm == 0
 
 
+def test_nobody_wants_more_than_its_definitions_quota() -> None:
+    """It gets 30 % of a saturated pCPU and never sleeps; a quota lets it have 60 % at most."""
+    for quota_ppm, load_ppm in ((PPM, PPM), (600_000, 600_000)):
+        defined = Definition({0: ALL}, quota_ppm=quota_ppm)
+        vcpus = (
+            (VcpuReading(0, round(run_s * SECOND_NS), CpuSet.of([0]), waited=Waited(wait_ns)),)
+            for run_s, wait_ns in ((1.0, 0), (4.0, 7 * SECOND_NS))
+        )
+        before, after = (
+            dataclasses.replace(
+                sample(reading(at, vcpus=next(vcpus), definition=defined)),
+                busy=Busy(at * SECOND_NS, {0: at * SECOND_NS}),
+            )
+            for at in (10, 20)
+        )
+        assert loads(before, after) == {0: load_ppm}
+
+
 def test_the_first_sample_has_no_loads() -> None:
     """Without an earlier sample nothing is known, and nothing is claimed to be 0."""
     assert loads(None, sample(reading(10, 5.0))) == {}

@@ -37,24 +37,6 @@ class Limits:
     quota_ppm: int = PPM
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """The most that a thread's cgroup may run, None without a limit, and the file that counts."""
-
-    most_ppm: int | None = None
-    counters: str = ""
-
-    def throttled_ns(self) -> int | None:
-        """Return how long it was held back because of its quota; None where that is not known."""
-        if self.most_ppm is None:
-            return 0
-        for line in (read_bytes(self.counters) or b"").splitlines():
-            name, _, value = line.partition(b" ")
-            if name in _THROTTLED:
-                return int(value) * _THROTTLED[name]
-        return None
-
-
 _THROTTLED: Final = {b"throttled_usec": 1000, b"throttled_time": 1}
 """The counter in version 2 and 1, and how many ns it counts in."""
 
@@ -94,20 +76,30 @@ def usual_shares(root: Path = Path("/")) -> int:
     return 100 if (root / "sys/fs/cgroup/cgroup.controllers").exists() else 1024
 
 
-def quota(groups: str, root: Path = Path("/")) -> Quota | None:
-    """Return the quota of a thread from its `/proc/…/cgroup`; None where that cannot be known.
+def quota_counters(groups: str, root: Path = Path("/")) -> str | None:
+    """Return the file that counts how long a quota held a thread back, by its `/proc/…/cgroup`.
 
-    It can when only the thread's own cgroup has a quota: of one further up nobody knows which
-    thread was held back by it.
+    Empty without a quota. None where a group further up has one: nobody knows which thread was
+    held back by that.
     """
     group, top = _placed(groups, "cpu", root)
     if group == top:
-        return Quota()
+        return ""
     bounds = map(_most_ppm, _upwards(_above(group), top))
     if not Path(group).is_dir() or any(bound is not None for bound in bounds):
         return None
-    most_ppm = _most_ppm(group)
-    return Quota() if most_ppm is None else Quota(most_ppm, f"{group}/cpu.stat")
+    return "" if _most_ppm(group) is None else f"{group}/cpu.stat"
+
+
+def throttled_ns(counters: str | None) -> int | None:
+    """Return how long a thread was held back, by its `quota_counters`; None where not known."""
+    if not counters:
+        return None if counters is None else 0
+    for line in (read_bytes(counters) or b"").splitlines():
+        name, _, value = line.partition(b" ")
+        if name in _THROTTLED:
+            return int(value) * _THROTTLED[name]
+    return None
 
 
 def _placed(groups: str, controller: str, root: Path) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from vcpusched.host import processes
-from vcpusched.host.cgroups import Quota, quota
+from vcpusched.host.cgroups import quota_counters, throttled_ns
 from vcpusched.host.definitions import Key
 from vcpusched.host.files import TICK_NS, read_bytes
 from vcpusched.model import CpuSet
@@ -63,8 +63,9 @@ class _Guest:
     """What is remembered of a guest; `process` is None while none is believed, `why` says why.
 
     `tids` are the threads that its process had when they were listed, `count_seen` is how many it
-    had when they were last read, `began_ns` when the guest, or the last of its vCPUs, came. `seen`
-    has what was last seen of each vCPU, and what was made of that.
+    had when they were last read, `began_ns` when the guest, or the last of its vCPUs, came.
+    `quotas` has the file that counts how long each vCPU was held back, `seen` what was last seen of
+    each, and what was made of that.
     """
 
     began_ns: int
@@ -75,7 +76,7 @@ class _Guest:
     count_seen: int | None = None
     tids: set[int] = field(default_factory=set)
     threads: dict[int, processes.Thread] = field(default_factory=dict)
-    quotas: dict[int, Quota | None] = field(default_factory=dict)
+    quotas: dict[int, str | None] = field(default_factory=dict)
     seen: dict[int, tuple[_Seen, VcpuReading]] = field(default_factory=dict)
 
     def is_settling(self, now_ns: int) -> bool:
@@ -207,7 +208,8 @@ class Threads:
         began_ns = [int(thread.started) * TICK_NS for thread in guest.threads.values()]
         guest.began_ns = max([guest.began_ns, *began_ns])
         guest.quotas = {
-            vcpu: quota(thread.groups, self._root) for vcpu, thread in guest.threads.items()
+            vcpu: quota_counters(thread.groups, self._root)
+            for vcpu, thread in guest.threads.items()
         }
         if not guest.threads:
             guest.process, guest.groups, guest.why = None, None, processes.NO_THREADS
@@ -219,11 +221,10 @@ class Threads:
         guest.count_seen = None
         vcpus = []
         for vcpu, thread in guest.threads.items():
-            quota_of = guest.quotas[vcpu]
-            throttled_ns = quota_of.throttled_ns() if quota_of is not None else None
+            held_back_ns = throttled_ns(guest.quotas[vcpu])
             # The counters last, so that what was read before is of the same thread.
             affinity = self._affinity_of(thread.tid)
-            seen = read_bytes(f"{thread.path}/schedstat", is_line=True), affinity, throttled_ns
+            seen = read_bytes(f"{thread.path}/schedstat", is_line=True), affinity, held_back_ns
             known = guest.seen.get(vcpu)
             # Of a thread that did not run since, to the ns, nothing else can be other than it was.
             if known is None or known[0] != seen:
@@ -244,8 +245,8 @@ def _read_anew(
 
     None where its thread is not the one that was found.
     """
-    line, affinity, throttled_ns = seen
-    quota_of, counters = guest.quotas[vcpu], (line or b"").split()
+    line, affinity, held_back_ns = seen
+    counters = (line or b"").split()
     # After the counters, which are of the same thread then.
     columns = processes.columns_of(read_bytes(f"{thread.path}/stat", is_line=True))
     if (
@@ -259,9 +260,7 @@ def _read_anew(
     run_ns, wait_ns = int(counters[0]), int(counters[1])
     if not run_ns:
         return None  # a kernel that keeps no account writes zeros
-    waited = None
-    if quota_of is not None and throttled_ns is not None:
-        waited = Waited(wait_ns, throttled_ns, quota_of.most_ppm)
+    waited = Waited(wait_ns, held_back_ns) if held_back_ns is not None else None
     return VcpuReading(vcpu, run_ns, affinity, int(columns[processes.LAST_CPU]), waited)
 
 

@@ -142,7 +142,7 @@ def is_undisturbed(waited_ppm: int | None, busy: int) -> bool:
     return busy < CROWDED_PPM or (waited_ppm is not None and waited_ppm < UNDISTURBED_WAIT_PPM)
 
 
-def demand_ppm(usage_ppm: int, waited_ppm: int | None, quota_ppm: int | None, busy: int) -> int:
+def demand_ppm(usage_ppm: int, waited_ppm: int | None, quota_ppm: int, busy: int) -> int:
     """Return what a vCPU wants, from its usage, its wait, its quota and its least busy pCPU.
 
     Run time plus wait * (run / (run + sleep))^3. To the first power this is the usual estimate of a
@@ -156,12 +156,11 @@ def demand_ppm(usage_ppm: int, waited_ppm: int | None, quota_ppm: int | None, bu
     """
     if not waited_ppm or busy <= SATURATED_FROM_PPM:
         return usage_ppm
-    most_ppm = PPM if quota_ppm is None else max(usage_ppm, min(PPM, quota_ppm))
     waited_ppm = min(PPM - usage_ppm, waited_ppm)
     awake_ppm = usage_ppm * PPM // max(1, PPM - waited_ppm)
     missed_ppm = waited_ppm * awake_ppm**3 // PPM**3
     counted_ppm = missed_ppm * (busy - SATURATED_FROM_PPM) // (PPM - SATURATED_FROM_PPM)
-    return min(most_ppm, usage_ppm + counted_ppm)
+    return min(max(usage_ppm, quota_ppm), usage_ppm + counted_ppm)
 
 
 def host_loads_ppm(

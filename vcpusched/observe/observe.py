@@ -214,7 +214,7 @@ def _followed(
     # What it did before it is judged must not be in its load.
     if usage_ppm is None or interval.began_ns < track.judged_from_ns:
         return track
-    quota_ppm = interval.after.waited.quota_ppm if interval.after.waited is not None else None
+    quota_ppm = interval.domain.definition.quota_ppm
     estimate_ppm = demand_ppm(usage_ppm, interval.wait_ppm, quota_ppm, interval.busy_ppm)
     worth_ppm, wanted_ppm = interval.work_ppm(usage_ppm), interval.work_ppm(estimate_ppm)
     if is_undisturbed(interval.wait_ppm, interval.busy_ppm):
