@@ -20,7 +20,6 @@ from pydantic.fields import FieldInfo
 
 from vcpusched.act.cycle import Rules
 from vcpusched.model import ALL_CPUS, NO_CPUS, PPM_PER_POINT, Granularity
-from vcpusched.observe.observe import Smoothing
 from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.plan.planner import Floating, Policy
 from vcpusched.text import listed, printable, shown
@@ -193,7 +192,7 @@ class Settings(BaseModel):
         return Rules(
             policy=self.policy(),
             placement_rules=self.placement_rules(),
-            smoothing=Smoothing(half_life_s=self.half_life),
+            half_life_s=self.half_life,
             cooldown_s=self.cooldown,
             dry_run=self.dry_run,
         )

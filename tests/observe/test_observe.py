@@ -20,7 +20,7 @@ from vcpusched.model import (
 )
 from vcpusched.observe.demand import INTERVAL_MIN_NS, Track
 from vcpusched.observe.intervals import baseline
-from vcpusched.observe.observe import Observed, Smoothing, observe
+from vcpusched.observe.observe import Observed, observe
 from vcpusched.observe.placement_rules import DEFAULT_RULES, PlacementRules
 from vcpusched.sample import Busy, Definition, DomainReading, Sample, Unread, VcpuReading, Waited
 
@@ -456,13 +456,12 @@ def test_a_guest_that_starts_while_we_look_is_not_judged_before_it_has_settled()
 
     It runs at 100 % while it boots and at 20 % afterwards; nothing of the boot is in its load.
     """
-    smoothing = Smoothing(half_life_s=30.0, settle_s=10.0)
     empty = sample()
     before, seen, loads_seen = empty, observe(None, empty), {}
     for at_s in range(13, 35, 3):
         run_s = min(at_s, 23) - 13 + 0.2 * max(0, at_s - 23)
         now = sample(reading(at_s, run_s, affinity=CpuSet.of([2])))
-        seen = observe(before, now, seen, smoothing)
+        seen = observe(before, now, seen, 30.0)
         before = baseline(before, now)
         loads_seen[at_s] = [vcpu.load_ppm for vcpu in seen.host.vcpus]
         assert (seen.host.unsettled == CpuSet.of([2])) == (not loads_seen[at_s])
@@ -472,17 +471,16 @@ def test_a_guest_that_starts_while_we_look_is_not_judged_before_it_has_settled()
 
 def test_who_was_there_when_we_began_is_judged_at_once() -> None:
     """A guest in the first sample may have run for a year: its load is known from the second on."""
-    smoothing = Smoothing(settle_s=10.0)
     first, later = sample(reading(10, 5.0)), sample(reading(13, 6.5))
-    seen: Observed = observe(None, first, None, smoothing)
-    (vcpu,) = observe(first, later, seen, smoothing).host.vcpus
+    seen: Observed = observe(None, first)
+    (vcpu,) = observe(first, later, seen).host.vcpus
     assert vcpu.load_ppm == 500_000
 
 
 def test_a_guest_that_is_not_judged_yet_and_cannot_be_read_is_no_room() -> None:
     """New, bound to pCPU 2, and then unreadable: that pCPU stays out of the game."""
     new = sample(reading(13, 0.1, affinity=CpuSet.of([2])))
-    seen = observe(sample(), new, observe(None, sample()), Smoothing(settle_s=10.0))
+    seen = observe(sample(), new, observe(None, sample()))
     unread = dataclasses.replace(sample(), unread={DomainUuid("u"): Unread("web", "why")})
     assert observe(new, unread, seen).host.unsettled == CpuSet.of([2])
 

@@ -27,7 +27,6 @@ from vcpusched.model import (
     Topology,
     VcpuId,
 )
-from vcpusched.observe.observe import Smoothing
 from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.plan.planner import Plan, Policy, plan
 from vcpusched.report import simulation
@@ -746,7 +745,7 @@ def test_sets_of_pcpus_need_fewer_pins() -> None:
         rules = Rules(
             policy=Policy(pin_to=granularity),
             placement_rules=PlacementRules(granularity=granularity),
-            smoothing=Smoothing(half_life_s=9),
+            half_life_s=9,
         )
         return simulate(workload, Scheduler(), rules, topology=topology)
 

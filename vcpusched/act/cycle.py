@@ -18,7 +18,7 @@ from vcpusched.act.table import VcpuTable
 from vcpusched.model import CpuSet, Host, VcpuId
 from vcpusched.observe.demand import WAITS_PPM
 from vcpusched.observe.intervals import baseline
-from vcpusched.observe.observe import Observed, Smoothing, observe
+from vcpusched.observe.observe import Observed, observe
 from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.plan.planner import Cause, Move, Plan, Policy, Stop, plan
 from vcpusched.sample import Sample
@@ -28,7 +28,7 @@ from vcpusched.sample import Sample
 class Rules:
     """How the scheduler acts.
 
-    `policy` is the planner's, `placement_rules` say who may be moved, `smoothing` is that of the
+    `policy` is the planner's, `placement_rules` say who may be moved, `half_life_s` is that of the
     loads; an imbalance must be found in `confirm` consecutive cycles (where one is enough no plan
     is judged, either); a vCPU is not moved twice within `cooldown_s` seconds. While it is `paused`
     nothing is moved, whatever it would do.
@@ -36,7 +36,7 @@ class Rules:
 
     policy: Policy = field(default_factory=Policy)
     placement_rules: PlacementRules = field(default_factory=PlacementRules)
-    smoothing: Smoothing = field(default_factory=Smoothing)
+    half_life_s: float = 0.0
     confirm: int = 2
     cooldown_s: float = 0.0
     dry_run: bool = False
@@ -124,7 +124,7 @@ class Scheduler:
         self._in_doubt = None
         self._number += 1
         before, self._before = self._before, baseline(self._before, sample)
-        observed = observe(before, sample, self._observed, rules.smoothing, rules.placement_rules)
+        observed = observe(before, sample, self._observed, rules.half_life_s, rules.placement_rules)
         self._observed = observed
         seen = Cycle(
             self._number,

@@ -72,6 +72,10 @@ LARGE_PPM: Final = 780_000
 smaller one that never sleeps wants more than it did. (Of simulated vCPUs with bursts of 20 ms, two
 on a pCPU, those of 70 % never slept in 10 % of the intervals, those of 90 % in most.)"""
 
+HOST_STEP_PPM: Final = 50_000
+"""The host's own load is reported anew when it differs by as much from what was reported: noise of
+a few points must not move guests, and the readings that it is made of are no better."""
+
 
 def busy_ppm(before: Busy | None, after: Busy | None) -> Mapping[int, int]:
     """Return how busy each pCPU was between two readings, 0 to 1,000,000; nothing where unknown."""
@@ -280,13 +284,11 @@ class HostTrack:
     load_ppm: int = 0
     reported_ppm: int = 0
 
-    def followed(
-        self, load_ppm: int, interval_ns: int, half_life_s: float, step_ppm: int
-    ) -> "HostTrack":
+    def followed(self, load_ppm: int, interval_ns: int, half_life_s: float) -> "HostTrack":
         """Mix a load in; it is reported anew if it differs by a step from what was reported."""
         keep_ppm = kept_ppm(interval_ns, half_life_s)
         mean_ppm, _weight_ppm = mixed(self.load_ppm, PPM, load_ppm, keep_ppm)
-        differs = abs(mean_ppm - self.reported_ppm) >= step_ppm
+        differs = abs(mean_ppm - self.reported_ppm) >= HOST_STEP_PPM
         return HostTrack(mean_ppm, mean_ppm if differs else self.reported_ppm)
 
 

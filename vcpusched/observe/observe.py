@@ -56,21 +56,8 @@ HOST_HALF_LIVES: Final = 4
 """The host's own load is smoothed over so many times the half-life: it is more restless than guests
 are, and goes elsewhere by itself."""
 
-HOST_STEP_PPM: Final = 50_000
-"""The host's own load is reported anew when it differs by as much from what was reported: noise of
-a few points must not move guests, and the readings that it is made of are no better."""
-
-
-@dataclass(frozen=True, slots=True)
-class Smoothing:
-    """How demand becomes load.
-
-    `half_life_s`: seconds after which a demand counts half; 0: only the last one counts.
-    `settle_s`: seconds after its start for which a guest is not judged, since guests boot.
-    """
-
-    half_life_s: float = 0.0
-    settle_s: float = 10.0
+SETTLE_NS: Final = 10 * 1_000_000_000
+"""For so long after its start a guest is not judged, since guests boot."""
 
 
 JudgedBy = tuple[str, Definition, CpuSet, bool, str]
@@ -102,12 +89,13 @@ def observe(
     before: Sample | None,
     after: Sample,
     earlier: Observed | None = None,
-    smoothing: Smoothing = Smoothing(),
+    half_life_s: float = 0.0,
     rules: PlacementRules = DEFAULT_RULES,
 ) -> Observed:
     """Return the host as it was up to `after`; `before` is the `baseline` of the sample before.
 
-    Every vCPU of `after` that `before` knows too has a load. One that could not be read well this
+    A demand counts half after `half_life_s` seconds; with 0 only the last one counts. Every vCPU of
+    `after` that `before` knows too has a load. One that could not be read well this
     time keeps the load that it had, and stays where it is while its domain cannot be read at all:
     taken for 0, it would look like room for others. That ends after `FADE_NS`. The rest is absent;
     `Host.unsettled` are the pCPUs that any of them are bound to. By the `rules` some pCPUs are not
@@ -139,7 +127,7 @@ def observe(
         )
         loads_ppm = host_loads_ppm(busy, usages)
         unknown = unclear(before, after, found)
-        host_tracks = _host_followed(host_tracks, loads_ppm, unknown, passed_ns, smoothing)
+        host_tracks = _host_followed(host_tracks, loads_ppm, unknown, passed_ns, half_life_s)
     vcpus = [
         replace(vcpu, fixed=True, why="its guest cannot be read", wait_ppm=0)
         for vcpu in (earlier.host.vcpus if earlier else ())
@@ -154,7 +142,7 @@ def observe(
     judged_before = earlier.judged if earlier is not None and is_alike else {}
     judged: dict[VcpuId, tuple[JudgedBy, Vcpu]] = {}
     for interval in found:
-        track = _followed(interval, known.get(interval.id, stranger), smoothing, enough)
+        track = _followed(interval, known.get(interval.id, stranger), half_life_s, enough)
         tracks[interval.id] = track
         if track.load_ppm is not None:
             affinity = interval.after.affinity
@@ -204,12 +192,12 @@ def _known(
 
 
 def _followed(
-    interval: Interval, track: Track | None, smoothing: Smoothing, explained: CpuSet
+    interval: Interval, track: Track | None, half_life_s: float, explained: CpuSet
 ) -> Track:
     """Return the track with an interval in it; a new one for another vCPU than the one before."""
     affinity, now_ns = interval.after.affinity, interval.domain.at_ns
     if track is None or interval.restarted:
-        return Track(now_ns + round(smoothing.settle_s * 1e9), affinity=affinity)
+        return Track(now_ns + SETTLE_NS, affinity=affinity)
     track, usage_ppm = track.at(affinity), interval.usage_ppm
     # What it did before it is judged must not be in its load.
     if usage_ppm is None or interval.began_ns < track.judged_from_ns:
@@ -218,11 +206,11 @@ def _followed(
     estimate_ppm = demand_ppm(usage_ppm, interval.wait_ppm, quota_ppm, interval.busy_ppm)
     worth_ppm, wanted_ppm = interval.work_ppm(usage_ppm), interval.work_ppm(estimate_ppm)
     if is_undisturbed(interval.wait_ppm, interval.busy_ppm):
-        track = track.undisturbed(worth_ppm, interval.began_ns, now_ns, smoothing.half_life_s)
+        track = track.undisturbed(worth_ppm, interval.began_ns, now_ns, half_life_s)
     elif affinity.is_within(explained):
         wanted_ppm = track.wanted_ppm(worth_ppm, wanted_ppm)
     passed_ns = now_ns - interval.began_ns
-    return track.smoothed(wanted_ppm, passed_ns, smoothing.half_life_s, estimate_ppm)
+    return track.smoothed(wanted_ppm, passed_ns, half_life_s, estimate_ppm)
 
 
 def _host_followed(
@@ -230,15 +218,14 @@ def _host_followed(
     loads_ppm: Mapping[int, int],
     unclear: CpuSet,
     passed_ns: int,
-    smoothing: Smoothing,
+    half_life_s: float,
 ) -> Mapping[int, HostTrack]:
     """Return the tracks of the host's own loads, as they were on pCPUs that are `unclear`."""
-    half_life_s = smoothing.half_life_s * HOST_HALF_LIVES
     followed = {}
     for cpu, load_ppm in loads_ppm.items():
         track = tracks.get(cpu, HostTrack())
         if cpu not in unclear:
-            track = track.followed(load_ppm, passed_ns, half_life_s, HOST_STEP_PPM)
+            track = track.followed(load_ppm, passed_ns, half_life_s * HOST_HALF_LIVES)
         followed[cpu] = track
     return followed
 
