@@ -131,7 +131,6 @@ def started_at(proc: str, pid: int) -> bytes | None:
 
 
 # Of the columns of a thread's `stat`, from the third on.
-THREADS: Final = 20 - 3
 STARTED: Final = 22 - 3
 LAST_CPU: Final = 39 - 3
 

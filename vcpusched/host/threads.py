@@ -62,18 +62,15 @@ class Sweep:
 class _Guest:
     """What is remembered of a guest; `process` is None while none is believed, `why` says why.
 
-    `tids` are the threads that its process had when they were listed, `count_seen` is how many it
-    had when they were last read, `began_ns` when the guest, or the last of its vCPUs, came.
-    `quotas` has the file that counts how long each vCPU was held back, `seen` what was last seen of
-    each, and what was made of that.
+    `tids` are the threads that its process had when they were listed, `began_ns` is when the guest,
+    or the last of its vCPUs, came. `quotas` has the file that counts how long each vCPU was held
+    back, `seen` what was last seen of each, and what was made of that.
     """
 
     began_ns: int
     searched_ns: int
     why: str = ""
     process: processes.Process | None = None
-    groups: str | None = None
-    count_seen: int | None = None
     tids: set[int] = field(default_factory=set)
     threads: dict[int, processes.Thread] = field(default_factory=dict)
     quotas: dict[int, str | None] = field(default_factory=dict)
@@ -142,8 +139,7 @@ class Threads:
         for key, found in processes.find(self._proc, unknown).items():
             guest = self._guests[key]
             if isinstance(found, str):
-                guest.process, guest.groups, guest.why = None, None, found
-                guest.threads = {}
+                guest.process, guest.threads, guest.why = None, {}, found
             else:
                 if is_first:
                     guest.began_ns = 0  # it was here before us, and as old as its threads
@@ -155,11 +151,10 @@ class Threads:
         if guest is None or guest.process is None:
             return None
         process = guest.process
-        sweep = self._sweep(guest, process)
-        if sweep is None or (
-            guest.count_seen != len(guest.tids) and self._has_more(guest, process)
-        ):
-            sweep = self._sweep(guest, process) if self._list(guest, process) else None
+        sweep = self._sweep(guest)
+        count = _count(f"{self._proc}/{process.pid}/task")
+        if sweep is None or (count != len(guest.tids) and self._has_more(guest, process)):
+            sweep = self._sweep(guest) if self._list(guest, process) else None
         guest.why = "" if sweep is not None else guest.why or UNREADABLE
         return sweep
 
@@ -180,7 +175,9 @@ class Threads:
         That is the cgroup of the machine, or one in it (`emulator`). None where it is not known.
         """
         guest = self._guests.get(key)
-        return guest.groups if guest is not None else None
+        if guest is None or guest.process is None:
+            return None
+        return processes.groups_of(self._proc, guest.process.pid)
 
     def why_not(self, key: Key) -> str:
         """Return why a guest's threads cannot be read, once it does not just start."""
@@ -202,7 +199,6 @@ class Threads:
         guest.process = process
         # First, so that a thread that comes while they are listed shows in the next sweep.
         guest.tids = processes.tids(self._proc, process.pid)
-        guest.groups = processes.groups_of(self._proc, process.pid)
         guest.threads = processes.vcpu_threads(self._proc, process)
         guest.seen = {}
         began_ns = [int(thread.started) * TICK_NS for thread in guest.threads.values()]
@@ -212,13 +208,12 @@ class Threads:
             for vcpu, thread in guest.threads.items()
         }
         if not guest.threads:
-            guest.process, guest.groups, guest.why = None, None, processes.NO_THREADS
+            guest.process, guest.why = None, processes.NO_THREADS
         return bool(guest.threads)
 
-    def _sweep(self, guest: _Guest, process: processes.Process) -> Sweep | None:
+    def _sweep(self, guest: _Guest) -> Sweep | None:
         """Read all vCPUs; None where a thread is not the one that was found."""
         at_ns = time.monotonic_ns()
-        guest.count_seen = None
         vcpus = []
         for vcpu, thread in guest.threads.items():
             held_back_ns = throttled_ns(guest.quotas[vcpu])
@@ -228,23 +223,16 @@ class Threads:
             known = guest.seen.get(vcpu)
             # Of a thread that did not run since, to the ns, nothing else can be other than it was.
             if known is None or known[0] != seen:
-                reading = _read_anew(guest, vcpu, thread, seen)
+                reading = _read_anew(vcpu, thread, seen)
                 if reading is None:
                     return None
                 known = guest.seen[vcpu] = seen, reading
             vcpus.append(known[1])
-        if guest.count_seen is None:
-            guest.count_seen = _count(f"{self._proc}/{process.pid}/task")
         return Sweep(at_ns, time.monotonic_ns() - at_ns, tuple(vcpus))
 
 
-def _read_anew(
-    guest: _Guest, vcpu: int, thread: processes.Thread, seen: _Seen
-) -> VcpuReading | None:
-    """Return what was seen of a vCPU, and note how many threads its process has.
-
-    None where its thread is not the one that was found.
-    """
+def _read_anew(vcpu: int, thread: processes.Thread, seen: _Seen) -> VcpuReading | None:
+    """Return what was seen of a vCPU; None where its thread is not the one that was found."""
     line, affinity, held_back_ns = seen
     counters = (line or b"").split()
     # After the counters, which are of the same thread then.
@@ -256,7 +244,6 @@ def _read_anew(
         or affinity is None
     ):
         return None
-    guest.count_seen = int(columns[processes.THREADS])
     run_ns, wait_ns = int(counters[0]), int(counters[1])
     if not run_ns:
         return None  # a kernel that keeps no account writes zeros
