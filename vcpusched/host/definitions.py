@@ -26,14 +26,14 @@ MAX_AGE_NS: Final = 60 * 1_000_000_000
 """How long a definition is trusted: a change of it is obeyed after this at the latest."""
 
 
-_UNKNOWN: Final = Definition(is_cpuset_known=False)
-
-
 @dataclass(frozen=True, slots=True)
 class _Known:
     due_ns: int
     definition: Definition
     user: int | None = None
+
+
+_NOTHING: Final = _Known(0, Definition(is_cpuset_known=False))
 
 
 class Definitions:
@@ -61,18 +61,15 @@ class Definitions:
         Each guest has a moment of its own in every minute, so that a host full of them is not read
         all at once.
         """
-        known = self._known.get(key)
-        return known is None or now_ns >= known.due_ns
+        return now_ns >= self._known.get(key, _NOTHING).due_ns
 
     def of(self, key: Key) -> Definition:
         """Return a guest's definition, an empty one where it is not known."""
-        known = self._known.get(key)
-        return known.definition if known is not None else _UNKNOWN
+        return self._known.get(key, _NOTHING).definition
 
     def user_of(self, key: Key) -> int | None:
         """Return which user libvirt runs a guest's QEMU as, where its XML names one."""
-        known = self._known.get(key)
-        return known.user if known is not None else None
+        return self._known.get(key, _NOTHING).user
 
     def learn(self, key: Key, live_xml: str, stated_xml: str | None, now_ns: int) -> None:
         """Take in what libvirt says: the live XML, and the persistent one of a guest that has one.
@@ -109,7 +106,7 @@ class Definitions:
 
     def postpone(self, key: Key, now_ns: int) -> None:
         """Keep what is known until the guest's next moment, because it was not reported now."""
-        known = self._known.get(key, _Known(0, _UNKNOWN))
+        known = self._known.get(key, _NOTHING)
         unbound = replace(known.definition, is_cpuset_known=False)
         self._known[key] = replace(known, due_ns=_due_ns(key, now_ns), definition=unbound)
 
