@@ -70,7 +70,7 @@ class _Reader:
         self._path.append(name)
         self._begun.append((self._parser.CurrentByteIndex, attributes))
         if self._path == MARKED:
-            named, pins = attributes["cpus"], attributes.get("pins", "").split()
+            named, pins = attributes["cpus"], attributes["pins"].split()
             cpus = frozenset() if named == ANYWHERE else cpus_of(named)
             self.origins[int(attributes["id"])] = named, cpus, list(map(cpus_of, pins))
 
@@ -141,8 +141,7 @@ def rewritten(xml: bytes, usable: frozenset[int], takes: frozenset[int]) -> byte
             edits.append((begin, end, f"<vcpupin vcpu='{vcpu}' cpuset='{named}'/>".encode()))
         else:
             stays = True
-    # A mark of an older form does not say which pins are ours; only a vcpusched can make use of it.
-    if not stays and any(ours for *_, ours in read.origins.values()):
+    if not stays:
         edits += [(begin, end, b"") for begin, end in read.marks]
     for begin, end, text in sorted(edits, reverse=True):
         xml = xml[:begin] + text + xml[end:]

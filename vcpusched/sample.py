@@ -56,16 +56,15 @@ class VcpuReading:
 class Origin:
     """What the mark in a running domain says of one vCPU: its original affinity, and our pins.
 
-    `pins` are those that may be in force: the last, and the one that was about to be made. None is
-    named by marks of an older form, which count beside any pin.
+    `pins` are those that may be in force: the last, and the one that was about to be made.
     """
 
     original: CpuSet
-    pins: frozenset[CpuSet] = frozenset()
+    pins: frozenset[CpuSet]
 
     def explains(self, pin: CpuSet, within: CpuSet = ALL_CPUS) -> bool:
         """Return whether a pin is ours by this mark, as far as it lies within these pCPUs."""
-        return not self.pins or any(ours & within == pin & within for ours in self.pins)
+        return any(ours & within == pin & within for ours in self.pins)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from vcpusched.sample import Definition, DomainReading, Origin, Sample, VcpuRead
 
 SECOND_NS = 1_000_000_000
 UUID = DomainUuid("a")
+PIN = frozenset({CpuSet.of([5])})
+"""The pin that marks name here."""
 
 
 def definition(
@@ -83,7 +85,7 @@ def test_a_guest_wakes_with_our_pin(wide_s: float, original: str) -> None:
 
     Nothing is reported of another, and the original is that of the mark.
     """
-    wakes = definition(books="5", origin={0: Origin(CpuSet.parse(original))})
+    wakes = definition(books="5", origin={0: Origin(CpuSet.parse(original), PIN)})
     wide = [sample(each / 100, "0-7", "0-7", defined=wakes) for each in range(round(wide_s * 100))]
     ledger, causes = seen(*wide, sample(1, "5", "0-7", defined=wakes))
     assert of(ledger) == ("5", original, "")
@@ -97,7 +99,7 @@ def test_a_guest_wakes_with_our_pin(wide_s: float, original: str) -> None:
 @pytest.mark.parametrize(("kept_free", "original"), [("isolated", "0-3"), ("tickless", "0-7")])
 def test_anywhere_is_where_libvirt_puts_what_is_not_bound(kept_free: str, original: str) -> None:
     """It leaves out isolated pCPUs, and not those that are only tickless."""
-    wakes = definition(books="5", origin={0: Origin(ALL_CPUS)})
+    wakes = definition(books="5", origin={0: Origin(ALL_CPUS, PIN)})
     host = {kept_free: CpuSet.parse("4-7")}
     first = dataclasses.replace(sample(0, "5", "0-7", defined=wakes), **host)  # type: ignore[arg-type]
     ledger, causes = seen(first)
@@ -126,7 +128,7 @@ def test_another_pins_a_guest_that_is_young_or_not() -> None:
 
 def test_nothing_is_mended_while_a_guest_is_young() -> None:
     """A sample says no original and no pin of it: nothing would be right to do about them."""
-    wakes = definition(books="5", origin={0: Origin(CpuSet.of([0]))})
+    wakes = definition(books="5", origin={0: Origin(CpuSet.of([0]), PIN)})
     for at_s, is_known in ((0.0, False), (9.0, False), (11.0, True)):
         first = sample(0, "5", "0-7", defined=wakes)
         now = sample(at_s, "5", "0-7", defined=wakes)
@@ -142,7 +144,7 @@ def test_a_person_pins_a_guest_that_wakes_with_our_mark(original: str, books: st
 
     Also if libvirt's books are read again in these seconds, as they are once a minute.
     """
-    origin = {0: Origin(CpuSet.parse(original), frozenset({CpuSet.of([5])}))}
+    origin = {0: Origin(CpuSet.parse(original), PIN)}
     wakes, again = definition(books="5", origin=origin), definition(books=books, origin=origin)
     ledger, causes = seen(
         sample(0, "0-7", "0-7", defined=wakes),
@@ -237,7 +239,8 @@ def test_an_offline_pcpu_belongs_to_what_a_person_sets(stated: str, books: str) 
 
 def test_a_pin_that_is_all_of_the_original_that_is_online_is_ours() -> None:
     """A guest wakes with it: the original is known once the rest of it is back."""
-    wakes = definition("5-7", books="5-6", origin={0: Origin(CpuSet.parse("5-7"))})
+    origin = Origin(CpuSet.parse("5-7"), frozenset({CpuSet.parse("5-6")}))
+    wakes = definition("5-7", books="5-6", origin={0: origin})
     ledger, causes = seen(
         *(sample(at_s, "5-6", defined=wakes, offline="7") for at_s in (0, 11)),
         sample(20, "5-6", defined=wakes),

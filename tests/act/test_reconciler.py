@@ -790,7 +790,8 @@ def marked_in_vain() -> tuple[Session, list[str]]:
     """Give a host whose guest bears a mark and has no pin of ours, and whose mark was written."""
     host = Session(2, {"g": 0.25}, {"g": "0"})
     known = host.definitions["g"]
-    host.definitions["g"] = dataclasses.replace(known, origin={0: Origin(CpuSet.of([0]))})
+    mark = {0: Origin(CpuSet.of([0]), frozenset({CpuSet.of([1])}))}
+    host.definitions["g"] = dataclasses.replace(known, origin=mark)
     written: list[str] = []
     host.on_mark = written.append
     return host, written
@@ -902,16 +903,6 @@ def test_a_restore_leaves_what_a_person_pinned_a_moment_after_a_guest_woke(tmp_p
     assert str(host.cpus["g"]) == "2"
 
 
-def test_an_older_mark_is_brought_up_to_date(tmp_path: Path) -> None:
-    """One without pins counts beside any pin, so it is written anew once its pin is known."""
-    host = MemoryHost(4, {"g": 0.5}, {"g": "3"})
-    mark = {0: Origin(CpuSet.of([0]))}
-    host.definitions["g"] = dataclasses.replace(host.definitions["g"], origin=mark)
-    kept = keeper(host, tmp_path)
-    assert all(reading(kept, host, "g").ours for _second in range(12))
-    assert host.definitions["g"].origin == {0: Origin(CpuSet.of([0]), frozenset({CpuSet.of([3])}))}
-
-
 def test_a_pin_made_again_without_offline_pcpus_is_marked(tmp_path: Path) -> None:
     """The kernel reset it when a pCPU went offline: the mark names first what is then pinned."""
     pins = []
@@ -957,7 +948,7 @@ def test_a_mark_never_leads_out_of_the_definition(tmp_path: Path) -> None:
     host.definitions["g"] = dataclasses.replace(
         host.definitions["g"],
         allowed={0: CpuSet.of([0, 1])},
-        origin={0: Origin(CpuSet.of([2, 3]))},
+        origin={0: Origin(CpuSet.of([2, 3]), frozenset({CpuSet.of([1])}))},
     )
     kept = keeper(host, tmp_path)
     assert reading(kept, host, "g").ours

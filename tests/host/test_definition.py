@@ -216,7 +216,7 @@ def test_live_and_stated() -> None:
 def test_the_mark_says_where_vcpus_were() -> None:
     """What is written is read back, beside what the administrator asks for."""
     pins = frozenset({CpuSet.parse("1,4-5"), CpuSet.of([3])})
-    origin = {0: Origin(CpuSet.parse("0-2,7"), pins), 3: Origin(ALL_CPUS)}
+    origin = {0: Origin(CpuSet.parse("0-2,7"), pins), 3: Origin(ALL_CPUS, pins)}
     # With only the element itself in the namespace, as others might write it.
     element = origin_xml(origin).replace("<origin>", f'<o:origin xmlns:o="{ORIGIN}">')
     element = element.replace("</origin>", "</o:origin>")
@@ -230,13 +230,15 @@ def test_the_mark_says_where_vcpus_were() -> None:
 @pytest.mark.parametrize(
     "vcpus",
     [
-        '<vcpu id="0" cpus=""/>',
-        '<vcpu id="x" cpus="1"/>',
-        '<vcpu id="-1" cpus="1"/>',
-        '<vcpu cpus="1"/>',
-        '<vcpu id="0" cpus="9-1"/>',
-        '<vcpu id="0"/>',
-        '<vcpu id="1" cpus="all"/><vcpu id="0" cpus="none"/>',
+        '<vcpu id="0" cpus="" pins="2"/>',
+        '<vcpu id="x" cpus="1" pins="2"/>',
+        '<vcpu id="-1" cpus="1" pins="2"/>',
+        '<vcpu cpus="1" pins="2"/>',
+        '<vcpu id="0" cpus="9-1" pins="2"/>',
+        '<vcpu id="0" pins="2"/>',
+        '<vcpu id="1" cpus="all" pins="2"/><vcpu id="0" cpus="none" pins="2"/>',
+        '<vcpu id="0" cpus="1"/>',
+        '<vcpu id="0" cpus="1" pins=""/>',
         '<vcpu id="0" cpus="1" pins="2 x"/>',
         '<vcpu id="0" cpus="1" pins="all"/>',
     ],
@@ -255,10 +257,10 @@ def test_a_definition_made_of_a_running_guest() -> None:
     A person who pins it there afterwards is obeyed.
     """
     live = read_definition("<domain><vcpu>2</vcpu></domain>")
-    for pins, allowed in (("", ALL_CPUS), ("pins='1 3'", ALL_CPUS), ("pins='0 1'", CpuSet.of([3]))):
+    for pins, allowed in (("1 3", ALL_CPUS), ("0 1", CpuSet.of([3]))):
         stated = read_definition(
             "<domain><vcpu>2</vcpu><metadata>"
-            f'<origin xmlns="{ORIGIN}"><vcpu id="0" cpus="all" {pins}/></origin></metadata>'
+            f'<origin xmlns="{ORIGIN}"><vcpu id="0" cpus="all" pins="{pins}"/></origin></metadata>'
             '<cputune><vcpupin vcpu="0" cpuset="3"/><vcpupin vcpu="1" cpuset="2"/></cputune>'
             "</domain>"
         )

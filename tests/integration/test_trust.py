@@ -561,6 +561,7 @@ def test_nothing_is_pinned_while_a_guest_migrates(lab: Lab) -> None:
     host = LibvirtHost(lab.uri)
     (found,) = host.sample().domains
     vcpu = VcpuId(found.uuid, found.domain_id, 0)
+    pins = frozenset({CpuSet.of([1])})
     mute, path = socket.socket(socket.AF_UNIX), lab.directory / "mute"
     mute.bind(str(path))
     path.chmod(0o666)  # for the lab's user
@@ -572,7 +573,7 @@ def test_nothing_is_pinned_while_a_guest_migrates(lab: Lab) -> None:
         with pytest.raises(BusyError, match="is being migrated, saved or the like"):
             host.pin(vcpu, CpuSet.of([1]))
         with pytest.raises(BusyError, match="is being migrated, saved or the like"):
-            host.mark(vcpu.uuid, vcpu.domain_id, {0: Origin(CpuSet.of([0]))})
+            host.mark(vcpu.uuid, vcpu.domain_id, {0: Origin(CpuSet.of([0]), pins)})
         assert migrate.is_alive()
     finally:
         peer.close()

@@ -358,9 +358,10 @@ def test_a_definition_for_the_next_boot_reserves_nothing_yet(realtime: frozenset
     edited = {"allowed": {0: cpus("6")}, "realtime": realtime}
     running = guest("pinned", "2", booked={0: cpus("2")}, **edited)
     assert str(eligibility(guest("web", "0"), running).allowed) == "0-1,3-7"
-    moved = guest("pinned", "6", booked={0: cpus("6")}, origin={0: Origin(cpus("2"))}, **edited)
+    mark = {0: Origin(cpus("2"), frozenset({cpus("3"), cpus("6")}))}
+    moved = guest("pinned", "6", booked={0: cpus("6")}, origin=mark, **edited)
     assert str(eligibility(guest("web", "0"), moved).allowed) == "0-1,3-5,7"
-    ours = guest("pinned", "3", booked={0: cpus("3")}, origin={0: Origin(cpus("2"))}, **edited)
+    ours = guest("pinned", "3", booked={0: cpus("3")}, origin=mark, **edited)
     reserved = "2-3" if realtime else "2"  # nobody joins a realtime vCPU, wherever it is
     left = cpus("0-7") - cpus(reserved)
     assert eligibility(guest("web", "0"), ours).allowed == left
@@ -388,7 +389,8 @@ def test_a_definition_widened_for_the_next_boot_reserves_what_the_guest_began_wi
     """As long as it runs there, or would but for a pin of ours; once it is let go, nothing."""
     began = {"began": {0: cpus("2")}}
     running = guest("pinned", "2", booked={0: cpus("2")}, **began)
-    moved = guest("pinned", "3", booked={0: cpus("3")}, origin={0: Origin(cpus("2"))}, **began)
+    mark = {0: Origin(cpus("2"), frozenset({cpus("3")}))}
+    moved = guest("pinned", "3", booked={0: cpus("3")}, origin=mark, **began)
     for domain in (running, moved):
         assert str(Placement.of(PlacementRules(), sample(domain)).reserved) == "2"
     let_go = guest("pinned", "0-7", booked={0: ALL_CPUS}, **began)

@@ -118,7 +118,6 @@ def test_originals_are_put_in_place_of_our_pins(case: str) -> None:
 
 UNTOUCHED: Final = {
     "no mark": ({}, {0: "2"}),
-    "a mark of the older form": ({0: origin_of("0-1")}, {0: "2"}),
     "an original that this host cannot take, and a pin that it can": (
         {0: origin_of("0-9", "2")},
         {0: "2"},
@@ -212,6 +211,7 @@ DOUBTFUL: Final = {
     "an original of nothing": GOOD.replace(b'cpus="0"', b'cpus=""'),
     "a list of too much": GOOD.replace(b'cpus="0"', b'cpus="0-%d"' % (CPU_ID_MAX + 1)),
     "a pin that is no list": GOOD.replace(b"cpuset='2'", b"cpuset='two'"),
+    "no pin of ours": GOOD.replace(b' pins="2"', b""),
     "one of our pins that is no list": GOOD.replace(b'pins="2"', b'pins="2 x"'),
 }
 

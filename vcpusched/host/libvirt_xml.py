@@ -184,7 +184,7 @@ def _origin(root: ET.Element) -> dict[int, Origin]:
         original = ALL_CPUS if cpus == ANYWHERE else CpuSet.read(cpus)
         pins = frozenset(map(CpuSet.read, vcpu.get("pins", "").split()))
         numbers = CpuSet.read(vcpu.get("id", ""))  # one vCPU's, read like a list of pCPUs
-        if not original or len(numbers) != 1 or NO_CPUS in pins:
+        if not (original and pins) or len(numbers) != 1 or NO_CPUS in pins:
             return {}
         found[min(numbers)] = Origin(original, pins)
     return found
