@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from vcpusched.model import NO_CPUS, PPM, PPM_PER_POINT, CpuSet, Topology
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Topology
 from vcpusched.sample import Busy, Waited
 
 CROWDED_PPM: Final = 800_000
@@ -194,7 +194,7 @@ def host_loads_ppm(
 
 
 class Track(NamedTuple):
-    """What is remembered of one vCPU: its load, the weight behind it, and its affinity.
+    """What is remembered of one vCPU: its load, and the weight behind it.
 
     `weight_ppm` goes to a million as usages come in; `load_ppm` is None before the first of them.
     A vCPU that began while we ran is not judged before `judged_from_ns`. `undisturbed_ppm`, with
@@ -205,15 +205,10 @@ class Track(NamedTuple):
     judged_from_ns: int = 0
     load_ppm: int | None = None
     weight_ppm: int = 0
-    affinity: CpuSet = NO_CPUS
     undisturbed_ppm: int | None = None
     undisturbed_weight_ppm: int = 0
     undisturbed_at_ns: int = 0
     restless_ppm: int = 0
-
-    def at(self, affinity: CpuSet) -> "Track":
-        """Return it with the affinity that the vCPU has now."""
-        return self if affinity == self.affinity else self._replace(affinity=affinity)
 
     def remembered_ppm(self, usage_ppm: int) -> int | None:
         """Return what it ran undisturbed, if it may still want that now that it runs so much."""
@@ -247,7 +242,6 @@ class Track(NamedTuple):
             self.judged_from_ns,
             self.load_ppm,
             self.weight_ppm,
-            self.affinity,
             mean_ppm,
             weight_ppm,
             to_ns,
@@ -266,7 +260,6 @@ class Track(NamedTuple):
             self.judged_from_ns,
             load_ppm,
             weight_ppm,
-            self.affinity,
             self.undisturbed_ppm,
             self.undisturbed_weight_ppm,
             self.undisturbed_at_ns,

@@ -115,6 +115,9 @@ def observe(
     }
     unread = _unread(before, after)
     tracks = {vcpu: track for vcpu, track in known.items() if vcpu.uuid in unread}
+    # Where an unreadable guest is nobody knows: what it may fill stays as it was.
+    is_unjudged = any(track.load_ppm is None for track in tracks.values())
+    unsettled = earlier.host.unsettled if earlier is not None and is_unjudged else CpuSet()
     # Nobody asks unless all pCPUs that a vCPU may use were crowded.
     is_crowded = any(ppm >= CROWDED_PPM for ppm in busy.values())
     enough = explained(busy, host_tracks, _known(found, known)) if is_crowded else CpuSet()
@@ -144,8 +147,8 @@ def observe(
     for interval in found:
         track = _followed(interval, known.get(interval.id, stranger), half_life_s, enough)
         tracks[interval.id] = track
+        affinity = interval.after.affinity
         if track.load_ppm is not None:
-            affinity = interval.after.affinity
             could_run = affinity.meets(room) and len(affinity) > 1
             wait_ppm = waits.get(interval.id, 0) if could_run else 0
             made = _judged(
@@ -153,10 +156,8 @@ def observe(
             )
             judged[interval.id] = made
             vcpus.append(made[1])
-    unsettled = CpuSet()
-    for track in tracks.values():
-        if track.load_ppm is None and placement.binds(track.affinity):
-            unsettled |= track.affinity
+        elif placement.binds(affinity):
+            unsettled |= affinity
     reported_ppm = Counter({cpu: track.reported_ppm for cpu, track in host_tracks.items()})
     host = Host(
         cpus=tuple(
@@ -195,10 +196,10 @@ def _followed(
     interval: Interval, track: Track | None, half_life_s: float, explained: CpuSet
 ) -> Track:
     """Return the track with an interval in it; a new one for another vCPU than the one before."""
-    affinity, now_ns = interval.after.affinity, interval.domain.at_ns
+    now_ns = interval.domain.at_ns
     if track is None or interval.restarted:
-        return Track(now_ns + SETTLE_NS, affinity=affinity)
-    track, usage_ppm = track.at(affinity), interval.usage_ppm
+        return Track(now_ns + SETTLE_NS)
+    usage_ppm = interval.usage_ppm
     # What it did before it is judged must not be in its load.
     if usage_ppm is None or interval.began_ns < track.judged_from_ns:
         return track
@@ -207,7 +208,7 @@ def _followed(
     worth_ppm, wanted_ppm = interval.work_ppm(usage_ppm), interval.work_ppm(estimate_ppm)
     if is_undisturbed(interval.wait_ppm, interval.busy_ppm):
         track = track.undisturbed(worth_ppm, interval.began_ns, now_ns, half_life_s)
-    elif affinity.is_within(explained):
+    elif interval.after.affinity.is_within(explained):
         wanted_ppm = track.wanted_ppm(worth_ppm, wanted_ppm)
     passed_ns = now_ns - interval.began_ns
     return track.smoothed(wanted_ppm, passed_ns, half_life_s, estimate_ppm)
