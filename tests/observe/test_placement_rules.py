@@ -60,11 +60,11 @@ def eligibility(domain: DomainReading, *others: DomainReading, **options: object
 )
 def test_managed_pcpus(named: str, managed: str, by_kernel: str, not_named: str) -> None:
     """Of eight pCPUs of which the kernel isolates 6 and 7; and why the others are left alone."""
-    rules, online, isolated = PlacementRules(named), cpus("0-7"), cpus("6-7")
-    assert str(rules.managed(online, isolated)) == managed
+    placement = Placement.of(PlacementRules(named), sample(isolated="6-7"))
+    assert str(placement.managed) == managed
     reasons = {"isolated by the kernel": cpus(by_kernel), "not in cpus": cpus(not_named)}
     found = {why: left for why, left in reasons.items() if left}
-    assert rules.left_alone(online, isolated) == found
+    assert placement.left_alone == found
 
 
 def test_nothing_holds_a_guest() -> None:

@@ -50,9 +50,6 @@ class Wish(enum.StrEnum):
     SPREAD = "spread"
 
 
-_WISHES: Final = {wish.value: wish for wish in Wish}
-
-
 @dataclass(frozen=True, slots=True)
 class PlacementRules:
     """What the administrator wants of pCPUs and guests.
@@ -67,26 +64,9 @@ class PlacementRules:
     exclude_domains: tuple[str, ...] = ()
     granularity: Granularity = Granularity.CPU
 
-    def managed(self, online: CpuSet, isolated: CpuSet, cpuset: CpuSet = ALL_CPUS) -> CpuSet:
-        """Return those of the online pCPUs that are managed. Raises ValueError for no list.
-
-        `cpuset` is where any guest may run.
-        """
-        return online & CpuSet.parse(self.cpus, all=online, isolated=isolated) & cpuset
-
-    def left_alone(
-        self, online: CpuSet, isolated: CpuSet, cpuset: CpuSet = ALL_CPUS
-    ) -> dict[str, CpuSet]:
-        """Return the pCPUs that are online and not managed, by the reason."""
-        outside = online - cpuset
-        left = online - self.managed(online, isolated) - outside
-        by_kernel = left & self.managed(online, NO_CPUS)
-        reasons = {
-            "outside the guests' cpuset": outside,
-            "isolated by the kernel": by_kernel,
-            "not in cpus": left - by_kernel,
-        }
-        return {why: cpus for why, cpus in reasons.items() if cpus}
+    def managed(self, online: CpuSet, isolated: CpuSet) -> CpuSet:
+        """Return those of the online pCPUs that are managed. Raises ValueError for no list."""
+        return online & CpuSet.parse(self.cpus, all=online, isolated=isolated)
 
     def why_held(self, name: str, definition: Definition) -> str:
         """Return why no vCPU of a domain may be moved; nothing when some may be."""
@@ -116,9 +96,9 @@ def _why_excluded(name: str, include: tuple[str, ...], exclude: tuple[str, ...])
 def why_unclear(definition: Definition) -> str:
     """Return what is wrong with what a domain asks for; nothing when it is understood."""
     wish = definition.wish
-    if wish is None or wish in _WISHES:
+    if wish is None or wish in tuple(Wish):
         return ""
-    known = ", ".join(_WISHES)
+    known = ", ".join(Wish)
     if not wish:
         return f"its metadata says no policy, which must be one of {known}"
     return f'its metadata says policy="{printable(wish, 40)}", which is none of {known}'
@@ -166,7 +146,8 @@ class Placement:
             if domain.definition.is_cpuset_known:
                 cpuset |= domain.definition.cpuset & online
         cpuset = cpuset or online
-        managed = rules.managed(online, spared, cpuset)
+        wanted = rules.managed(online, spared)
+        managed = wanted & cpuset
         kept = before.reserved_by if before is not None else {}
         reserved_by = {uuid: kept[uuid] for uuid in sample.unread if uuid in kept}
         for domain in sample.domains:
@@ -186,7 +167,12 @@ class Placement:
         for cpu in sample.topology.cpus:
             if cpu.node is not None:
                 nodes[cpu.node] = nodes.get(cpu.node, NO_CPUS) | CpuSet(1 << cpu.id)
-        left_alone = rules.left_alone(online, spared, cpuset) if managed != online else {}
+        outside, isolated = online - cpuset, rules.managed(online, NO_CPUS) - wanted
+        left_alone = {
+            "outside the guests' cpuset": outside,
+            "isolated by the kernel": isolated - outside,
+            "not in cpus": online - wanted - isolated - outside,
+        }
         return cls(
             rules,
             managed,
@@ -196,7 +182,7 @@ class Placement:
             everywhere,
             units,
             nodes,
-            left_alone,
+            {why: cpus for why, cpus in left_alone.items() if cpus},
             sample.is_reconciled,
         )
 
