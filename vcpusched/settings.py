@@ -258,15 +258,9 @@ def allowed(key: str) -> str:
 
 
 def _bounds(declared: FieldInfo) -> str:
-    low = high = ""
-    for limit in declared.metadata:
-        if hasattr(limit, "ge"):
-            low = f"from {limit.ge:g}"
-        if hasattr(limit, "gt"):
-            low = f"above {limit.gt:g}"
-        if hasattr(limit, "le"):
-            high = f"to {limit.le:g}"
-    return f"{low}, up {high}" if low.startswith("above") else f"{low} {high}"
+    low, high = declared.metadata  # every number has both
+    begins = f"from {low.ge:g}" if hasattr(low, "ge") else f"above {low.gt:g}, up"
+    return f"{begins} to {high.le:g}"
 
 
 def _files(config: Path | None, problems: list[str]) -> list[Path]:
