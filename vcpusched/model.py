@@ -123,8 +123,6 @@ def _span(text: str) -> int:
     first, dash, last = text.partition("-")
     if not all(number.isascii() and number.isdigit() for number in (first, last if dash else "0")):
         raise ValueError(f"{text[:80]!r} is no list of pCPUs such as 0-3,8")
-    if len(first) > 5 or len(last) > 5:  # noqa: PLR2004  digits of CPU_ID_MAX
-        raise ValueError(f"{text[:80]!r} names a pCPU above {CPU_ID_MAX}")
     low, high = int(first), int(last or first)
     if high > CPU_ID_MAX or low > high:
         raise ValueError(f"{text[:80]!r} names a pCPU above {CPU_ID_MAX} or runs backwards")
@@ -222,19 +220,15 @@ def sets(cpus: Iterable[Cpu], granularity: Granularity) -> tuple[CpuSet, ...]:
     """
     cpus = tuple(cpus)
     granularity = resolved(cpus, granularity)
-    found: defaultdict[tuple[int, ...], int] = defaultdict(int)
+    found: defaultdict[tuple[Granularity, int | None], int] = defaultdict(int)
     for cpu in cpus:
-        node = -1 if cpu.node is None else cpu.node
-        alone = granularity is Granularity.CORE and cpu.core is None
-        if granularity is Granularity.CPU or cpu.isolated or alone:
-            key: tuple[int, ...] = (0, cpu.id)
-        elif granularity is Granularity.CORE and cpu.core is not None:
-            key = (1, cpu.core)
-        elif granularity is Granularity.CACHE and cpu.cache is not None:
-            key = (2, cpu.cache)
-        else:
-            key = (3, node)
-        found[key] |= 1 << cpu.id
+        level = granularity
+        if cpu.isolated or (level is Granularity.CORE and cpu.core is None):
+            level = Granularity.CPU
+        elif level is Granularity.CACHE and cpu.cache is None:
+            level = Granularity.NODE
+        number = {"cpu": cpu.id, "core": cpu.core, "cache": cpu.cache, "node": cpu.node}[level]
+        found[level, number] |= 1 << cpu.id
     return tuple(CpuSet(bits) for bits in sorted(found.values(), key=lambda bits: bits & -bits))
 
 
