@@ -203,7 +203,6 @@ class MemoryHost:
         self.pins: list[tuple[str, str]] = []
         self.sample_error: HypervisorError | None = None
         self.unread: set[str] = set()
-        self.took_ns = 1000
         self.definitions_read = 0
         self._on_pin = on_pin
         self.on_mark: Callable[[str], None] = lambda _name: None
@@ -292,7 +291,6 @@ class MemoryHost:
             domain_id=self.domain_ids[name],
             name=name,
             at_ns=self.now_ns,
-            took_ns=self.took_ns,
             vcpus=(VcpuReading(0, self.run_ns[name], cpus, next(iter(cpus)), waited),),
             definition=self.definitions[name],
         )

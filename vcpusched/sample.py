@@ -114,15 +114,14 @@ class Definition:
 class DomainReading:
     """What the hypervisor said about one running domain.
 
-    `at_ns` is the monotonic clock just before the domain was asked, and `took_ns` how long the
-    answer took. `definition` is empty where it could not be read.
+    `at_ns` is the monotonic clock just before it was read. `definition` is empty where that could
+    not be read.
     """
 
     uuid: DomainUuid
     domain_id: int
     name: str
     at_ns: int
-    took_ns: int
     vcpus: tuple[VcpuReading, ...]
     definition: Definition = field(default_factory=Definition)
 

@@ -48,7 +48,7 @@ def sample(
         if cpus
     )
     at_ns = round((at_s + 1) * SECOND_NS)
-    domain = DomainReading(UUID, domain_id, "a", at_ns, 1000, readings, defined or definition())
+    domain = DomainReading(UUID, domain_id, "a", at_ns, readings, defined or definition())
     gone = CpuSet.parse(offline)
     online = Topology(tuple(Cpu(cpu) for cpu in range(8) if cpu not in gone))
     return Sample(online, (domain,), offline=gone)

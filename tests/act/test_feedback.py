@@ -297,7 +297,7 @@ def test_a_cooldown_ends_after_its_time_or_with_its_vcpu() -> None:
 def stays(table: VcpuTable, vcpu: VcpuId, now_ns: int, cooldown_s: float = 0) -> bool:
     """Return whether a vCPU of HOGS is left alone at a time."""
     there = (VcpuReading(vcpu.vcpu, 0, CpuSet.of([0])),)
-    domain = DomainReading(vcpu.uuid, vcpu.domain_id, "", now_ns, 0, there, Definition())
+    domain = DomainReading(vcpu.uuid, vcpu.domain_id, "", now_ns, there, Definition())
     sample = Sample(Topology(()), (domain,))
     applied = table.applied(HOGS, sample, number=1, cooldown_s=cooldown_s)
     (found,) = [other for other in applied.vcpus if other.id == vcpu]
@@ -334,7 +334,7 @@ def bound(original: str, cpus: str = "0", held: str = "") -> tuple[Sample, Host,
     drawn = host([50], [], [], [])
     vcpu: Vcpu = drawn.vcpus[0]
     domain = DomainReading(
-        vcpu.id.uuid, vcpu.id.domain_id, "g", SECOND_NS, 0, (reading,), Definition()
+        vcpu.id.uuid, vcpu.id.domain_id, "g", SECOND_NS, (reading,), Definition()
     )
     online = Topology(tuple(Cpu(cpu) for cpu in range(4)))
     return Sample(online, (domain,)), drawn, vcpu.id

@@ -72,7 +72,7 @@ def test_what_is_read_of_each_vcpu(seen: Seen) -> None:
     before_ns = time.monotonic_ns()
     sweep = seen.sweep()
     assert sweep is not None
-    assert before_ns <= sweep.at_ns <= sweep.at_ns + sweep.took_ns <= time.monotonic_ns()
+    assert before_ns <= sweep.at_ns <= time.monotonic_ns()
     first, second = sweep.vcpus
     assert (first.vcpu, first.run_ns, str(first.affinity), first.on) == (0, 123456789012, "13", 13)
     assert first.waited is not None

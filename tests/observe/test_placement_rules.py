@@ -19,7 +19,7 @@ def guest(name: str, *affinities: str, **said: object) -> DomainReading:
     allowed = dict.fromkeys(range(len(affinities)), ALL_CPUS)
     definition = dataclasses.replace(Definition(allowed), **said)  # type: ignore[arg-type]
     readings = tuple(VcpuReading(vcpu, 0, cpus(mask)) for vcpu, mask in enumerate(affinities))
-    return DomainReading(DomainUuid(name), 1, name, 0, 0, readings, definition)
+    return DomainReading(DomainUuid(name), 1, name, 0, readings, definition)
 
 
 def sample(*domains: DomainReading, isolated: str = "", nodes: int = 0) -> Sample:

@@ -192,7 +192,7 @@ def test_a_level_that_is_not_reported_is_said_once(tmp_path: Path) -> None:
 def test_a_wish_that_is_not_understood_is_a_warning(tmp_path: Path) -> None:
     """One that names the domain, and what is wrong; a name cannot forge a line."""
     entries: list[messages.JournalEntry] = []
-    domain = DomainReading(DomainUuid("u"), 1, "a\nb", 0, 0, (), Definition(wish="holdd"))
+    domain = DomainReading(DomainUuid("u"), 1, "a\nb", 0, (), Definition(wish="holdd"))
     cycled = Cycled(Cycle(1, 1, sample=Sample(domains=(domain,))))
     reporter = Reporter(entries.append, tmp_path, Settings.model_validate({}))
     reported(reporter, State(SERVICE), cycled, cycled)

@@ -130,8 +130,7 @@ class LibvirtHost:
             if sweep is not sweeps[key] and (why := self._threads.why_not(key)):
                 by_libvirt[why].append(name)
             definition = self._definitions.of(key)
-            at_ns, took_ns = sweep.at_ns, sweep.took_ns
-            domains.append(DomainReading(*key, name, at_ns, took_ns, sweep.vcpus, definition))
+            domains.append(DomainReading(*key, name, sweep.at_ns, sweep.vcpus, definition))
         return Sample(
             topology=self._topology,
             domains=tuple(domains),
@@ -272,8 +271,7 @@ class LibvirtHost:
         with self._translated(domain, VANISHED):
             at_ns = time.monotonic_ns()
             infos, maps = domain.vcpus()
-            took_ns = time.monotonic_ns() - at_ns
-        return Sweep(at_ns, took_ns, parse_vcpus(infos, maps))
+        return Sweep(at_ns, parse_vcpus(infos, maps))
 
     def _define(self, key: Key, domain: Any) -> None:  # noqa: ANN401
         live = domain.XMLDesc(0)

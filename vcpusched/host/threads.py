@@ -51,10 +51,9 @@ _Seen = tuple[bytes | None, CpuSet | None, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One guest's vCPUs, read from `at_ns` on within `took_ns`."""
+    """One guest's vCPUs, read from `at_ns` on."""
 
     at_ns: int
-    took_ns: int
     vcpus: tuple[VcpuReading, ...]
 
 
@@ -228,7 +227,7 @@ class Threads:
                     return None
                 known = guest.seen[vcpu] = seen, reading
             vcpus.append(known[1])
-        return Sweep(at_ns, time.monotonic_ns() - at_ns, tuple(vcpus))
+        return Sweep(at_ns, tuple(vcpus))
 
 
 def _read_anew(vcpu: int, thread: processes.Thread, seen: _Seen) -> VcpuReading | None:

@@ -3,21 +3,17 @@
 Rule: pure arithmetic on values. What is unknown stays None, never 0.
 
 Readings are matched by `VcpuId`. A usage is what the counter says over the time that really passed,
-not over the nominal period. One that cannot be trusted is None, and the earlier reading is kept for
-the next time (`baseline`), so that the interval grows until the uncertainty no longer counts.
+not over the nominal period. Of a guest that could not be read the earlier reading is kept for the
+next time (`baseline`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from vcpusched.model import NO_CPUS, PPM, CpuSet, VcpuId
 from vcpusched.observe.demand import INTERVAL_MIN_NS, RESTLESS_PPM, Affinities, wait_ppm
 from vcpusched.sample import DomainReading, Sample, VcpuReading
-
-UNCERTAIN_MAX: Final = 10
-"""A reading that took more than one part in this many of the interval is not used: when within
-the call the counter was read is not known, so its usage could be wrong by as much."""
 
 
 class Interval(NamedTuple):
@@ -53,7 +49,6 @@ def intervals(before: Sample | None, after: Sample, busy: Mapping[int, int]) -> 
     affinities = Affinities(after.topology, busy)
     for domain in after.domains:
         first = read_before.get((domain.uuid, domain.domain_id))
-        is_uncertain = first is not None and _is_uncertain(first, domain)
         earlier = {reading.vcpu: reading for reading in first.vcpus} if first is not None else {}
         for reading in domain.vcpus:
             vcpu = VcpuId(domain.uuid, domain.domain_id, reading.vcpu)
@@ -63,7 +58,7 @@ def intervals(before: Sample | None, after: Sample, busy: Mapping[int, int]) -> 
                 continue
             interval_ns = domain.at_ns - first.at_ns
             usage_ppm = None
-            if interval_ns >= INTERVAL_MIN_NS and not is_uncertain:
+            if interval_ns >= INTERVAL_MIN_NS:
                 # A thread runs on one pCPU at a time: more is the uncertainty of the reading.
                 usage_ppm = min(PPM, (reading.run_ns - known.run_ns) * PPM // interval_ns)
             yield Interval(
@@ -79,20 +74,14 @@ def intervals(before: Sample | None, after: Sample, busy: Mapping[int, int]) -> 
 
 
 def baseline(before: Sample | None, after: Sample) -> Sample:
-    """Return the sample that the next one is to be compared with: `after`, where it can be trusted.
+    """Return the sample that the next one is to be compared with.
 
-    A domain that was slow to read, or could not be read, keeps its earlier reading.
+    It is `after`, with the earlier readings of domains that could not be read now.
     """
-    if before is None:
+    if before is None or not after.unread:
         return after
-    earlier = _by_run(before)
-    chosen = []
-    for domain in after.domains:
-        first = earlier.get((domain.uuid, domain.domain_id))
-        keep = first is not None and _is_uncertain(first, domain) and not _is_new(first, domain)
-        chosen.append(first if first is not None and keep else domain)
-    chosen += [domain for domain in before.domains if domain.uuid in after.unread]
-    return replace(after, domains=tuple(chosen))
+    kept = (domain for domain in before.domains if domain.uuid in after.unread)
+    return replace(after, domains=(*after.domains, *kept))
 
 
 def unclear(before: Sample, after: Sample, found: Iterable[Interval]) -> CpuSet:
@@ -113,14 +102,3 @@ def unclear(before: Sample, after: Sample, found: Iterable[Interval]) -> CpuSet:
 
 def _by_run(sample: Sample) -> dict[tuple[str, int], DomainReading]:
     return {(domain.uuid, domain.domain_id): domain for domain in sample.domains}
-
-
-def _is_uncertain(before: DomainReading, after: DomainReading) -> bool:
-    interval_ns = after.at_ns - before.at_ns
-    return max(before.took_ns, after.took_ns) * UNCERTAIN_MAX > interval_ns
-
-
-def _is_new(before: DomainReading, after: DomainReading) -> bool:
-    """Return whether a counter went backwards: other vCPUs, under the same identity."""
-    run_before_ns = {reading.vcpu: reading.run_ns for reading in before.vcpus}
-    return any(reading.run_ns < run_before_ns.get(reading.vcpu, 0) for reading in after.vcpus)

@@ -43,9 +43,6 @@ TICK_NS: Final = 10_000_000
 """CPU time is read in steps of this: the kernel brings that of a running thread up to date at its
 ticks."""
 
-TOOK_NS: Final = 1_000_000
-"""How long reading a guest takes."""
-
 BACK_PERIODS: Final = 5
 """A vCPU that returns within so many periods was moved for nothing."""
 
@@ -246,7 +243,6 @@ class SimulatedHost:
             domain_id=self._domain_ids[number],
             name=guest.name,
             at_ns=self._machine.now_ns,
-            took_ns=TOOK_NS,
             vcpus=tuple(readings),
             definition=self._definitions[number],
         )

@@ -261,7 +261,6 @@ class World:
             domain_id=guest.domain_id,
             name=guest.name,
             at_ns=self.now_ns,
-            took_ns=1000,
             vcpus=tuple(
                 VcpuReading(number, vcpu.run_ns, vcpu.affinity, next(iter(vcpu.affinity)))
                 for number, vcpu in enumerate(guest.vcpus)
