@@ -41,6 +41,7 @@ SMALL_PPM: Final = 600_000
 That is 3.9 GHz beside 5.1 GHz, as on Alder Lake, by the same reckoning (0.61).
 """
 
+HIGHEST_FREQUENCY: Final = "cpufreq/cpuinfo_max_freq"
 
 WEAKER_PERCENT: Final = 85
 """A core of the same type is weaker if its highest frequency and what firmware says that it can
@@ -137,12 +138,9 @@ def capacities(cpus: CpuSet, root: Path = Path("/")) -> Mapping[int, int]:
 
 def _by_kernel(cpus: CpuSet, directory: Path) -> dict[int, int]:
     """Return what the kernel reckons; nothing unless it does for all."""
-    reckoned = {}
-    for cpu in cpus:
-        capacity = read_number(directory / f"cpu{cpu}/cpu_capacity")
-        if not capacity:
-            return {}
-        reckoned[cpu] = capacity
+    reckoned = _numbers(cpus, directory, "cpu_capacity")
+    if not all(reckoned.values()):
+        return {}
     strongest = max(reckoned.values(), default=0)
     return {cpu: max(capacity * PPM // strongest, 1) for cpu, capacity in reckoned.items()}
 
@@ -154,10 +152,7 @@ def _by_core_type(cpus: CpuSet, devices: Path) -> dict[int, int]:
     small = (small & cpus) - big
     if not big or not small:
         return {}
-    clocked = {
-        cpu: read_number(devices / f"system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq") or 0
-        for cpu in big | small
-    }
+    clocked = _numbers(big | small, devices / "system/cpu", HIGHEST_FREQUENCY)
     # Big cores differ by a step or two, which no load can show: they count as equals.
     fastest = max(clocked[cpu] for cpu in big)
     found = dict.fromkeys(cpus, PPM)
@@ -170,24 +165,23 @@ def _by_core_type(cpus: CpuSet, devices: Path) -> dict[int, int]:
 
 def _by_performance(cpus: CpuSet, directory: Path) -> dict[int, int]:
     """Return the ratio of frequencies for weaker cores, PPM for others; nothing without any."""
-    said = [
-        (
-            cpu,
-            read_number(directory / f"cpu{cpu}/cpufreq/cpuinfo_max_freq") or 0,
-            read_number(directory / f"cpu{cpu}/acpi_cppc/highest_perf") or 0,
-        )
-        for cpu in cpus
-    ]
-    if not all(clocked and performs for _, clocked, performs in said):
+    clocked = _numbers(cpus, directory, HIGHEST_FREQUENCY)
+    performs = _numbers(cpus, directory, "acpi_cppc/highest_perf")
+    if not (all(clocked.values()) and all(performs.values())):
         return {}
-    fastest = max((clocked for _, clocked, _ in said), default=0)
-    best = max((performs for _, _, performs in said), default=0)
+    fastest, best = max(clocked.values(), default=0), max(performs.values(), default=0)
     weaker = {
-        cpu: clocked * PPM // fastest
-        for cpu, clocked, performs in said
-        if clocked * 100 < fastest * WEAKER_PERCENT and performs * 100 < best * WEAKER_PERCENT
+        cpu: clocked[cpu] * PPM // fastest
+        for cpu in cpus
+        if clocked[cpu] * 100 < fastest * WEAKER_PERCENT
+        and performs[cpu] * 100 < best * WEAKER_PERCENT
     }
     return dict.fromkeys(cpus, PPM) | weaker if weaker else {}
+
+
+def _numbers(cpus: CpuSet, directory: Path, name: str) -> dict[int, int]:
+    """Return the number in each pCPU's file of that name, 0 where there is none."""
+    return {cpu: read_number(directory / f"cpu{cpu}/{name}") or 0 for cpu in cpus}
 
 
 def busy(root: Path = Path("/")) -> Busy | None:
