@@ -68,16 +68,6 @@ class PlacementRules:
         """Return those of the online pCPUs that are managed. Raises ValueError for no list."""
         return online & CpuSet.parse(self.cpus, all=online, isolated=isolated)
 
-    def why_held(self, name: str, definition: Definition) -> str:
-        """Return why no vCPU of a domain may be moved; nothing when some may be."""
-        if not definition.allowed:
-            return "its definition could not be read"
-        if definition.wish is not None:
-            if definition.wish == Wish.HOLD:
-                return "held by its metadata"
-            return why_unclear(definition)
-        return _why_excluded(name, self.include_domains, self.exclude_domains)
-
 
 DEFAULT_RULES: Final = PlacementRules()
 
@@ -217,7 +207,13 @@ class Placement:
         self, name: str, definition: Definition, vcpu: int, mask: CpuSet, reach: CpuSet
     ) -> str:
         """Return why a vCPU may not be moved, wherever it is; nothing when it may."""
-        why = self.rules.why_held(name, definition)
+        if not definition.allowed:
+            return "its definition could not be read"
+        if definition.wish == Wish.HOLD:
+            return "held by its metadata"
+        why = why_unclear(definition)
+        if definition.wish is None:
+            why = _why_excluded(name, self.rules.include_domains, self.rules.exclude_domains)
         if why:
             return why
         if vcpu in definition.realtime:
