@@ -488,6 +488,7 @@ def test_a_vcpu_that_is_as_before_is_the_same_and_else_judged_anew() -> None:
     assert then(8.0, definition=Definition({0: ALL})) is vcpu
     assert then(9.0) == dataclasses.replace(vcpu, load_ppm=833_333)
     assert then(8.0, definition=Definition({0: ALL}, wish="hold")).why == "held by its metadata"
+    assert then(8.0, definition=Definition({0: ALL}, wish="spread")).spread
     assert then(8.0, affinity=CpuSet.parse("0-1")).why == "someone else keeps it on pCPUs 0-1"
     assert then(8.0, PlacementRules(exclude_domains=("w*",))).fixed
     held = VcpuReading(0, 8 * SECOND_NS, ALL, on=1, held="restored on request")

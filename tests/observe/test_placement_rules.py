@@ -100,7 +100,7 @@ def test_metadata_that_does_not_hold() -> None:
     found = eligibility(guest("web", "3", wish="balance"), rules=rules)
     assert found == Eligibility(cpus("0-7"), why="its metadata asks for balance")
     found = eligibility(guest("web", "3", wish="spread"), rules=rules)
-    assert found == Eligibility(cpus("0-7"), why="its metadata asks for spread", spread=True)
+    assert found == Eligibility(cpus("0-7"), why="its metadata asks for spread")
     found = eligibility(
         guest("web", "3", wish="hold"), rules=PlacementRules(include_domains=("web",))
     )

@@ -46,6 +46,7 @@ from vcpusched.observe.placement_rules import (
     Eligibility,
     Placement,
     PlacementRules,
+    Wish,
 )
 from vcpusched.sample import Definition, Sample
 
@@ -249,7 +250,7 @@ def _judged(
         vcpu = before[1]
         if (load_ppm, wait_ppm, reading.on) == (vcpu.load_ppm, vcpu.wait_ppm, vcpu.on):
             return by, vcpu
-        eligibility = Eligibility(vcpu.allowed, vcpu.fixed, vcpu.why, vcpu.spread)
+        eligibility = Eligibility(vcpu.allowed, vcpu.fixed, vcpu.why)
     else:
         eligibility = placement.eligibility(domain, reading)
     return by, Vcpu(
@@ -264,6 +265,6 @@ def _judged(
         memory_node=definition.memory_node(reading.vcpu),
         shares=definition.shares,
         quota_ppm=definition.quota_ppm,
-        spread=eligibility.spread,
+        spread=definition.wish == Wish.SPREAD,
         wait_ppm=wait_ppm,
     )

@@ -104,7 +104,6 @@ class Eligibility(NamedTuple):
     allowed: CpuSet
     fixed: bool = False
     why: str = ""
-    spread: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +184,6 @@ class Placement:
         definition, affinity = domain.definition, reading.affinity
         mask, reach = self._reach(definition, reading.vcpu)
         targets = self._targets(definition, reading.vcpu, reach)
-        spread = definition.wish == Wish.SPREAD
         why = reading.held or self._why_held(domain.name, definition, reading.vcpu, mask, reach)
         ours = reading.ours or (affinity in self.units and not self.knows_pins)
         if not why and (len(affinity) == 1 or ours):
@@ -194,14 +192,14 @@ class Placement:
             # What is not pinned libvirt keeps off isolated pCPUs (since 10.4).
             if affinity & self.managed not in {mask, mask - self.isolated}:
                 pool = f"someone else keeps it on pCPUs {affinity}"
-                return Eligibility(affinity, fixed=True, why=pool, spread=spread)
+                return Eligibility(affinity, fixed=True, why=pool)
             why = "" if targets else "all pCPUs that it may use are reserved"
         if why:
-            return Eligibility(targets, fixed=True, why=why, spread=spread)
+            return Eligibility(targets, fixed=True, why=why)
         asked = [f"its metadata asks for {definition.wish}"] if definition.wish is not None else []
         if not self.managed.is_within(self._near(definition, reading.vcpu)):
             asked.append(f"its memory must be on {_nodes_of(definition, reading.vcpu)}")
-        return Eligibility(targets, why=", ".join(asked), spread=spread)
+        return Eligibility(targets, why=", ".join(asked))
 
     def _why_held(
         self, name: str, definition: Definition, vcpu: int, mask: CpuSet, reach: CpuSet
