@@ -3,6 +3,7 @@
 A copy has loads off by up to 2 points and the names of its guests shuffled.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -128,6 +129,17 @@ def test_what_a_weak_pcpu_cannot_give_is_found_on_a_strong_one(drawn: Host) -> N
         [("big", "0")],
         [("big", "1")],
     )
+
+
+@pytest.mark.parametrize("percents", [(12, 16, 37, 39, 46), (46, 39, 37, 16, 12)])
+def test_what_takes_most_goes_first(percents: Sequence[int]) -> None:
+    """Off one pCPU, whatever the names: a plan is cut, and what is left may never come."""
+    guests = (guest(f"g{at}", (percent, 0)) for at, percent in enumerate(percents))
+    drawn = host(flat(3), *guests)
+    loads = [move.load_ppm // PPM_PER_POINT for move in plan(drawn, SHIPPED).moves]
+    assert loads == [46, 39, 12]
+    (first,) = plan(drawn, dataclasses.replace(SHIPPED, max_moves=1)).moves
+    assert first.load_ppm == 46 * PPM_PER_POINT
 
 
 def test_leave_out_what_nothing_can_help() -> None:

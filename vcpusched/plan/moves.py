@@ -3,7 +3,8 @@
 Rule: values, and pure functions that decide nothing.
 
 Order: moves are put so that no step makes a bin busier than any was. A step is one move, or two
-    items that change places; of the steps that have room the one off the busiest bin comes first.
+    items that change places; of the steps that have room the one off the busiest bin comes first,
+    of several that which takes most from it, since plans are cut.
 """
 
 import enum
@@ -132,25 +133,26 @@ def in_order(problem: Problem, place: Sequence[int]) -> list[Step] | None:
     size, current, level = problem.size, problem.current, list(problem.base)
     poured = problem.levels()
     peak = max((poured[bin_] for bin_ in problem.bins.judged), default=0)
-    heap = [(-level[current[step[0][0]]], step) for step in steps_between(problem, place)]
+    heap = [
+        (-level[current[step[0][0]]], sum(size[i] for i, _ in step[1:]) - size[step[0][0]], step)
+        for step in steps_between(problem, place)
+    ]
     heapify(heap)
-    full, done = defaultdict[int, list[Step]](list), list[Step]()
+    full, done = defaultdict[int, list[tuple[int, Step]]](list), list[Step]()
     while heap:
-        key, step = heappop(heap)
-        item, target = step[0]
-        source, load = current[item], size[item] - sum(size[other] for other, _ in step[1:])
+        key, change, step = heappop(heap)
+        source, target = current[step[0][0]], step[0][1]
         if -key != level[source]:
-            heappush(heap, (-level[source], step))
-            continue
-        if level[target] + load > peak:
-            full[target].append(step)
-            continue
-        done.append(step)
-        level[source] -= load
-        level[target] += load
-        # What waited for room on the source may have it now.
-        for waiting in full.pop(source, ()) if load else ():
-            heappush(heap, (-level[current[waiting[0][0]]], waiting))
+            heappush(heap, (-level[source], change, step))
+        elif level[target] - change > peak:
+            full[target].append((change, step))
+        else:
+            done.append(step)
+            level[source] += change
+            level[target] -= change
+            # What waited for room on the source may have it now.
+            for waits, waiting in full.pop(source, ()) if change else ():
+                heappush(heap, (-level[current[waiting[0][0]]], waits, waiting))
     return None if full else done
 
 
