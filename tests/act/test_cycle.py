@@ -122,6 +122,23 @@ def test_after_a_plan_in_vain_nothing_is_planned_for_a_while() -> None:
     assert not any(vcpu.fixed for cycle in seen[number:] if cycle.host for vcpu in cycle.host.vcpus)
 
 
+def test_a_plan_that_was_broken_off_is_not_judged() -> None:
+    """Its second pin fails, and all wait on, as they would not have: the next plan goes on."""
+
+    def on_pin(_name: str) -> None:
+        if len(host.pins) == 1 and not failed:
+            failed.append(True)
+            raise HypervisorError("timeout")
+
+    failed = list[bool]()
+    host, scheduler = crowded(on_pin), Scheduler()
+    host.waits = dict.fromkeys(host.wants, 0.5)
+    cycles = [run(scheduler, host, 1) for _ in range(8)]
+    assert [cycle.number for cycle in cycles if cycle.pinned] == [3, 5]
+    assert [len(cycle.failures) for cycle in cycles if cycle.pinned] == [1, 0]
+    assert not any(effect.number == 3 for cycle in cycles for effect in cycle.effects)
+
+
 def test_no_plan_is_made_before_it_is_known_what_the_last_one_brought() -> None:
     """{25 25 25 25} {} {50} {25 25}: two leave pCPU 0, and wait on. Soon after pCPU 2 idles.
 

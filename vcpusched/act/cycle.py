@@ -192,7 +192,8 @@ class Scheduler:
         seen = replace(seen, executed=True)
         if not rules.dry_run:
             actuator.act(found.moves)
-        if actuator.made and rules.confirm > 1:
+        # Of a plan that was broken off other loads come than it said.
+        if actuator.made == found.moves and rules.confirm > 1:
             self._table.planned(seen.number, finding, actuator.made)
         return seen
 
