@@ -175,7 +175,9 @@ def test_from_the_end() -> None:
     room = next(line for line in lines(View(), many) if "vCPUs 1-" in line).split("-")[1].split()[0]
     for keys, last in ((("G",), 80), (("G", UP, UP), 78), (("G", UP, "j", "j"), 80)):
         assert f"-{last} of 80" in "\n".join(lines(after(*keys), many))
-    assert f"vCPUs 1-{room} of 80" in "\n".join(lines(after("\x1b[F", "\x1b[H"), many))
+    for end, home in (("\x1b[F", "\x1b[H"), ("\x1bOF", "\x1bOH"), ("\x1b[4~", "\x1b[1~")):
+        assert "-80 of 80" in "\n".join(lines(after(end), many))
+        assert f"vCPUs 1-{room} of 80" in "\n".join(lines(after(end, home), many))
     assert f"vCPUs 1-{room} of 80" in "\n".join(lines(after("G", *[UP] * 200), many))
 
 

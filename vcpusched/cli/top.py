@@ -48,8 +48,8 @@ _CHANGES: Final[Mapping[str, Mapping[str, Any]]] = {
     _ESCAPE: {"domain": "", "first": 0},
     "?": {"legend": True},
     "h": {"legend": True},
-    **{home: {"first": 0} for home in ("\x1b[H", "\x1bOH")},
-    **{end: {"first": -1} for end in ("G", "\x1b[F", "\x1bOF")},
+    **{home: {"first": 0} for home in ("\x1b[H", "\x1bOH", "\x1b[1~")},
+    **{end: {"first": -1} for end in ("G", "\x1b[F", "\x1bOF", "\x1b[4~")},
 }
 _HELP: Final = "q quit  ? help  d demand  w wait  p place  n name  g guests  / filter"
 _LEGEND: Final = """\
