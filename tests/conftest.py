@@ -74,7 +74,7 @@ def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401  pytest-xdist's
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what a quick run left out."""
     if terminalreporter.config.option.quick:
-        left = f"{terminalreporter.config.stash[LEFT]} tests"
+        left = f"{terminalreporter.config.stash.get(LEFT, 0)} tests"
         files = f", and the files {', '.join(collect_ignore)}" if collect_ignore else ""
         terminalreporter.write_line(f"Left to the full run, tests/run: {left}{files}.")
 
