@@ -166,7 +166,7 @@ def test_strict_memory_is_never_left() -> None:
     wished = dataclasses.replace(strict("3", 1).definition, wish="balance")
     told = eligibility(dataclasses.replace(strict("3", 1), definition=wished), nodes=2).why
     assert told == f"its metadata asks for balance, {why}"
-    # Asked for, but not strictly: that is for node_gain.
+    # Asked for, but not strictly: that has a price.
     preferred = guest("web", "3", memory_nodes={0: frozenset({1})})
     assert eligibility(preferred, nodes=2) == Eligibility(cpus("0-7"))
 

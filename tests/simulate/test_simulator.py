@@ -547,7 +547,7 @@ def test_strict_memory_comes_home() -> None:
     """{40* 40*} {} | {} {}: the memory of both is strictly on the second node, where one goes.
 
     The other is alone then. Without walls one went to the idle pCPU beside it. One that is home
-    gains 10 points, so `node_gain` is 0.
+    gains 10 points, so `min_gain` is 0.
     """
     rules = Rules(policy=Policy())
     topology = Topology(tuple(Cpu(cpu, cpu // 2, cpu, cpu // 2) for cpu in range(4)))
