@@ -58,6 +58,9 @@ class _Vcpu:
     back_off: _Left | None = None
 
 
+_UNKNOWN: Final = _Vcpu()
+
+
 @dataclass(frozen=True, slots=True)
 class _InVain:
     """A plan that did not help: the policy that it was made by, and the host that it left."""
@@ -172,7 +175,7 @@ class VcpuTable:
         return replace(host, vcpus=tuple(vcpus))
 
     def _of(self, vcpu: VcpuId) -> _Vcpu:
-        return self._vcpus.get(vcpu, _Vcpu())
+        return self._vcpus.get(vcpu, _UNKNOWN)
 
     def _forget(self, host: Host, sample: Sample) -> None:
         """Keep what is known of what is in the sample, and of guests that could not be read."""
