@@ -148,7 +148,7 @@ _shtab_vcpusched_snapshot_defaults_added=0
 
 _shtab_vcpusched_status_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "-v[show pCPUs, guests and recent pins, each]"
+  "-v[show more\: pCPUs, guests, recent pins]"
   "--json[print JSON]"
 )
 

@@ -721,6 +721,7 @@ def test_a_guest_that_was_never_read_is_not_said_to_be_held(
     answer = carry_out(kept, request, beside_service=True)
     assert answer.problems == ("g1: it cannot be read yet, so it is not held; try again",)
     assert (answer.status, any("g1" in line for line in answer.lines)) == (1, False)
+    assert not any("All guests are held" in line for line in answer.lines)
     host.unread.clear()
     assert carry_out(kept, request, beside_service=True).status == 0
     assert reading(kept, host, "g1").held

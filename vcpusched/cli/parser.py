@@ -168,7 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
     _add_simulate_options(commands["simulate"])
     commands["status"].add_argument(
-        "-v", dest="verbose", action="store_true", help="show pCPUs, guests and recent pins, each"
+        "-v", dest="verbose", action="store_true", help="show more: pCPUs, guests, recent pins"
     )
     for name in ("plan", "status", "history", "simulate"):
         commands[name].add_argument("--json", action="store_true", help="print JSON")

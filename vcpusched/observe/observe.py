@@ -12,10 +12,10 @@ Terms: usage is run time over wall time, at most one pCPU (`intervals`); demand 
     is beside busy threads of the core; a vCPU that never sleeps there may want any more than it
     gets, and is taken to want all of the strongest pCPU. Where all pCPUs can do the same, time is
     taken as it is.
-Algorithm: 1. Match readings. 2. Mix each demand into the load,
-    with the weight that the half-life gives to the time between the readings. 3. Do the same for
-    what the host itself runs, more slowly, and where it is known what the vCPUs ran. 4. Have the
-    rules decide which vCPUs may move (`placement_rules`).
+Algorithm: 1. Match readings. 2. Mix each demand into the load, with the weight that the half-life
+    gives to the time between the readings. 3. Do the same for what the host itself runs, more
+    slowly, and where it is known what the vCPUs ran. 4. Have the rules decide which vCPUs may move
+    (`placement_rules`).
 Properties: a vCPU seen for the first time, restarted, or whose counter went backwards has no load,
     nor has one that began less than the settling time ago; one that cannot be read keeps its last
     one. A load lies between the smallest and the largest demand. A host load that stays within

@@ -4,7 +4,7 @@ Rule: values, and pure functions that decide nothing.
 
 Order: moves are put so that no step makes a bin busier than any was. A step is one move, or two
     items that change places; of the steps that have room the one off the busiest bin comes first,
-    of several that which takes most from it, since plans are cut.
+    and off that bin the one that takes most, since plans are cut.
 """
 
 import enum

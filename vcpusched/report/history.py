@@ -268,7 +268,7 @@ def outcome(episode: Episode, now_s: float) -> str:
         return episode.outcome.message
     if now_s - episode.at_s < PENDING_S:
         return "Its effect is not measured yet"
-    return "Its effect was never measured: it was broken off, or the service ended or lost libvirt"
+    return "Its effect was never measured: the plan broke off, or the service or libvirt ended"
 
 
 def as_json(past: History) -> dict[str, Any]:

@@ -63,15 +63,17 @@ def carry_out(
         for name in reconciler.still_marked(wanted)
     ]
     known = reconciler.book.ledger.entries
+    unheld = [names[uuid] for uuid in wanted or names if hold and uuid not in known]
     left += [
-        f"{printable(names[uuid])}: it cannot be read yet, so it is not held; try again"
-        for uuid in wanted or names
-        if hold and uuid not in known
+        f"{printable(name)}: it cannot be read yet, so it is not held; try again" for name in unheld
     ]
     if wanted is None and (elsewhere := reconciler.book.elsewhere()):
         left.append(elsewhere)
     held = wanted and [uuid for uuid in wanted if uuid in known]
-    return _restored(events, held, names, left, hold=hold)
+    all_held = ""
+    if hold and wanted is None:
+        all_held = "All guests that could be read" if unheld else "All guests"
+    return _restored(events, held or (), names, left, all_held)
 
 
 def _released(
@@ -86,11 +88,10 @@ def _released(
 
 def _restored(
     events: Sequence[Event],
-    wanted: Sequence[DomainUuid] | None,
+    wanted: Sequence[DomainUuid],
     names: dict[DomainUuid, str],
     left: Sequence[str],
-    *,
-    hold: bool,
+    all_held: str,
 ) -> Answer:
     lines, problems = [], []
     for event in events:
@@ -106,14 +107,14 @@ def _restored(
             problems.append(failure_entry(event).message)
     problems += left
     moved = {event.move.vcpu.uuid for event in events}
-    for uuid in wanted or ():
+    for uuid in wanted:
         name = printable(names[uuid])
         if uuid not in moved:
             lines.append(f"{name} is not pinned by vcpusched")
         lines.append(f'{name} is held until "vcpusched release {name}"')
     if not lines and not problems:
         lines.append("No vCPU is pinned by vcpusched.")
-    if hold and wanted is None:
-        lines.append('All guests are held until "vcpusched release", because the service runs.')
+    if all_held:
+        lines.append(f'{all_held} are held until "vcpusched release", because the service runs.')
     status = exits.FAILURE if problems else exits.OK
     return Answer(status, tuple(lines), tuple(dict.fromkeys(problems)))
