@@ -61,7 +61,7 @@ def test_ten_thousand_hosts(first: int) -> None:
     for seed in range(first, first + CHUNK):
         drawn, policy = built_host(seed), seeded_policy(seed)
         found = check(drawn, policy)
-        if seed % 10 == 0 and found.moves:
+        if seed % 10 == 5 and found.moves:  # none with a long search: each is planned many times
             check_limit(drawn, policy, found, 1 + seed // 10 % 3)
 
 
@@ -263,7 +263,7 @@ def test_sets_are_entered_as_a_whole_and_come_to_rest(granularity: Granularity) 
 
 @pytest.mark.parametrize("granularity", [Granularity.CORE, Granularity.CACHE, Granularity.NODE])
 @pytest.mark.parametrize(
-    "first", [0, *(pytest.param(first, marks=pytest.mark.full) for first in range(250, 3_000, 250))]
+    "first", [0, *(pytest.param(first, marks=pytest.mark.full) for first in range(250, 1_000, 250))]
 )
 def test_sets_are_at_rest_after_one_plan(first: int, granularity: Granularity) -> None:
     """Who may leave a set once others have come to it does so in the same plan."""

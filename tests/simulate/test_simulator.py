@@ -469,7 +469,7 @@ from vcpusched.simulate.traces import generate
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.simulate.simulator import Place, simulate
 from vcpusched.simulate.workload import scaled
-made = scaled(generate(cpu_count=6, vcpu_count=24, periods=30, seed={seed}), 700_000)
+made = scaled(generate(cpu_count=6, vcpu_count=24, periods=12, seed={seed}), 700_000)
 for place in (Place.RANDOM, Place.FLOATING):
     print(json.dumps(simulation.as_json(simulate(made, Scheduler(), place=place))))
 """

@@ -1,7 +1,6 @@
 """What the tests on booted systems share: the disk, and what the machine says when one fails."""
 
 import contextlib
-import fcntl
 import os
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from typing import Final
 
 import pytest
 from fresh import run
-from image import TOP, Image, image, unpack
+from image import Image, image, unpack
 from machine import Machine, MachineError
 
 from vcpusched import __version__
@@ -47,20 +46,9 @@ def disk(request: pytest.FixtureRequest, progress: Callable[[str], None]) -> Ima
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory, progress: Callable[[str], None]) -> Path:
-    """Give a directory with all that a release is made of; processes beside us share it."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    directory = shared / "packages"
-    with (shared / "packages.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not directory.exists():
-            progress("building the packages")
-            unfinished = shared / "packages.unfinished"
-            run(str(TOP / "packaging" / "release"), str(unfinished))
-            unfinished.rename(directory)
-    return directory
+def built() -> Path:
+    """Give the directory with all that a release is made of: tests/run has built it."""
+    return Path(os.environ["PACKAGES"])
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +163,7 @@ def pytest_runtest_makereport(
         for title, command in LAST_WORDS.items():
             try:
                 said = machine.say(*command, check=False, limit_s=30)
-            except MachineError as error:
+            except (MachineError, OSError) as error:  # it may have been powered off
                 said = str(error)
             report.sections.append((f"the machine's {title}", said))
         report.sections.append(("the machine's console", machine.console()))
