@@ -229,17 +229,27 @@ def test_what_ends_the_wait_after_a_plan_in_vain(
     assert is_in_vain(table, 31 * SECOND_NS)
 
 
-def test_a_plan_in_vain_for_those_that_are_left() -> None:
-    """One of two that were moved ended before the verdict: that alone ends no wait later."""
+@pytest.mark.parametrize("gone", [0, 1])
+def test_where_guests_or_pcpus_came_or_went_nothing_is_known_to_be_in_vain(gone: int) -> None:
+    """One that was moved ended before the verdict, or another one; or a pCPU came.
+
+    That is said when the plan's time is over, and the next plan need not wait.
+    """
     expectation, later = carried_out(HOGS)
-    gone = expectation.moves[0].vcpu
-    left = tuple(vcpu for vcpu in later.vcpus if vcpu.id != gone)
-    later, table = dataclasses.replace(later, vcpus=left), VcpuTable()
-    table.planned(7, expectation.finding, expectation.moves)
-    waits = dict.fromkeys((vcpu.id for vcpu in left), 750_000)
-    for at_s in (20, 21, 22):
-        table.judged(finding(later, waits, at_s=at_s))
-        assert table.is_in_vain
+    moved = {move.vcpu for move in expectation.moves}
+    ended = next(vcpu for vcpu in later.vcpus if (vcpu.id in moved) == bool(gone))
+    fewer = tuple(vcpu for vcpu in later.vcpus if vcpu != ended)
+    for changed in (
+        dataclasses.replace(later, vcpus=fewer),
+        dataclasses.replace(later, cpus=(*later.cpus, HostCpu(Cpu(2)))),
+    ):
+        table = VcpuTable()
+        table.planned(7, expectation.finding, expectation.moves)
+        waits = dict.fromkeys((vcpu.id for vcpu in changed.vcpus), 750_000)
+        assert table.judged(finding(changed, waits, at_s=19)) == ()
+        (effect,) = table.judged(finding(changed, waits, at_s=20))
+        assert effect.verdict is Verdict.UNCLEAR
+        assert not table.is_in_vain
 
 
 @pytest.mark.parametrize("percent", [0, 75])

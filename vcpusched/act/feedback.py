@@ -35,7 +35,8 @@ class Verdict(enum.StrEnum):
     """What came of a plan.
 
     `HELPED`: the wait fell by half of what was expected, or more. `NO_HELP`: it did not, with
-    unchanged demand. `UNCLEAR`: demand grew, guests ended, or affinities were changed again.
+    unchanged demand. `UNCLEAR`: demand grew, guests or pCPUs came or went, or affinities were
+    changed again.
     `NO_WAIT`: of the vCPUs that were touched none waited before.
     """
 
@@ -141,7 +142,8 @@ def judge(expectation: Expectation, finding: Finding) -> Effect | None:
     elif finding.at_ns - expectation.finding.at_ns < VERDICT_NS:
         return None
     else:
-        verdict = Verdict.NO_HELP if len(waits) == len(asked) else Verdict.UNCLEAR
+        is_known = len(waits) == len(asked) and _present(finding) == _present(expectation.finding)
+        verdict = Verdict.NO_HELP if is_known else Verdict.UNCLEAR
     count = max(1, len(asked))
     return Effect(
         number=expectation.number,
@@ -161,6 +163,12 @@ def _longest(finding: Finding) -> tuple[Vcpu, int] | None:
     waits = [(vcpu, finding.waits.get(vcpu.id, 0)) for vcpu in finding.host.vcpus]
     found = max(waits, key=itemgetter(1), default=None)
     return found if found is not None and found[1] >= WAITS_PPM else None
+
+
+def _present(finding: Finding) -> tuple[object, ...]:
+    """Return which pCPUs and which vCPUs there are."""
+    host = finding.host
+    return [cpu.cpu for cpu in host.cpus], [vcpu.id for vcpu in host.vcpus]
 
 
 def _wants_more(expectation: Expectation, asked: list[VcpuId], found: Plan) -> bool:
