@@ -204,6 +204,37 @@ def test_a_guest_that_began_anew_under_its_old_id_is_another_run() -> None:
     assert not reconcile(old(), unknown, unseen={UUID}).ledger.entries
 
 
+def test_a_guest_with_a_new_id_is_another_run_where_a_counter_fell() -> None:
+    """Also of one that was restarted while no service ran, with a thread where our pin was."""
+    for run_s, entry in ((30, ("2", "0-7")), (5, ("2", ""))):
+        there = sample(30, "2", "2", runs_s=(run_s, 30), domain_id=9)
+        found = reconcile(old(), there, unseen={UUID}).ledger
+        record = found.record(VcpuId(UUID, 9, 0))
+        assert record is not None
+        assert (str(record.affinity), str(record.original or "")) == entry
+
+
+def test_what_is_known_of_a_guest_outlives_a_definition_that_cannot_be_read() -> None:
+    """Our pins, and that it bears our mark."""
+    ledger = old().marking(UUID, marked=True)
+    found = reconcile(ledger, sample(21, "2", "2", defined=Definition({}))).ledger
+    assert (of(found), of(found, 1)) == (("2", "0-7", ""), ("2", "0-3", ""))
+    assert found.entries[UUID].marked
+
+
+def test_a_hold_ends_with_its_vcpu() -> None:
+    """Unplugged between two samples, and plugged in again: libvirt puts it where it was."""
+    booked = definition(books="6")
+    ledger, causes = seen(sample(21, "2", "6", defined=booked), ledger=old())
+    assert (of(ledger, 1), causes) == (("6", "", "pinned"), [Cause.PINNED])
+    ledger, causes = seen(
+        sample(22, "2", "6", runs_s=(22, 0.1), defined=booked),
+        sample(40, "2", "6", runs_s=(40, 18), defined=booked),
+        ledger=ledger,
+    )
+    assert (of(ledger, 1), causes) == (("6", "", ""), [])
+
+
 @pytest.mark.parametrize(
     ("stated", "books", "seen_as", "original"),
     [

@@ -414,6 +414,30 @@ def test_half_an_exchange_is_undone() -> None:
     assert len(told) == 2
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_half_an_exchange_is_written_down_as_undone(tmp_path: Path, *, is_lost: bool) -> None:
+    """The same with a ledger: no pin is left in it, but where libvirtd ends before it is undone."""
+    asked = list[str]()
+
+    def refuse(name: str) -> None:
+        asked.append(name)
+        if len(asked) == 2:
+            raise BusyError("being migrated")
+        if len(asked) == 3 and is_lost:
+            raise ConnectionLostError("gone")
+
+    cpus = {"a": "0", "b": "0", "c": "1", "d": "1"}
+    host = MemoryHost(2, {"a": 0.9, "b": 0.4, "c": 0.6, "d": 0.15}, cpus, refuse)
+    kept, scheduler = Reconciler(host, Book(LedgerFile(tmp_path))), Scheduler()
+    for _ in range(3):
+        host.pass_time()
+        cycle = scheduler.cycle(kept, Rules())
+    assert cycle.lost == ("gone" if is_lost else None)
+    assert (asked[0], len(asked)) == (asked[-1], 3)
+    pins = [(entry.name, str(record.original)) for _, entry, record in kept.book.ledger.pins()]
+    assert pins == ([(asked[0], cpus[asked[0]])] if is_lost else [])
+
+
 def test_half_an_exchange_is_undone_when_cancelled() -> None:
     """[90 40] [60 15], and SIGTERM comes between the halves: both are at home."""
     cpus = {"a": "0", "b": "0", "c": "1", "d": "1"}

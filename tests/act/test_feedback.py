@@ -304,6 +304,14 @@ def test_a_cooldown_ends_after_its_time_or_with_its_vcpu() -> None:
         assert not stays(table, vcpu, 60 * SECOND_NS + 1, cooldown_s=60)
 
 
+def test_a_pin_that_is_made_again_after_a_reset_is_no_move() -> None:
+    """It is where it was before, so that a plan may move it."""
+    vcpu, table = HOGS.vcpus[0].id, VcpuTable()
+    again = Move(vcpu, "", CpuSet.parse("0-1"), CpuSet.of([1]), 0, "", cause=Cause.RESET)
+    table.note(Changed(again), 1, 0)
+    assert not stays(table, vcpu, 1, cooldown_s=60)
+
+
 def stays(table: VcpuTable, vcpu: VcpuId, now_ns: int, cooldown_s: float = 0) -> bool:
     """Return whether a vCPU of HOGS is left alone at a time."""
     there = (VcpuReading(vcpu.vcpu, 0, CpuSet.of([0])),)
