@@ -351,6 +351,16 @@ def test_what_was_intended_ends_with_the_connection(tmp_path: Path) -> None:
     assert kept.restore() == []
 
 
+def test_what_was_intended_ends_with_the_next_sample(tmp_path: Path) -> None:
+    """A plan that was cancelled is not written down again with the moves of the next."""
+    host = MemoryHost(4, {"g": 0.5, "h": 0.5}, {"g": "0-3", "h": "0-3"})
+    kept = keeper(host, tmp_path)
+    for name in host.wants:
+        kept.look()
+        kept.intend([Move(vcpu(host, name), name, CpuSet(), CpuSet.of([1]), 0, "")])
+    assert (tmp_path / "affinity.json").read_text().count("pending") == 1
+
+
 def test_no_pin_when_cancelled_while_the_mark_is_written(tmp_path: Path) -> None:
     """A stop that comes then finds no pin to restore, so none must be made any more."""
     host = MemoryHost(2, dict.fromkeys(NAMES, 0.25), dict.fromkeys(NAMES, "0"))

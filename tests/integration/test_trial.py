@@ -129,17 +129,14 @@ def test_the_service_ends(lab: Lab, service: Service) -> None:
     assert (late.returncode, "is not running" in late.stderr) == (3, True)
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
+def test_too_short(service: Service) -> None:
+    """One line says what is enough."""
+    for options, says in (
         (("--for", "20m", "--block", "9s"), "--block: 9s is too short: must be at least 10s"),
         (("--for", "30s", "--block", "10s"), "--for: 30s has less than 2 pairs"),
         (("--for", "soon"), "--for: 'soon' is not allowed"),
-    ],
-)
-def test_too_short(service: Service, options: tuple[str, ...], says: str) -> None:
-    """One line says what is enough."""
-    done = service.ask("trial", *options, **SETTINGS)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"vcpusched: {says}")
-    assert done.stderr.count("\n") == 1
+    ):
+        done = service.ask("trial", *options, **SETTINGS)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"vcpusched: {says}")
+        assert done.stderr.count("\n") == 1
