@@ -18,6 +18,7 @@ from vcpusched.host.hypervisor import (
     VanishedError,
 )
 from vcpusched.model import (
+    PPM,
     PPM_PER_POINT,
     Cpu,
     CpuSet,
@@ -137,6 +138,27 @@ def test_a_memory_that_is_wrong_is_given_up() -> None:
     assert 2 <= len(made) <= 3, made
     assert all(108 <= period <= 130 for period in made[1:])
     assert sum(unmet_ns[130:]) / 70 / PERIOD_NS < 0.1
+
+
+def test_a_crowd_on_a_weak_pcpu_is_explained_too() -> None:
+    """Weak pCPUs do 60 %, and each of their vCPUs wants 45: two share one from period 50 on.
+
+    What all ran while alone explains that none sleeps much there: the pins of noise are none.
+    """
+    cpus = (Cpu(cpu, 0, cpu, 0, PPM if cpu == 4 else 600_000) for cpu in range(5))
+    starts = dataclasses.replace(guest("starts", [45] * 150, "0"), start=50)
+    others = [guest(f"g{cpu}", [45] * 200, str(cpu)) for cpu in range(4)]
+    guests = (starts, *others, guest("hog", [100] * 200, "4"))
+    host = SimulatedHost(Workload("", 5, 200, guests, topology=Topology(tuple(cpus))))
+    scheduler = Scheduler()
+    for period in range(200):
+        host.pass_period()
+        if period == 50:
+            (moved,) = [d for d in host.sample().domains if d.name == "g0"]
+            host.pin(VcpuId(moved.uuid, moved.domain_id, 0), CpuSet.of([3]))
+        scheduler.cycle(host, DEFAULTS)
+        host.period += 1
+    assert len(host.pins) == 1
 
 
 def test_eight_that_want_all_of_four() -> None:
