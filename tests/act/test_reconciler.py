@@ -18,7 +18,7 @@ from vcpusched.act.comparison import UNCLEAR, UNSEEN_NS_MAX, YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.ledger import Changed
 from vcpusched.act.ledger_file import Book, parse
-from vcpusched.act.reconciler import Reconciler
+from vcpusched.act.reconciler import ASKED_MAX, SAVE_NS, Reconciler
 from vcpusched.act.table import QUARANTINE_CYCLES
 from vcpusched.host.hypervisor import (
     BusyError,
@@ -419,15 +419,51 @@ def test_a_restore_after_a_pin_of_someone_else(tmp_path: Path) -> None:
 
 
 class MuteHost(MemoryHost):
-    """A host whose guests' definitions cannot be read while it is mute."""
+    """A host whose guests' definitions cannot be read while it is mute, or some that are."""
 
     is_mute = False
+    mute: frozenset[str] = frozenset()
+    error: HypervisorError = HypervisorError("timeout")
 
     def definition(self, uuid: DomainUuid) -> Definition:
         """Give a guest's definition, or not."""
-        if self.is_mute:
-            raise HypervisorError("timeout")
+        if self.is_mute or uuid in self.mute:
+            raise self.error
         return super().definition(uuid)
+
+
+def test_guests_that_cannot_be_asked_about_do_not_keep_others_from_it(tmp_path: Path) -> None:
+    """As many as are asked in a cycle, and one more, whom a person has just pinned: it is held.
+
+    A connection that is lost meanwhile is no answer.
+    """
+    names = [f"g{number:02}" for number in range(ASKED_MAX + 1)]
+    host = MuteHost(2, dict.fromkeys(names, 0.01), dict.fromkeys(names, "0-1"))
+    kept = keeper(host, tmp_path)
+    for _ in range(2):
+        kept.look()
+        host.pass_time(YOUNG_NS / 1e9)
+    host.cpus, host.mute = dict.fromkeys(names, CpuSet.of([1])), frozenset(names[:-1])
+    assert "someone else pinned it" in reading(kept, host, names[-1]).held
+    host.error = ConnectionLostError("gone")
+    with pytest.raises(ConnectionLostError, match="gone"):
+        kept.sample()
+
+
+def test_the_file_knows_how_long_guests_had_run_a_minute_ago(tmp_path: Path) -> None:
+    """So that one that is started anew while no service runs is known for that."""
+    host, kept, _scheduler, name, _changes = balanced(tmp_path)
+
+    def run_ns() -> int:
+        entries = Book(LedgerFile(tmp_path)).ledger.entries
+        return entries[DomainUuid(name)].runs_ns[0]
+
+    kept.look()
+    began_ns = run_ns()
+    for _ in range(100):
+        reading(kept, host, name)
+        assert host.run_ns[name] - run_ns() <= host.wants[name] * (SAVE_NS + 2_000_000_000)
+    assert run_ns() > began_ns
 
 
 def test_a_restore_leaves_what_nobody_knows_who_pinned(tmp_path: Path) -> None:
@@ -1243,6 +1279,16 @@ def test_another_run_is_nothing_like_the_last(tmp_path: Path) -> None:
     host.pass_time()
     host.run_ns["g0"] = 5
     assert [vcpu.held for vcpu in keeper.sample().domains[0].vcpus] == ["", ""]
+
+
+def test_who_was_not_there_is_not_moved(tmp_path: Path) -> None:
+    """A move of a vCPU that no sample has shown is refused before anything is written down."""
+    host, kept, _scheduler, name, _changes = balanced(tmp_path)
+    unknown = VcpuId(DomainUuid(name), host.domain_ids[name], 9)
+    before = (tmp_path / "affinity.json").read_text()
+    with pytest.raises(VanishedError):
+        kept.intend([Move(unknown, name, CpuSet(), CpuSet.of([1]), 0, "")])
+    assert (tmp_path / "affinity.json").read_text() == before
 
 
 def test_who_ends_meanwhile_is_no_failure(tmp_path: Path) -> None:
