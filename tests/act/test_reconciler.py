@@ -578,6 +578,33 @@ def test_a_guest_that_cannot_be_read_after_libvirtd_gave_ids_anew(tmp_path: Path
         assert (found.ours, bool(found.held)) == (not by_hand, by_hand)
 
 
+def test_a_pin_that_was_certainly_not_made_makes_nobodys_pin_ours(tmp_path: Path) -> None:
+    """A person pins the guest to the same pCPU after ours was refused because of a job."""
+
+    def refuse(_name: str) -> None:
+        raise BusyError("being migrated")
+
+    host = MemoryHost(4, {"g": 0.5}, {"g": "0-3"}, refuse)
+    kept = keeper(host, tmp_path)
+    reading(kept, host, "g")
+    grow_up(kept, host)
+    with pytest.raises(BusyError):
+        kept.put(vcpu(host, "g"), CpuSet.of([1]))
+    host.cpus["g"] = CpuSet.of([1])
+    assert "someone else pinned it" in reading(kept, host, "g").held
+
+
+def test_a_way_back_to_pcpus_that_are_offline_is_refused_in_words(tmp_path: Path) -> None:
+    """It names them, and the pin is still ours."""
+    host, kept, _changes = lone(tmp_path)
+    kept.put(vcpu(host, "g"), CpuSet.of([1]))
+    reading(kept, host, "g")
+    host.online = CpuSet.of([1, 2, 3])
+    reading(kept, host, "g")
+    assert [why(one) for one in kept.restore()] == ["pCPUs 0 are offline or outside its cpuset"]
+    assert reading(kept, host, "g").ours
+
+
 def test_guests_that_a_new_connection_never_finds_are_forgotten(tmp_path: Path) -> None:
     """They ended meanwhile; but libvirtd gets its time to find them."""
     host, kept, _changes = lone(tmp_path)
