@@ -61,8 +61,9 @@ def test_ten_thousand_hosts(first: int) -> None:
     for seed in range(first, first + CHUNK):
         drawn, policy = built_host(seed), seeded_policy(seed)
         found = check(drawn, policy)
-        if seed % 10 == 5 and found.moves:  # none with a long search: each is planned many times
-            check_limit(drawn, policy, found, 1 + seed // 10 % 3)
+        # Each of these is planned many times, so few of them with the long search.
+        if seed % 13 == 0 and found.moves:
+            check_limit(drawn, policy, found, 1 + seed // 13 % 3)
 
 
 def test_the_sweep_meets_what_it_is_for() -> None:

@@ -121,7 +121,6 @@ class Scheduler:
         doubted = self._in_doubt
         if doubted is not None and sample.affinity(doubted.move.vcpu) == doubted.move.to_cpus:
             on_event(doubted)  # its answer was lost, and it was made after all
-        self._in_doubt = None
         self._number += 1
         before, self._before = self._before, baseline(self._before, sample)
         observed = observe(before, sample, self._observed, rules.half_life_s, rules.placement_rules)

@@ -36,8 +36,7 @@ class Verdict(enum.StrEnum):
 
     `HELPED`: the wait fell by half of what was expected, or more. `NO_HELP`: it did not, with
     unchanged demand. `UNCLEAR`: demand grew, guests or pCPUs came or went, or affinities were
-    changed again.
-    `NO_WAIT`: of the vCPUs that were touched none waited before.
+    changed again. `NO_WAIT`: of the vCPUs that were touched none waited before.
     """
 
     HELPED = "helped"
