@@ -28,12 +28,17 @@ MAX_AGE_NS: Final = 60 * 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class _Known:
+    """The definition in force, and what of it libvirt `said`, in texts of this hash."""
+
     due_ns: int
     definition: Definition
+    said: Definition
     user: int | None = None
+    texts: int | None = None
 
 
-_NOTHING: Final = _Known(0, Definition(is_cpuset_known=False))
+_UNKNOWN: Final = Definition(is_cpuset_known=False)
+_NOTHING: Final = _Known(0, _UNKNOWN, _UNKNOWN)
 
 
 class Definitions:
@@ -76,6 +81,14 @@ class Definitions:
 
         Raises HypervisorError where it cannot be understood.
         """
+        known, texts = self._known.get(key, _NOTHING), hash((live_xml, stated_xml))
+        if known.texts != texts:  # as it seldom is: to read XML takes longer than to ask for it
+            said, user = self._said(key, live_xml, stated_xml), _user(live_xml)
+            known = _Known(0, said, said, user, texts)
+        due_ns = _due_ns(key, now_ns)
+        self._known[key] = replace(known, due_ns=due_ns, definition=known.said)
+
+    def _said(self, key: Key, live_xml: str, stated_xml: str | None) -> Definition:
         live = self._parsed(live_xml)
         stated = self._parsed(stated_xml) if stated_xml is not None else None
         first = self._first_seen.setdefault(key, stated or live)
@@ -83,8 +96,7 @@ class Definitions:
         # when the guest was first seen, because later our own pins are in it.
         found = libvirt_xml.combined(live, stated or replace(first, wish=None))
         began = libvirt_xml.combined(live, first).allowed
-        found = replace(found, began=began, is_cpuset_known=False)
-        self._known[key] = _Known(_due_ns(key, now_ns), found, _user(live_xml))
+        return replace(found, began=began, is_cpuset_known=False)
 
     def bound(self, key: Key, limits: Limits) -> None:
         """Take in what the kernel lets a guest have, which outranks its definition."""
