@@ -69,12 +69,16 @@ class ProcFiles:
 
     def end_thread(self, pid: int, tid: int) -> None:
         """Take a thread away."""
-        shutil.rmtree(self.root / f"proc/{pid}/task/{tid}")
+        task = self.root / f"proc/{pid}/task/{tid}"
+        (task / "schedstat").write_text("")  # nothing more, wherever it is still open
+        shutil.rmtree(task)
         del self.affinities[tid]
         self._count(pid)
 
     def end(self, pid: int) -> None:
         """Take a process away."""
+        for counters in (self.root / f"proc/{pid}").glob("task/*/schedstat"):
+            counters.write_text("")
         shutil.rmtree(self.root / f"proc/{pid}")
 
     def _stat(self, task: Path, name: str, started: int, on: int) -> None:

@@ -1,6 +1,8 @@
 """What is read from /proc, /sys and cgroups, on files like the kernel's and on this host."""
 
 import os
+import resource
+import subprocess
 import time
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from vcpusched.host.cgroups import Limits, limits, quota_counters, throttled_ns, usual_shares
 from vcpusched.host.cpus import busy, capacities, isolated, tickless
+from vcpusched.host.files import OpenFile
 from vcpusched.model import ALL_CPUS, PPM, CpuSet
 
 
@@ -307,3 +310,31 @@ def test_this_hosts_own_pcpus_are_never_busier_than_time_passes() -> None:
     assert before.by_cpu_ns.keys() >= set(os.sched_getaffinity(0))
     for cpu, run_ns in after.by_cpu_ns.items():
         assert 0 <= run_ns - before.by_cpu_ns[cpu] <= after.at_ns - before.at_ns + 40_000_000
+
+
+def test_an_open_file_of_a_thread_says_nothing_once_that_has_ended() -> None:
+    """And what it has by then, as long as it runs."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        counters = OpenFile(f"/proc/{process.pid}/task/{process.pid}/schedstat")
+        before = len((counters.read() or b"").split())
+        process.kill()
+    assert (before, counters.read()) == (3, None)
+
+
+def test_open_files_leave_descriptors_to_others(tmp_path: Path) -> None:
+    """With few descriptors files are opened for each reading, and read all the same."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    path = tmp_path / "counters"
+    path.write_text("1 2 3\n")
+    taken = os.open(path, os.O_RDONLY)  # so at least as many are in use
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 2, limits[1]))
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  that opens it itself
+        files = [OpenFile(str(path)) for _ in range(taken)]
+        assert len(os.listdir("/proc/self/fd")) <= max(before, taken // 2 + 2)  # noqa: PTH208
+        path.write_text("2 3 4\n")
+        assert [file.read() for file in files] == [b"2 3 4\n"] * taken
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        os.close(taken)
+    assert OpenFile(str(tmp_path / "none")).read() is None

@@ -3,7 +3,9 @@
 Rule: everybody may read them. What cannot be read is None or empty: nothing here raises.
 """
 
+import contextlib
 import os
+import resource
 from pathlib import Path
 from typing import Final
 
@@ -61,3 +63,37 @@ def read_bytes(path: Path | str, *, is_line: bool = False) -> bytes | None:
     finally:
         os.close(descriptor)
     return found
+
+
+class OpenFile:
+    """A file of a single line that is read in every cycle, open for as long as this is there.
+
+    In /proc it stays that of its thread: once that has ended nothing is read of whoever has its
+    number by then. Half of the descriptors that the process may have are left to others: where
+    there is none any more the file is opened for each reading.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            # The lowest number that was free.
+            if descriptor < resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
+                self._descriptor = descriptor
+            else:
+                os.close(descriptor)
+
+    def __del__(self) -> None:
+        """Close it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def read(self) -> bytes | None:
+        """Return what is in it now."""
+        if self._descriptor is None:
+            return read_bytes(self._path, is_line=True)
+        try:
+            return os.pread(self._descriptor, _PIECE, 0)
+        except OSError:
+            return None  # it ended meanwhile

@@ -6,10 +6,10 @@ and waits for nobody. What cannot be read is None: `Threads` raises nothing.
 Sources: the kernel's Documentation/scheduler/sched-stats for `/proc/PID/task/TID/schedstat` (time
 run and time waited, both in ns, also without `schedstats=enable`), proc(5) for `stat`, and
 fs/proc/base.c for `/proc/PID/task`, which has two links and one for each thread.
-sched_getaffinity(2) needs no privilege. This takes 12 us for a vCPU that ran since the last time
-and 6 for one that did not; files that are kept open would save 3 of them, and take a descriptor
-and 5 KiB of the kernel's memory each. Quotas change seldom, so which groups have one is read when
-threads are listed; of those that have, one more file says how long they held back.
+sched_getaffinity(2) needs no privilege. The counters are kept open: that takes 5 KiB of the
+kernel's memory for each vCPU, and saves a third of the time. Quotas change seldom, so which groups
+have one is read when threads are listed; of those that have, one more file says how long they held
+back.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from typing import Final
 from vcpusched.host import processes
 from vcpusched.host.cgroups import quota_counters, throttled_ns
 from vcpusched.host.definitions import Key
-from vcpusched.host.files import TICK_NS, read_bytes
+from vcpusched.host.files import TICK_NS, OpenFile, read_bytes
 from vcpusched.model import CpuSet
 from vcpusched.sample import VcpuReading, Waited
 
@@ -58,12 +58,25 @@ class Sweep:
 
 
 @dataclass(slots=True)
+class _Vcpu:
+    """A vCPU's thread, its counters, and the file that counts how long its quota held it back.
+
+    What was last `seen` of it, and what was made of that.
+    """
+
+    thread: processes.Thread
+    counters: OpenFile
+    quota: str | None
+    seen: _Seen | None = None
+    reading: VcpuReading | None = None
+
+
+@dataclass(slots=True)
 class _Guest:
     """What is remembered of a guest; `process` is None while none is believed, `why` says why.
 
     `tids` are the threads that its process had when they were listed, `began_ns` is when the guest,
-    or the last of its vCPUs, came. `quotas` has the file that counts how long each vCPU was held
-    back, `seen` what was last seen of each, and what was made of that.
+    or the last of its vCPUs, came.
     """
 
     began_ns: int
@@ -71,9 +84,7 @@ class _Guest:
     why: str = ""
     process: processes.Process | None = None
     tids: set[int] = field(default_factory=set)
-    threads: dict[int, processes.Thread] = field(default_factory=dict)
-    quotas: dict[int, str | None] = field(default_factory=dict)
-    seen: dict[int, tuple[_Seen, VcpuReading]] = field(default_factory=dict)
+    vcpus: dict[int, _Vcpu] = field(default_factory=dict)
 
     def is_settling(self, now_ns: int) -> bool:
         """Return whether it, or one of its vCPUs, has come just now."""
@@ -138,7 +149,7 @@ class Threads:
         for key, found in processes.find(self._proc, unknown).items():
             guest = self._guests[key]
             if isinstance(found, str):
-                guest.process, guest.threads, guest.why = None, {}, found
+                guest.process, guest.vcpus, guest.why = None, {}, found
             else:
                 if is_first:
                     guest.began_ns = 0  # it was here before us, and as old as its threads
@@ -160,9 +171,10 @@ class Threads:
     def affinity(self, key: Key, vcpu: int) -> CpuSet | None:
         """Return where a vCPU may run right now; None where that cannot be read here."""
         guest = self._guests.get(key)
-        thread = guest.threads.get(vcpu) if guest is not None else None
-        if thread is None:
+        known = guest.vcpus.get(vcpu) if guest is not None else None
+        if known is None:
             return None
+        thread = known.thread
         affinity = self._affinity_of(thread.tid)
         columns = processes.columns_of(read_bytes(f"{thread.path}/stat"))
         is_same = columns is not None and columns[processes.STARTED] == thread.started
@@ -198,36 +210,36 @@ class Threads:
         guest.process = process
         # First, so that a thread that comes while they are listed shows in the next sweep.
         guest.tids = processes.tids(self._proc, process.pid)
-        guest.threads = processes.vcpu_threads(self._proc, process)
-        guest.seen = {}
-        began_ns = [int(thread.started) * TICK_NS for thread in guest.threads.values()]
-        guest.began_ns = max([guest.began_ns, *began_ns])
-        guest.quotas = {
-            vcpu: quota_counters(thread.groups, self._root)
-            for vcpu, thread in guest.threads.items()
+        guest.vcpus = {
+            vcpu: _Vcpu(
+                thread,
+                OpenFile(f"{thread.path}/schedstat"),
+                quota_counters(thread.groups, self._root),
+            )
+            for vcpu, thread in processes.vcpu_threads(self._proc, process).items()
         }
-        if not guest.threads:
+        began_ns = [int(vcpu.thread.started) * TICK_NS for vcpu in guest.vcpus.values()]
+        guest.began_ns = max([guest.began_ns, *began_ns])
+        if not guest.vcpus:
             guest.process, guest.why = None, processes.NO_THREADS
-        return bool(guest.threads)
+        return bool(guest.vcpus)
 
     def _sweep(self, guest: _Guest) -> Sweep | None:
         """Read all vCPUs; None where a thread is not the one that was found."""
         at_ns = time.monotonic_ns()
-        vcpus = []
-        for vcpu, thread in guest.threads.items():
-            held_back_ns = throttled_ns(guest.quotas[vcpu])
+        readings = []
+        for number, vcpu in guest.vcpus.items():
+            held_back_ns = throttled_ns(vcpu.quota)
             # The counters last, so that what was read before is of the same thread.
-            affinity = self._affinity_of(thread.tid)
-            seen = read_bytes(f"{thread.path}/schedstat", is_line=True), affinity, held_back_ns
-            known = guest.seen.get(vcpu)
+            affinity = self._affinity_of(vcpu.thread.tid)
+            seen = vcpu.counters.read(), affinity, held_back_ns
             # Of a thread that did not run since, to the ns, nothing else can be other than it was.
-            if known is None or known[0] != seen:
-                reading = _read_anew(vcpu, thread, seen)
-                if reading is None:
+            if vcpu.reading is None or vcpu.seen != seen:
+                vcpu.seen, vcpu.reading = seen, _read_anew(number, vcpu.thread, seen)
+                if vcpu.reading is None:
                     return None
-                known = guest.seen[vcpu] = seen, reading
-            vcpus.append(known[1])
-        return Sweep(at_ns, tuple(vcpus))
+            readings.append(vcpu.reading)
+        return Sweep(at_ns, tuple(readings))
 
 
 def _read_anew(vcpu: int, thread: processes.Thread, seen: _Seen) -> VcpuReading | None:
