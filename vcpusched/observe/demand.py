@@ -254,8 +254,9 @@ class Track(NamedTuple):
         """Mix what it wanted into its load, and the estimate of that into how restless it is."""
         keep_ppm = kept_ppm(interval_ns, half_life_s)
         load_ppm, weight_ppm = mixed(self.load_ppm, self.weight_ppm, wanted_ppm, keep_ppm)
-        restless = PPM if estimate_ppm >= RESTLESS_PPM else 0
-        restless_ppm, _weight_ppm = mixed(self.restless_ppm, PPM, restless, keep_ppm)
+        restless, restless_ppm = PPM if estimate_ppm >= RESTLESS_PPM else 0, self.restless_ppm
+        if restless != restless_ppm:  # as of nearly none
+            restless_ppm, _weight_ppm = mixed(restless_ppm, PPM, restless, keep_ppm)
         return Track(
             self.judged_from_ns,
             load_ppm,

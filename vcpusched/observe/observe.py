@@ -249,10 +249,11 @@ def _judged(
     if before is not None and before[0] == by:
         vcpu = before[1]
         if (load_ppm, wait_ppm, reading.on) == (vcpu.load_ppm, vcpu.wait_ppm, vcpu.on):
-            return by, vcpu
-        eligibility = Eligibility(vcpu.allowed, vcpu.fixed, vcpu.why)
+            return before
+        eligibility, node = Eligibility(vcpu.allowed, vcpu.fixed, vcpu.why), vcpu.memory_node
     else:
         eligibility = placement.eligibility(domain, reading)
+        node = definition.memory_node(reading.vcpu)
     return by, Vcpu(
         id=interval.id,
         domain=domain.name,
@@ -262,7 +263,7 @@ def _judged(
         on=reading.on,
         fixed=eligibility.fixed,
         why=eligibility.why,
-        memory_node=definition.memory_node(reading.vcpu),
+        memory_node=node,
         shares=definition.shares,
         quota_ppm=definition.quota_ppm,
         spread=definition.wish == Wish.SPREAD,

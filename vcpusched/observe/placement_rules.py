@@ -304,7 +304,8 @@ def _reserved(domain: DomainReading, managed: CpuSet) -> CpuSet:
     dedicated: set[int] = set()
     for vcpu, stated in definition.allowed.items():
         masks = (stated, definition.began.get(vcpu, stated))
-        said = [mask for mask in masks if mask != ALL_CPUS]  # no set, since its hash takes long
+        # Bits, not sets: this is asked for each vCPU in each cycle.
+        said = [mask for mask in masks if mask.bits != ALL_CPUS.bits]
         if not said:
             continue
         # What it runs with until its next boot; before a pin of ours, unless that is stated.
