@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 from live import accuracy, cost, cycle_cost
@@ -10,6 +13,7 @@ from live.scenarios import IDLE, Claim, Scenario, Shape, scenarios
 from live.tables import live_tables
 from live.verdict import Answer, Measure, judge
 from soak.real import BY_HAND, PINNED
+from soak.verdict import Size
 
 from vcpusched.act.ledger import Changed
 from vcpusched.model import CpuSet, DomainUuid, VcpuId
@@ -234,3 +238,17 @@ def test_the_soak_understands_the_log() -> None:
         found = BY_HAND.search(changed_entry(Changed(changed)).message)
         assert found is not None
         assert found.groups() == ("2", "guest12")
+
+
+def test_the_soak_finds_files_that_stay_open() -> None:
+    """The counters of a thread are meant to, once and while it runs."""
+    before = Size.of(os.getpid(), "the start").files
+    with subprocess.Popen(["sleep", "60"]) as process:
+        path = Path(f"/proc/{process.pid}/task/{process.pid}/schedstat")
+        with path.open("rb"):
+            assert Size.of(os.getpid(), "one").files == before
+            with path.open("rb"):
+                assert Size.of(os.getpid(), "two").files == before + 1
+            process.kill()
+            process.wait()
+            assert Size.of(os.getpid(), "its end").files == before + 1

@@ -1,5 +1,6 @@
 """Whether a long run kept all that must be true, and what memory and open files did."""
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,10 @@ SLACK_MIB: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The resident memory and the open files of a process, at some time of the run."""
+    """The resident memory and the open files of a process, at some time of the run.
+
+    Once for each thread that runs, its counters do not count: the service keeps those of vCPUs.
+    """
 
     at: str
     resident_mib: float
@@ -27,9 +31,18 @@ class Size:
         """Measure a process."""
         files = []
         for _ in range(5):  # a file that is open for a moment does not count
-            files.append(sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()))
+            files.append(_count(pid))
             time.sleep(0.1)
         return cls(at, resident_mib(pid), min(files))
+
+
+def _count(pid: int) -> int:
+    paths: Counter[str] = Counter()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            paths[str(link.readlink())] += 1
+    running = {path for path in paths if path.endswith("/schedstat") and Path(path).exists()}
+    return paths.total() - len(running)
 
 
 def verdict(
