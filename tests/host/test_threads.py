@@ -81,6 +81,20 @@ def test_what_is_read_of_each_vcpu(seen: Seen) -> None:
     assert seen.threads.group(KEY) == "0::/\n"
 
 
+def test_guests_that_are_found_in_one_pass_are_told_apart(seen: Seen) -> None:
+    """Each has its own process, and its own reason why it has none."""
+    others = [DomainUuid(f"6f2b0c1e-0000-4000-8000-00000000000{number}") for number in (2, 3)]
+    for pid, (uuid, ran) in {PID: (UUID, 5), 30: (others[0], 6)}.items():
+        seen.files.process(pid, uuid, {pid + 1: "CPU 0/KVM"})
+        seen.files.thread(pid, pid + 1, "CPU 0/KVM", counters=f"{ran} 0 1\n")
+    keys = [(uuid, 7) for uuid in (UUID, *others)]
+    for now_ns in (0, SETTLING_NS):
+        seen.threads.find(dict.fromkeys(keys, USERS), now_ns)
+    sweeps = [seen.threads.read(key) for key in keys]
+    assert [sweep and sweep.vcpus[0].run_ns for sweep in sweeps] == [5, 6, None]
+    assert [seen.threads.why_not(key) for key in keys] == ["", "", processes.ABSENT]
+
+
 def test_a_guest_that_does_not_run_any_more_is_forgotten(seen: Seen) -> None:
     """Its next run is another guest, in a process of its own."""
     seen.files.process(PID, UUID, TWO)
