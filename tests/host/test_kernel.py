@@ -314,7 +314,7 @@ def test_this_hosts_own_pcpus_are_never_busier_than_time_passes() -> None:
 
 def test_an_open_file_of_a_thread_says_nothing_once_that_has_ended() -> None:
     """And what it has by then, as long as it runs."""
-    with subprocess.Popen(["sleep", "60"]) as process:
+    with subprocess.Popen(["sleep", "20"]) as process:
         counters = OpenFile(f"/proc/{process.pid}/task/{process.pid}/schedstat")
         before = len((counters.read() or b"").split())
         process.kill()

@@ -243,7 +243,7 @@ def test_the_soak_understands_the_log() -> None:
 def test_the_soak_finds_files_that_stay_open() -> None:
     """The counters of a thread are meant to, once and while it runs."""
     before = Size.of(os.getpid(), "the start").files
-    with subprocess.Popen(["sleep", "60"]) as process:
+    with subprocess.Popen(["sleep", "20"]) as process:
         path = Path(f"/proc/{process.pid}/task/{process.pid}/schedstat")
         with path.open("rb"):
             assert Size.of(os.getpid(), "one").files == before

@@ -83,12 +83,12 @@ class Definitions:
         """
         known, texts = self._known.get(key, _NOTHING), hash((live_xml, stated_xml))
         if known.texts != texts:  # as it seldom is: to read XML takes longer than to ask for it
-            said, user = self._said(key, live_xml, stated_xml), _user(live_xml)
+            said, user = self._combined(key, live_xml, stated_xml), _user(live_xml)
             known = _Known(0, said, said, user, texts)
         due_ns = _due_ns(key, now_ns)
         self._known[key] = replace(known, due_ns=due_ns, definition=known.said)
 
-    def _said(self, key: Key, live_xml: str, stated_xml: str | None) -> Definition:
+    def _combined(self, key: Key, live_xml: str, stated_xml: str | None) -> Definition:
         live = self._parsed(live_xml)
         stated = self._parsed(stated_xml) if stated_xml is not None else None
         first = self._first_seen.setdefault(key, stated or live)

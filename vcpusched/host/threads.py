@@ -58,7 +58,7 @@ class Sweep:
 
 
 @dataclass(slots=True)
-class _Vcpu:
+class _VcpuThread:
     """A vCPU's thread, its counters, and the file that counts how long its quota held it back.
 
     What was last `seen` of it, and what was made of that.
@@ -84,7 +84,7 @@ class _Guest:
     why: str = ""
     process: processes.Process | None = None
     tids: set[int] = field(default_factory=set)
-    vcpus: dict[int, _Vcpu] = field(default_factory=dict)
+    vcpus: dict[int, _VcpuThread] = field(default_factory=dict)
 
     def is_settling(self, now_ns: int) -> bool:
         """Return whether it, or one of its vCPUs, has come just now."""
@@ -211,7 +211,7 @@ class Threads:
         # First, so that a thread that comes while they are listed shows in the next sweep.
         guest.tids = processes.tids(self._proc, process.pid)
         guest.vcpus = {
-            vcpu: _Vcpu(
+            vcpu: _VcpuThread(
                 thread,
                 OpenFile(f"{thread.path}/schedstat"),
                 quota_counters(thread.groups, self._root),

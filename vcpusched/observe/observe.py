@@ -250,10 +250,9 @@ def _judged(
         vcpu = before[1]
         if (load_ppm, wait_ppm, reading.on) == (vcpu.load_ppm, vcpu.wait_ppm, vcpu.on):
             return before
-        eligibility, node = Eligibility(vcpu.allowed, vcpu.fixed, vcpu.why), vcpu.memory_node
+        eligibility = Eligibility(vcpu.allowed, vcpu.fixed, vcpu.why)
     else:
         eligibility = placement.eligibility(domain, reading)
-        node = definition.memory_node(reading.vcpu)
     return by, Vcpu(
         id=interval.id,
         domain=domain.name,
@@ -263,7 +262,7 @@ def _judged(
         on=reading.on,
         fixed=eligibility.fixed,
         why=eligibility.why,
-        memory_node=node,
+        memory_node=definition.memory_node(reading.vcpu),
         shares=definition.shares,
         quota_ppm=definition.quota_ppm,
         spread=definition.wish == Wish.SPREAD,

@@ -31,12 +31,12 @@ class Size:
         """Measure a process."""
         files = []
         for _ in range(5):  # a file that is open for a moment does not count
-            files.append(_count(pid))
+            files.append(_open_files(pid))
             time.sleep(0.1)
         return cls(at, resident_mib(pid), min(files))
 
 
-def _count(pid: int) -> int:
+def _open_files(pid: int) -> int:
     paths: Counter[str] = Counter()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
