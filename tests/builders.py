@@ -187,6 +187,7 @@ class MemoryHost:
         on_pin: Callable[[str], None] = lambda _name: None,
     ) -> None:
         self.online = self.present = CpuSet.of(range(cpu_count))
+        self.nodes: Mapping[int, int] = {}
         self.takes_offline = True
         self.wants = dict(wants)
         self.cpus = {name: CpuSet.parse(text) for name, text in cpus.items()}
@@ -237,7 +238,7 @@ class MemoryHost:
         if self.sample_error is not None:
             raise self.sample_error
         return Sample(
-            topology=Topology(tuple(Cpu(cpu) for cpu in self.online)),
+            topology=Topology(tuple(Cpu(cpu, self.nodes.get(cpu)) for cpu in self.online)),
             domains=tuple(self._read(name) for name in self.wants if name not in self.unread),
             unread={DomainUuid(name): Unread(name, "does not answer") for name in self.unread},
             busy=Busy(self.now_ns, dict(self.busy_ns)) if self.host_wants else None,

@@ -13,7 +13,7 @@ from vcpusched.act.comparison import YOUNG_NS
 from vcpusched.act.cycle import Rules, Scheduler
 from vcpusched.act.ledger import Changed
 from vcpusched.act.reconciler import ASKED_MAX
-from vcpusched.model import ALL_CPUS, CpuSet, DomainUuid
+from vcpusched.model import ALL_CPUS, CpuSet, DomainUuid, Granularity
 from vcpusched.observe.placement_rules import PlacementRules
 from vcpusched.plan.planner import Cause, Move
 from vcpusched.report.messages import changed_entry
@@ -234,6 +234,27 @@ def test_nothing_gives_way_while_nodes_are_not_known(tmp_path: Path) -> None:
         host.pass_time()
     assert str(host.cpus[name]) == "1"
     assert not changes
+
+
+def test_a_pin_to_a_set_gives_way_once_single_pcpus_are_wanted(tmp_path: Path) -> None:
+    """As after `pin_to` is changed, or where "auto" finds no sets any more; not the other way."""
+    host, changes = MemoryHost(4, {"g": 0.5}, {"g": "3"}), list[Changed]()
+    host.nodes = {cpu: cpu // 2 for cpu in range(4)}
+    kept, scheduler = keeper(host, tmp_path, changes), Scheduler()
+    by_node = Rules(placement_rules=PlacementRules(granularity=Granularity.NODE))
+    run(kept, host, scheduler, 12)
+    kept.put(vcpu(host, "g"), CpuSet.parse("0-1"))
+    for rules, cpus in ((by_node, "0-1"), (Rules(), "3")):
+        for _ in range(3):
+            scheduler.cycle(kept, rules, on_event=kept.note)
+            host.pass_time()
+        assert str(host.cpus["g"]) == cpus
+    assert [changed.move.cause for changed in changes] == [Cause.NOT_ALLOWED]
+    kept.put(vcpu(host, "g"), CpuSet.parse("1"))
+    for _ in range(3):
+        scheduler.cycle(kept, by_node, on_event=kept.note)
+        host.pass_time()
+    assert str(host.cpus["g"]) == "1"
 
 
 def test_what_was_undone_and_is_not_allowed_any_more_is_not_pinned_again(tmp_path: Path) -> None:

@@ -80,9 +80,11 @@ def objection(move: Move, definition: Definition, placement: Placement) -> str:
 def _why_not(
     placement: Placement, name: str, definition: Definition, vcpu: int, cpus: CpuSet
 ) -> str:
-    # While the machine's nodes are not known no pin is wrong for them.
+    # While the machine's nodes are not known no pin is wrong for them, nor too wide.
     if not placement.nodes and vcpu in definition.memory_strict:
         return ""
+    if placement.nodes and cpus and not placement.binds(cpus):
+        return f"pin_to does not ask for pCPUs {cpus} any more"
     return placement.objection(name, definition, vcpu, cpus)
 
 
