@@ -190,6 +190,24 @@ def test_after_a_plan_in_vain_the_next_waits_twice_as_long_each_time() -> None:
     assert not is_in_vain(table, now_ns + 300 * SECOND_NS)
 
 
+def test_part_of_a_plan_is_not_in_vain() -> None:
+    """What `max_moves` cut off is made once the part was judged, however little that helped."""
+    for most in (None, 1):
+        table, policy = VcpuTable(), Policy(max_moves=most)
+        first = finding(HOGS, waiting(HOGS, 75), policy=policy)
+        table.planned(7, first, first.plan.moves)
+        to = {move.vcpu: move.to_cpus for move in first.plan.moves}
+        after = dataclasses.replace(
+            HOGS,
+            vcpus=tuple(
+                dataclasses.replace(one, cpus=to.get(one.id, one.cpus)) for one in HOGS.vcpus
+            ),
+        )
+        later = finding(after, waiting(HOGS, 75), at_s=30, policy=policy)
+        assert [effect.verdict for effect in table.judged(later)] == [Verdict.NO_HELP]
+        assert table.is_in_vain is (most is None)
+
+
 def is_in_vain(table: VcpuTable, now_ns: int) -> bool:
     """Return whether a plan would be in vain at a time, on THREE as the plan left it."""
     _, after = carried_out(THREE)
@@ -227,6 +245,16 @@ def test_what_ends_the_wait_after_a_plan_in_vain(
         table.judged(finding(changed, {}, at_s=30))
         assert not table.is_in_vain
     assert is_in_vain(table, 31 * SECOND_NS)
+
+
+def test_a_crowd_ends_the_wait_after_a_plan_in_vain() -> None:
+    """All waited 75% when it was judged; with 10 points more something else has happened."""
+    table, (_, after) = VcpuTable(), carried_out(THREE)
+    judged_at(table, VERDICT_NS, 75)
+    for more, ends in ((9, False), (10, True)):
+        waits = dict.fromkeys((vcpu.id for vcpu in after.vcpus), (75 + more) * PPM_PER_POINT)
+        assert table.judged(finding(after, waits, at_s=30)) == ()
+        assert table.is_in_vain is not ends
 
 
 def test_where_guests_or_pcpus_came_or_went_nothing_is_known_to_be_in_vain() -> None:
@@ -335,6 +363,17 @@ def test_who_refuses_is_left_alone_twice_as_long_each_time() -> None:
         table.note(Failure(move, "", blamed=(who,)), 100, 0)
         assert table.quarantined(110) == frozenset()
         table.note(Changed(move), 100, 0)
+
+
+def test_a_guest_of_many_vcpus_is_left_alone_no_longer_for_that() -> None:
+    """Ten cycles, though eight of its vCPUs were refused in one; and twenty after the next."""
+    guest, table = DomainUuid("g"), VcpuTable()
+    for number, cycles in ((0, 10), (10, 20)):
+        for vcpu in range(8):
+            move = Move(VcpuId(guest, 1, vcpu), "", CpuSet.of([1]), CpuSet.of([0]), 0, "")
+            table.note(Failure(move, "", blamed=(guest,)), number, 0)
+        assert table.quarantined(number + cycles - 1) == {guest}
+        assert table.quarantined(number + cycles) == frozenset()
 
 
 def bound(original: str, cpus: str = "0", held: str = "") -> tuple[Sample, Host, VcpuId]:

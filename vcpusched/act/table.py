@@ -7,14 +7,14 @@ help, no other is asked for until something has changed. It knows no clock but t
 What must outlive the process is in the ledger, loads in what was observed last.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from vcpusched.act.actuator import Event, Failure
 from vcpusched.act.feedback import Effect, Expectation, Finding, Verdict, expect, judge
 from vcpusched.model import PPM_PER_POINT, CpuSet, DomainUuid, Host, Vcpu, VcpuId
-from vcpusched.plan.planner import Cause, Move, Policy
+from vcpusched.plan.planner import Cause, Move, Policy, Stop
 from vcpusched.sample import Sample
 
 QUARANTINE_CYCLES, QUARANTINE_MAX = 10, 640
@@ -29,7 +29,8 @@ IN_VAIN_MAX_NS: Final = 3_600_000_000_000
 """For how long nothing is planned after a plan that did not help; doubled when the next did not."""
 
 GROWN_PPM: Final = 20 * PPM_PER_POINT
-"""A gap that has grown by so much since is another."""
+"""A gap that has grown by so much since is another, and so is what vCPUs wait, in the mean, by half
+of it: a gap between sets says nothing of a crowd inside one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,13 @@ class _InVain:
             finding.at_ns < self.left.until
             and finding.policy == self.policy
             and finding.plan.gap_before_ppm < self.found.plan.gap_before_ppm + GROWN_PPM
+            and _mean_ppm(finding.waits) < _mean_ppm(self.found.waits) + GROWN_PPM // 2
             and _places(finding.host) == _places(self.found.host)
         )
+
+
+def _mean_ppm(waits: Mapping[VcpuId, int]) -> int:
+    return sum(waits.values()) // max(1, len(waits))
 
 
 def _places(host: Host) -> tuple[object, ...]:
@@ -101,7 +107,8 @@ class VcpuTable:
         """Note that a move was made, or may have been, or not, in the cycle of this number."""
         move = event.move
         if isinstance(event, Failure):
-            for what in event.blamed:
+            # Once, however many vCPUs of a guest were refused in this cycle.
+            for what in {*event.blamed} - self.quarantined(number):
                 before = self._quarantine.get(what)
                 left = _Left.longer(before, number, QUARANTINE_CYCLES, QUARANTINE_MAX)
                 self._quarantine[what] = left
@@ -139,8 +146,10 @@ class VcpuTable:
         if expectation is not None and effect is not None:
             self._expectation = None
             planned = expectation.finding
-            # To bind floaters takes several plans: where the kernel has them is chance.
-            if effect.verdict is Verdict.NO_HELP and not planned.plan.binds_floaters:
+            # To bind floaters takes several plans, since where the kernel has them is chance. So
+            # does what `max_moves` cuts.
+            is_part = planned.plan.binds_floaters or planned.plan.stop is Stop.MOVE_LIMIT
+            if effect.verdict is Verdict.NO_HELP and not is_part:
                 before = known.left if known is not None else None
                 left = _Left.longer(before, finding.at_ns, IN_VAIN_NS, IN_VAIN_MAX_NS)
                 known = _InVain(left, planned.policy, finding)
