@@ -111,8 +111,9 @@ class Settings(BaseModel):
     which the host is unbalanced."""
 
     min_gain: float = Field(5.0, ge=0, le=100)
-    """Percentage points by which a pin change must reduce the load outside the balanced band; 2.5
-    times as many to another cache, 4 times to another node. A plan that balances may gain less."""
+    """Percentage points of a pCPU by which a pin change must reduce the load outside the balanced
+    band; 2.5 times as many to another cache, 4 times to another node. A plan that balances may gain
+    less."""
 
     max_moves: int = Field(32, ge=0, le=100_000)
     """The most pin changes in one plan; the next plan continues from there. 0: no limit."""

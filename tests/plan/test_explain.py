@@ -92,8 +92,9 @@ def test_a_vcpu_of_a_set_does_not_float() -> None:
         assert why(roomy, name, policy).endswith(
             ": its set has a pCPU for each vCPU that runs there"
         )
-    narrow = change(roomy, "g0", allowed=CpuSet.parse("0-2"))
-    assert why(narrow, "g0", policy).endswith(": it may use no other set as a whole")
+    wide = of_caches(host([90], [90], [], [5], [], []), 2)
+    narrow = change(wide, "g0", cpus=CpuSet.parse("0-2"), allowed=CpuSet.parse("0-3"))
+    assert why(narrow, "g0", policy).endswith(": it may not use half of another set")
     crowded = host([50, 50], [], [45], [45])
     text = why(of_caches(crowded, 2), "g0", policy)
     assert text == (

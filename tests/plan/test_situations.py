@@ -5,6 +5,7 @@ A copy has loads off by up to 2 points and the names of its guests shuffled.
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from planned import carried_out, copies
@@ -173,6 +174,46 @@ def test_one_more_than_pcpus_leaves_its_set() -> None:
     ]
     found = plan(host(TWO_CACHES, vcpus), Policy(pin_to=Granularity.CACHE))
     assert [str(move.to_cpus) for move in found.moves] == ["4-7"]
+
+
+@pytest.mark.parametrize("size", [4, 8, 16, 48])
+@pytest.mark.parametrize("granularity", [Granularity.CACHE, Granularity.NODE])
+def test_a_set_that_idles_takes_over_however_large_it_is(
+    size: int, granularity: Granularity
+) -> None:
+    """All on one of two sets of equal pCPUs, 1.5 times what it has: half of them leave.
+
+    What a pin must gain is a part of a pCPU, not of a set.
+    """
+    first, every = CpuSet.of(range(size)), CpuSet.of(range(2 * size))
+    nodes = 2 * size if granularity is Granularity.CACHE else size
+    cpus = [Cpu(cpu, node=cpu // nodes, cache=cpu // size) for cpu in every]
+    vcpus = [
+        Vcpu(VcpuId(DomainUuid(f"{number:03}"), 1, 0), f"g{number}", 300_000, first, every, 0)
+        for number in range(5 * size)
+    ]
+    found = plan(host(cpus, vcpus), replace(SHIPPED, pin_to=granularity))
+    assert found.stop is Stop.BALANCED
+    assert len(found.moves) <= 5 * size // 2
+    assert moved_sets(found) == {f"{size}-{2 * size - 1}"}
+
+
+@pytest.mark.parametrize(("allowed", "to"), [("1-15", "1-7"), ("4-15", "4-7"), ("5-15", "")])
+def test_a_set_is_entered_where_half_of_it_may_be_used(allowed: str, to: str) -> None:
+    """As where the first pCPUs are kept for the host, or one of each set is reserved."""
+    cpus, half = [Cpu(cpu, 0, cpu, cpu // 8) for cpu in range(16)], CpuSet.parse("8-15")
+    vcpus = [
+        Vcpu(VcpuId(DomainUuid(f"{number:03}"), 1, 0), f"g{number}", 900_000, half, may, 8)
+        for number in range(14)
+        for may in [CpuSet.parse(allowed)]
+    ]
+    found = plan(host(cpus, vcpus), replace(SHIPPED, pin_to=Granularity.CACHE))
+    assert moved_sets(found) == ({to} if to else set())
+
+
+def moved_sets(found: Plan) -> set[str]:
+    """Return where a plan moves vCPUs to."""
+    return {str(move.to_cpus) for move in found.moves}
 
 
 def test_one_that_makes_all_the_load_of_its_pcpu_stays_bound_there() -> None:

@@ -9,7 +9,7 @@ Approach: each set is a bin whose load is the mean over its pCPUs: vCPUs count a
 Terms: the capacity of a set is that of its cores; a core's second thread is worth a quarter. A bin
     of less capacity than the largest counts as if something ran on it already: as much of what it
     lacks as would be used at the mean, so that equal loads mean equal use.
-Properties: a vCPU is pinned to a set only where it may use all of it.
+Properties: a vCPU is pinned to a set where it may use half of it or more: to that part.
 """
 
 from collections import Counter, defaultdict
@@ -78,13 +78,12 @@ class Bins:
         touched = self.touched(cpus.bits)
         return next(iter(touched)) if len(touched) == 1 else None
 
-    def within(self, cpus: CpuSet, *, whole: bool) -> int:
-        """Return a bit for each bin of which these pCPUs hold all (`whole`), or any."""
-        members = self.members
+    def within(self, cpus: CpuSet, *, most: bool) -> int:
+        """Return a bit for each bin of which these pCPUs hold half or more (`most`), or any."""
         return sum(
             1 << bin_
             for bin_ in self.touched(cpus.bits)
-            if not whole or members[bin_].is_within(cpus)
+            if not most or len(self.members[bin_] & cpus) * 2 >= len(self.members[bin_])
         )
 
     def shown(self, levels: Sequence[int], bin_: int) -> int:

@@ -96,8 +96,8 @@ def _why_not(plan: Plan, policy: Policy, problem: Problem, item: int) -> Iterato
 
 def _why_bound(plan: Plan, problem: Problem, item: int) -> Iterator[str]:
     bins, vcpu, bin_ = problem.bins, problem.vcpus[item], problem.current[item]
-    if not bins.within(vcpu.allowed, whole=True) & ~(1 << bin_):
-        yield "it may use no other set as a whole" if bins.are_sets else "it may use no other pCPU"
+    if not bins.within(vcpu.allowed, most=True) & ~(1 << bin_):
+        yield "it may not use half of another set" if bins.are_sets else "it may use no other pCPU"
     if bin_ not in bins.judged:
         yield "a vCPU is on its pCPU whose load is not known yet"
     if not problem.allowed[item] & ~(1 << bin_):

@@ -52,8 +52,8 @@ class Policy:
     """What the administrator wants of a plan.
 
     `balance_threshold_ppm`: the gap from which on a host is unbalanced, above 0.
-    `min_gain_ppm`: how much of the load outside the tolerance band a move must bring inside; 2.5
-    times that to another cache, 4 times to another node.
+    `min_gain_ppm`: how much of the load outside the tolerance band a move must bring inside, in ppm
+    of a pCPU; 2.5 times that to another cache, 4 times to another node.
     `max_moves`: the most pin changes in one plan; None: no limit.
     `steps_max`: how long to search for fewer pin changes; a step takes some microseconds.
     `pin_to`: what a vCPU is pinned to; with sets, loads are means over a set's pCPUs.
@@ -184,7 +184,7 @@ def plan_of(problem: Problem, steps: Sequence[Step], *, is_cut: bool = False) ->
                 f"{exchange}{bins.names[source]} {verb} at {was[at]} and {bins.names[target]} at "
                 f"{was[1 - at]}; {both}this makes them {becomes[at]} and {becomes[1 - at]}"
             )
-            to = bins.members[target]
+            to = problem.target(item, target)
             moves.append(Move(vcpu.id, vcpu.domain, vcpu.cpus, to, vcpu.load_ppm, reason, back))
     last = problem.levels(base)
     gap = bins.gap(last)

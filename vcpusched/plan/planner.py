@@ -116,7 +116,7 @@ def _binds_well(problem: Problem, place: Sequence[int]) -> bool:
 
 def _fair(host: Host, problem: Problem, steps: list[Step]) -> tuple[list[Step], str]:
     """Return the steps that are fair, and why the others are not; none where that is no plan."""
-    asked = [[(item, problem.bins.members[bin_]) for item, bin_ in step] for step in steps]
+    asked = [[(item, problem.target(item, bin_)) for item, bin_ in step] for step in steps]
     kept, refusals = trim(host, asked, problem.bins.isolated)
     if not refusals:
         return steps, ""
@@ -126,10 +126,7 @@ def _fair(host: Host, problem: Problem, steps: list[Step]) -> tuple[list[Step], 
 
 
 def _begun(problem: Problem, steps: list[Step], most: int | None) -> list[Step]:
-    """Return the longest beginning that is allowed at once and better than nothing.
-
-    Where there is none, any step that is.
-    """
+    """Return the longest beginning that is allowed at once and helps; else any step that does."""
     if most is None:
         return steps
     pins = itertools.accumulate(map(len, steps))

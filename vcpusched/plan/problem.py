@@ -21,7 +21,7 @@ from functools import cached_property
 from itertools import compress, count
 from typing import Final
 
-from vcpusched.model import PPM_PER_POINT, Vcpu
+from vcpusched.model import PPM, PPM_PER_POINT, CpuSet, Vcpu
 from vcpusched.plan.cpu_groups import ACROSS, CACHE, CORE, NODE, Bins, pour
 
 SCALE: Final = 1_000  # units of the objective per ppm of load
@@ -48,14 +48,15 @@ NEEDS: Final[dict[str, set[str]]] = {
 
 @dataclass
 class Problem:
-    """Items on bins, and what each may do; `span` is the threshold, `min_gain` the price of a pin.
+    """Items on bins, and what each may do.
 
-    `guest` says which guest each item is of, None where each is the only one of its guest;
-    `spread` are the items of guests that keep theirs on different cores. `allowed` has a bit for
-    each bin that an item may be put on, 0 for one that stays; `base` are the loads without
-    floaters; `origin` is where items were before the plan. On `filled` bins floaters fill what is
-    missing, `floating` in all. Of the bins in `surplus` so many items may leave, net. `refused` are
-    places to which there is no way. Where it `is_large` there is time for a descent only.
+    `span` is the threshold, and `min_gain` the price of a pin, in ppm of a pCPU. `guest` says which
+    guest each item is of, None where each is the only one of its guest; `spread` are the items of
+    guests that keep theirs on different cores. `allowed` has a bit for each bin that an item may be
+    put on, 0 for one that stays; `base` are the loads without floaters; `origin` is where items
+    were before the plan. On `filled` bins floaters fill what is missing, `floating` in all. Of the
+    bins in `surplus` so many items may leave, net. `refused` are places to which there is no way.
+    Where it `is_large` there is time for a descent only.
     """
 
     bins: Bins
@@ -81,7 +82,7 @@ class Problem:
     @cached_property
     def prices(self) -> tuple[int, ...]:
         """What a pin costs by distance."""
-        near = self.min_gain * SCALE + PIN
+        near = self.min_gain * PPM // self.bins.whole * SCALE + PIN
         if self.bins.sites is None:
             return (0, near, near, near, near)
         return (0, near, near + CACHE, near * OTHER_CACHE // 2, near * OTHER_NODE // 2)
@@ -173,6 +174,10 @@ class Problem:
                 leaves = company[*cell, NODE, here.node] - 1 > company[*cell, NODE, there.node]
             more += self.tie if leaves else 0
         return more
+
+    def target(self, item: int, bin_: int) -> CpuSet:
+        """Return the pCPUs of a bin that an item may use."""
+        return self.bins.members[bin_] & self.vcpus[item].allowed
 
     def moved(self, place: Sequence[int]) -> list[int]:
         """Return the items that are not where they are now."""

@@ -17,13 +17,11 @@ def problem_of(host: Host, bins: Bins, policy: Policy, *, measured: bool) -> Pro
     """Return one view of a host; its vCPUs are the items."""
     vcpus = host.vcpus
     guest = [vcpu.id.uuid for vcpu in vcpus]
-    size = [vcpu.load_ppm for vcpu in vcpus]
-    if bins.whole != PPM:
-        size = [load * PPM // bins.whole for load in size]
+    size = [vcpu.load_ppm * PPM // bins.whole for vcpu in vcpus]
     known, isolated, min_wait = bins.of_cpu.get, bins.isolated.bits, MIN_WAIT_PPM[policy.floating]
     judged, open_bins = {*bins.judged}, sum(1 << one for one in bins.judged)
-    masks = cache(lambda bits: bins.within(CpuSet(bits), whole=True) & open_bins)
-    touched = cache(lambda bits: bins.within(CpuSet(bits), whole=False))
+    masks = cache(lambda bits: bins.within(CpuSet(bits), most=True) & open_bins)
+    touched = cache(lambda bits: bins.within(CpuSet(bits), most=False))
     base, current, allowed = list(bins.base), list[int](), list[int]()
     memory, pools = dict[int, int](), defaultdict[int, int](int)
     spread = defaultdict[str, list[int]](list)
