@@ -39,6 +39,14 @@ def test_defaults_need_no_file(tmp_path: Path) -> None:
     assert re.search(r'^floating +"auto" +default$', done.stdout, re.MULTILINE)
 
 
+def test_a_file_that_begins_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """As some editors write it, and as snapshots may."""
+    file = tmp_path / "marked.toml"
+    file.write_bytes(b"\xef\xbb\xbfperiod = 5\n")
+    done = vcpusched("check-config", "--config", str(file))
+    assert re.search(r"^period +5\.0 ", done.stdout, re.MULTILINE)
+
+
 def test_precedence_and_sources(tmp_path: Path) -> None:
     """A flag outranks a variable, a variable the file, the file the default."""
     file = tmp_path / "my.toml"

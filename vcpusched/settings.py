@@ -281,7 +281,7 @@ def _files(config: Path | None, problems: list[str]) -> list[Path]:
 
 def _file_layer(path: Path) -> _Layer:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except (ValueError, RecursionError) as error:  # Python refuses numbers of 5,000 digits

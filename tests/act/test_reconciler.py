@@ -190,7 +190,7 @@ def test_a_pin_of_someone_else_is_held(tmp_path: Path) -> None:
     """A guest that we pinned is pinned elsewhere: held, reported once, left so, across our runs."""
     host, kept, scheduler, name, changes = balanced(tmp_path)
     host.pin(vcpu(host, name), CpuSet.of([0]))
-    assert "someone else pinned it to pCPU 0" in reading(kept, host, name).held
+    assert "pinned to pCPU 0 by someone else" in reading(kept, host, name).held
     assert [(one.move.cause, one.move.domain) for one in changes] == [(Cause.PINNED, name)]
     host.wants[name] = 0.9
     run(kept, host, scheduler, 20)
@@ -276,7 +276,7 @@ def test_what_the_kernel_reset_is_pinned_again_three_times(tmp_path: Path) -> No
         assert str(host.cpus[name]) == "1"
         assert not reading(kept, host, name).held
     host.cpus[name] = CpuSet.of([0, 1])
-    assert "reset its pin again and again" in reading(kept, host, name).held
+    assert "reset by the kernel again and again" in reading(kept, host, name).held
     assert [one.move.cause for one in changes] == [Cause.RESET] * 3 + [Cause.LEFT]
     reading(kept, host, name)
     assert len(host.pins) == pins + 3
@@ -338,7 +338,7 @@ def test_a_pin_between_the_sample_and_ours(tmp_path: Path) -> None:
     with pytest.raises(OvertakenError, match="someone else"):
         kept.put(vcpu(host, "g"), CpuSet.of([1]))
     assert str(host.cpus["g"]) == "2"
-    assert "someone else pinned it to pCPU 2" in reading(kept, host, "g").held
+    assert "pinned to pCPU 2 by someone else" in reading(kept, host, "g").held
     assert [one.move.cause for one in changes] == [Cause.PINNED]
 
 
@@ -379,7 +379,7 @@ def test_a_pin_between_the_sample_and_another_reset(tmp_path: Path) -> None:
     host.definitions[second] = dataclasses.replace(
         host.definitions[second], booked={0: CpuSet.of([0])}
     )
-    assert "someone else pinned it to pCPU 0" in reading(kept, host, second).held
+    assert "pinned to pCPU 0 by someone else" in reading(kept, host, second).held
 
 
 def test_resets_that_were_not_tried_do_not_count(tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_guests_that_cannot_be_asked_about_do_not_keep_others_from_it(tmp_path: 
         kept.look()
         host.pass_time(YOUNG_NS / 1e9)
     host.cpus, host.mute = dict.fromkeys(names, CpuSet.of([1])), names[:-1]
-    assert "someone else pinned it" in reading(kept, host, names[-1]).held
+    assert "by someone else" in reading(kept, host, names[-1]).held
     host.error = ConnectionLostError("gone")
     with pytest.raises(ConnectionLostError, match="gone"):
         kept.sample()
@@ -535,7 +535,7 @@ def test_a_persons_pin_to_where_it_was_before_our_last_one(tmp_path: Path) -> No
     host.pin(vcpu(host, "g"), CpuSet.of([1]))
     found = reading(keeper(host, tmp_path), host, "g")
     assert (found.ours, found.original) == (False, None)
-    assert "someone else pinned it to pCPU 1" in found.held
+    assert "pinned to pCPU 1 by someone else" in found.held
 
 
 def test_what_is_noticed_is_written_before_anything_is_done(tmp_path: Path) -> None:
@@ -590,7 +590,7 @@ def test_a_pin_that_was_certainly_not_made_makes_nobodys_pin_ours(tmp_path: Path
     with pytest.raises(BusyError):
         kept.put(vcpu(host, "g"), CpuSet.of([1]))
     host.cpus["g"] = CpuSet.of([1])
-    assert "someone else pinned it" in reading(kept, host, "g").held
+    assert "by someone else" in reading(kept, host, "g").held
 
 
 def test_a_way_back_to_pcpus_that_are_offline_is_refused_in_words(tmp_path: Path) -> None:
@@ -647,7 +647,7 @@ def test_a_pin_of_someone_else_while_the_pcpu_of_ours_is_offline(tmp_path: Path)
     host.online = host.cpus["g"] = CpuSet.parse("0-2")
     assert (reading(kept, host, "g").ours, changes) == (True, [])
     host.pin(vcpu(host, "g"), CpuSet.of([1]))
-    assert "someone else pinned it to pCPU 1" in reading(kept, host, "g").held
+    assert "pinned to pCPU 1 by someone else" in reading(kept, host, "g").held
     assert [one.move.cause for one in changes] == [Cause.PINNED]
     assert kept.restore() == []
 
@@ -673,7 +673,7 @@ def test_a_held_pin_whose_pcpu_goes_and_comes_back(tmp_path: Path) -> None:
     assert reading(kept, host, "g").held
     host.online = host.cpus["g"] = CpuSet.parse("0-3")
     for asked in (kept, keeper(host, tmp_path, changes)):
-        assert "someone else pinned it to pCPU 3" in reading(asked, host, "g").held
+        assert "pinned to pCPU 3 by someone else" in reading(asked, host, "g").held
     assert [one.move.cause for one in changes] == [Cause.PINNED]
     assert str(host.cpus["g"]) == "0-3"
     host.pin(vcpu(host, "g"), CpuSet.of([1, 2]))

@@ -96,6 +96,13 @@ def test_plan_for_sets_of_pcpus() -> None:
     assert "gap between sets 95 -> ~" in text
 
 
+def test_commands_are_no_json() -> None:
+    """What is piped into jq must not be shell."""
+    done = vcpusched("plan", "--from", "-", "--json", "--commands", stdin=json.dumps(CROWDED))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "vcpusched: --commands: goes without --json\n"
+
+
 HELD = json.loads(json.dumps(CROWDED))
 HELD["vcpus"][0] |= {"fixed": True, "why": "held by its metadata", "uuid": "u1"}
 
@@ -282,7 +289,12 @@ def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:
         ),
         (FAR % '{"0": {"1": 1e400}}', "node_distances.0.1: "),
         ('{"version": 1, "cpus": [{"id": 0, "socket": "0"}], "vcpus": []}', "cpus.0.socket: "),
-        (ONE % '"load": NaN, "cpus": "0"', "vcpus.0.load: "),
+        (ONE % '"load": NaN, "cpus": "0"', "vcpus.0.load: must be a number (in pCPUs"),
+        (
+            (ONE % '"load": 1, "cpus": "0"').replace('"a"', '""'),
+            "vcpus.0.domain: must not be empty",
+        ),
+        (ONE % '"load": 1, "cpus": "0", "allowed": "y"', "vcpus.0.allowed: 'y' is no list of pCPU"),
         (
             ONE % '"load": 1, "cpus": "0", "wait": 2',
             "vcpus.0.wait: 2 is not allowed: must be at mos",
@@ -293,8 +305,8 @@ def test_plan_from_needs_neither_libvirt_nor_systemd() -> None:
         ),
         (ONE % '"load": "x", "cpus": "0"', "vcpus.0.load: must be a number (in pCPUs: 0.53 is 53%"),
         (ONE % '"cpus": "0"', "vcpus.0.load: is missing"),
-        (ONE % '"load": 1, "cpus": "x"', "vcpus.0: 'x' is no list of pCPUs"),
-        (ONE % '"load": 1, "cpus": ""', "vcpus.0: cpus: must name at least one pCPU"),
+        (ONE % '"load": 1, "cpus": "x"', "vcpus.0.cpus: 'x' is no list of pCPUs"),
+        (ONE % '"load": 1, "cpus": ""', "vcpus.0.cpus: must name at least one pCPU"),
     ],
 )
 def test_a_bad_snapshot_is_one_line(text: str, line: str) -> None:

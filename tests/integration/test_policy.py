@@ -37,8 +37,8 @@ def test_who_is_held_stays(lab: Lab) -> None:
         "held": "held by its metadata",
         "typo": 'its metadata says policy="holdd", which is none of balance, hold, spread',
         "excluded": 'excluded by "ex*ed" in exclude_domains',
-        "fenced": "its definition allows no other pCPU",
-        "transient": "its definition allows no other pCPU",
+        "fenced": "its definition allows no other managed pCPU",
+        "transient": "its definition allows no other managed pCPU",
     }
     with running(
         lab,
@@ -92,7 +92,7 @@ def test_definitions_that_are_edited_while_guests_run(lab: Lab) -> None:
     edit(lab.guests["realtime"], "<os>", f"{scheduler}<os>")
     edit(lab.guests["auto"], "<vcpu placement='static'", "<vcpu placement='auto' cpuset='0'")
     held = {
-        "pinned": "its definition allows no other pCPU",
+        "pinned": "its definition allows no other managed pCPU",
         "realtime": "a realtime vCPU",
         "outsider": "not in include_domains",
     }

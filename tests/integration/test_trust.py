@@ -64,7 +64,7 @@ def test_a_person_pins(lab: Lab) -> None:
         service.wait_cycles(6)
         for guest in (by_libvirt, by_taskset):
             assert guest.affinity(0) == {0}
-            assert f"{guest.name} stays: someone else pinned it to pCPU 0" in status(service)
+            assert f"{guest.name} stays: pinned to pCPU 0 by someone else" in status(service)
             assert len(service.lines("Someone else pinned", guest.name)) == 1
         service.process.kill()
         service.process.wait()
@@ -109,7 +109,7 @@ def test_the_kernel_undoes_a_pin(lab: Lab) -> None:
         service.wait("left", lambda: bool(service.lines("warning", "not pinned again until")))
         service.wait_cycles(4)
         assert guest.affinity(0) == {0, 1}
-        assert "the kernel reset its pin again and again" in status(service)
+        assert "reset by the kernel again and again" in status(service)
         assert len(service.lines(reset)) == 3
 
 
@@ -452,7 +452,7 @@ def test_a_person_pins_a_guest_that_has_just_come(lab: Lab) -> None:
         service.wait_cycles(2)
         guest.pin(0)
         service.wait("held", lambda: bool(service.lines("Someone else pinned", guest.name)))
-        assert f"{guest.name} stays: someone else pinned it to pCPU 0" in status(service)
+        assert f"{guest.name} stays: pinned to pCPU 0 by someone else" in status(service)
         assert "original" not in ledger(service)[guest.name]
         service.wait("no mark", lambda: not mark(guest))
         service.terminate()
@@ -502,7 +502,7 @@ def test_a_definition_made_of_a_running_guest(lab: Lab) -> None:
         (service.run_directory / "affinity.json").unlink()
         with service.succeeded(lab.uri, "0.5") as later:
             later.wait_cycles(3)
-            assert "its definition allows no other pCPU" not in status(later)
+            assert "its definition allows no other managed pCPU" not in status(later)
             assert f"May be moved: {', '.join(sorted(lab.guests))}" in status(later)
 
 

@@ -133,7 +133,7 @@ def test_the_definition_is_never_left() -> None:
     found = eligibility(guest("web", "2", allowed={0: cpus("6-7")}), rules=rules)
     assert (found.allowed, found.why) == (NO_CPUS, "its definition allows no managed pCPU")
     found = eligibility(guest("web", "2", allowed={0: cpus("2")}))
-    assert (found.fixed, found.why) == (True, "its definition allows no other pCPU")
+    assert (found.fixed, found.why) == (True, "its definition allows no other managed pCPU")
     found = eligibility(guest("web", "2", allowed={1: cpus("0-7")}))
     assert (found.fixed, found.why) == (True, "its definition does not name it")
     found = eligibility(guest("web", "2", allowed={}))
@@ -188,7 +188,7 @@ def test_whose_memory_is_strictly_here_and_has_no_other_pcpu() -> None:
     found = eligibility(strict("3", 1, allowed="2-4"), nodes=2)
     assert (found.fixed, found.why) == (
         True,
-        "its definition allows no other pCPU of node 1, where its memory must be",
+        "its definition allows no other managed pCPU of node 1, where its memory must be",
     )
     pinned = guest("pinned", "1", "5", "7", allowed=dict(enumerate(map(cpus, "157"))))
     assert eligibility(strict("3", 1), pinned, nodes=2).why == "all other pCPUs are reserved"
@@ -307,7 +307,7 @@ def test_the_cpuset_bounds_the_definition() -> None:
     assert found.why == "someone else keeps it on pCPUs 3-4"
     said = "its definition, cut to its cpuset,"
     found = eligibility(guest("web", "2", allowed={0: cpus("0-2")}, **within))
-    assert (found.fixed, found.why) == (True, f"{said} allows no other pCPU")
+    assert (found.fixed, found.why) == (True, f"{said} allows no other managed pCPU")
     found = eligibility(guest("web", "2", allowed={0: cpus("0-1")}, **within))
     assert (found.fixed, found.why) == (True, f"{said} allows no managed pCPU")
 

@@ -19,6 +19,7 @@ from vcpusched.model import DomainUuid
 from vcpusched.plan.planner import Cause, Policy, plan
 from vcpusched.report import messages, snapshot, state_file
 from vcpusched.report.messages import Priority, Service
+from vcpusched.report.plan_text import plan_text
 from vcpusched.sample import Definition, DomainReading, Sample
 from vcpusched.service.control import Answer
 from vcpusched.service.reporter import Reporter
@@ -291,6 +292,20 @@ def test_failures_are_warnings_only_if_a_person_can_act() -> None:
     move = FOUND.moves[0]
     assert messages.failure_entry(Failure(move, "gone", VanishedError)).priority is Priority.DEBUG
     assert messages.failure_entry(Failure(move, "refused")).priority is Priority.WARNING
+
+
+def test_a_state_without_a_pcpu_can_be_read_back() -> None:
+    """As where the setting cpus names none that there is: `status` says so."""
+    bare = dataclasses.replace(CROWDED, cpus=())
+    plan_of_none = plan(bare, Policy())
+    cycle = dataclasses.replace(ACTED, host=bare, plan=plan_of_none, executed=False, pinned=())
+    service = dataclasses.replace(SERVICE, cycle=cycle)
+    state = state_file.parse_state(json.dumps(state_file.state_as_json(service, 1.0)))
+    assert state.status.startswith("No pCPU to balance: check the setting cpus")
+    read = state_file.saved_host(state)
+    assert read is not None
+    assert read.cpus == ()
+    assert plan_text(plan_of_none, bare, Policy()) == "No pCPU to balance: check the setting cpus"
 
 
 def test_the_state_file_can_be_read_back() -> None:

@@ -276,6 +276,7 @@ def test_a_trace_shorter_than_the_run_begins_again(tmp_path: Path) -> None:
         ("", "holds no row"),
         ("20110303" + ",5" * 80, "line 1: 80 values for 20110303: a day has 288"),
         ("7,1\n", 'line 1: "7,1" is no row of a trace'),
+        ("2024-01-01,10,20\n", 'line 1: "2024-01-01,10,20" is no row of a trace'),
         (
             "7,1,5\n7,0,5\n",
             'line 2: value 2: "0" is not allowed: must be a whole number from 1 to 1024',

@@ -136,11 +136,11 @@ class Entry:
         """Return why a vCPU is held and how that ends; nothing when it is not."""
         if record.held is None and not self.held:
             return ""
-        ends = f'until its guest restarts or "vcpusched release {printable(self.name)}"'
+        ends = f'until the guest restarts or "vcpusched release {printable(self.name)}"'
         if record.held is Hold.PINNED:
-            return f"someone else pinned it to pCPU {record.affinity}, {ends}"
+            return f"pinned to pCPU {record.affinity} by someone else, {ends}"
         if record.held is Hold.RESET:
-            return f"the kernel reset its pin again and again, {ends}"
+            return f"reset by the kernel again and again, {ends}"
         return f"restored on request, {ends}"
 
 

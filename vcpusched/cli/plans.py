@@ -29,14 +29,7 @@ READ_WITH: Final = ("cpus", "include_domains", "exclude_domains", "period", "uri
 
 def plan(options: argparse.Namespace, settings: Settings) -> int:
     """Show what would be done, and return the exit status. Raises Refusal."""
-    anew = [key for key in READ_WITH if any(one.startswith(f"{key}=") for one in options.set)]
-    if options.snapshot is None:
-        host, where = sources.present(settings, anew=bool(anew))
-    elif anew:
-        line = f"--set {anew[0]}: goes without --from: a saved host is as it was read then"
-        raise exits.Refusal(exits.USAGE, line)
-    else:
-        host, where = sources.saved(options.snapshot)
+    host, where = _host(options, settings)
     policy = settings.policy()
     if options.compare:
         return _compare(host, policy, where, is_json=options.json)
@@ -64,6 +57,19 @@ def plan(options: argparse.Namespace, settings: Settings) -> int:
     else:
         display.show(display.draw_plan(host, found, policy, where))
     return exits.OK
+
+
+def _host(options: argparse.Namespace, settings: Settings) -> tuple[Host, str]:
+    """Return the host to plan for, and where it is from. Raises Refusal."""
+    if options.commands and options.json:
+        raise exits.Refusal(exits.USAGE, "--commands: goes without --json")
+    anew = [key for key in READ_WITH if any(one.startswith(f"{key}=") for one in options.set)]
+    if options.snapshot is None:
+        return sources.present(settings, anew=bool(anew))
+    if anew:
+        line = f"--set {anew[0]}: goes without --from: a saved host is as it was read then"
+        raise exits.Refusal(exits.USAGE, line)
+    return sources.saved(options.snapshot)
 
 
 def save(options: argparse.Namespace, settings: Settings) -> int:

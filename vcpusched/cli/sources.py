@@ -61,9 +61,9 @@ def present(settings: Settings, *, anew: bool = False) -> tuple[Host, str]:
         age_s = max(0.0, time.time() - state.at)
         if host is not None and state.uri == settings.uri and age_s <= state.age_max_s:
             return host, f"As the service saw it {age_s:.0f}s ago (process {state.pid})"
-    host = _sampled(settings)
-    uri = printable(settings.uri, 200)
-    return host, f"Sampled {uri} for {settings.period:g}s (the service is not running here)"
+    where = f"Sampled {printable(settings.uri, 200)} for {settings.period:g}s"
+    lives = anew or run_directory.lives(run_directory.locate())
+    return _sampled(settings), where if lives else f"{where} (the service is not running here)"
 
 
 def _sampled(settings: Settings) -> Host:

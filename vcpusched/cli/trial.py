@@ -18,7 +18,14 @@ from vcpusched.observe.intervals import intervals
 from vcpusched.report import display
 from vcpusched.report.confidence import PAIRS_MIN
 from vcpusched.report.state_file import SavedState
-from vcpusched.report.trial_verdict import Block, GuestRun, Used, judge, order
+from vcpusched.report.trial_verdict import (
+    PAIRS_FOR_VERDICT,
+    Block,
+    GuestRun,
+    Used,
+    judge,
+    order,
+)
 from vcpusched.sample import Sample
 from vcpusched.service import control, exits, run_directory
 from vcpusched.settings import Settings
@@ -56,7 +63,9 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise exits.Refusal(exits.USAGE, line)
     pairs = int(total_s // (2 * block_s))
     if pairs < PAIRS_MIN:
-        line = f"--for: {options.time} has less than {PAIRS_MIN} pairs of blocks of {options.block}"
+        line = (
+            f"--for: {options.time} has fewer than {PAIRS_MIN} pairs of blocks of {options.block}"
+        )
         raise exits.Refusal(exits.USAGE, line)
     directory = run_directory.locate()
     if began.dry_run or control.read_pause(directory) is not None:
@@ -75,6 +84,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             f"{counted(pairs, 'pair')} of blocks of {options.block}, until {ends};"
             " Ctrl-C ends it, and the service goes on"
         )
+        if pairs < PAIRS_FOR_VERDICT:
+            exits.say(f"That is too short for a verdict, which takes {PAIRS_FOR_VERDICT} pairs")
         with display.progress("Trial", pairs * 2 * int(block_s)) as advance:
             for balances in order(pairs):
                 _begin(lease, balances=balances)

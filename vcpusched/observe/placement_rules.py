@@ -245,10 +245,10 @@ class Placement:
         if not targets.is_within(affinity):
             return ""
         if mask.is_within(affinity):
-            return f"{_said(definition, reading.vcpu)} allows no other pCPU"
+            return f"{_said(definition, reading.vcpu)} allows no other managed pCPU"
         if reach.is_within(affinity):
             said, there = _said(definition, reading.vcpu), _nodes_of(definition, reading.vcpu)
-            return f"{said} allows no other pCPU of {there}, where its memory must be"
+            return f"{said} allows no other managed pCPU of {there}, where its memory must be"
         return "all other pCPUs are reserved"
 
     def objection(self, name: str, definition: Definition, vcpu: int, to_cpus: CpuSet) -> str:

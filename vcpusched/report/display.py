@@ -303,8 +303,8 @@ def draw_simulation(about: Mapping[str, Any], balanced: Result, unmoved: Result)
     """
     headline = Text(f"{printable(about['workload'], 200)}: ", "bold")
     headline.append(
-        f"{about['vcpus']} vCPUs on {about['cpus']} pCPUs, mean load"
-        f" {percent(round(about['mean_load'] * PPM))}, {about['periods']} periods of"
+        f"{counted(about['vcpus'], 'vCPU')} on {counted(about['cpus'], 'pCPU')}, mean load"
+        f" {percent(round(about['mean_load'] * PPM))}, {counted(about['periods'], 'period')} of"
         f" {about['period_s']:g}s, seed {about['seed']}",
         "not bold",
     )

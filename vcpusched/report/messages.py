@@ -16,7 +16,7 @@ from vcpusched.act.feedback import Effect, Verdict
 from vcpusched.act.ledger import RESETS_MAX, Changed
 from vcpusched.model import PPM, PPM_PER_POINT, Granularity, Host
 from vcpusched.plan.planner import Cause, Move, Plan, Policy
-from vcpusched.report.plan_text import only_lets_in, plan_text, settled, unbalanced
+from vcpusched.report.plan_text import NO_CPU, only_lets_in, plan_text, settled, unbalanced
 from vcpusched.report.treatments import unreported
 from vcpusched.settings import Settings
 from vcpusched.text import counted, cpus_text, number, percent, points, printable, vcpu_text
@@ -271,7 +271,7 @@ def status_line(service: Service) -> str:
     elif cycle is None or cycle.host is None or cycle.plan is None:
         what = "Measuring the first period"
     elif not cycle.host.cpus:
-        what = "No pCPU to balance: check the setting cpus"
+        what = NO_CPU
     else:
         verdict = _verdict(service, cycle, cycle.host, cycle.plan)
         what = f"{verdict}, gap {points(gap_now_ppm(cycle, cycle.plan))}"

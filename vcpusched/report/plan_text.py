@@ -15,6 +15,8 @@ from vcpusched.plan.moves import Move, Plan, Policy, Stop
 from vcpusched.plan.views import problem_of
 from vcpusched.text import counted, cpus_text, number, points, vcpu_text
 
+NO_CPU: Final = "No pCPU to balance: check the setting cpus"
+
 _STOPPED: Final = {
     Stop.MOVE_LIMIT: "what would help takes more pins than max_moves allows",
     Stop.IN_VAIN: "the last plan did not help, so the next waits for minutes or for a change",
@@ -43,6 +45,8 @@ def plan_text(plan: Plan, host: Host, policy: Policy, made: Sequence[Move] | Non
     `made` are the moves that were made, where they are not all yet to make; then the threshold is
     left out.
     """
+    if not host.cpus:
+        return NO_CPU
     gap = _gap(plan, host, policy.pin_to)
     if made is None:
         gap += f" (threshold {policy.balance_threshold_ppm / PPM_PER_POINT:g})"

@@ -90,14 +90,17 @@ class Snapshot(JsonObject):
     """A host, as it is saved."""
 
     version: Literal[1]
-    cpus: list[_CpuEntry] = Field(min_length=1)
+    cpus: list[_CpuEntry]
     vcpus: list[_VcpuEntry]
     node_distances: dict[Number, dict[Number, _Distance]] = Field(default_factory=dict)
 
 
 def parse(text: str) -> Host:
-    """Read a snapshot. Raises SnapshotError."""
-    return host_of(validated(Snapshot, text, "snapshot"))
+    """Read a snapshot of one pCPU or more. Raises SnapshotError."""
+    host = host_of(validated(Snapshot, text, "snapshot"))
+    if not host.cpus:
+        raise SnapshotError("cpus: must not be empty")
+    return host
 
 
 _COMPLAINTS: Final = {
@@ -105,11 +108,12 @@ _COMPLAINTS: Final = {
     "dict_type": "must be an object in braces",
     "list_type": "must be a list",
     "literal_error": "{value} is not allowed: must be {expected}",
-    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
     "missing": "is missing",
     "string_pattern_mismatch": "must be a number of up to 5 digits",
     "int_type": "must be a whole number",
     "float_type": "must be a number",
+    "finite_number": "must be a number",
     "string_type": "must be text",
     "bool_type": "must be true or false",
     "less_than_equal": "{value} is not allowed: must be at most {le:g}",
@@ -169,13 +173,16 @@ def host_of(snapshot: Snapshot) -> Host:
 
 
 def _vcpu(entry: _VcpuEntry, where: str, online: CpuSet) -> Vcpu:
-    try:
-        cpus = CpuSet.parse(entry.cpus)
-        allowed = online if entry.allowed is None else CpuSet.parse(entry.allowed)
-    except ValueError as error:
-        raise SnapshotError(f"{where}: {error}") from None
+    def parsed(key: str, text: str) -> CpuSet:
+        try:
+            return CpuSet.parse(text)
+        except ValueError as error:
+            raise SnapshotError(f"{where}.{key}: {error}") from None
+
+    cpus = parsed("cpus", entry.cpus)
+    allowed = online if entry.allowed is None else parsed("allowed", entry.allowed)
     if not cpus:
-        raise SnapshotError(f"{where}: cpus: must name at least one pCPU")
+        raise SnapshotError(f"{where}.cpus: must name at least one pCPU")
     return Vcpu(
         # Without a UUID the name identifies a domain, as it does for libvirt.
         id=VcpuId(DomainUuid(entry.uuid or entry.domain), entry.id, entry.vcpu),

@@ -22,6 +22,7 @@ from vcpusched.plan.planner import Cause, Policy
 from vcpusched.report import messages, state_file
 from vcpusched.report.lasting import Lasting
 from vcpusched.report.messages import CATALOGUE, JournalEntry, Pause, Priority, Service
+from vcpusched.report.plan_text import NO_CPU
 from vcpusched.report.state_file import Recent
 from vcpusched.service import run_directory, systemd
 from vcpusched.service.control import Answer
@@ -132,7 +133,7 @@ class Reporter:
         try:
             run_directory.write_state(self._directory, state)
         except OSError as error:
-            text = f"Could not write the state file, so `status` is out of date: {error}"
+            text = f"Could not write the state file, so `status` is out of date: {error.strerror}"
             self.once("state file", JournalEntry(Priority.WARNING, text))
         self._show_metrics(service)
 
@@ -189,6 +190,8 @@ class Reporter:
             self._metrics.cycled(cycle, cycled.took_s, cycled.planned_s)
         for effect in cycle.effects:
             self.write(messages.outcome_entry(effect))
+        if cycle.host is not None and not cycle.host.cpus:
+            self.once(NO_CPU, JournalEntry(Priority.WARNING, NO_CPU))
         self.planned(cycle, service.settings.policy())
         now_s = time.monotonic()
         all_unread = cycle.sample.unread.values()
@@ -219,7 +222,8 @@ class Reporter:
                 self._metrics = Metrics()
             self._metrics.write(Path(path), service, time.time(), per_vcpu=per_vcpu)
         except (ImportError, OSError) as error:
-            text = f"Could not write metrics to {path}: {error}"
+            why = getattr(error, "strerror", None) or error
+            text = f"Could not write metrics to {path}: {why}"
             self.once("metrics file", JournalEntry(Priority.WARNING, text))
 
 

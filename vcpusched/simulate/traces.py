@@ -90,10 +90,11 @@ def _row(number: int, fields: Sequence[str]) -> Row:
             raise WorkloadError(f"line {number}: {what}: a day has {PLANETLAB_VALUES}")
         percents = _integers(number, fields, 1, 100)
         return Row(fields[0], 1, tuple(percent * PPM_PER_POINT for percent in percents))
-    if len(fields) < 3:  # noqa: PLR2004  an id, a number of vCPUs, and a value
+    # An id, a number of vCPUs, and a value: what looks like a day in another form is none of these.
+    if len(fields) < 3 or not fields[0].strip().isdecimal():  # noqa: PLR2004
         raise WorkloadError(
             f"line {number}: {shown(','.join(fields))} is no row of a trace: must be"
-            " `day,288 integers` in percent or `id,vcpus,integers` in permille"
+            " `20240101,288 integers` in percent or `number,vcpus,integers` in permille"
         )
     (vcpu_count,) = _integers(number, fields[:2], 1, 1024, least=1)
     permilles = _integers(number, fields, 2, 1000)

@@ -79,7 +79,8 @@ class _GuestTable(_Table):
         None, description='a list of pCPUs of this host such as "0-3", with those of `pin` in it'
     )
     memory_nodes: str | None = Field(
-        None, description='a list of `nodes` such as "0": its memory is strictly on these'
+        None,
+        description='a list of `nodes`, as text such as "0-1": its memory is strictly on these',
     )
     policy: Literal["balance", "hold", "spread"] | None = Field(
         None, description='one of "balance", "hold", "spread": what its metadata asks for'
