@@ -96,6 +96,13 @@ def test_plan_for_sets_of_pcpus() -> None:
     assert "gap between sets 95 -> ~" in text
 
 
+def test_a_setting_that_changes_no_plan_is_refused() -> None:
+    """A person who tries one must not think that it makes no difference."""
+    done = vcpusched("plan", "--from", "-", "--set", "half_life=5", stdin=json.dumps(CROWDED))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("vcpusched: --set half_life: no plan depends on it, but on bala")
+
+
 def test_commands_are_no_json() -> None:
     """What is piped into jq must not be shell."""
     done = vcpusched("plan", "--from", "-", "--json", "--commands", stdin=json.dumps(CROWDED))

@@ -207,10 +207,10 @@ def _history(options: argparse.Namespace) -> int:
 
 
 def _undo(options: argparse.Namespace) -> int:
-    settings = _settings(options).settings
     from vcpusched.cli import undo
 
-    return undo.carry_out(settings, options.name, options.domains)
+    # A service that runs needs none: a mistake in them must not keep pins from being undone.
+    return undo.carry_out(lambda: _settings(options).settings, options.name, options.domains)
 
 
 def _pause(options: argparse.Namespace) -> int:

@@ -26,6 +26,11 @@ COMPARED: Final = (Granularity.CPU, Granularity.CACHE, Granularity.NODE)
 READ_WITH: Final = ("cpus", "include_domains", "exclude_domains", "period", "uri")
 """The settings by which a host is read: to try them it must be read anew."""
 
+PLANNED_BY: Final = (
+    *("balance_threshold", "min_gain", "max_moves", "pin_to", "floating", "fair_shares"),
+    *READ_WITH,
+)
+
 
 def plan(options: argparse.Namespace, settings: Settings) -> int:
     """Show what would be done, and return the exit status. Raises Refusal."""
@@ -63,7 +68,12 @@ def _host(options: argparse.Namespace, settings: Settings) -> tuple[Host, str]:
     """Return the host to plan for, and where it is from. Raises Refusal."""
     if options.commands and options.json:
         raise exits.Refusal(exits.USAGE, "--commands: goes without --json")
-    anew = [key for key in READ_WITH if any(one.startswith(f"{key}=") for one in options.set)]
+    keys = [text.partition("=")[0] for text in options.set]
+    for key in keys:
+        if key not in PLANNED_BY:
+            line = f"--set {key}: no plan depends on it, but on {', '.join(PLANNED_BY)}"
+            raise exits.Refusal(exits.USAGE, line)
+    anew = [key for key in READ_WITH if key in keys]
     if options.snapshot is None:
         return sources.present(settings, anew=bool(anew))
     if anew:

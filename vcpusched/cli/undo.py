@@ -5,7 +5,7 @@ none runs. Errors become one line and an exit status.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -47,14 +47,17 @@ def resume() -> int:
     return exits.OK
 
 
-def carry_out(settings: "Settings", verb: str, domains: Sequence[str]) -> int:
-    """Restore original affinities, or end holds; return the exit status. Raises Refusal."""
+def carry_out(settings: "Callable[[], Settings]", verb: str, domains: Sequence[str]) -> int:
+    """Restore original affinities, or end holds; return the exit status. Raises Refusal.
+
+    Settings are only asked for where no service runs.
+    """
     asked = Request(Verb(verb), tuple(domains))
     directory = run_directory.locate()
     try:
         answer = control.ask(directory, asked)
         if answer is None:
-            answer = _do_alone(directory, settings, asked)
+            answer = _do_alone(directory, settings(), asked)
     except run_directory.AlreadyRunningError:
         line = "the service started just now: try again"
         raise exits.Refusal(exits.FAILURE, line) from None
