@@ -8,7 +8,7 @@ from dataclasses import replace
 from builders import after as carried_out
 from builders import random_host
 
-from vcpusched.model import PPM, Cpu, CpuSet, Granularity, Host, Vcpu, VcpuId
+from vcpusched.model import PPM, Cpu, CpuSet, DomainUuid, Granularity, Host, HostCpu, Vcpu, VcpuId
 from vcpusched.plan.cpu_groups import bins_of
 from vcpusched.plan.moves import Move, Plan, Policy, Stop
 from vcpusched.plan.planner import Floating, plan
@@ -67,6 +67,21 @@ def host_of_sets(seed: int) -> Host:
         bound = vcpu.is_bound and may and chance.random() < 0.5
         vcpus.append(replace(vcpu, cpus=chance.choice(may), on=None) if bound else vcpu)
     return replace(drawn, cpus=cpus, vcpus=tuple(vcpus))
+
+
+def host_of_large_sets(seed: int, count: int, each: int) -> Host:
+    """Return hyper-threads in caches of so many, vCPUs with loads as in clouds bound to these."""
+    chance, every = random.Random(f"large sets {seed}"), CpuSet.of(range(count))
+    cpus = tuple(HostCpu(Cpu(cpu, cpu // (2 * each), cpu // 2, cpu // each)) for cpu in every)
+    caches = [CpuSet.of(range(at, at + each)) for at in range(0, count, each)]
+    skew, vcpus = [chance.random() ** 2 + 0.1 for _ in caches], list[Vcpu]()
+    most_ppm = chance.uniform(0.25, 0.6) * count * PPM
+    while sum(vcpu.load_ppm for vcpu in vcpus) < most_ppm:
+        (cache,) = chance.choices(caches, skew)
+        load_ppm = int(min(1.0, chance.lognormvariate(-1.3, 0.9)) * PPM)
+        name = f"{len(vcpus):04}"
+        vcpus.append(Vcpu(VcpuId(DomainUuid(name), 1, 0), name, load_ppm, cache, every))
+    return Host(cpus, tuple(vcpus))
 
 
 def is_stuck(drawn: Host, vcpu: Vcpu) -> bool:

@@ -20,6 +20,7 @@ from planned import (
     check_limit,
     check_moves,
     check_rest,
+    host_of_large_sets,
     host_of_sets,
     is_stuck,
     seeded_policy,
@@ -272,6 +273,20 @@ def test_sets_are_at_rest_after_one_plan(first: int, granularity: Granularity) -
         drawn = host_of_sets(seed)
         policy = replace(seeded_policy(seed), pin_to=granularity, steps_max=1_000)
         check_rest(drawn, policy, plan(drawn, policy))
+
+
+@pytest.mark.parametrize(("count", "each"), [(32, 8), (64, 16), (96, 48)])
+def test_sets_of_any_size_come_under_the_threshold(count: int, each: int) -> None:
+    """At least three of four that are not; the others have a pCPU for each vCPU, or a giant."""
+    policy, found = Policy(pin_to=Granularity.CACHE), list[bool]()
+    for seed in range(16):
+        drawn = host_of_large_sets(seed, count, each)
+        made = plan(drawn, policy)
+        check_rest(drawn, policy, made)
+        if not made.balanced:
+            found.append(made.stop is Stop.BALANCED)
+    assert len(found) >= 12
+    assert sum(found) * 4 >= len(found) * 3
 
 
 def test_a_balanced_host_with_noise_is_left_alone() -> None:
