@@ -133,7 +133,7 @@ def test_too_short(service: Service) -> None:
     """One line says what is enough."""
     for options, says in (
         (("--for", "20m", "--block", "9s"), "--block: 9s is too short: must be at least 10s"),
-        (("--for", "30s", "--block", "10s"), "--for: 30s has less than 2 pairs"),
+        (("--for", "30s", "--block", "10s"), "--for: 30s has fewer than 2 pairs"),
         (("--for", "soon"), "--for: 'soon' is not allowed"),
     ):
         done = service.ask("trial", *options, **SETTINGS)

@@ -72,9 +72,9 @@ def test_a_person_pins(lab: Lab) -> None:
         with service.succeeded(lab.uri, "0.5", VCPUSCHED_COOLDOWN="0") as again:
             again.wait_cycles(6)
             assert not again.lines("Someone else")
-            assert all(f"{name} stays: someone else" in status(again) for name in held)
+            assert all(f"{name} stays: pinned to pCPU 0" in status(again) for name in held)
             by_libvirt.restart()
-            again.wait("released", lambda: f"{by_libvirt.name} stays: another" not in status(again))
+            again.wait("released", lambda: f"{by_libvirt.name} stays: pin" not in status(again))
     assert by_taskset.affinity(0) == {0}
 
 

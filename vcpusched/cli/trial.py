@@ -80,12 +80,11 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     try:
         _handle_endings(_interrupted)
         ends = time.strftime("%H:%M", time.localtime(time.time() + pairs * 2 * block_s))
+        few = f" (a verdict takes {PAIRS_FOR_VERDICT})" if pairs < PAIRS_FOR_VERDICT else ""
         exits.say(
-            f"{counted(pairs, 'pair')} of blocks of {options.block}, until {ends};"
+            f"{counted(pairs, 'pair')} of blocks of {options.block}{few}, until {ends};"
             " Ctrl-C ends it, and the service goes on"
         )
-        if pairs < PAIRS_FOR_VERDICT:
-            exits.say(f"That is too short for a verdict, which takes {PAIRS_FOR_VERDICT} pairs")
         with display.progress("Trial", pairs * 2 * int(block_s)) as advance:
             for balances in order(pairs):
                 _begin(lease, balances=balances)
