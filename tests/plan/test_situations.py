@@ -198,6 +198,27 @@ def test_a_set_that_idles_takes_over_however_large_it_is(
     assert moved_sets(found) == {f"{size}-{2 * size - 1}"}
 
 
+@pytest.mark.parametrize("granularity", [Granularity.CPU, Granularity.CACHE])
+def test_what_nothing_may_fill_is_left_out(granularity: Granularity) -> None:
+    """All guests are strictly on node 0, one part of which is crowded while node 1 idles.
+
+    The host cannot be balanced; that nobody may use node 1 keeps no vCPU from leaving the crowd.
+    """
+    each = 1 if granularity is Granularity.CPU else 8
+    cpus = [Cpu(cpu, cpu // (4 * each), cpu, cpu // each) for cpu in range(8 * each)]
+    node_0 = CpuSet.of(range(4 * each))
+    vcpus = [
+        Vcpu(VcpuId(DomainUuid(f"{number:03}"), 1, 0), f"g{number}", 300_000, on, node_0, None)
+        for number in range(14 * each)
+        for at in [max(0, number - 8 * each) // (2 * each)]
+        for on in [CpuSet.of(range(at * each, (at + 1) * each))]
+    ]
+    found = plan(host(cpus, vcpus), replace(SHIPPED, pin_to=granularity))
+    assert found.stop is Stop.NO_GAIN
+    assert max(load for _, load in found.loads_before_ppm) >= 2_400_000
+    assert max(load for _, load in found.loads_after_ppm) <= 1_250_000
+
+
 @pytest.mark.parametrize(("allowed", "to"), [("1-15", "1-7"), ("4-15", "4-7"), ("5-15", "")])
 def test_a_set_is_entered_where_half_of_it_may_be_used(allowed: str, to: str) -> None:
     """As where the first pCPUs are kept for the host, or one of each set is reserved."""

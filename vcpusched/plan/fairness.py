@@ -115,10 +115,7 @@ def _cores(cpus: Sequence[HostCpu]) -> list[_Core]:
 
 
 def _pour(cores: Sequence[_Core], wants_ppm: Counter[int]) -> list[tuple[int, int, int]]:
-    """Add the demand of each pool to what is wanted of its threads.
-
-    Return each share: the pool, the thread that it falls to, and how much.
-    """
+    """Pour pools over what is wanted of their threads; return pool, thread, ppm of each share."""
     pools, shares = [place for place in wants_ppm if place & (place - 1)], []
     for pool in sorted(pools, key=lambda pool: (pool.bit_count(), pool)):
         reached = [

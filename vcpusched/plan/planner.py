@@ -31,7 +31,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Final
 
-from vcpusched.model import Cause, Granularity, Host
+from vcpusched.model import Cause, Host
 from vcpusched.plan.cpu_groups import bins_of
 from vcpusched.plan.crowded import with_crowded
 from vcpusched.plan.descent import part
@@ -60,17 +60,7 @@ from vcpusched.plan.search import (
 )
 from vcpusched.plan.views import problem_of
 
-__all__ = [
-    "MIN_WAIT_PPM",
-    "Cause",
-    "Floating",
-    "Granularity",
-    "Move",
-    "Plan",
-    "Policy",
-    "Stop",
-    "plan",
-]
+__all__ = ["MIN_WAIT_PPM", "Cause", "Floating", "Move", "Plan", "Policy", "Stop", "plan"]
 
 SATURATION_PPM: Final = 900_000
 """Load from which on a pCPU counts as saturated for binding floaters: above it bursts of the vCPUs

@@ -120,11 +120,24 @@ class Problem:
                     load += giant
                 if load > mean + span - 1:
                     helpless[bin_] = load
+            if not helpless:  # nor can be helped what cannot be filled
+                most = self._most([bin_ for bin_ in active if self.base[bin_] <= mean - span])
+                helpless = {bin_: load for bin_, load in most.items() if load <= mean - span}
             if not helpless or len(helpless) == len(active):
                 break
             rest -= sum(helpless.values())
             active -= helpless.keys()
         return max(0, mean - span + 1), mean
+
+    def _most(self, few: Sequence[int]) -> dict[int, int]:
+        """Return how much there can be on a few bins, if all came that may."""
+        loads, most = dict[int, int](), {bin_: self.base[bin_] for bin_ in few}
+        for mask, size in zip(self.allowed, self.size if few else ()):  # noqa: B905  in a hurry
+            loads[mask] = loads.get(mask, 0) + size
+        for bin_ in few:
+            most[bin_] += sum([load for mask, load in loads.items() if mask >> bin_ & 1])
+            most[bin_] += self.floating if bin_ in self.filled else 0
+        return most
 
     @cached_property
     def _company(self) -> Counter[tuple[str, int | None, int, int | None]]:
