@@ -103,6 +103,14 @@ def test_a_setting_that_changes_no_plan_is_refused() -> None:
     assert done.stderr.startswith("vcpusched: --set half_life: no plan depends on it, but on bala")
 
 
+def test_one_of_each_is_simulated() -> None:
+    """Numbers of one are worded as such."""
+    sizes = ("--cpus", "1", "--vcpus", "1", "--periods", "1")
+    first = vcpusched("simulate", "--generate", *sizes).stdout.splitlines()[0]
+    assert first.startswith("made-up guests: 1 vCPU on 1 pCPU, mean load ")
+    assert ", 1 period of 3s, " in first
+
+
 def test_commands_are_no_json() -> None:
     """What is piped into jq must not be shell."""
     done = vcpusched("plan", "--from", "-", "--json", "--commands", stdin=json.dumps(CROWDED))

@@ -156,6 +156,8 @@ def test_status_plan_and_snapshot_beside_the_service(lab: Lab) -> None:
         plan = service.ask("plan", VCPUSCHED_URI=lab.uri)
         assert plan.stdout.startswith("As the service saw it ")
         assert f" ago (process {service.pid})\n" in plan.stdout
+        tried = service.ask("plan", "--set", "period=0.5", VCPUSCHED_URI=lab.uri)
+        assert tried.stdout.startswith(f"Sampled {lab.uri} for 0.5s\n")
         snapshot = service.ask("snapshot", VCPUSCHED_URI=lab.uri)
         assert {vcpu["domain"] for vcpu in json.loads(snapshot.stdout)["vcpus"]} == {"g0", "g1"}
         service.terminate()

@@ -5,7 +5,6 @@ A copy has loads off by up to 2 points and the names of its guests shuffled.
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 from planned import carried_out, copies
@@ -192,7 +191,7 @@ def test_a_set_that_idles_takes_over_however_large_it_is(
         Vcpu(VcpuId(DomainUuid(f"{number:03}"), 1, 0), f"g{number}", 300_000, first, every, 0)
         for number in range(5 * size)
     ]
-    found = plan(host(cpus, vcpus), replace(SHIPPED, pin_to=granularity))
+    found = plan(host(cpus, vcpus), dataclasses.replace(SHIPPED, pin_to=granularity))
     assert found.stop is Stop.BALANCED
     assert len(found.moves) <= 5 * size // 2
     assert moved_sets(found) == {f"{size}-{2 * size - 1}"}
@@ -213,7 +212,7 @@ def test_what_nothing_may_fill_is_left_out(granularity: Granularity) -> None:
         for at in [max(0, number - 8 * each) // (2 * each)]
         for on in [CpuSet.of(range(at * each, (at + 1) * each))]
     ]
-    found = plan(host(cpus, vcpus), replace(SHIPPED, pin_to=granularity))
+    found = plan(host(cpus, vcpus), dataclasses.replace(SHIPPED, pin_to=granularity))
     assert found.stop is Stop.NO_GAIN
     assert max(load for _, load in found.loads_before_ppm) >= 2_400_000
     assert max(load for _, load in found.loads_after_ppm) <= 1_250_000
@@ -228,7 +227,7 @@ def test_a_set_is_entered_where_half_of_it_may_be_used(allowed: str, to: str) ->
         for number in range(14)
         for may in [CpuSet.parse(allowed)]
     ]
-    found = plan(host(cpus, vcpus), replace(SHIPPED, pin_to=Granularity.CACHE))
+    found = plan(host(cpus, vcpus), dataclasses.replace(SHIPPED, pin_to=Granularity.CACHE))
     assert moved_sets(found) == ({to} if to else set())
 
 

@@ -294,8 +294,8 @@ def test_failures_are_warnings_only_if_a_person_can_act() -> None:
     assert messages.failure_entry(Failure(move, "refused")).priority is Priority.WARNING
 
 
-def test_a_state_without_a_pcpu_can_be_read_back() -> None:
-    """As where the setting cpus names none that there is: `status` says so."""
+def test_a_state_without_a_pcpu_can_be_read_back(tmp_path: Path) -> None:
+    """As where the setting cpus names none that there is: `status` and the journal say so."""
     bare = dataclasses.replace(CROWDED, cpus=())
     plan_of_none = plan(bare, Policy())
     cycle = dataclasses.replace(ACTED, host=bare, plan=plan_of_none, executed=False, pinned=())
@@ -306,6 +306,10 @@ def test_a_state_without_a_pcpu_can_be_read_back() -> None:
     assert read is not None
     assert read.cpus == ()
     assert plan_text(plan_of_none, bare, Policy()) == "No pCPU to balance: check the setting cpus"
+    written = io.StringIO()
+    reporter = Reporter(partial(line_log, written), tmp_path, DEFAULTS)
+    reported(reporter, State(SERVICE), *[Cycled(cycle)] * 3)
+    assert written.getvalue().count("warning: No pCPU to balance: check the setting cpus") == 1
 
 
 def test_the_state_file_can_be_read_back() -> None:

@@ -30,6 +30,7 @@ PLANNED_BY: Final = (
     *("balance_threshold", "min_gain", "max_moves", "pin_to", "floating", "fair_shares"),
     *READ_WITH,
 )
+"""The settings that a plan depends on (`Settings.policy`): to try another shows nothing."""
 
 
 def plan(options: argparse.Namespace, settings: Settings) -> int:
@@ -65,7 +66,10 @@ def plan(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _host(options: argparse.Namespace, settings: Settings) -> tuple[Host, str]:
-    """Return the host to plan for, and where it is from. Raises Refusal."""
+    """Return the host to plan for, and where it is from.
+
+    Raises Refusal, also for what does not go together.
+    """
     if options.commands and options.json:
         raise exits.Refusal(exits.USAGE, "--commands: goes without --json")
     keys = [text.partition("=")[0] for text in options.set]

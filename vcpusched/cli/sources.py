@@ -62,8 +62,9 @@ def present(settings: Settings, *, anew: bool = False) -> tuple[Host, str]:
         if host is not None and state.uri == settings.uri and age_s <= state.age_max_s:
             return host, f"As the service saw it {age_s:.0f}s ago (process {state.pid})"
     where = f"Sampled {printable(settings.uri, 200)} for {settings.period:g}s"
-    lives = anew or run_directory.lives(run_directory.locate())
-    return _sampled(settings), where if lives else f"{where} (the service is not running here)"
+    if not run_directory.lives(run_directory.locate()):
+        where += " (the service is not running here)"
+    return _sampled(settings), where
 
 
 def _sampled(settings: Settings) -> Host:
